@@ -1,0 +1,39 @@
+# What people run. Every target makes .venv when it is missing, with the exact versions that were tested.
+PYTHON ?= python3
+BIN := .venv/bin
+export PYTHONHASHSEED ?= 0
+
+.PHONY: demo test test-long lint prove bench gpu clean
+
+.venv: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch .venv
+
+demo: .venv  ## segment real tissue and prove the result
+	$(BIN)/overtile demo
+
+test: .venv  ## the proofs that take seconds
+	$(BIN)/python -m pytest -m 'not long and not cuda'
+
+test-long: .venv  ## the proofs that take minutes: 20 kills, every tile and block size
+	$(BIN)/python -m pytest -m 'long' --timeout 3600
+
+lint: .venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+prove: .venv  ## break each promise on purpose and demand a red test
+	$(BIN)/python tests/sabotage/prove.py
+
+bench: .venv  ## speed and memory against their bars; writes bench.json
+	$(BIN)/python tests/benchmarks/bench.py
+
+gpu: .venv  ## the CUDA path against the CPU, where there is a device; writes gpu.json
+	$(BIN)/python tests/benchmarks/gpu.py
+
+clean:
+	rm -rf .venv demo-result bench.json gpu.json

@@ -1,0 +1,1 @@
+"""Orchestration and the command line: batches of slides as Prefect flows."""

@@ -1,0 +1,196 @@
+"""A batch: the slides asked for, what became of each, and the exit code that follows. No Prefect here.
+
+The one decision made here: a batch succeeds only when every slide asked for is complete as asked; everything else is
+said by the exit code, by name, with the cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.config import RunConfig
+from pipeline.discover import Candidate, find_slides
+from pipeline.errors import ConfigError, DiskError, LockedError, OvertileError
+from pipeline.lock import slide_lock
+from pipeline.plan import Compute, Model, SlidePlan, load_model, plan_slide, resolve_tile
+from pipeline.slide_run import SlideRun, slide_root
+from pipeline.store import SlideStore
+from pipeline.work import StageReport
+
+State = Literal["complete", "complete before", "kept", "failed", "locked", "waiting"]
+
+MANIFEST = "manifest"
+"""The step after a slide's last stage."""
+
+EXIT_OK, EXIT_USAGE, EXIT_SOME, EXIT_NONE, EXIT_DISK, EXIT_LOCKED = 0, 2, 3, 4, 74, 75
+
+
+class BatchRequest(BaseModel):
+    """What a batch is asked to do: inputs (slides or folders), output folder, configuration, keys to force."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    inputs: tuple[Path, ...]
+    out: Path
+    config: RunConfig = RunConfig()
+    force: tuple[str, ...] = ()
+    force_all: bool = False
+
+    def forces(self, key: str) -> bool:
+        """Whether a complete result of this slide may be given up."""
+        return self.force_all or key in self.force
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of one slide."""
+
+    key: str
+    slide: Path
+    state: State = "waiting"
+    stage: str = "plan"
+    cause: str = ""
+    seconds: float = 0.0
+    computed: dict[str, int] = field(default_factory=dict)
+    network_calls: int = 0
+    notices: list[str] = field(default_factory=list)
+    disk_failed: bool = False
+
+    @property
+    def as_asked(self) -> bool:
+        """Complete under the plan that was asked for."""
+        return self.state in ("complete", "complete before")
+
+    def add(self, report: StageReport, seconds: float) -> None:
+        """Count what a stage did in this run."""
+        self.seconds += seconds
+        self.computed[report.stage] = report.computed
+        self.network_calls += report.counts.get("network_calls", 0)
+
+    def failed(self, stage: str, error: BaseException) -> None:
+        """Remember why the slide stopped, on one line."""
+        self.state = "locked" if isinstance(error, LockedError) else "failed"
+        self.stage = stage
+        text = str(error) if isinstance(error, OvertileError) else f"{type(error).__name__}: {error}"
+        self.cause = " ".join(text.split())
+        self.disk_failed = isinstance(error, DiskError)
+
+
+@dataclass(slots=True)
+class Batch:
+    """Slides to be worked on, in order, and the outcomes of all that were asked for."""
+
+    request: BatchRequest
+    model: Model
+    compute: Compute
+    outcomes: list[Outcome] = field(default_factory=list)
+    plans: dict[str, SlidePlan] = field(default_factory=dict)
+
+    def exit_code(self) -> int:
+        """The code the command ends with."""
+        outcomes = self.outcomes
+        if all(outcome.as_asked for outcome in outcomes):
+            return EXIT_OK
+        if any(outcome.disk_failed for outcome in outcomes):
+            return EXIT_DISK
+        if all(outcome.state == "locked" for outcome in outcomes):
+            return EXIT_LOCKED
+        return EXIT_SOME if any(outcome.as_asked or outcome.state == "kept" for outcome in outcomes) else EXIT_NONE
+
+    def todo(self) -> list[Outcome]:
+        """Slides that still wait, in order."""
+        return [outcome for outcome in self.outcomes if outcome.state == "waiting"]
+
+
+def plan_batch(request: BatchRequest) -> Batch:
+    """Find the slides, describe the model and plan every slide; a slide that cannot be planned is an outcome.
+
+    Raises ConfigError, ModelError (nothing can start) or DiskError (the output cannot be written).
+    """
+    from pipeline.predict import resolve_device, resolve_precision  # torch costs a second; only a run needs it
+
+    config = request.config
+    candidates = find_slides(request.inputs, config.input.pattern, request.out)
+    known = {candidate.key for candidate in candidates}
+    if unknown := [key for key in request.force if key not in known]:
+        raise ConfigError(f"--force {unknown[0]}: no such slide here; expected one of {', '.join(sorted(known)[:10])}")
+    if all(candidate.refused for candidate in candidates):
+        raise ConfigError("; ".join(str(candidate.refused) for candidate in candidates))
+    model = load_model(config)
+    device = resolve_device(config.compute.device)
+    precision = resolve_precision(config.compute.precision, device)
+    batch = Batch(request, model, Compute(device, precision, resolve_tile(config, model, device)))
+    _require_writable(request.out)
+    for candidate in candidates:
+        _plan(batch, candidate)
+    return batch
+
+
+def settle(batch: Batch) -> bool:
+    """Whether there is nothing to do: every slide is complete as asked already, or cannot even be planned."""
+    waiting = batch.todo()
+    if not all(SlideRun(batch.plans[outcome.key], _store(batch, outcome.key)).is_complete() for outcome in waiting):
+        return False
+    for outcome in waiting:
+        outcome.state = "complete before"
+    return True
+
+
+def _store(batch: Batch, key: str) -> SlideStore:
+    return SlideStore(slide_root(batch.request.out, key))
+
+
+def _plan(batch: Batch, candidate: Candidate) -> None:
+    outcome = Outcome(candidate.key, candidate.path)
+    batch.outcomes.append(outcome)
+    try:
+        batch.plans[candidate.key] = plan_slide(candidate, batch.model, batch.compute, batch.request.config)
+    except (OvertileError, OSError) as error:
+        outcome.failed("plan", error)
+
+
+def _require_writable(out: Path) -> None:
+    probe = out / ".overtile.partial"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise DiskError(f"cannot write to the output folder {out}: {error.strerror}. Choose another --out") from error
+
+
+@dataclass(slots=True)
+class OpenSlide:
+    """A slide under its lock: its run, its outcome and the stages that are left."""
+
+    run: SlideRun
+    outcome: Outcome
+    stages: Iterator[str]
+    lock: ExitStack
+
+
+def open_slide_run(batch: Batch, outcome: Outcome) -> OpenSlide | None:
+    """Lock a waiting slide and clear its way; None when there is nothing to do (its outcome then says why)."""
+    plan = batch.plans[outcome.key]
+    run = SlideRun(plan, _store(batch, plan.key))
+    lock = ExitStack()
+    try:
+        lock.enter_context(slide_lock(run.store.work))
+        standing = run.prepare(forced=batch.request.forces(plan.key))
+    except (OvertileError, OSError) as error:
+        lock.close()
+        outcome.failed("plan", error)
+        return None
+    outcome.notices = [*plan.resolution.warnings, *run.notices]
+    if standing == "todo":
+        return OpenSlide(run, outcome, iter((*plan.hashes, MANIFEST)), lock)
+    lock.close()
+    outcome.state = "complete before" if standing == "complete" else "kept"
+    outcome.cause = run.notices[-1] if standing == "kept" else ""
+    return None

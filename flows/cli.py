@@ -1,0 +1,321 @@
+"""The command line: words in, exit code out.
+
+The one decision made here: heavy libraries are imported inside the command that needs them, so that help, usage errors
+and refusals cost a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.errors import ConfigError, DiskError, LockedError, ModelError, OvertileError
+
+if TYPE_CHECKING:
+    from flows.batch import Batch, BatchRequest
+
+ENVIRONMENT = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+}
+"""Set unless the user did: nothing leaves this machine, a slow first start is awaited, one voice on the terminal."""
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Segment whole-slide images exactly.",
+)
+
+Inputs = Annotated[
+    list[Path], typer.Argument(metavar="SLIDE_OR_FOLDER...", help="Slides, or folders of slides.", show_default=False)
+]
+OutFolder = Annotated[
+    Path, typer.Option("--out", metavar="OUT", help="Folder for the results, one folder a slide.", show_default=False)
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="F", help="YAML configuration; see configs/segment.yaml.")
+]
+ModelName = Annotated[
+    str | None, typer.Option("--model", metavar="NAME_OR_FILE", help="Built-in model or .safetensors file.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="section.key=value", help="Override one key. Repeatable.")
+]
+Mpp = Annotated[
+    str | None,
+    typer.Option("--mpp", metavar="X|native", help="Micrometres per pixel of the slides, or 'native': no resampling."),
+]
+Force = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--force",
+        metavar="[KEY]",
+        help="Give up this slide's complete result if its plan changed. Bare: every slide's.",
+    ),
+]
+Place = Annotated[
+    Path, typer.Argument(metavar="PATH", help="A results folder, or one slide's folder in it.", show_default=False)
+]
+
+
+@app.command()
+def segment(  # noqa: PLR0913  one parameter an option
+    inputs: Inputs,
+    out: OutFolder,
+    config: ConfigFile = None,
+    model: ModelName = None,
+    settings: Overrides = None,
+    mpp: Mpp = None,
+    force: Force = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,  # noqa: FBT002  typer's way to declare a flag
+) -> None:
+    """Segment slides. Run the same command again to resume, or to add new slides."""
+    from flows.batch import BatchRequest
+    from pipeline.config import load_config
+
+    overrides = list(settings or ())
+    overrides += [f"model.weights={json.dumps(model)}"] if model is not None else []
+    overrides += [f"input.mpp={mpp}"] if mpp is not None else []
+    keys = tuple(key for key in force or () if key != ALL)
+    request = BatchRequest(
+        inputs=tuple(inputs),
+        out=out,
+        config=load_config(config, overrides),
+        force=keys,
+        force_all=ALL in (force or ()),
+    )
+    raise typer.Exit(_dry_run(request) if dry_run else _segment(request))
+
+
+def _segment(request: BatchRequest) -> int:
+    from flows.batch import plan_batch, settle
+    from flows.progress import Display
+    from flows.report import write_batch_files
+
+    batch = plan_batch(request)
+    if settle(batch):
+        write_batch_files(batch)
+        return _report(batch)
+    console = Console()
+    from prefect.utilities.annotations import quote
+
+    from flows.segment import IncompleteError, segment_folder
+
+    try:
+        with Display(console) as display:
+            batch = segment_folder(request, quote(display))
+    except IncompleteError as incomplete:
+        batch = incomplete.batch
+    return _report(batch)
+
+
+def _dry_run(request: BatchRequest) -> int:
+    from flows.batch import plan_batch
+    from flows.report import printable
+
+    batch = plan_batch(request)
+    table = Table("slide", "image px", "um/px", "blocks", "up to GB", "note", title="What would be done")
+    for outcome in batch.outcomes:
+        plan = batch.plans.get(outcome.key)
+        if plan is None:
+            table.add_row(escape(printable(outcome.key)), "", "", "", "", f"[red]{escape(printable(outcome.cause))}[/]")
+            continue
+        height, width = plan.shape_yx
+        blocks = -(-height // plan.block_px) * -(-width // plan.block_px)
+        gigabytes = height * width * (plan.channels * 1.33 + 0.5) / 1e9
+        note = "; ".join(plan.resolution.warnings)
+        table.add_row(
+            escape(printable(outcome.key)),
+            f"{width} x {height}",
+            f"{plan.resolution.mpp:g}",
+            str(blocks),
+            f"{gigabytes:.2f}",
+            escape(note),
+        )
+    Console().print(table)
+    return batch.exit_code() if not batch.plans else 0
+
+
+def _report(batch: Batch) -> int:
+    """Print the table of slides and the line that sums up; the exit code."""
+    from flows.report import printable, slide_record
+    from pipeline.slide_run import slide_root
+    from pipeline.store import SlideStore
+
+    table = Table("slide", "state", "objects", "per mm2", "tissue mm2", "blocks computed", "s")
+    for outcome in batch.outcomes:
+        record = slide_record(SlideStore(slide_root(batch.request.out, outcome.key))) if outcome.as_asked else {}
+        numbers = [str(record.get(name, "")) for name in ("objects", "objects_per_mm2", "tissue_mm2")]
+        colour = "green" if outcome.as_asked else "red"
+        blocks = sum(outcome.computed.values())
+        table.add_row(
+            escape(printable(outcome.key)),
+            f"[{colour}]{outcome.state}[/]",
+            *numbers,
+            str(blocks),
+            f"{outcome.seconds:.0f}",
+        )
+    console = Console()
+    console.print(table)
+    for outcome in batch.outcomes:
+        for notice in outcome.notices:
+            console.print(f"note: {escape(printable(notice))}", soft_wrap=True, highlight=False)
+        if not outcome.as_asked:
+            _complain(f"{outcome.key}: {outcome.state} at {outcome.stage}: {outcome.cause}")
+    blocks = sum(sum(outcome.computed.values()) for outcome in batch.outcomes)
+    calls = sum(outcome.network_calls for outcome in batch.outcomes)
+    complete = sum(outcome.as_asked for outcome in batch.outcomes)
+    console.print(
+        f"{complete} of {len(batch.outcomes)} slides complete; {blocks} blocks computed, {calls} network calls"
+    )
+    console.print(f"results: {batch.request.out}", soft_wrap=True, highlight=False)
+    return batch.exit_code()
+
+
+@app.command()
+def inspect(path: Place, as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:  # noqa: FBT002  typer's way to declare a flag
+    """Say what a result holds and whether it is complete."""
+    from flows.inspect import inspect_stores, show
+
+    records = inspect_stores(path)
+    if as_json:
+        typer.echo(json.dumps(records, indent=1))
+    else:
+        show(records, Console())
+    raise typer.Exit(0 if all(record["state"] == "complete" for record in records) else 3)
+
+
+@app.command()
+def verify(path: Place) -> None:
+    """Check every file of every complete slide against its manifest. Exit 3 when one is damaged."""
+    from flows.report import printable, slide_stores
+    from pipeline.verify import verify_slide
+
+    stores = list(slide_stores(path))
+    if not stores:
+        raise ConfigError(f"{path} holds no results: expected a folder that 'overtile segment' wrote")
+    damaged_slides = 0
+    for store in stores:
+        damaged = verify_slide(store)
+        name = printable(str(store.root))
+        if damaged is None:
+            typer.echo(f"incomplete  {name}")
+            continue
+        typer.echo(f"{'DAMAGED   ' if damaged else 'sound     '}  {name}")
+        damaged_slides += bool(damaged)
+        for fault in damaged:
+            typer.echo(f"    {fault.path}: {fault.reason}")
+    if damaged_slides:
+        _complain(
+            f"{damaged_slides} slides are damaged. Run the same segment command again: it makes just those files again"
+        )
+        raise typer.Exit(3)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine offers, and whether overtile can work on it."""
+    from flows.doctor import examine
+
+    raise typer.Exit(examine(Console()))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to put slide and results.")] = Path(
+        "demo-result"
+    ),
+) -> None:
+    """Segment real tissue that ships with scikit-image, and prove the result."""
+    from flows.demo import run_demo
+
+    raise typer.Exit(run_demo(out, _segment))
+
+
+ALL = "*"
+
+Refusal: Any = typer.BadParameter.__mro__[2]
+"""click's ClickException, which typer ships under a name of its own."""
+
+
+def _bare_force(arguments: list[str]) -> list[str]:
+    """``--force`` without a key means every slide: what follows it is an option, or nothing."""
+    following = [*arguments[1:], "-"]
+    pairs = zip(arguments, following, strict=True)
+    return [
+        part
+        for here, after in pairs
+        for part in ([here, ALL] if here == "--force" and after.startswith("-") else [here])
+    ]
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def _on_sigterm(_signal: int, _frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def _on_second_sigint(_signal: int, _frame: FrameType | None) -> None:
+    os._exit(130)
+
+
+def _on_first_sigint(_signal: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGINT, _on_second_sigint)
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point of the ``overtile`` command: run it and exit with an honest code."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    signal.signal(signal.SIGINT, _on_first_sigint)
+    arguments = _bare_force(sys.argv[1:])
+    sys.exit(_guarded(lambda: app(arguments, standalone_mode=False)))
+
+
+def _guarded(run: Callable[[], object]) -> int:
+    """Run a command; every refusal becomes one line on stderr and its exit code."""
+    try:
+        answer = run()
+    except (ConfigError, ModelError) as error:
+        return _complain(str(error), code=2)
+    except LockedError as error:
+        return _complain(str(error), code=75)
+    except DiskError as error:
+        return _complain(str(error), code=74)
+    except OvertileError as error:
+        return _complain(str(error), code=4)
+    except Refusal as error:
+        error.show()
+        return 2
+    except KeyboardInterrupt:
+        return _complain("interrupted. Run the same command again to go on", code=130)
+    except _Terminated:
+        return _complain("terminated. Run the same command again to go on", code=143)
+    except typer.Abort:
+        return _complain("interrupted. Run the same command again to go on", code=130)
+    return answer if isinstance(answer, int) else 0
+
+
+def _complain(text: str, code: int = 1) -> int:
+    from flows.report import printable
+
+    sys.stderr.write(f"error: {printable(text)}\n")
+    return code

@@ -1,0 +1,320 @@
+"""Connected components found block by block that are those of the whole image: the arithmetic, without files.
+
+A component of one block is a *piece*. Blocks hand over their pieces' sums and their four outermost lines of pixels;
+pieces that touch across a line are united, and whole objects are numbered in raster order of their first pixel, which
+is how ``skimage.measure.label`` numbers them. The one decision made here: nothing depends on how a block numbered its
+pieces or on the order in which blocks were done, only on pixels.
+
+      block 1   | block 2        a vertical seam joins block 1's right line to block 2's left line, in one row of blocks
+      ----------+----------      a horizontal seam joins two rows of blocks over the image's whole width, so that
+      block 3   | block 4        diagonal neighbours across a four-block corner are met there, once
+
+Memory, in bytes: at most 40 a piece and 64 a contact (a distinct pair of pieces that touch across a seam).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from skimage.measure import label
+
+from pipeline.errors import SlideError
+from pipeline.geometry import Box
+
+Array = NDArray[Any]
+
+MAX_CLASSES = 255
+MAX_OBJECTS = 2**32 - 1
+VERTICAL, HORIZONTAL = 0, 1
+_LINES = ("top", "bottom", "left", "right")
+
+
+def class_map(probability_KYX: Array, threshold_byte: int) -> Array:
+    """Class of each pixel (uint8, 0 = background) from stored probabilities (uint8, foreground classes only).
+
+    One class: foreground where byte >= ``threshold_byte``. Several: the largest byte, where background has what the
+    sum leaves of 255; ties go to the lower class, background first (the threshold is not used).
+    """
+    if len(probability_KYX) > MAX_CLASSES:
+        raise ValueError(f"expected at most {MAX_CLASSES} foreground classes, found {len(probability_KYX)}")
+    if len(probability_KYX) == 1:
+        return np.asarray(probability_KYX[0] >= threshold_byte).view(np.uint8)
+    total = probability_KYX.sum(axis=0, dtype=np.uint16)
+    largest = (255 - np.minimum(total, 255)).astype(np.uint8)
+    classes = np.zeros(largest.shape, np.uint8)
+    for number, plane in enumerate(probability_KYX, start=1):
+        classes[plane > largest] = number
+        np.maximum(largest, plane, out=largest)
+    return classes
+
+
+def label_pieces(classes_YX: Array, connectivity: int) -> Array:
+    """Components of equal class, 1.. in raster order of their first pixel (int32, 0 = background).
+
+    ``connectivity`` is 4 (shared edges) or 8 (shared corners too).
+    """
+    hops = 2 if connectivity == 8 else 1
+    one_class = classes_YX.max(initial=0) <= 1  # scipy labels booleans three times as fast as skimage labels integers
+    values = classes_YX.view(np.bool_) if one_class else classes_YX
+    return np.asarray(label(values, connectivity=hops), dtype=np.int32)  # type: ignore[no-untyped-call]  # skimage's
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Horizontal stretches of one label > 0, in raster order: row ``y``, columns ``x0 <= x < x1``."""
+
+    label: Array
+    y: Array
+    x0: Array
+    x1: Array
+
+    @property
+    def length(self) -> Array:
+        """Pixels of each run."""
+        return self.x1 - self.x0
+
+
+def find_runs(labels_YX: Array) -> Runs:
+    """The runs of a label image. Sums over objects cost little over runs: there are few for each object."""
+    width, flat = labels_YX.shape[1], labels_YX.ravel()
+    differs = np.empty(flat.size + 1, np.bool_)
+    np.not_equal(flat[1:], flat[:-1], out=differs[1:-1])
+    differs[::width] = True  # a row ends a run, and the first and last edge are edges
+    edges = np.flatnonzero(differs)
+    value = flat[edges[:-1]]
+    inside = np.flatnonzero(value)
+    y, x0 = np.divmod(edges[inside], width)
+    return Runs(value[inside], y, x0, x0 + edges[inside + 1] - edges[inside])
+
+
+@dataclass(frozen=True, slots=True)
+class Borders:
+    """The four outermost lines of a block: a piece's number, 0 for nothing, -c for a pixel of class c in no piece."""
+
+    top: Array
+    bottom: Array
+    left: Array
+    right: Array
+
+    @classmethod
+    def of(cls, numbers_YX: Array) -> Self:
+        """The lines of a block's piece numbers."""
+        lines = numbers_YX[0], numbers_YX[-1], numbers_YX[:, 0], numbers_YX[:, -1]
+        return cls(*(line.astype(np.int32) for line in lines))
+
+    def after(self, pieces: int) -> Borders:
+        """The same lines when ``pieces`` pieces of other blocks come before (int64)."""
+        lines = (getattr(self, name).astype(np.int64) for name in _LINES)
+        return Borders(*(np.where(line > 0, line + pieces, line) for line in lines))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What joining needs of one block: its borders, each piece's class and columns of each piece's sums."""
+
+    borders: Borders
+    group: Array
+    columns: dict[str, Array]
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, Array]) -> Self:
+        """The part that ``arrays()`` took apart."""
+        borders = Borders(*(arrays[name] for name in _LINES))
+        columns = {name: column for name, column in arrays.items() if name not in (*_LINES, "group")}
+        return cls(borders, arrays["group"], columns)
+
+    def arrays(self) -> dict[str, Array]:
+        """As plain named arrays, to be kept."""
+        return {**{name: getattr(self.borders, name) for name in _LINES}, "group": self.group, **self.columns}
+
+
+def object_part(pieces_YX: Array, classes_YX: Array, core: Box, width_px: int) -> Part:
+    """Area and first pixel of each piece of the block ``core`` in an image ``width_px`` wide.
+
+    ``first`` is the pixel's raster index in the whole image, y * width + x.
+    """
+    runs = find_runs(pieces_YX)
+    count = int(runs.label.max(initial=0))
+    place = runs.label.astype(np.intp) - 1
+    area, first, group = np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count, np.uint8)
+    np.add.at(area, place, runs.length)
+    first[place[::-1]] = ((core.y0 + runs.y) * width_px + core.x0 + runs.x0)[::-1]  # the last written is the first run
+    group[place] = classes_YX[runs.y, runs.x0]
+    return Part(Borders.of(pieces_YX), group, {"area": area, "first": first})
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """All pieces of an image in block order, and where they touch.
+
+    Pieces of block b are ``starts[b] .. starts[b + 1]``. ``contacts`` (2, n) are distinct pairs across seams, with
+    the kind of ``seam`` of each: piece numbers from 0, or -1 - c for a pixel of class c in no piece.
+    ``corners`` (2, n) are the diagonally opposite pieces at four-block corners, whatever the connectivity.
+    """
+
+    starts: Array
+    group: Array
+    columns: dict[str, Array]
+    contacts: Array
+    seam: Array
+    corners: Array
+
+
+def join(rows: Iterable[Sequence[Part]], connectivity: int) -> Joined:
+    """Put the parts of all blocks together, one row of blocks at a time.
+
+    ``rows`` are the rows of blocks from the top, each from the left. Two rows of borders are in memory at once.
+    """
+    counts, contacts, corners = [0], ([_NO_PAIRS], [_NO_PAIRS]), [_NO_PAIRS]
+    groups: list[Array] = []
+    columns: dict[str, list[Array]] = {}
+    above: list[Borders] = []
+    for row in rows:
+        here: list[Borders] = []
+        for part in row:
+            here.append(part.borders.after(counts[-1]))
+            counts.append(counts[-1] + len(part.group))
+            groups.append(part.group)
+            for name, column in part.columns.items():
+                columns.setdefault(name, []).append(column)
+        contacts[VERTICAL].extend(touching(a.right, b.left, connectivity) for a, b in pairwise(here))
+        if above:
+            lines = np.concatenate([b.bottom for b in above]), np.concatenate([b.top for b in here])
+            contacts[HORIZONTAL].append(touching(*lines, connectivity))
+            corners.append(_corner_pairs(*lines, [len(b.top) for b in here]))
+        above = here
+    found = [np.concatenate(pairs, axis=1) for pairs in contacts]
+    return Joined(
+        starts=np.array(counts, np.int64),
+        group=np.concatenate(groups),
+        columns={name: np.concatenate(pieces) for name, pieces in columns.items()},
+        contacts=np.concatenate(found, axis=1) - 1,
+        seam=np.repeat([VERTICAL, HORIZONTAL], [pairs.shape[1] for pairs in found]),
+        corners=np.concatenate(corners, axis=1) - 1,
+    )
+
+
+_NO_PAIRS: Array = np.zeros((2, 0), np.int64)
+
+
+def touching(line_a: Array, line_b: Array, connectivity: int) -> Array:
+    """Distinct pairs (2, n) of neighbours, one in each of two facing lines, neither 0 and at least one a piece."""
+    faces = [(line_a, line_b)]
+    if connectivity == 8:
+        faces += [(line_a[1:], line_b[:-1]), (line_a[:-1], line_b[1:])]
+    pairs = np.concatenate([np.stack(face) for face in faces], axis=1)
+    return np.unique(pairs[:, (pairs != 0).all(axis=0) & (pairs > 0).any(axis=0)], axis=1)
+
+
+def _corner_pairs(bottom: Array, top: Array, widths: Sequence[int]) -> Array:
+    after = np.cumsum(widths)[:-1]
+    diagonals = [np.stack((bottom[after - 1], top[after])), np.stack((bottom[after], top[after - 1]))]
+    pairs = np.concatenate(diagonals, axis=1)
+    return pairs[:, (pairs > 0).all(axis=0)]
+
+
+@dataclass(frozen=True, slots=True)
+class Union:
+    """Pieces that touch pieces of their class: each ``piece`` and the lowest-numbered piece, ``root``, of its object.
+
+    Pieces that touch none are their own root and not listed.
+    """
+
+    piece: Array
+    root: Array
+
+    @property
+    def other(self) -> Union:
+        """Without the roots themselves."""
+        joined = self.piece != self.root
+        return Union(self.piece[joined], self.root[joined])
+
+    def merge(self, combine: np.ufunc, column: Array) -> Array:
+        """``column`` with each root holding what ``combine`` (add, minimum, ...) makes of all its pieces."""
+        merged, other = column.copy(), self.other
+        combine.at(merged, other.root, column[other.piece])
+        return merged
+
+
+def unite(joined: Joined) -> Union:
+    """Which pieces are one: connected by contacts between pieces of equal class."""
+    pairs = joined.contacts[:, linked(joined)]
+    nodes, ends = np.unique(pairs, return_inverse=True)
+    first, second = ends.reshape(2, -1)
+    graph = coo_array((np.ones(len(first), np.int8), (first, second)), shape=(len(nodes), len(nodes)))
+    count, component = connected_components(graph, directed=False)
+    lowest = np.full(count, np.iinfo(np.int64).max)
+    np.minimum.at(lowest, component, nodes)
+    return Union(nodes, lowest[component])
+
+
+def linked(joined: Joined) -> Array:
+    """Which contacts are between two pieces of one class."""
+    first, second = joined.contacts
+    return np.asarray((first >= 0) & (second >= 0) & (joined.group[first] == joined.group[second]))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Smallest and largest area of an object that is kept, in pixels, both inclusive."""
+
+    min_px: int = 0
+    max_px: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """The final id (uint32, 0 = removed) of every piece in block order, and what was kept.
+
+    ``objects`` and ``area_px`` count kept objects and their pixels for classes 0.. (0 is background: none).
+    ``across`` counts kept objects that cross a vertical seam, a horizontal seam, a four-block corner (at least two
+    diagonally opposite of the four pixels that meet there are its own).
+    """
+
+    ids: Array
+    removed: int
+    objects: Array
+    area_px: Array
+    across: dict[str, int]
+
+
+def number_objects(joined: Joined, limits: Limits) -> Numbered:
+    """Unite pieces, drop objects outside ``limits``, number the others 1.. in raster order of their first pixel.
+
+    Raises SlideError when there are more objects than a uint32 can tell apart.
+    """
+    union = unite(joined)
+    area = union.merge(np.add, joined.columns["area"])
+    first = union.merge(np.minimum, joined.columns["first"])
+    whole = np.ones(len(area), np.bool_)
+    whole[union.other.piece] = False
+    kept = whole & (area >= limits.min_px) & (area <= (np.inf if limits.max_px is None else limits.max_px))
+    roots = np.flatnonzero(kept)
+    if len(roots) > MAX_OBJECTS:
+        raise SlideError(
+            f"expected at most {MAX_OBJECTS} objects, found {len(roots)}: the mask is noise, not objects. "
+            f"Raise objects.threshold or objects.min_area_um2"
+        )
+    ids = np.zeros(len(area), np.uint32)
+    ids[roots[np.argsort(first[roots])]] = np.arange(1, len(roots) + 1, dtype=np.uint32)
+    ids[union.piece] = ids[union.root]
+    objects, area_px = np.zeros((2, int(joined.group.max(initial=0)) + 1), np.int64)
+    np.add.at(objects, joined.group[roots], 1)
+    np.add.at(area_px, joined.group[roots], area[roots])
+    return Numbered(ids, int(whole.sum()) - len(roots), objects, area_px, _across(joined, ids))
+
+
+def _across(joined: Joined, ids: Array) -> dict[str, int]:
+    owner = ids[joined.contacts[0, linked(joined)]]
+    seam = joined.seam[linked(joined)]
+    first, second = ids[joined.corners]
+    crossing = {"vertical": owner[seam == VERTICAL], "horizontal": owner[seam == HORIZONTAL]}
+    crossing["corner"] = first[first == second]
+    return {name: int(np.count_nonzero(np.unique(found))) for name, found in crossing.items()}

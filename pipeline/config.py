@@ -1,0 +1,190 @@
+"""The configuration: one YAML file, validated once into frozen models.
+
+The one decision made here: defaults live in these models and nowhere else; an unknown key is refused with the
+nearest known one named, and nothing is ever corrected silently.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Hashable, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import ConfigError
+
+CELL_PX = 512
+"""Side of an inner zarr chunk and of the cells in which tissue is decided."""
+
+SLIDE_PATTERNS = ("*.svs", "*.tif", "*.tiff", "*.ndpi", "*.btf")
+
+Length = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, unknown keys refused, no silent coercion ("2048" is no number, 1 is no yes)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    """Which network."""
+
+    weights: str = "nuclei"
+
+
+class InputSection(Section):
+    """Which slides, at which resolution. ``mpp`` overrides what slides say (micrometres per pixel)."""
+
+    pattern: Annotated[tuple[str, ...], Field(strict=False)] = SLIDE_PATTERNS  # not strict: YAML has lists only
+    mpp: Annotated[float, Field(ge=0.05, le=10)] | Literal["native"] | None = None
+
+
+class TissueSection(Section):
+    """Where there is anything to compute."""
+
+    method: Literal["otsu"] = "otsu"
+    min_area_um2: Annotated[float, Field(ge=0)] = 4000.0
+    fill_holes_um2: Annotated[float, Field(ge=0)] = 40000.0
+
+
+class TilesSection(Section):
+    """Side of one network call's core (``tile``) and of one shard (``block``), in pixels."""
+
+    tile: Length | Literal["auto"] = "auto"
+    block: Annotated[int, Field(ge=CELL_PX, multiple_of=CELL_PX, le=16384)] = 2048
+
+
+class ComputeSection(Section):
+    """Where and how precisely the network runs."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+
+
+class ObjectsSection(Section):
+    """What is one object. ``threshold`` null means the model's own; several classes use the largest probability."""
+
+    threshold: Annotated[float, Field(gt=0, le=1)] | None = None
+    connectivity: Literal[4, 8] = 8
+    min_area_um2: Annotated[float, Field(ge=0)] = 0.0
+    max_area_um2: Annotated[float, Field(gt=0)] | None = None
+    fill_holes_um2: Annotated[float, Field(ge=0)] = 0.0
+
+
+class OutputsSection(Section):
+    """What is written beside the arrays."""
+
+    geojson: bool = True
+    overview: bool = True
+
+
+class ClusterSection(Section):
+    """Who computes: dask workers on this machine, or this process alone."""
+
+    kind: Literal["local", "serial"] = "local"
+    workers: Length | Literal["auto"] = "auto"
+
+
+class RunConfig(Section):
+    """Everything a run can be told. A section set to null is switched off."""
+
+    model: ModelSection = ModelSection()
+    input: InputSection = InputSection()
+    tissue: TissueSection | None = TissueSection()
+    tiles: TilesSection = TilesSection()
+    compute: ComputeSection = ComputeSection()
+    objects: ObjectsSection | None = ObjectsSection()
+    outputs: OutputsSection = OutputsSection()
+    cluster: ClusterSection = ClusterSection()
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML without its traps: a key given twice and aliases (which can expand without bound) are refused."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed here")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002  the library's signature
+        keys = [self.construct_object(key) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration in ``path`` (None: all defaults) with ``section.key=value`` overrides applied.
+
+    Raises ConfigError for a missing file, bad YAML, an unknown key (naming the nearest known one) or a bad value.
+    """
+    content = _read_yaml(path) if path is not None else {}
+    for override in overrides:
+        _apply(content, override)
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{path or 'configuration'}: " + "; ".join(_explain(error))) from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506  a SafeLoader subclass
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is not plain YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected sections such as 'tiles:', found {type(content).__name__}")
+    return content
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    section, _, name = key.strip().partition(".")
+    if not equals or not section:
+        raise ConfigError(f"--set {override!r}: expected section.key=value, for example tiles.block=1024")
+    try:
+        value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  a SafeLoader subclass
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value") from error
+    if not name:
+        content[section] = value
+        return
+    values = {} if content.get(section) is None else content[section]
+    if not isinstance(values, dict):
+        raise ConfigError(f"{section}: expected keys such as {key.strip()!r}, found {values!r}")
+    content[section] = {**values, name: value}
+
+
+def _explain(error: ValidationError) -> Iterable[str]:
+    for fault in error.errors():
+        place = [str(part) for part in fault["loc"] if part in _all_keys() or fault["type"] == "extra_forbidden"]
+        where = ".".join(place) or "the file"
+        if fault["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(fault["loc"][-1]), _known_keys(place[:-1]), n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_known_keys(place[:-1]))}"
+            yield f"unknown key {where!r}: {hint}"
+        else:
+            yield f"{where}: {fault['msg']}, found {fault['input']!r}"
+
+
+def _known_keys(place: Sequence[str]) -> list[str]:
+    sections = _sections()
+    return list(sections[place[0]].model_fields) if place and place[0] in sections else list(RunConfig.model_fields)
+
+
+def _sections() -> dict[str, type[Section]]:
+    defaults = RunConfig()
+    return {name: type(getattr(defaults, name)) for name in RunConfig.model_fields}
+
+
+def _all_keys() -> set[str]:
+    return set(RunConfig.model_fields) | {key for section in _sections().values() for key in section.model_fields}

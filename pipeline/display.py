@@ -1,0 +1,91 @@
+"""How stored numbers look on a screen: colours of channels and classes, contrast windows, the mix of channels to RGB.
+
+Pure arrays, nothing is read or written here. The one decision made here: a bright colour slide (three 8-bit channels
+named red, green and blue) is shown as it is, a dark one is brightened as a whole; everything else is stretched between
+two percentiles of what lies on the slide, channel by channel, and added up in the channels' colours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rgb = tuple[int, int, int]
+Window = tuple[float, float]
+
+CHANNEL_COLOURS: tuple[Rgb, ...] = (
+    (0, 92, 255),  # the first channel of a fluorescence slide is most often the nuclear stain: blue
+    (0, 255, 0),
+    (255, 0, 0),
+    (255, 0, 255),
+    (255, 255, 0),
+    (0, 255, 255),
+    (255, 255, 255),
+)
+CLASS_COLOURS: tuple[Rgb, ...] = (
+    (0, 190, 60),
+    (255, 140, 0),
+    (0, 130, 255),
+    (230, 40, 40),
+    (160, 70, 230),
+    (0, 190, 190),
+    (225, 190, 0),
+)
+"""Away from the pink and violet of haematoxylin and eosin, and from each other."""
+
+_RGB_NAMES = {("red", "green", "blue"), ("r", "g", "b")}
+_LOW_PERCENT, _HIGH_PERCENT = 1.0, 99.7
+_DARK = 64  # mean grey level below which a colour slide is fluorescence, not stained tissue on glass
+
+
+def is_colour(channel_names: Sequence[str], dtype: np.dtype[Any]) -> bool:
+    """Whether the channels are the red, green and blue of a colour camera, 8 bits each."""
+    return dtype == np.uint8 and tuple(name.lower() for name in channel_names) in _RGB_NAMES
+
+
+def channel_colours(channel_names: Sequence[str], dtype: np.dtype[Any]) -> tuple[Rgb, ...]:
+    """One colour a channel: red, green, blue for a colour slide, white for a single one, else a repeated palette."""
+    if is_colour(channel_names, dtype):
+        return (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    if len(channel_names) == 1:
+        return ((255, 255, 255),)
+    return tuple(CHANNEL_COLOURS[index % len(CHANNEL_COLOURS)] for index in range(len(channel_names)))
+
+
+def class_colours(number: int) -> tuple[Rgb, ...]:
+    """Colours for ``number`` classes when the model names none."""
+    return tuple(CLASS_COLOURS[index % len(CLASS_COLOURS)] for index in range(number))
+
+
+def contrast(pixels_YX: NDArray[Any]) -> Window:
+    """(low, high) between which one channel is shown: the 1st and 99.7th percentile, never an empty interval.
+
+    Pixels of value 0 are left out when others exist: scanners fill what they did not scan with it.
+    """
+    scanned = pixels_YX[pixels_YX > 0]
+    sample = scanned if scanned.size else pixels_YX.ravel()
+    low, high = np.percentile(sample, [_LOW_PERCENT, _HIGH_PERCENT], method="nearest")
+    return float(low), float(max(high, low + 1))
+
+
+def windows(pixels_CYX: NDArray[Any], channel_names: Sequence[str]) -> tuple[Window, ...]:
+    """Contrast of each channel, measured on a low-resolution image of the whole slide."""
+    if not is_colour(channel_names, pixels_CYX.dtype):
+        return tuple(contrast(channel) for channel in pixels_CYX)
+    high = 255.0 if pixels_CYX.mean() >= _DARK else max(contrast(channel)[1] for channel in pixels_CYX)
+    return ((0.0, high),) * 3
+
+
+def compose(pixels_CYX: NDArray[Any], channel_names: Sequence[str], shown: Sequence[Window]) -> NDArray[np.uint8]:
+    """RGB (y, x, 3) of an image (c, y, x): channels stretched to their windows and added in their colours."""
+    if is_colour(channel_names, pixels_CYX.dtype) and set(shown) == {(0.0, 255.0)}:
+        return np.ascontiguousarray(np.moveaxis(pixels_CYX, 0, -1))
+    mixed = np.zeros((*pixels_CYX.shape[1:], 3), np.float32)
+    colours = channel_colours(channel_names, pixels_CYX.dtype)
+    for channel, (low, high), colour in zip(pixels_CYX, shown, colours, strict=True):
+        bright = ((channel.astype(np.float32) - low) / (high - low)).clip(0, 1)
+        mixed += bright[..., None] * np.asarray(colour, np.float32)
+    return np.asarray(mixed.clip(0, 255).round(), np.uint8)

@@ -1,0 +1,43 @@
+"""The error tree: what can go wrong, whose fault it is, and which exit code it earns.
+
+A message names what was expected, what was found, the likely cause and what to do. Each class is also the builtin
+it stands for, so that library users can catch what they know.
+"""
+
+from __future__ import annotations
+
+
+class OvertileError(Exception):
+    """Anything overtile refuses or gives up on, with a message meant for a person."""
+
+
+class ConfigError(OvertileError, ValueError):
+    """Usage or configuration: nothing was started (exit 2)."""
+
+
+class ModelError(OvertileError, ValueError):
+    """A checkpoint that cannot be used, or a network whose output is not finite."""
+
+
+class SlideError(OvertileError, ValueError):
+    """A slide that cannot be read as what it claims to be, or lacks what is needed (such as its resolution)."""
+
+
+class StoreError(OvertileError, RuntimeError):
+    """An output that is incomplete, damaged or of another plan."""
+
+
+class DamagedError(StoreError):
+    """A file of an output that cannot be what was written: missing, empty, cut or changed."""
+
+
+class DiskError(OvertileError, OSError):
+    """The disk is full, read-only or failing (exit 74)."""
+
+
+class LockedError(OvertileError, RuntimeError):
+    """Another live run holds the slide (exit 75 when it holds all slides asked for)."""
+
+
+class WorkerError(OvertileError, RuntimeError):
+    """A block failed, or the worker that ran it died."""

@@ -1,0 +1,135 @@
+"""Files that are either whole or absent: atomic writes, durable directories, digests.
+
+The one decision made here: everything overtile writes goes to a temporary neighbour, is fsynced, and is renamed into
+place, so a reader never sees half a file and a power loss never leaves a name without its bytes once the directory
+has been fsynced too. Disk trouble becomes a DiskError that names the path.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pipeline.errors import DamagedError, DiskError
+
+PARTIAL = ".partial"
+PARTIAL_AGE_S = 600
+_DISK_ERRNOS = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn 'disk full', 'read-only' and 'quota' into a DiskError naming ``path`` and the space left."""
+    try:
+        yield
+    except DiskError:
+        raise
+    except OSError as error:
+        if error.errno not in _DISK_ERRNOS:
+            raise
+        raise DiskError(
+            error.errno, f"cannot write {path}: {os.strerror(error.errno or 0)}{_free_space(path)}"
+        ) from error
+
+
+def _free_space(path: Path) -> str:
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    return f"; {shutil.disk_usage(existing).free / 2**30:.1f} GiB free on its file system. Free some and rerun"
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write ``path`` through a temporary neighbour: call ``write(file)``, fsync, rename. Makes parent folders.
+
+    A failure leaves no temporary file and the previous ``path`` untouched; kill -9 leaves at most a ``.partial``.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}{PARTIAL}")
+        try:
+            with partial.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Atomically write ``data``."""
+    write_atomic(path, lambda file: file.write(data))
+
+
+def write_json(path: Path, content: object) -> None:
+    """Atomically write ``content`` as sorted, indented JSON."""
+    write_bytes(path, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=True).encode() + b"\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON of ``path``. Raises DamagedError naming the file when it is empty, cut or not JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DamagedError(
+            f"{path} is not the JSON that was written ({error}): it is damaged. Delete it and rerun"
+        ) from error
+
+
+def fsync_dir(folder: Path) -> None:
+    """Make the names in ``folder`` durable. File systems that refuse to fsync a directory are left as they are."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Make every name below ``folder`` durable, deepest first, and ``folder``'s own name in its parent."""
+    for current, _, _ in os.walk(folder, topdown=False):
+        fsync_dir(Path(current))
+    fsync_dir(folder.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a tree durably; fine when it is absent."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    fsync_dir(path.parent)
+
+
+def sweep_partials(folder: Path, age_s: float = PARTIAL_AGE_S) -> int:
+    """Remove temporary files older than ``age_s`` that a killed writer left behind; returns how many."""
+    old = [path for path in folder.rglob(f".*{PARTIAL}") if time.time() - path.stat().st_mtime > age_s]
+    for path in old:
+        path.unlink(missing_ok=True)
+    return len(old)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(content: object) -> str:
+    """Hex SHA-256 of ``content`` as canonical JSON: the hash of a plan."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,53 @@
+"""Ingest: the slide's pixels at the model's resolution, as an array every later stage can read by block.
+
+The one decision made here: pixels are resampled in the output's *global* coordinates, so an image does not depend on
+how it was cut into blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from pipeline.resample import Resolution, resample, source_box
+from pipeline.slide import open_slide
+from pipeline.store import ArraySpec, Index
+from pipeline.work import Counts, MapBlocks, StageReport, Work, run_blocks
+
+ARRAY = "0"
+
+
+@dataclass(frozen=True, slots=True)
+class IngestSection:
+    """Which slide, at which level and scale, with how many channels of which sample type."""
+
+    slide: Path
+    resolution: Resolution
+    channels: int
+    dtype: str
+
+
+def ingest_block(work: Work, section: IngestSection, index: Index) -> Counts:
+    """Read, resample and write one block of the image (c, y, x).
+
+    Raises SlideError naming slide, level and tile when the slide cannot be decoded there.
+    """
+    core = work.core(index)
+    source = source_box(section.resolution.resampling, core)
+    pixels_CYX = open_slide(section.slide).read(section.resolution.level, source)
+    image_CYX = resample(pixels_CYX, section.resolution.resampling, source, core)
+    work.store.write_block(ARRAY, work.plan, core, image_CYX)
+    return {"pixels": core.area_px}
+
+
+def ingest_slide(work: Work, section: IngestSection, map_blocks: MapBlocks) -> StageReport:
+    """Write the whole image, block by block."""
+    store = work.store
+    shape = (section.channels, *work.shape_yx)
+    store.create(ArraySpec(ARRAY, shape, section.dtype, work.block_px, work.plan, codec="lz4"))
+    done = store.done(ARRAY, work.plan)
+    report = run_blocks("ingest", work, done, partial(ingest_block, work, section), map_blocks)
+    store.commit(ARRAY, work.plan)
+    store.stamp("ingest", work.plan, {})
+    return report

@@ -1,0 +1,103 @@
+"""One live run per slide folder.
+
+The one decision made here: nobody is ever asked to delete a lock. An ``fcntl`` lock held open dies with its process;
+a heartbeat (the file's own modification time) tells a live owner on another host from a dead one, measured by the file
+server's clock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from pipeline.errors import LockedError
+from pipeline.files import disk_errors
+
+BEAT_S = 60.0
+STALE_S = 600.0
+
+
+@contextmanager
+def slide_lock(work: Path) -> Iterator[None]:
+    """Hold ``work/lock`` while the block runs.
+
+    Raises LockedError naming pid, host and since when another live run holds it; a dead owner on this host is taken
+    over at once, one on another host after 10 minutes without a beat.
+    """
+    path = work / "lock"
+    with disk_errors(path):
+        work.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b")
+    with file:
+        _acquire(file, path)
+        stop = threading.Event()
+        beat = threading.Thread(target=_beat, args=(path, stop), daemon=True)
+        beat.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            beat.join()
+            file.truncate(0)
+
+
+def _acquire(file: BinaryIO, path: Path) -> None:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise LockedError(_describe(path)) from error
+    owner = _owner(path)
+    if owner and owner["host"] != socket.gethostname() and _age_s(path) < STALE_S:
+        raise LockedError(_describe(path))
+    file.truncate(0)
+    file.write(json.dumps(_myself()).encode())
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _myself() -> dict[str, str | int]:
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "boot": boot.read_text().strip() if boot.exists() else platform.node(),
+    }
+
+
+def _owner(path: Path) -> dict[str, str]:
+    try:
+        owner = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return owner if isinstance(owner, dict) and "host" in owner else {}
+
+
+def _describe(path: Path) -> str:
+    owner = _owner(path)
+    who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')}" if owner else "another process"
+    seen = f"last sign of life {_age_s(path):.0f} s ago"
+    return f"{path.parent.parent} is being worked on by {who}, {seen}. Wait for it, or stop it"
+
+
+def _age_s(path: Path) -> float:
+    """Seconds since the last beat by the file server's clock: that of a file made just now beside it."""
+    probe = path.with_name(f".clock.{uuid.uuid4().hex}.partial")
+    probe.touch()
+    try:
+        return probe.stat().st_mtime - path.stat().st_mtime
+    finally:
+        probe.unlink()
+
+
+def _beat(path: Path, stop: threading.Event) -> None:
+    while not stop.wait(BEAT_S):
+        os.utime(path)

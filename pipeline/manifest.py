@@ -1,0 +1,87 @@
+"""The manifest: what was run, on what, with what, and every file with its size and SHA-256.
+
+The one decision made here: the manifest exists only when everything it lists does, and everything trusts it: no
+manifest, not complete. It is written last and removed first.
+"""
+
+from __future__ import annotations
+
+import platform
+import socket
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DamagedError
+from pipeline.files import PARTIAL, fsync_dir, read_json, sha256_file, write_json
+from pipeline.store import SlideStore
+
+PACKAGES = (
+    "overtile",
+    "torch",
+    "numpy",
+    "zarr",
+    "tifffile",
+    "imagecodecs",
+    "dask",
+    "prefect",
+    "scikit-image",
+    "pyarrow",
+)
+HASHING_THREADS = 2
+
+
+def write_manifest(store: SlideStore, plan: Mapping[str, Any], stages: Mapping[str, Any]) -> None:
+    """Digest every file of a finished slide and write the manifest, durably, as the last act."""
+    content = {
+        "format": 1,
+        "plan": dict(plan),
+        "stages": dict(stages),
+        "software": {package: package_version(package) for package in PACKAGES},
+        "host": {
+            "name": socket.gethostname(),
+            "machine": platform.machine(),
+            "python": platform.python_version(),
+        },
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "files": file_digests(store.root, result_files(store)),
+    }
+    write_json(store.manifest, content)
+    fsync_dir(store.root)
+
+
+def read_manifest(store: SlideStore) -> dict[str, Any] | None:
+    """The manifest, or None when the slide is not complete. Raises DamagedError when it cannot be what was written."""
+    if not store.manifest.exists():
+        return None
+    content = read_json(store.manifest)
+    if not isinstance(content, dict) or not {"plan", "files", "stages"} <= set(content):
+        raise DamagedError(f"{store.manifest} is not the manifest that was written: it is damaged. Run segment again")
+    return content
+
+
+def result_files(store: SlideStore) -> list[Path]:
+    """Every file of the result: all but the manifest and what lies in ``.work``."""
+    files = (path for path in store.root.rglob("*") if path.is_file() and path != store.manifest)
+    return sorted(path for path in files if store.work not in path.parents and not path.name.endswith(PARTIAL))
+
+
+def file_digests(root: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of each file, by its path below ``root``."""
+
+    def one(path: Path) -> tuple[str, dict[str, Any]]:
+        return path.relative_to(root).as_posix(), {"size": path.stat().st_size, "sha256": sha256_file(path)}
+
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        return dict(pool.map(one, files))
+
+
+def package_version(package: str) -> str | None:
+    """The installed version, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,79 @@
+"""Rows of ``objects.parquet`` that later stages look up by object id.
+
+The one decision made here: row i is object i + 1, checked for whatever is read, so a look-up by id opens only the row
+groups it needs, and a table of other labels is refused instead of mixing up objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.errors import DamagedError
+
+TABLE = "objects.parquet"
+
+
+def count_objects(path: Path) -> int:
+    """Number of rows. Raises DamagedError when the file cannot be read."""
+    return int(_open(path).metadata.num_rows)
+
+
+def read_objects(
+    path: Path, names: Sequence[str], class_names: Sequence[str], ids: NDArray[Any] | None = None
+) -> dict[str, NDArray[Any]]:
+    """The named columns of the objects ``ids`` (ascending; None: all), in that order.
+
+    ``class`` comes as an index into ``class_names`` (uint8), all else as numbers. Holds one row group of the columns
+    besides the answer. Raises DamagedError naming the file when it cannot be read, lacks an object or has a class
+    that is not among ``class_names``.
+    """
+    file = _open(path)
+    count = file.metadata.num_rows
+    wanted = np.arange(count) if ids is None else ids.astype(np.int64) - 1
+    if wanted.max(initial=-1) >= count:
+        raise DamagedError(f"{path}: expected object {wanted.max() + 1}, found {count} objects. Run 'overtile verify'")
+    bounds = np.cumsum([0] + [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
+    edges = np.searchsorted(wanted, bounds)
+    pieces: dict[str, list[NDArray[Any]]] = {name: [np.zeros(0, np.uint8)] for name in names}
+    for group in range(file.num_row_groups):
+        rows = wanted[edges[group] : edges[group + 1]] - bounds[group]
+        if len(rows):
+            table = _read_group(file, path, group, first=int(bounds[group]) + 1, names=names)
+            for name in names:
+                column = _classes(table, class_names, path) if name == "class" else table[name].to_numpy()
+                pieces[name].append(column[rows])
+    return {name: np.concatenate(columns) for name, columns in pieces.items()}
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DamagedError(f"{path} cannot be read as the object table ({error}). Run 'overtile verify'") from error
+
+
+def _read_group(file: pq.ParquetFile, path: Path, group: int, *, first: int, names: Sequence[str]) -> pa.Table:
+    try:
+        table = file.read_row_group(group, columns=["id", *names])
+    except (OSError, pa.ArrowException) as error:
+        raise DamagedError(f"{path} cannot be read as the object table ({error}). Run 'overtile verify'") from error
+    last = first + len(table) - 1
+    if not np.array_equal(table["id"].to_numpy(), np.arange(first, last + 1)):
+        raise DamagedError(f"{path}: expected ids {first} to {last} in order, found others. Run 'overtile verify'")
+    return table
+
+
+def _classes(table: pa.Table, class_names: Sequence[str], path: Path) -> NDArray[np.uint8]:
+    column = table["class"].combine_chunks()
+    names = column.dictionary.to_pylist()
+    if not set(names) <= set(class_names):
+        raise DamagedError(f"{path}: expected the classes {list(class_names)}, found {names}: another model's")
+    of_code = np.array([class_names.index(name) for name in names], np.uint8)
+    return np.asarray(of_code[column.indices.to_numpy()])

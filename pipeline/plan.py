@@ -1,0 +1,215 @@
+"""The plan of one slide: everything that decides its pixels, resolved once, hashed as a chain.
+
+The one decision made here: a stage's hash covers its own settings, its code's version and the hashes of what it reads,
+and nothing else. So a changed threshold redoes labels and what follows without a network call, and what cannot change
+pixels (tile side, workers, progress) changes no hash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.discover import Candidate
+from pipeline.errors import ConfigError, ModelError, SlideError
+from pipeline.files import digest
+from pipeline.resample import Resolution, resolution
+from pipeline.slide import open_slide
+from unet_core.errors import NetworkError
+from unet_core.header import describe, resolve, sha256
+from unet_core.shapes import ValidShape
+from unet_core.spec import UNetSpec
+
+STAGES = ("ingest", "tissue", "predict", "label", "measure", "pyramid", "export", "overlay")
+NETWORK_STAGES = ("ingest", "tissue", "predict")
+CODE_VERSIONS = {stage: 1 for stage in STAGES}
+"""Raised by one when a change to a stage's code changes what it writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The network of a run: where it lies, which bytes it is, what it says about itself."""
+
+    name: str
+    path: Path
+    sha256: str
+    spec: UNetSpec
+
+    @property
+    def shape(self) -> ValidShape:
+        """Step, halo and legal sizes."""
+        return ValidShape.of(self.spec)
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """``auto`` resolved: device kind, precision and tile side."""
+
+    device: str
+    precision: str
+    tile_px: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlidePlan:
+    """What one slide's run will do. ``hashes`` has one entry for each stage that will run, in order."""
+
+    key: str
+    slide: Path
+    facts: Mapping[str, Any]
+    channels: int
+    dtype: str
+    resolution: Resolution
+    model: Model
+    compute: Compute
+    config: RunConfig
+    hashes: Mapping[str, str]
+
+    @property
+    def shape_yx(self) -> tuple[int, int]:
+        """Of the image at the model's resolution."""
+        return self.resolution.out_yx
+
+    @property
+    def block_px(self) -> int:
+        """Side of a shard."""
+        return self.config.tiles.block
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Red, green and blue; grey; or numbered."""
+        named = {1: ("grey",), 3: ("red", "green", "blue")}
+        return named.get(self.channels) or tuple(f"channel {number}" for number in range(1, self.channels + 1))
+
+    @property
+    def threshold(self) -> float:
+        """The user's threshold, else the model's own, else one half."""
+        asked = self.config.objects.threshold if self.config.objects else None
+        return asked if asked is not None else self.model.spec.threshold or 0.5
+
+    def summary(self) -> dict[str, Any]:
+        """The plan as JSON: what was run, on what, with what."""
+        return {
+            "key": self.key,
+            "slide": str(self.slide),
+            "facts": dict(self.facts),
+            "image": {
+                "shape_yx": list(self.shape_yx),
+                "mpp": self.resolution.mpp,
+                "slide_mpp": self.resolution.slide_mpp,
+                "level": self.resolution.level,
+                "level0_from_image_yx": list(self.resolution.level0_from_image_yx),
+                "warnings": list(self.resolution.warnings),
+            },
+            "model": {
+                "name": self.model.name,
+                "sha256": self.model.sha256,
+                "spec": self.model.spec.model_dump(mode="json"),
+                "halo_px": self.model.shape.halo,
+                "step_px": self.model.shape.step,
+            },
+            "compute": {
+                "device": self.compute.device,
+                "precision": self.compute.precision,
+                "tile_px": self.compute.tile_px,
+            },
+            "threshold": self.threshold,
+            "config": self.config.model_dump(mode="json"),
+            "hashes": dict(self.hashes),
+        }
+
+
+def load_model(config: RunConfig) -> Model:
+    """Find and describe the model without loading its weights. Raises ModelError when it cannot be used."""
+    try:
+        path = resolve(config.model.weights)
+        header = describe(path)
+    except (NetworkError, OSError) as error:
+        raise ModelError(str(error)) from error
+    return Model(path.stem, path.resolve(), sha256(path), header.spec)
+
+
+def resolve_tile(config: RunConfig, model: Model, device: str) -> int:
+    """Core side of one network call. Raises ConfigError, naming the nearest legal sizes, off the step grid."""
+    block, step = config.tiles.block, model.shape.step
+    if config.tiles.tile == "auto":
+        return min(2048 if device == "cuda" else 1024, block) // step * step
+    tile = config.tiles.tile
+    if tile % step or tile > block:
+        below, above = max(step, tile // step * step), min(-(-tile // step) * step, block // step * step)
+        raise ConfigError(
+            f"tiles.tile={tile}: expected a multiple of the network's step {step}, at most the block of {block}: cores "
+            f"that start elsewhere change the pixels. Nearest: {min(below, above)} or {above}"
+        )
+    return tile
+
+
+def plan_slide(candidate: Candidate, model: Model, compute: Compute, config: RunConfig) -> SlidePlan:
+    """Open the slide, choose its level and hash every stage.
+
+    Raises SlideError when the slide cannot be read, lacks its resolution, or has the wrong number of channels.
+    """
+    if candidate.refused is not None:
+        raise candidate.refused
+    reader = open_slide(candidate.path)
+    if reader.channels != model.spec.in_channels and not (reader.channels == 1 and model.spec.in_channels == 3):
+        raise SlideError(
+            f"{candidate.path}: expected {model.spec.in_channels} channels for model {model.name}, "
+            f"found {reader.channels}. Choose a model trained on such slides with --model"
+        )
+    override = config.input.mpp if model.spec.mpp is not None else "native"
+    resolved = resolution(reader, override, model.spec.mpp or 1.0)
+    source = {
+        "fingerprint": reader.fingerprint(),
+        "channels": reader.channels,
+        "dtype": str(reader.dtype),
+        "level": resolved.level,
+        "resampling": repr(resolved.resampling),
+        "block": config.tiles.block,
+    }
+    return SlidePlan(
+        key=candidate.key,
+        slide=candidate.path,
+        facts=reader.describe(),
+        channels=reader.channels,
+        dtype=str(reader.dtype),
+        resolution=resolved,
+        model=model,
+        compute=compute,
+        config=config,
+        hashes=_hashes(source, resolved.mpp, model, compute, config),
+    )
+
+
+def _hashes(source: Mapping[str, Any], mpp: float, model: Model, compute: Compute, config: RunConfig) -> dict[str, str]:
+    chain = _Chain({})
+    names = [list(model.spec.class_names), [list(colour) for colour in model.spec.colours or ()]]
+    chain.add("ingest", [source], ())
+    chain.add("tissue", [_dump(config.tissue), mpp, model.shape.halo], ("ingest",))
+    chain.add("predict", [model.sha256, compute.device, compute.precision], ("ingest", "tissue"))
+    if config.objects is not None:
+        threshold = config.objects.threshold or model.spec.threshold or 0.5
+        chain.add("label", [{**_dump(config.objects), "threshold": threshold}, mpp], ("predict",))
+        chain.add("measure", [names, mpp], ("ingest", "predict", "label"))
+    chain.add("pyramid", [names, mpp], ("ingest", "predict", "label"))
+    if config.objects is not None and config.outputs.geojson:
+        chain.add("export", [names], ("label", "measure"))
+    if config.outputs.overview:
+        chain.add("overlay", [names, mpp], ("tissue", "label", "measure", "pyramid"))
+    return chain.hashes
+
+
+def _dump(section: Any) -> dict[str, Any]:
+    return {} if section is None else dict(section.model_dump(mode="json"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    hashes: dict[str, str]
+
+    def add(self, stage: str, own: list[Any], reads: tuple[str, ...]) -> None:
+        upstream = [self.hashes[name] for name in reads if name in self.hashes]
+        self.hashes[stage] = digest([stage, CODE_VERSIONS[stage], own, upstream])

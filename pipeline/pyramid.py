@@ -1,0 +1,282 @@
+"""The coarser levels of every array and the OME-Zarr 0.5 metadata that make them one picture.
+
+A level is written like any other array: one block is one shard, whatever resumes finds its shards. The one decision
+made here: the plan of a level follows from the plan of the full-resolution array it summarises, not from the stage's,
+so when only the objects changed, the levels of image and probability are found complete and left alone.
+
+      level l     +----+----+                          level l+1   +----+
+      (parent)    | 00 | 01 |  four whole shards,                  | 00 |   one whole shard
+                  +----+----+  one in memory at a time      ->     +----+
+                  | 10 | 11 |
+                  +----+----+
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from ome_zarr_models.common.omero import Channel, Omero, Window
+from ome_zarr_models.v05.axes import Axis
+from ome_zarr_models.v05.base import BaseOMEAttrs
+from ome_zarr_models.v05.image import ImageAttrs
+from ome_zarr_models.v05.image_label import ImageLabelAttrs
+from ome_zarr_models.v05.image_label_types import Label, Source
+from ome_zarr_models.v05.labels import LabelsAttrs
+from ome_zarr_models.v05.multiscales import Dataset, Multiscale
+
+from pipeline.display import Rgb, channel_colours, windows
+from pipeline.errors import StoreError
+from pipeline.files import digest, fsync_dir, remove, write_json
+from pipeline.geometry import Box
+from pipeline.store import ArraySpec, Index, SlideStore, StoredArray
+from pipeline.work import Counts, MapBlocks, StageReport, Work, run_blocks
+
+STAGE = "pyramid"
+VERSION = 1
+"""Of the code that makes a level: raised when its pixels would change."""
+
+IMAGE, PROBABILITY, OBJECTS = "0", "probability/0", "labels/objects/0"
+"""Full-resolution arrays that get a pyramid, as paths in the OME-Zarr."""
+
+COARSEST_PX = 512
+"""Levels are added until both sides are at most this."""
+
+
+@dataclass(frozen=True, slots=True)
+class PyramidSection:
+    """What the pyramid is of: pixel size, names and colours, and the plan of each full-resolution array there is.
+
+    ``arrays`` maps IMAGE (required), PROBABILITY and OBJECTS (each where it exists) to the plan that wrote it.
+    """
+
+    mpp_um: float
+    channel_names: tuple[str, ...]
+    class_names: tuple[str, ...]
+    class_colours: tuple[Rgb, ...]
+    arrays: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        if not self.mpp_um > 0 or IMAGE not in self.arrays or not set(self.arrays) <= {IMAGE, PROBABILITY, OBJECTS}:
+            raise ValueError(f"no pyramid of {sorted(self.arrays)} at {self.mpp_um} um per pixel")
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One array of a pyramid: which it is made from, and the plans of both."""
+
+    path: str
+    plan: str
+    parent: str
+    parent_plan: str
+
+
+# ---- pixels ---------------------------------------------------------------------------------------------------------
+
+
+def level_shapes(shape_yx: tuple[int, int]) -> list[tuple[int, int]]:
+    """(y, x) of every level, the full resolution first, each half of the one before, rounded up."""
+    shapes = [shape_yx]
+    while max(shapes[-1]) > COARSEST_PX:
+        shapes.append((-(-shapes[-1][0] // 2), -(-shapes[-1][1] // 2)))
+    return shapes
+
+
+def halve_mean(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Mean of each 2x2 square of ((c,) y, x) unsigned integers, rounded half up; at an odd edge, of what exists.
+
+    Integers throughout, so every machine gives the same bytes. Repeating an odd edge weighs what exists equally, and
+    (2a + 2b + 2) // 4 is (a + b + 1) // 2.
+    """
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise TypeError(f"expected uint8 or uint16 pixels to average, found {pixels.dtype}")
+    odd = [(0, 0)] * (pixels.ndim - 2) + [(0, side % 2) for side in pixels.shape[-2:]]
+    even = np.pad(pixels, odd, mode="edge") if any(after for _, after in odd) else pixels
+    total = even[..., 0::2, 0::2].astype(np.uint16 if pixels.dtype == np.uint8 else np.uint32)
+    for dy, dx in ((0, 1), (1, 0), (1, 1)):
+        np.add(total, even[..., dy::2, dx::2], out=total)
+    mean: NDArray[Any] = np.right_shift(np.add(total, 2, out=total), 2).astype(pixels.dtype)
+    return mean
+
+
+def halve_nearest(labels: NDArray[Any]) -> NDArray[Any]:
+    """Every second pixel of every second row: ids are never mixed."""
+    return np.ascontiguousarray(labels[..., ::2, ::2])
+
+
+def pyramid_block(work: Work, level: Level, index: Index) -> Counts:
+    """Make the block at (row, col) of ``level`` from the up to four parent shards below it, and write its shard.
+
+    ``work`` has the level's shape. Raises StoreError when the parent is of another plan, DamagedError when a parent
+    shard is missing.
+    """
+    parent = _parent(work.store, level)
+    halve = halve_nearest if level.path.startswith("labels/") else halve_mean
+    core = work.core(index)
+    made = np.empty((*parent.shape[:-2], *core.shape), parent.dtype)
+    for row, col in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        quarter = _quarter(parent, work.block_px, (2 * index[0] + row, 2 * index[1] + col))
+        if quarter is not None:
+            target = Box(*(-(-edge // 2) for edge in (quarter.y0, quarter.x0, quarter.y1, quarter.x1)))
+            made[(..., *target.shift(-core.y0, -core.x0).slices)] = halve(parent.read(quarter))
+    work.store.write_block(level.path, level.plan, core, made)
+    return {"blocks": 1}
+
+
+def _parent(store: SlideStore, level: Level) -> StoredArray:
+    parent = store.read(level.parent)
+    if parent.plan != level.parent_plan:
+        raise StoreError(
+            f"{parent.location}: expected an array of plan {level.parent_plan[:8]}, found {parent.plan[:8]}. Another "
+            f"run changed the plan meanwhile; run segment again"
+        )
+    return parent
+
+
+def _quarter(parent: StoredArray, block_px: int, index: Index) -> Box | None:
+    """Pixels of the parent's shard at (row, col), None beyond its edge."""
+    shard = Box(index[0], index[1], index[0] + 1, index[1] + 1).scale(block_px)
+    height, width = parent.shape[-2:]
+    return shard.intersect(Box(0, 0, height, width))
+
+
+# ---- the stage ------------------------------------------------------------------------------------------------------
+
+
+def pyramid_slide(work: Work, section: PyramidSection, map_blocks: MapBlocks) -> StageReport:
+    """Make every coarser level of every array, write the OME-Zarr metadata, remove levels nobody names, and stamp."""
+    store = work.store
+    report = StageReport(STAGE)
+    for path, plan in section.arrays.items():
+        for level, shape_yx in _levels(path, plan, work):
+            _add(report, _fill(replace(work, shape_yx=shape_yx, plan=level.plan), level, map_blocks))
+    count = len(level_shapes(work.shape_yx))
+    _remove_unnamed(store, section, count)
+    for group, attributes in _groups(store, section, count):
+        write_json(group / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {"ome": attributes}})
+        fsync_dir(group)
+    report.facts = {"levels": count, "arrays": sorted(section.arrays)}
+    store.stamp(STAGE, work.plan, report.facts)
+    return report
+
+
+def _levels(path: str, plan: str, work: Work) -> Iterator[tuple[Level, tuple[int, int]]]:
+    """The levels above ``path``, finest first, with their shapes. Raises StoreError when it is not the image's size."""
+    found = work.store.read(path).shape[-2:]
+    if found != work.shape_yx:
+        raise StoreError(f"{work.store.zarr / path}: expected {work.shape_yx} px like the image, found {found}")
+    parent, parent_plan = path, plan
+    for number, shape_yx in enumerate(level_shapes(work.shape_yx)[1:], start=1):
+        made = digest({"of": plan, "level": number, "block": work.block_px, "version": VERSION})
+        level = Level(_level_path(path, number), made, parent, parent_plan)
+        yield level, shape_yx
+        parent, parent_plan = level.path, level.plan
+
+
+def _level_path(path: str, number: int) -> str:
+    return f"{path[:-1]}{number}"
+
+
+def _fill(work: Work, level: Level, map_blocks: MapBlocks) -> StageReport:
+    """Create one level, compute the blocks it lacks and put it in its place."""
+    parent = _parent(work.store, level)
+    shape = (*parent.shape[:-2], *work.shape_yx)
+    spec = ArraySpec(level.path, shape, str(parent.dtype), work.block_px, level.plan)
+    work.store.create(spec if "/" in level.path else replace(spec, codec="lz4"))  # the image's levels like the image
+    done = work.store.done(level.path, level.plan)
+    report = run_blocks(STAGE, work, done, partial(pyramid_block, work, level), map_blocks)
+    work.store.commit(level.path, level.plan)
+    return report
+
+
+def _add(total: StageReport, part: StageReport) -> None:
+    total.blocks += part.blocks
+    total.computed += part.computed
+    for name, number in part.counts.items():
+        total.counts[name] = total.counts.get(name, 0) + number
+
+
+def _remove_unnamed(store: SlideStore, section: PyramidSection, count: int) -> None:
+    """Remove levels that an earlier, larger image left, and groups of arrays that are no longer made."""
+    for path in section.arrays:
+        for entry in sorted((store.zarr / path).parent.iterdir()):
+            if entry.name.isdigit() and int(entry.name) >= count:
+                remove(entry)
+    for path in {PROBABILITY, OBJECTS} - set(section.arrays):
+        group = store.zarr / path.split("/")[0]
+        if group.exists():
+            remove(group)
+
+
+# ---- metadata -------------------------------------------------------------------------------------------------------
+
+
+def _groups(store: SlideStore, section: PyramidSection, count: int) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Each group's folder and its ``ome`` attributes, the outermost last: it is what makes the rest visible."""
+    if PROBABILITY in section.arrays:
+        scales = _multiscale("probability", section.mpp_um, count, channels=True)
+        omero = _omero(section.class_names, section.class_colours, [(0.0, 255.0)] * len(section.class_names), 255)
+        yield store.zarr / "probability", _image_attributes(scales, omero)
+    if OBJECTS in section.arrays:
+        scales = _multiscale("objects", section.mpp_um, count, channels=False)
+        label = Label(version="0.5", source=Source(image="../../"))
+        attributes = ImageLabelAttrs.model_validate({"multiscales": [scales], "image-label": label, "version": "0.5"})
+        yield store.zarr / "labels" / "objects", _plain(attributes)
+        yield store.zarr / "labels", _plain(LabelsAttrs(labels=["objects"], version="0.5"))
+    scales = _multiscale("image", section.mpp_um, count, channels=True)
+    omero = _image_omero(store.read(_level_path(IMAGE, count - 1)), section.channel_names)
+    yield store.zarr, _image_attributes(scales, omero)
+
+
+def _image_attributes(scales: Multiscale, omero: Omero) -> dict[str, Any]:
+    return _plain(ImageAttrs.model_validate({"multiscales": [scales], "omero": omero, "version": "0.5"}))
+
+
+def _multiscale(name: str, mpp_um: float, count: int, *, channels: bool) -> Multiscale:
+    """Axes and levels: scale mpp * 2^l, and the half-pixel by which the centre of the first pixel moves at each level.
+
+    Source: OME-Zarr 0.5, "multiscales" metadata; coordinates are those of pixel centres.
+    """
+    space = [Axis(name=axis, type="space", unit="micrometer") for axis in "yx"]
+    channel = [Axis(name="c", type="channel")] if channels else []
+    datasets = tuple(
+        Dataset.build(
+            path=str(level),
+            scale=[1.0] * channels + [mpp_um * 2**level] * 2,
+            translation=[0.0] * channels + [mpp_um * (2**level - 1) / 2] * 2,
+        )
+        for level in range(count)
+    )
+    return Multiscale(axes=[*channel, *space], datasets=datasets, name=name)
+
+
+def _image_omero(coarsest: StoredArray, channel_names: Sequence[str]) -> Omero:
+    pixels = coarsest[:]
+    limit = int(np.iinfo(coarsest.dtype).max)
+    colours = channel_colours(channel_names, coarsest.dtype)
+    return _omero(channel_names, colours, windows(pixels, channel_names), limit)
+
+
+def _omero(names: Sequence[str], colours: Sequence[Rgb], shown: Sequence[tuple[float, float]], limit: int) -> Omero:
+    """How viewers show the channels: label, colour, contrast window."""
+    channels = [
+        Channel.model_validate(
+            {
+                "label": name,
+                "active": True,
+                "color": "{:02X}{:02X}{:02X}".format(*colour),
+                "window": Window(min=0, max=limit, start=start, end=end),
+            }
+        )
+        for name, colour, (start, end) in zip(names, colours, shown, strict=True)
+    ]
+    return Omero(channels=channels)
+
+
+def _plain(attributes: BaseOMEAttrs) -> dict[str, Any]:
+    return attributes.model_dump(mode="json", by_alias=True, exclude_none=True)

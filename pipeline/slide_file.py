@@ -1,0 +1,95 @@
+"""Open what the user named, if it is a file that can be a TIFF; otherwise say what it really is.
+
+The one decision made here: nothing is opened before it is known to be an ordinary file. Opening a FIFO waits for
+ever and opening a device may do anything.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from pipeline.errors import SlideError
+from pipeline.slide_ifd import RawFile
+
+_TIFF = (b"II\x2a\x00", b"MM\x00\x2a", b"II\x2b\x00", b"MM\x00\x2b")
+_KINDS = {
+    stat.S_ISDIR: "a folder",
+    stat.S_ISFIFO: "a FIFO",
+    stat.S_ISSOCK: "a socket",
+    stat.S_ISCHR: "a character device",
+    stat.S_ISBLK: "a block device",
+}
+_MAGIC = {
+    b"\x1f\x8b": "gzip-compressed", b"PK\x03\x04": "a zip archive", b"PK\x05\x06": "an empty zip archive",
+    b"%PDF": "a PDF document", b"\x89PNG": "a PNG image", b"\xff\xd8\xff": "a bare JPEG image",
+    b"\x89HDF": "an HDF5 file", b"ZISRAWFILE": "a Zeiss CZI file", b"BZh": "bzip2-compressed",
+    b"\xfd7zXZ": "xz-compressed", b"7z\xbc\xaf": "a 7z archive", b"Rar!": "a RAR archive", b"GIF8": "a GIF image",
+    b"BM": "a BMP image", b"\x00\x00\x00\x0cjP": "a JPEG 2000 image", b"\xff\x4f\xff\x51": "a JPEG 2000 codestream",
+    b"version https://git-lfs": "a Git LFS pointer; its content was not fetched",
+    b"II\xbc\x01": "a JPEG XR image",
+}  # fmt: skip
+_HEAD_BYTES = 512
+
+
+def stat_file(path: Path) -> os.stat_result:
+    """The file's state. Raises SlideError for whatever is not an ordinary, existing file; opens nothing."""
+    try:
+        found = path.stat()
+    except FileNotFoundError as error:
+        what = "a link to nothing" if path.is_symlink() else "no such file"
+        raise SlideError(f"{path}: {what}; expected a slide file. Check the path.") from error
+    except OSError as error:
+        raise SlideError(f"{path}: cannot be looked at ({error.strerror}); expected a slide file. Check it.") from error
+    for is_kind, name in _KINDS.items():
+        if is_kind(found.st_mode):
+            raise SlideError(f"{path}: {name}; expected a slide file. Name the file itself.")
+    return found
+
+
+def open_file(path: Path) -> RawFile:
+    """Open the file for reading when its first bytes are those of a TIFF; otherwise raise SlideError naming it."""
+    stat_file(path)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except PermissionError as error:
+        raise SlideError(f"{path}: may not be read; expected a readable slide file. Check its permissions.") from error
+    try:
+        return _checked(fd, path)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _checked(fd: int, path: Path) -> RawFile:
+    size = os.fstat(fd).st_size
+    head = os.pread(fd, _HEAD_BYTES, 0)
+    if head[:4] not in _TIFF:
+        raise SlideError(
+            f"{path}: {_name(head, size)}, {size} bytes; expected a TIFF slide (SVS, NDPI, OME-TIFF, TIFF). "
+            "Fetch the slide again, or convert it."
+        )
+    if size < 8:
+        raise SlideError(f"{path}: {size} bytes of a TIFF header; the file is cut short. Copy it again.")
+    return RawFile(fd, str(path), size)
+
+
+def _name(head: bytes, size: int) -> str:
+    """What a file that is no TIFF is, by its first bytes."""
+    if size == 0:
+        return "an empty file"
+    if not head.strip(b"\0"):
+        return "a file that begins with zeros (an unfinished copy?)"
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:32].lower()
+    if start.startswith((b"<!doctype html", b"<html", b"<head")):
+        return "a web page (a failed download?)"
+    if start.startswith(b"<?xml"):
+        return "an XML document"
+    if head[128:132] == b"DICM":
+        return "a DICOM file"
+    if head[257:262] == b"ustar":
+        return "a tar archive"
+    return next(
+        (name for magic, name in _MAGIC.items() if head.startswith(magic)), f"not a TIFF (begins {head[:8].hex(' ')})"
+    )

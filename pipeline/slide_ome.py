@@ -1,0 +1,121 @@
+"""What the OME-XML of an OME-TIFF says about its largest image: which directories hold its channels, and its scale.
+
+Pure. The one decision made here: only a single plane per channel in this very file is read. Stacks, time series and
+images whose pixels lie in other files are refused by name, because reading their first plane would look like success.
+OME model 2016-06: openmicroscopy.org/Schemas/OME/2016-06.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from xml.etree import ElementTree
+
+from pipeline.errors import SlideError
+
+MAX_XML_CHARS = 1 << 26
+_MICROMETRES = {
+    "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "pm": 1e-6, "Å": 1e-4,
+    "in": 25400.0,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class OmeImage:
+    """The largest image of the file: its size, its directories in channel order, its scale."""
+
+    shape_yx: tuple[int, int]
+    size_c: int
+    directories: tuple[int, ...]
+    mpp_yx: tuple[float, float] | None
+
+
+def is_ome(description: str) -> bool:
+    """True for the OME-XML of an OME-TIFF."""
+    return description.rstrip().endswith("OME>") and "<" in description[:5]
+
+
+def read_ome(xml: str, slide: str, samples: int) -> OmeImage:
+    """Parse the OME-XML ``xml`` of ``slide``, whose directories hold ``samples`` samples a pixel.
+
+    Raises SlideError for XML that declares entities, for stacks, and for pixels in other files.
+    """
+    if len(xml) > MAX_XML_CHARS or "<!ENTITY" in xml or "<!DOCTYPE" in xml:
+        raise SlideError(
+            f"{slide}: its OME-XML declares entities or is longer than {MAX_XML_CHARS} characters; expected plain "
+            "OME-XML. Do not trust this file; export the image again from its source."
+        )
+    try:
+        root = ElementTree.fromstring(xml.encode("utf-8"))  # noqa: S314  # no entities: refused above
+    except ElementTree.ParseError as error:
+        raise SlideError(f"{slide}: its OME-XML cannot be parsed ({error}). Export the image again.") from error
+    pixels = max(_elements(root, "Pixels"), key=lambda p: _int(p, "SizeX") * _int(p, "SizeY"), default=None)
+    if pixels is None:
+        raise SlideError(f"{slide}: its OME-XML describes no pixels in this file. Open the file that holds them.")
+    _refuse_stack(pixels, slide)
+    _refuse_foreign(root, pixels, slide)
+    size_c = max(1, _int(pixels, "SizeC"))
+    return OmeImage(
+        shape_yx=(_int(pixels, "SizeY"), _int(pixels, "SizeX")),
+        size_c=size_c,
+        directories=_directories(pixels, slide, max(1, size_c // max(1, samples))),
+        mpp_yx=_mpp_yx(pixels),
+    )
+
+
+def _elements(parent: ElementTree.Element, tag: str) -> Iterator[ElementTree.Element]:
+    """All descendants of that name, in whichever version of the namespace."""
+    return (element for element in parent.iter() if element.tag.rpartition("}")[2] == tag)
+
+
+def _int(element: ElementTree.Element, name: str, default: int = 0) -> int:
+    found = element.get(name, "")
+    return int(found) if found.isdecimal() else default
+
+
+def _refuse_stack(pixels: ElementTree.Element, slide: str) -> None:
+    for name, what in (("SizeZ", "focal planes"), ("SizeT", "time points")):
+        if (found := _int(pixels, name, 1)) > 1:
+            raise SlideError(f"{slide}: {found} {what}; expected 1. Export the one to segment, or a projection.")
+
+
+def _refuse_foreign(root: ElementTree.Element, pixels: ElementTree.Element, slide: str) -> None:
+    """A TiffData that names another file's UUID means the pixels are elsewhere; a renamed file keeps its UUID."""
+    own = root.get("UUID", "")
+    uuids = {(element.text or "").strip() for element in _elements(pixels, "UUID")}
+    if uuids - {own, ""}:
+        raise SlideError(
+            f"{slide}: its OME-XML says that pixels lie in other files. Join them into one OME-TIFF, for example with "
+            "bfconvert."
+        )
+
+
+def _directories(pixels: ElementTree.Element, slide: str, planes: int) -> tuple[int, ...]:
+    """Directory of each plane, in channel order; a TiffData without IFD means the first directories in order."""
+    found: dict[int, int] = {}
+    for data in _elements(pixels, "TiffData"):
+        first, directory = _int(data, "FirstC"), _int(data, "IFD")
+        count = _int(data, "PlaneCount", 1 if data.get("IFD") is not None else planes)
+        channel = first // max(1, _int(pixels, "SizeC", 1) // planes)
+        found |= {channel + k: directory + k for k in range(min(count, planes))}
+    if not found:
+        return tuple(range(planes))
+    if sorted(found) != list(range(planes)):
+        raise SlideError(
+            f"{slide}: {planes} channel planes expected from its OME-XML, {len(found)} listed. Export again."
+        )
+    return tuple(found[channel] for channel in range(planes))
+
+
+def _mpp_yx(pixels: ElementTree.Element) -> tuple[float, float] | None:
+    """(y, x) micrometres per pixel, or None when a size is missing, not a number, or in no unit of length."""
+    sizes = [_length_um(pixels, f"PhysicalSize{axis}") for axis in "YX"]
+    return (sizes[0], sizes[1]) if sizes[0] is not None and sizes[1] is not None else None
+
+
+def _length_um(pixels: ElementTree.Element, name: str) -> float | None:
+    unit = _MICROMETRES.get(pixels.get(f"{name}Unit", "µm"))
+    try:
+        return float(pixels.get(name, "")) * unit if unit is not None else None
+    except ValueError:
+        return None

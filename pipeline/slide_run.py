@@ -1,0 +1,210 @@
+"""One slide's run from lock to manifest: what is there, what is asked, and what has to happen between the two.
+
+The one decision made here: a complete result is only ever given up on purpose. It is used as it is when nothing
+changed, kept and named when the network's part would change, and its manifest is removed before anything else is
+touched otherwise, so a killed run leaves a result that is either whole or plainly incomplete.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.errors import DamagedError
+from pipeline.files import disk_errors, fsync_dir, read_json, remove, sweep_partials, write_json
+from pipeline.manifest import read_manifest, write_manifest
+from pipeline.plan import NETWORK_STAGES, SlidePlan
+from pipeline.stages import run_stage
+from pipeline.store import SlideStore
+from pipeline.verify import damaged_files, prepare_repair, repaired_differs
+from pipeline.work import MapBlocks, StageReport
+
+Standing = Literal["complete", "kept", "todo"]
+
+OUTPUTS = {
+    "label": "slide.ome.zarr/labels",
+    "measure": "objects.parquet",
+    "export": "objects.geojson.gz",
+    "overlay": "overview.png",
+}
+"""What a stage leaves behind, to be removed when the plan has no such stage any more."""
+
+
+@dataclass(slots=True)
+class SlideRun:
+    """A slide being worked on under its lock. ``notices`` are for the user, ``reports`` are what this run did."""
+
+    plan: SlidePlan
+    store: SlideStore
+    notices: list[str] = field(default_factory=list)
+    reports: dict[str, StageReport] = field(default_factory=dict)
+    damaged: Mapping[str, str] = field(default_factory=dict)
+
+    def prepare(self, *, forced: bool = False) -> Standing:
+        """Compare what is on disk with the plan, and clear the way for what has to be done again."""
+        manifest = self._manifest()
+        if manifest is None:
+            self._notice_changes(self._previous_plan())
+        else:
+            standing = self._compare(manifest, forced=forced)
+            if standing != "todo":
+                return standing
+            self.store.manifest.unlink(missing_ok=True)
+            fsync_dir(self.store.root)
+        sweep_partials(self.store.root)
+        write_json(self.store.work / "plan.json", self.plan.summary())
+        return "todo"
+
+    def is_complete(self) -> bool:
+        """Whether the slide is complete under this very plan, with every file there. Only looks."""
+        try:
+            manifest = read_manifest(self.store)
+        except DamagedError:
+            return False
+        if manifest is None or manifest["plan"]["hashes"] != dict(self.plan.hashes):
+            return False
+        return not damaged_files(self.store, manifest)
+
+    def step(self, stage: str, map_blocks: MapBlocks) -> StageReport:
+        """Run one stage and note what it did. A damaged array found on the way makes the next run look again."""
+        began = time.monotonic()
+        try:
+            report = run_stage(stage, self.plan, self.store.root, map_blocks)
+        except DamagedError:
+            self.store.unstamp(self.plan.hashes)
+            raise
+        self.reports[stage] = report
+        self._record(report, time.monotonic() - began)
+        if repaired_differs(self.store, stage, self.damaged):
+            self._redo_after(stage)
+        return report
+
+    def finish(self) -> None:
+        """Remove what the plan no longer makes, then write the manifest: the slide is complete."""
+        for stage, name in OUTPUTS.items():
+            if stage not in self.plan.hashes:
+                remove(self.store.root / name)
+                self.store.unstamp([stage])
+        remove(self.store.work / "failure.json")
+        sweep_partials(self.store.root, age_s=0)
+        write_manifest(self.store, self.plan.summary(), self._stage_records())
+
+    def fail(self, stage: str, error: BaseException) -> None:
+        """Leave the cause beside the unfinished result, where the file system still allows it."""
+        try:
+            write_json(
+                self.store.work / "failure.json", {"stage": stage, "cause": str(error), "slide": str(self.plan.slide)}
+            )
+        except OSError:
+            return
+
+    # ---- what was there before ----------------------------------------------------------------------------------
+
+    def _manifest(self) -> dict[str, Any] | None:
+        try:
+            return read_manifest(self.store)
+        except DamagedError as error:
+            self.notices.append(str(error))
+            remove(self.store.manifest)
+            return None
+
+    def _compare(self, manifest: Mapping[str, Any], *, forced: bool) -> Standing:
+        before, now = manifest["plan"]["hashes"], self.plan.hashes
+        changed = [stage for stage in NETWORK_STAGES if before.get(stage) != now[stage]]
+        if changed and not forced:
+            self.notices.append(
+                f"{self.plan.key}: kept: {changed[0]} would change ({_difference(manifest['plan'], self.plan)}). "
+                f"Add --force {self.plan.key} to compute it again"
+            )
+            return "kept"
+        self.damaged = damaged_files(self.store, manifest)
+        if self.damaged:
+            self.notices.append(
+                f"{self.plan.key}: repairing {len(self.damaged)} damaged files, first {next(iter(self.damaged))}"
+            )
+            prepare_repair(self.store, self.damaged)
+            return "todo"
+        return "complete" if before == dict(now) else "todo"
+
+    def _previous_plan(self) -> Mapping[str, Any] | None:
+        path = self.store.work / "plan.json"
+        try:
+            previous = read_json(path) if path.exists() else None
+        except DamagedError:
+            return None
+        return previous if isinstance(previous, dict) else None
+
+    def _notice_changes(self, previous: Mapping[str, Any] | None) -> None:
+        if previous is None:
+            return
+        changed = [stage for stage in NETWORK_STAGES if previous["hashes"].get(stage) != self.plan.hashes[stage]]
+        if changed:
+            self.notices.append(
+                f"{self.plan.key}: changed since it was begun: {_difference(previous, self.plan)}; "
+                f"{changed[0]} starts anew"
+            )
+
+    def _redo_after(self, stage: str) -> None:
+        stages = list(self.plan.hashes)
+        later = stages[stages.index(stage) + 1 :]
+        self.notices.append(f"{self.plan.key}: {stage} was repaired to other bytes than before; redoing what follows")
+        self.store.unstamp(later)
+        arrays = {"predict": "probability", "label": "labels", "tissue": "tissue"}
+        for name in (arrays[one] for one in later if one in arrays):
+            remove(self.store.zarr / name)
+        for one in later:
+            remove(self.store.work / one)
+
+    # ---- what this run did --------------------------------------------------------------------------------------
+
+    def _record(self, report: StageReport, seconds: float) -> None:
+        line = {
+            "stage": report.stage,
+            "plan": self.plan.hashes[report.stage],
+            "blocks": report.blocks,
+            "computed": report.computed,
+            "counts": report.counts,
+            "seconds": round(seconds, 3),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        path = self.store.work / "history.jsonl"
+        with disk_errors(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, sort_keys=True) + "\n")
+
+    def _stage_records(self) -> dict[str, Any]:
+        path = self.store.work / "history.jsonl"
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+        return {
+            stage: {
+                "facts": self.store.facts(stage),
+                "runs": [line for line in lines if line["stage"] == stage and line["plan"] == plan],
+            }
+            for stage, plan in self.plan.hashes.items()
+        }
+
+
+def _difference(before: Mapping[str, Any], plan: SlidePlan) -> str:
+    """In words: which of the slide, the model, the device or the configuration is not what it was."""
+    now = plan.summary()
+    parts = []
+    if before["facts"] != now["facts"] or before["hashes"].get("ingest") != now["hashes"].get("ingest"):
+        parts.append("the slide, its resolution or the block")
+    if before["model"]["sha256"] != now["model"]["sha256"]:
+        old, new = (f"{model['name']} {model['sha256'][:8]}" for model in (before["model"], now["model"]))
+        parts.append(f"the weights, {old} -> {new}")
+    for name in ("device", "precision"):
+        if before["compute"][name] != now["compute"][name]:
+            parts.append(f"{name}, {before['compute'][name]} -> {now['compute'][name]}")
+    if before["config"].get("tissue") != now["config"].get("tissue"):
+        parts.append("the tissue settings")
+    return ", ".join(parts) or "the code of a stage"
+
+
+def slide_root(out: Path, key: str) -> Path:
+    """The slide's folder in ``out``."""
+    return out / key

@@ -1,0 +1,189 @@
+"""One stored image: from the bytes of a tile to its pixels, or to an error that says which tile and why.
+
+The one decision made here: decoding is trusted only when the stream says what the directory says. A JPEG of another
+size, a shorter deflate result or a scan libjpeg would patch up is damage, and damage is named, never drawn.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tifffile import TiffFile, TiffFileError, TiffPage
+
+from pipeline.errors import SlideError
+from pipeline.geometry import Box
+from pipeline.slide_check import (
+    ASSOCIATED,
+    COMPRESSIONS,
+    JPEG,
+    JPEG_2000,
+    JPEG_2000_YCC,
+    ImageFacts,
+    Segments,
+    check_image,
+    check_segment_size,
+    split_strips,
+)
+from pipeline.slide_ifd import Layout, RawFile
+from pipeline.slide_jpeg import Frame, codestream_problem, read_frame, read_frame_2000, scan_problem, whole_stream
+from pipeline.slide_reader import Pixels, TileError, TilePlace
+from pipeline.slide_tags import ImageTags
+
+_ADVICE = "Copy the slide again from its source; if the source is damaged too, this tile is lost."
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """One image of the file, ready to be read from any number of threads."""
+
+    file: RawFile
+    level: int
+    facts: ImageFacts
+    page: TiffPage
+    dtype: np.dtype[Any]
+
+    def fill(self, out_CYX: Pixels, box: Box) -> None:
+        """Write the pixels of ``box``, all samples, into ``out_CYX``. Raises TileError."""
+        rows, cols = self.facts.grid_yx
+        side_y, side_x = self.facts.segments.side_yx
+        for plane in range(self.facts.planes):
+            target = out_CYX[plane : plane + self.facts.samples_per_plane]
+            for row in range(box.y0 // side_y, -(-box.y1 // side_y)):
+                for col in range(box.x0 // side_x, -(-box.x1 // side_x)):
+                    self._paste(target, box, (plane * rows + row) * cols + col)
+
+    def _paste(self, target_CYX: Pixels, box: Box, index: int) -> None:
+        place = self.facts.place(self.level, index)
+        common = place.box.intersect(box)
+        assert common is not None
+        tile_YXS = self._decode(index, place)
+        inside = common.shift(-place.box.y0, -place.box.x0).slices
+        target_CYX[:, *common.shift(-box.y0, -box.x0).slices] = tile_YXS[inside].transpose(2, 0, 1)
+
+    def _decode(self, index: int, place: TilePlace) -> Pixels:
+        """One tile as (y, x, samples), at least as large as the pixels it covers."""
+        segments = self.facts.segments
+        data = self.file.read(int(segments.offsets[index]), int(segments.counts[index]), str(place))
+        if self.facts.compression == 1:
+            return self._plain(data, place)
+        if problem := self._stream_problem(data, place):
+            raise self._error(place, problem)
+        try:
+            tile = self._library_decode(data, index)
+        except (RuntimeError, ValueError) as error:
+            raise self._error(place, f"{type(error).__name__}: {error}") from error
+        height, width = place.box.shape
+        samples = self.facts.samples_per_plane
+        if tile.ndim != 3 or tile.shape[0] < height or tile.shape[1] < width or tile.shape[2] != samples:
+            raise self._error(place, f"{height} x {width} px of {samples} samples expected, {tile.shape} found")
+        if tile.dtype != self.dtype:
+            raise self._error(place, f"pixels of {self.dtype} expected, {tile.dtype} found")
+        return rgb_from_ycbcr(tile) if self.facts.compression == JPEG_2000_YCC else tile
+
+    def _library_decode(self, data: bytes, index: int) -> Pixels:
+        tables: dict[str, bytes | None] = {}
+        if self.facts.compression == JPEG:
+            tables = {"jpegtables": self.page.jpegtables, "jpegheader": self.page.jpegheader}
+        tile: Pixels = np.asarray(self.page.decode(data, index, **tables)[0])[0]
+        return tile
+
+    def _plain(self, data: bytes, place: TilePlace) -> Pixels:
+        """Uncompressed pixels; only the last strip of an image may be shorter than the others."""
+        side_y, side_x = self.facts.segments.side_yx
+        rows = side_y if self.facts.segments.tiled else place.box.shape[0]
+        stored = self.dtype.newbyteorder(self.page.parent.byteorder)
+        flat = np.frombuffer(data, stored, count=rows * side_x * self.facts.samples_per_plane)
+        return flat.reshape(rows, side_x, self.facts.samples_per_plane)
+
+    def _stream_problem(self, data: bytes, place: TilePlace) -> str | None:
+        """What is wrong with a JPEG or JPEG 2000 stream before it is decoded, or None."""
+        if self.facts.compression in JPEG_2000:
+            return self._frame_problem(read_frame_2000(data), place) or codestream_problem(data)
+        if self.facts.compression != JPEG:
+            return None
+        header = self.page.jpegheader
+        problem = self._frame_problem(read_frame(data if header is None else header), place)
+        return problem or scan_problem(whole_stream(data, self.page.jpegtables, header))
+
+    def _frame_problem(self, frame: Frame | str, place: TilePlace) -> str | None:
+        if isinstance(frame, str):
+            return frame
+        allowed = [{side, seen} for side, seen in zip(self.facts.segments.side_yx, place.box.shape, strict=True)]
+        samples = self.facts.samples_per_plane
+        if frame.height in allowed[0] and frame.width in allowed[1] and frame.components == samples:
+            return None
+        side_y, side_x = self.facts.segments.side_yx
+        return f"{Frame(side_y, side_x, samples)} expected, the stream holds {frame}"
+
+    def _error(self, place: TilePlace, problem: str) -> TileError:
+        where = int(self.facts.segments.offsets[_index(self.facts, place)])
+        coding = COMPRESSIONS[self.facts.compression]
+        return TileError(
+            f"{self.file.name}: {place} ({coding}, at byte {where}) is damaged: {problem}. {_ADVICE}", place
+        )
+
+
+def tiff_of(file: RawFile, layout: Layout) -> TiffFile:
+    """tifffile's view of an open file, on a descriptor of its own. Close it once the images are made."""
+    handle = os.fdopen(os.dup(file.fd), "rb")
+    try:
+        return TiffFile(handle, name=Path(file.name).name, _multifile=False, is_ndpi=layout.ndpi)
+    except (TiffFileError, ValueError, struct.error) as error:
+        handle.close()
+        raise SlideError(f"{file.name}: tifffile cannot read its structure ({error}). {_ADVICE}") from error
+
+
+def stored_image(tiff: TiffFile, tags: ImageTags, facts: ImageFacts, level: int) -> StoredImage:
+    """Make a checked image readable. Raises SlideError when the pieces its bytes come in are too large or wrong."""
+    tiff.filehandle.seek(tags.directory.offset)
+    page = TiffPage(tiff, tags.directory.index)
+    if page.jpegheader is not None:
+        facts = replace(facts, segments=_restart_pieces(page))
+        check_image(facts, level, tags.file.size_bytes)
+    facts = split_strips(facts)
+    check_segment_size(facts, level)
+    page.init_decode()
+    return StoredImage(tags.file, level, facts, page, np.dtype(f"u{facts.bits // 8}"))
+
+
+def _restart_pieces(page: TiffPage) -> Segments:
+    """NDPI stores a level as one JPEG; the pieces between its restart markers serve as tiles."""
+    side_yx = int(page.tilelength), int(page.tilewidth)
+    offsets, counts = (np.array(table, np.int64) for table in (page.dataoffsets, page.databytecounts))
+    return Segments(side_yx, offsets, counts, tiled=False)
+
+
+def rgb_from_ycbcr(tile_YXS: Pixels) -> Pixels:
+    """Full-range BT.601 YCbCr to RGB (JFIF 1.02), rounded, for JPEG 2000 that carries YCbCr components."""
+    y, cb, cr = (tile_YXS[..., k].astype(np.float64) for k in range(3))
+    half = (int(np.iinfo(tile_YXS.dtype).max) + 1) // 2
+    red = y + 1.402 * (cr - half)
+    green = y - 0.344136 * (cb - half) - 0.714136 * (cr - half)
+    blue = y + 1.772 * (cb - half)
+    rgb = np.clip(np.rint(np.stack([red, green, blue], axis=-1)), 0, np.iinfo(tile_YXS.dtype).max)
+    result: Pixels = rgb.astype(tile_YXS.dtype)
+    return result
+
+
+def over_white(pixels_CYX: Pixels, alpha_kind: int) -> Pixels:
+    """Colours laid over white by their alpha, the last channel; rounded half up, one channel fewer.
+
+    Unassociated alpha a: c*a + white*(1 - a). Associated alpha (colours already multiplied): c + white*(1 - a).
+    """
+    white = int(np.iinfo(pixels_CYX.dtype).max)
+    colours, alpha = pixels_CYX[:-1].astype(np.int64), pixels_CYX[-1:].astype(np.int64)
+    if alpha_kind == ASSOCIATED:
+        mixed = np.minimum(colours + white - alpha, white)
+    else:
+        mixed = (colours * alpha + white * (white - alpha) + white // 2) // white
+    result: Pixels = mixed.astype(pixels_CYX.dtype)
+    return result
+
+
+def _index(facts: ImageFacts, place: TilePlace) -> int:
+    return place.row * facts.grid_yx[1] + place.col

@@ -1,0 +1,123 @@
+"""The stages of one slide in order, each handed just what it needs of the plan.
+
+The one decision made here: a stage runs when its stamp is not of this plan, and never otherwise; what inside it is
+already done is the stage's own business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline import export, ingest, label, measure, predict, pyramid, tissue_stage
+from pipeline.display import Rgb, class_colours
+from pipeline.plan import SlidePlan
+from pipeline.work import MapBlocks, StageReport, Work
+
+
+def run_stage(stage: str, plan: SlidePlan, root: Path, map_blocks: MapBlocks) -> StageReport:
+    """Run one stage of one slide, or report that it was complete already.
+
+    Raises what the stage raises: SlideError, ModelError, StoreError, DiskError, WorkerError.
+    """
+    work = Work(root, plan.shape_yx, plan.block_px, plan.hashes[stage])
+    if work.store.stamped(stage) == work.plan:
+        return StageReport(stage, facts=work.store.facts(stage))
+    work.store.unstamp([stage])
+    return RUNNERS[stage](work, plan, map_blocks)
+
+
+def _ingest(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
+    section = ingest.IngestSection(plan.slide, plan.resolution, plan.channels, plan.dtype)
+    return ingest.ingest_slide(work, section, map_blocks)
+
+
+def _tissue(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
+    factor = tissue_stage.tissue_factor(plan.resolution.mpp)
+    wanted = plan.config.tissue
+    params = wanted and tissue_stage.TissueParams(
+        mpp_um=plan.resolution.mpp * factor,
+        min_area_um2=wanted.min_area_um2,
+        fill_holes_um2=wanted.fill_holes_um2,
+        dilate_px=-(-plan.model.shape.halo // factor),
+    )
+    return tissue_stage.tissue_slide(work, tissue_stage.TissueSection(params or None, factor), map_blocks)
+
+
+def _predict(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
+    section = predict.PredictSection(
+        weights=plan.model.path,
+        sha256=plan.model.sha256,
+        foreground=plan.model.spec.foreground,
+        device=plan.compute.device,
+        precision=plan.compute.precision,
+        tile_px=plan.compute.tile_px,
+        tissue_factor=tissue_stage.tissue_factor(plan.resolution.mpp),
+    )
+    return predict.predict_slide(work, section, map_blocks)
+
+
+def _label(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
+    asked = plan.config.objects
+    assert asked is not None, "a plan without objects has no such stage"
+    section = label.LabelSection(
+        threshold=plan.threshold,
+        mpp=plan.resolution.mpp,
+        connectivity=asked.connectivity,
+        min_area_um2=asked.min_area_um2,
+        max_area_um2=asked.max_area_um2,
+        fill_holes_um2=asked.fill_holes_um2,
+    )
+    return label.label_slide(work, section, map_blocks)
+
+
+def _measure(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
+    section = measure.MeasureSection(
+        mpp=plan.resolution.mpp,
+        level0_from_image=plan.resolution.level0_from_image_yx,
+        class_names=plan.model.spec.class_names,
+        channels=plan.channel_names,
+    )
+    return measure.measure_slide(work, section, map_blocks)
+
+
+def _pyramid(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
+    writers = {pyramid.IMAGE: "ingest", pyramid.PROBABILITY: "predict", pyramid.OBJECTS: "label"}
+    section = pyramid.PyramidSection(
+        mpp_um=plan.resolution.mpp,
+        channel_names=plan.channel_names,
+        class_names=plan.model.spec.class_names,
+        class_colours=_colours(plan),
+        arrays={path: plan.hashes[stage] for path, stage in writers.items() if stage in plan.hashes},
+    )
+    return pyramid.pyramid_slide(work, section, map_blocks)
+
+
+def _export(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
+    section = export.ExportSection(
+        objects_plan=plan.hashes["label"],
+        level0_from_image=plan.resolution.level0_from_image_yx,
+        class_names=plan.model.spec.class_names,
+        class_colours=_colours(plan),
+    )
+    return export.export_slide(work, section, map_blocks)
+
+
+def _overlay(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
+    raise NotImplementedError
+
+
+def _colours(plan: SlidePlan) -> tuple[Rgb, ...]:
+    return plan.model.spec.colours or class_colours(plan.model.spec.foreground)
+
+
+RUNNERS: dict[str, Callable[[Work, SlidePlan, MapBlocks], StageReport]] = {
+    "ingest": _ingest,
+    "tissue": _tissue,
+    "predict": _predict,
+    "label": _label,
+    "measure": _measure,
+    "pyramid": _pyramid,
+    "export": _export,
+    "overlay": _overlay,
+}

@@ -1,0 +1,338 @@
+"""One slide's folder on disk: arrays, blocks' small results, stamps. The only place where stages meet.
+
+The one decision made here: a block is done when its shard exists, so resume, retry and doing a block twice are the
+same harmless event. Hence whole shards only (asserted), shards also for empty blocks, one plan per array (checked just
+before writing), and reading that raises where zarr would invent zeros.
+
+    <slide>/slide.ome.zarr/<array>/zarr.json, c/..     attributes: {"overtile": {"plan": hash}}
+    <slide>/.work/new/<array>/..                       the next array, while the previous plan's still stands
+    <slide>/.work/<stage>/<row>.<col>.<plan8>.npz      a block's small result
+    <slide>/.work/<stage>.stamp                        the stage is complete under this plan
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numcodecs.blosc
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.abc.codec import BytesBytesCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import LocalStore
+
+from pipeline.config import CELL_PX
+from pipeline.errors import DamagedError, StoreError
+from pipeline.files import fsync_dir, fsync_tree, read_json, remove, write_bytes, write_json
+from pipeline.geometry import Box
+
+Index = tuple[int, int]
+Array = NDArray[Any]
+
+
+class DurableStore(LocalStore):
+    """A LocalStore whose files are fsynced before they are renamed into place."""
+
+    async def _set(self, key: str, value: Buffer, exclusive: bool = False) -> None:  # noqa: FBT001, FBT002  the library's signature
+        if not self._is_open:
+            await self._open()
+        self._check_writable()
+        write_bytes(self.root / key, memoryview(value.as_buffer_like()))
+
+    def set_sync(self, key: str, value: Buffer) -> None:
+        """Write one file durably."""
+        self._ensure_open_sync()
+        self._check_writable()
+        write_bytes(self.root / key, memoryview(value.as_buffer_like()))
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """An array to be written: path inside ``slide.ome.zarr``, shape ((c,) y, x), and the plan it belongs to."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    block_px: int
+    plan: str
+    codec: Literal["zstd", "lz4"] = "zstd"
+
+    @property
+    def leading(self) -> tuple[int, ...]:
+        """Lengths of the axes before (y, x)."""
+        return self.shape[:-2]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredArray:
+    """A finished array, read strictly: shape, dtype and slicing, as stages and the mirror want it.
+
+    Indexing takes slices or integers, one per axis, within the array. Raises DamagedError naming the file for a
+    missing, empty or corrupt shard: never zeros in its place.
+    """
+
+    location: Path
+    array: zarr.Array[Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """((c,) y, x)."""
+        return tuple(self.array.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Sample type."""
+        return np.dtype(self.array.dtype)
+
+    @property
+    def plan(self) -> str:
+        """Hash of the plan that wrote it."""
+        return str(self.array.attrs["overtile"]["plan"])  # type: ignore[index,call-overload]  # ours: a mapping
+
+    @property
+    def block_px(self) -> int:
+        """Side of a shard."""
+        return int((self.array.shards or self.array.chunks)[-1])
+
+    def __getitem__(self, key: Any) -> Array:
+        items = key if isinstance(key, tuple) else (key,)
+        items = items + (slice(None),) * (len(self.shape) - len(items))
+        self._require_shards(items[-2], items[-1])
+        try:
+            return np.asarray(self.array[items])
+        except (ValueError, RuntimeError, OSError) as error:
+            raise DamagedError(
+                f"{self.location}: the shards of {items[-2:]} cannot be decoded ({error}); the file was changed "
+                f"after it was written. Run 'overtile verify', then segment again"
+            ) from error
+
+    def read(self, box: Box) -> Array:
+        """The pixels of a box inside the array, all leading axes."""
+        return self[(..., *box.slices)] if len(self.shape) == 2 else self[(slice(None), *box.slices)]
+
+    def _require_shards(self, rows: slice | int, cols: slice | int) -> None:
+        height, width = self.shape[-2:]
+        for row in _touched(rows, height, self.block_px):
+            for col in _touched(cols, width, self.block_px):
+                shard = shard_path(self.location, (row, col), ndim=len(self.shape))
+                if not _has_bytes(shard):
+                    raise DamagedError(
+                        f"{shard} is missing or empty: the array is incomplete or was damaged. Run segment again"
+                    )
+
+
+def _touched(key: slice | int, length: int, block: int) -> range:
+    start, stop, step = key.indices(length) if isinstance(key, slice) else (int(key), int(key) + 1, 1)
+    assert step > 0, "only forward slices are read"
+    return range(start // block, -(-stop // block) if stop > start else start // block)
+
+
+def _has_bytes(path: Path) -> bool:
+    try:
+        return os.stat(path).st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def shard_path(location: Path, index: Index, ndim: int) -> Path:
+    """File of the shard at (row, col): ``c/0/row/col`` with a leading axis, ``c/row/col`` without."""
+    return location.joinpath("c", *("0",) * (ndim - 2), *map(str, index))
+
+
+@dataclass(frozen=True, slots=True)
+class SlideStore:
+    """The folder of one slide's output. Cheap to make, holds nothing open, travels to workers as a path."""
+
+    root: Path
+
+    @property
+    def zarr(self) -> Path:
+        """The OME-Zarr."""
+        return self.root / "slide.ome.zarr"
+
+    @property
+    def work(self) -> Path:
+        """Plans, stamps, locks and blocks' small results: removable once the slide is complete."""
+        return self.root / ".work"
+
+    @property
+    def manifest(self) -> Path:
+        """Exists only when everything else is complete."""
+        return self.root / "manifest.json"
+
+    # ---- arrays -----------------------------------------------------------------------------------------------
+
+    def create(self, spec: ArraySpec) -> None:
+        """Create the array, or find it begun under the same plan. Another plan's array stays until ``commit``."""
+        final, staged = self.zarr / spec.path, self.work / "new" / spec.path
+        if _plan_of(final) == spec.plan:
+            return
+        if _plan_of(final) is None and _plan_of(staged) != spec.plan:
+            remove(final / "c")
+            _create(final, spec)
+        elif _plan_of(staged) != spec.plan:
+            if staged.exists():
+                remove(staged)
+            _create(staged, spec)
+
+    def write_block(self, path: str, plan: str, core: Box, pixels: Array) -> None:
+        """Write one whole shard: ``pixels`` ((c,) h, w) of ``core``.
+
+        Raises StoreError when ``core`` is not exactly one shard, or when the array belongs to another plan.
+        """
+        location = self._locate(path, plan)
+        array = zarr.open_array(DurableStore(location), mode="r+").with_config({"write_empty_chunks": True})
+        block = (array.shards or array.chunks)[-1]
+        aligned = all(
+            start % block == 0 and (stop - start == block or stop == length)
+            for start, stop, length in zip((core.y0, core.x0), (core.y1, core.x1), array.shape[-2:], strict=True)
+        )
+        if not aligned or pixels.shape != (*array.shape[:-2], *core.shape) or pixels.dtype != array.dtype:
+            raise StoreError(
+                f"{location}: expected one whole shard of {block} px, {array.dtype}; found {pixels.shape} "
+                f"{pixels.dtype} for {core}. A partial write would lose its neighbours' pixels"
+            )
+        numcodecs.blosc.use_threads = False  # several threads place their blocks in the order they finish
+        array[(..., *core.slices)] = pixels
+
+    def done(self, path: str, plan: str) -> set[Index]:
+        """The (row, col) of the blocks whose shard exists with bytes in it, under this plan."""
+        location = self._locate(path, plan)
+        base = location / "c"
+        if (len(_metadata(location)["shape"])) == 3:
+            base = base / "0"
+        if not base.is_dir():
+            return set()
+        rows = [entry for entry in os.scandir(base) if entry.is_dir()]
+        return {
+            (int(row.name), int(col.name))
+            for row in rows
+            for col in os.scandir(row.path)
+            if col.name.isdigit() and col.stat().st_size > 0
+        }
+
+    def commit(self, path: str, plan: str) -> None:
+        """Make a complete array durable and put it in its place, replacing the previous plan's."""
+        location, final = self._locate(path, plan), self.zarr / path
+        fsync_tree(location)
+        if location == final:
+            return
+        old = self.work / "old" / path
+        if final.exists():
+            remove(old)
+            old.parent.mkdir(parents=True, exist_ok=True)
+            final.replace(old)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        location.replace(final)
+        fsync_dir(final.parent)
+        if old.exists():
+            remove(old)
+
+    def read(self, path: str) -> StoredArray:
+        """The committed array at ``path``. Raises DamagedError when its metadata is missing or not JSON."""
+        location = self.zarr / path
+        if _plan_of(location) is None:
+            raise DamagedError(f"{location / 'zarr.json'} is missing: there is no array {path!r} here yet. Run segment")
+        return StoredArray(location, zarr.open_array(LocalStore(location, read_only=True), mode="r"))
+
+    def _locate(self, path: str, plan: str) -> Path:
+        for location in (self.zarr / path, self.work / "new" / path):
+            if _plan_of(location) == plan:
+                return location
+        raise StoreError(
+            f"{self.zarr / path}: expected an array of plan {plan[:8]}, found "
+            f"{(_plan_of(self.zarr / path) or 'none')[:8]}. Another run changed the plan meanwhile; run segment again"
+        )
+
+    # ---- blocks' small results ---------------------------------------------------------------------------------
+
+    def save_result(self, stage: str, plan: str, index: Index, arrays: Mapping[str, Array]) -> None:
+        """Atomically keep a block's small result."""
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **arrays)
+        write_bytes(self.result_path(stage, plan, index), buffer.getbuffer())
+
+    def load_result(self, stage: str, plan: str, index: Index) -> dict[str, Array]:
+        """A block's small result. Raises DamagedError naming the file when it cannot be read."""
+        path = self.result_path(stage, plan, index)
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        except (OSError, ValueError, EOFError, KeyError) as error:
+            raise DamagedError(
+                f"{path} cannot be read ({error}). Delete {path.parent} and run segment again"
+            ) from error
+
+    def results(self, stage: str, plan: str) -> set[Index]:
+        """The (row, col) of the blocks that have a small result under this plan."""
+        names = (path.name.split(".") for path in (self.work / stage).glob(f"*.{plan[:8]}.npz"))
+        return {(int(name[0]), int(name[1])) for name in names if name[0].isdigit()}
+
+    def result_path(self, stage: str, plan: str, index: Index) -> Path:
+        """Where a block's small result lies."""
+        return self.work / stage / f"{index[0]}.{index[1]}.{plan[:8]}.npz"
+
+    def sweep_results(self, stage: str, plan: str) -> None:
+        """Remove small results of other plans."""
+        for path in (self.work / stage).glob("*"):
+            if f".{plan[:8]}." not in path.name and not path.name.endswith(".partial"):
+                path.unlink(missing_ok=True)
+
+    # ---- stamps -------------------------------------------------------------------------------------------------
+
+    def stamp(self, stage: str, plan: str, facts: Mapping[str, Any]) -> None:
+        """Declare a stage complete under ``plan``. Its files must be durable before this is called."""
+        fsync_dir(self.work / stage)
+        write_json(self.work / f"{stage}.stamp", {"plan": plan, "facts": dict(facts)})
+        fsync_dir(self.work)
+
+    def stamped(self, stage: str) -> str | None:
+        """The plan under which the stage was completed, or None."""
+        path = self.work / f"{stage}.stamp"
+        return str(read_json(path)["plan"]) if path.exists() else None
+
+    def facts(self, stage: str) -> dict[str, Any]:
+        """What the stage recorded when it was completed."""
+        return dict(read_json(self.work / f"{stage}.stamp")["facts"])
+
+    def unstamp(self, stages: Iterable[str]) -> None:
+        """Forget that these stages were complete."""
+        for stage in stages:
+            (self.work / f"{stage}.stamp").unlink(missing_ok=True)
+        fsync_dir(self.work)
+
+
+def _metadata(location: Path) -> dict[str, Any]:
+    content = read_json(location / "zarr.json")
+    if not isinstance(content, dict) or "shape" not in content:
+        raise DamagedError(f"{location / 'zarr.json'} is not the array metadata that was written: it is damaged")
+    return content
+
+
+def _plan_of(location: Path) -> str | None:
+    if not (location / "zarr.json").exists():
+        return None
+    return str(_metadata(location).get("attributes", {}).get("overtile", {}).get("plan", ""))
+
+
+def _create(location: Path, spec: ArraySpec) -> None:
+    compress: BytesBytesCodec = ZstdCodec(level=1) if spec.codec == "zstd" else BloscCodec(cname="lz4", clevel=5)
+    zarr.create_array(
+        DurableStore(location),
+        shape=spec.shape,
+        dtype=spec.dtype,
+        chunks=(*spec.leading, CELL_PX, CELL_PX),
+        shards=(*spec.leading, spec.block_px, spec.block_px),
+        compressors=(compress, Crc32cCodec()),
+        fill_value=0,
+        dimension_names=("c", "y", "x")[-len(spec.shape) :],
+        attributes={"overtile": {"plan": spec.plan}},
+        config={"write_empty_chunks": True},
+    )

@@ -1,0 +1,116 @@
+"""Verify: is a finished result still what was written? And what must be made again if it is not.
+
+The one decision made here: verifying only reads (and leaves a note in ``.work``); repairing is the business of the next
+segment run, which makes the damaged files again and demands the digests the manifest promised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DamagedError, DiskError
+from pipeline.files import fsync_dir, read_json, remove, sha256_file, write_json
+from pipeline.manifest import read_manifest, result_files
+from pipeline.store import SlideStore
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One file that is not what the manifest says, and in which way."""
+
+    path: str
+    reason: str
+
+
+def verify_slide(store: SlideStore) -> list[Damage] | None:
+    """Check every file against the manifest, contents included; None when the slide is not complete.
+
+    What is damaged is also noted in ``.work/damage.json`` for the next segment run, where the file system allows.
+    """
+    try:
+        manifest = read_manifest(store)
+    except DamagedError as error:
+        return [Damage(store.manifest.name, str(error))]
+    if manifest is None:
+        return None
+    damaged = [*check_files(store.root, manifest["files"], contents=True), *_unexpected(store, manifest["files"])]
+    _note(store, damaged)
+    return damaged
+
+
+def check_files(root: Path, files: Mapping[str, Any], *, contents: bool) -> list[Damage]:
+    """Files that are missing, of another size or (with ``contents``) of another digest."""
+    found = (
+        Damage(name, reason)
+        for name, entry in files.items()
+        if (reason := _fault(root / name, entry, contents=contents))
+    )
+    return list(found)
+
+
+def _fault(path: Path, entry: Mapping[str, Any], *, contents: bool) -> str:
+    try:
+        size = path.stat().st_size
+    except OSError:
+        return "missing"
+    if size != entry["size"]:
+        return f"expected {entry['size']} bytes, found {size}"
+    return "its bytes changed" if contents and sha256_file(path) != entry["sha256"] else ""
+
+
+def _unexpected(store: SlideStore, files: Mapping[str, Any]) -> Iterable[Damage]:
+    for path in result_files(store):
+        if (name := path.relative_to(store.root).as_posix()) not in files:
+            yield Damage(name, "not in the manifest")
+
+
+def _note(store: SlideStore, damaged: list[Damage]) -> None:
+    path = store.work / "damage.json"
+    try:
+        if damaged:
+            write_json(path, {damage.path: damage.reason for damage in damaged})
+        else:
+            path.unlink(missing_ok=True)
+    except (DiskError, PermissionError):
+        pass  # a read-only result can be verified all the same; what is damaged is also the return value
+
+
+def damaged_files(store: SlideStore, manifest: Mapping[str, Any]) -> dict[str, str]:
+    """What segment must make again, with the digest it must have: noted by verify, missing, or of another size."""
+    note = store.work / "damage.json"
+    names = set(read_json(note)) if note.exists() else set()
+    names |= {damage.path for damage in check_files(store.root, manifest["files"], contents=False)}
+    return {name: manifest["files"].get(name, {}).get("sha256", "") for name in sorted(names)}
+
+
+def prepare_repair(store: SlideStore, damaged: Mapping[str, str]) -> None:
+    """Drop manifest, affected stamps and damaged files, so that the stages make just those again."""
+    store.manifest.unlink(missing_ok=True)
+    fsync_dir(store.root)
+    store.unstamp({stage_of(name) for name in damaged})
+    for name in damaged:
+        if name != store.manifest.name:
+            remove(store.root / name)
+    (store.work / "damage.json").unlink(missing_ok=True)
+
+
+def repaired_differs(store: SlideStore, stage: str, damaged: Mapping[str, str]) -> bool:
+    """Whether a file that ``stage`` made again is not the one the manifest promised."""
+    promised = {name: sha256 for name, sha256 in damaged.items() if sha256 and stage_of(name) == stage}
+    return any(
+        not (store.root / name).exists() or sha256_file(store.root / name) != sha256
+        for name, sha256 in promised.items()
+    )
+
+
+def stage_of(name: str) -> str:
+    """The stage that writes the file at this path below the slide's folder."""
+    whole_files = {"objects.parquet": "measure", "objects.geojson.gz": "export", "overview.png": "overlay"}
+    if name in whole_files:
+        return whole_files[name]
+    inside = name.removeprefix("slide.ome.zarr/")
+    writers = {"0/": "ingest", "tissue/": "tissue", "probability/0/": "predict", "labels/objects/0/": "label"}
+    return next((stage for prefix, stage in writers.items() if inside.startswith(prefix)), "pyramid")

@@ -1,0 +1,145 @@
+"""Who maps the blocks: dask workers on this machine. The only room that knows dask.
+
+The one decision made here: a task is one block, a worker is one process with one computing thread, and at most two
+blocks a worker are in flight, so neither the scheduler nor the client grows with the slide. A block that fails is
+remembered while the others go on; a block that kills its worker is tried again alone, so that innocents queued behind
+it are not blamed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import dask
+from distributed import Client, Future, KilledWorker, LocalCluster, as_completed
+
+from pipeline.errors import DiskError, OvertileError, WorkerError
+from pipeline.store import Index
+from pipeline.work import Counts, attempt
+
+
+@dataclass(slots=True)
+class Failures:
+    """The blocks that failed, to be raised when the others are done."""
+
+    causes: dict[Index, BaseException] = field(default_factory=dict)
+
+    def raise_first(self) -> None:
+        """Raise the first failure in block order, saying how many there are; return when there is none."""
+        if not self.causes:
+            return
+        index, cause = min(self.causes.items())
+        more = f" ({len(self.causes) - 1} more blocks failed)" if len(self.causes) > 1 else ""
+        if isinstance(cause, OvertileError) and not more:
+            raise cause
+        if isinstance(cause, OvertileError):
+            raise type(cause)(f"{cause}{more}") from cause
+        raise WorkerError(f"block (row {index[0]}, col {index[1]}): {type(cause).__name__}: {cause}{more}") from cause
+
+
+@dataclass(frozen=True, slots=True)
+class DaskMap:
+    """Map blocks on a dask cluster through ``client``, bounded in flight."""
+
+    client: Client
+
+    def __call__(self, function: Callable[[Index], Counts], indices: Iterable[Index]) -> Iterator[Counts]:
+        """Answers as blocks finish. Raises the first failure after the others are done."""
+        failures = Failures()
+        suspects: list[Index] = []
+        for index, result in self._bounded(function, iter(indices)):
+            if isinstance(result, KilledWorker):
+                suspects.append(index)
+            elif isinstance(result, BaseException):
+                failures.causes[index] = result
+            else:
+                yield result
+        for suspect in suspects:
+            for index, result in self._bounded(function, iter([suspect])):
+                if isinstance(result, BaseException):
+                    failures.causes[index] = _explain(result)
+                else:
+                    yield result
+        failures.raise_first()
+
+    def _bounded(
+        self, function: Callable[[Index], Counts], indices: Iterator[Index]
+    ) -> Iterator[tuple[Index, Counts | BaseException]]:
+        flight = as_completed()
+        names: dict[Any, Index] = {}
+        disk_failed = False
+
+        def submit_next() -> None:
+            index = None if disk_failed else next(indices, None)
+            if index is not None:
+                future = self.client.submit(attempt, function, index, pure=False)
+                names[future.key] = index
+                flight.add(future)
+
+        for _ in range(2 * max(1, len(self.client.scheduler_info(n_workers=-1)["workers"]))):
+            submit_next()
+        for future in flight:
+            result = _result(future)
+            disk_failed = disk_failed or isinstance(result, DiskError)
+            yield names.pop(future.key), result
+            future.release()
+            submit_next()
+
+
+def _result(future: Future[Counts]) -> Counts | BaseException:
+    if future.status == "cancelled":
+        return WorkerError("the dask scheduler went away while the block ran. Run the same command again")
+    error: BaseException | None = future.exception()
+    if error is not None:
+        return error
+    counts: Counts = future.result()
+    return counts
+
+
+def _explain(error: BaseException) -> BaseException:
+    if not isinstance(error, KilledWorker):
+        return error
+    return WorkerError(
+        "its worker process died every time, also alone: out of memory (use a smaller tiles.block or fewer "
+        "cluster.workers) or a decoder that aborts on this slide"
+    )
+
+
+@contextmanager
+def local_cluster(workers: int, threads: int = 1) -> Iterator[DaskMap]:
+    """A cluster of worker processes on this machine, all sockets on 127.0.0.1, gone when the block ends.
+
+    ``threads`` above 1 is for CUDA, where one thread computes while others read and write.
+    """
+    settings: dict[str, Any] = {
+        "distributed.worker.memory.target": False,  # nothing is kept on workers: no spilling, no pausing
+        "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.pause": False,
+        "distributed.worker.memory.terminate": False,
+        "distributed.scheduler.allowed-failures": 1,
+        "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": "1",
+    }
+    with (
+        TemporaryDirectory(prefix="overtile-") as scratch,
+        dask.config.set({**settings, "temporary-directory": scratch}),
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=threads,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address=None,
+            silence_logs=50,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield DaskMap(client)
+
+
+def resolve_workers(workers: int | str) -> int:
+    """``auto`` is one worker per core this process may use."""
+    return len(os.sched_getaffinity(0)) if workers == "auto" else int(workers)

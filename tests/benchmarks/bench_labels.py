@@ -1,0 +1,131 @@
+"""How fast label and measure are, in megapixels per CPU second, beside scikit-image in memory and dask-image.
+
+Ours reads and writes zarr, block by block; scikit-image has everything in memory and writes nothing. Rounds are
+interleaved and medians reported. dask-image needs over a minute and 3 GB for the whole slide, so it gets one round on
+a crop of 4096 x 4096 px, labels only.
+
+    python tests/benchmarks/bench_labels.py
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import dask.array
+import numpy as np
+from dask_image.ndmeasure import label as dask_label
+from numpy.typing import NDArray
+from skimage.measure import label, regionprops_table
+
+from pipeline.label import LabelSection, label_slide
+from pipeline.measure import MeasureSection, measure_slide
+from pipeline.store import ArraySpec
+from pipeline.work import Work, serial
+
+SIDE_PX, GRID, BLOCK_PX, CROP_PX = 10_000, 300, 2048, 4096
+ROUNDS = 5
+MPP = 0.25
+PROPERTIES = (
+    "label",
+    "area",
+    "centroid",
+    "bbox",
+    "axis_major_length",
+    "axis_minor_length",
+    "orientation",
+    "eccentricity",
+    "intensity_mean",
+)
+Array = NDArray[Any]
+
+
+def make_slide() -> tuple[Array, Array]:
+    """90,000 soft-edged discs on a noisy ground: probability (1, y, x) and image (3, y, x), both uint8."""
+    rng = np.random.default_rng(7)
+    probability = rng.integers(0, 3, (SIDE_PX, SIDE_PX), dtype=np.uint8)
+    pitch = SIDE_PX / GRID
+    offset_y, offset_x = np.mgrid[-13:14, -13:14]
+    for row, col in np.ndindex(GRID, GRID):
+        y, x = ((np.array((row, col)) + 0.5) * pitch + rng.uniform(-2.5, 2.5, 2)).astype(int)
+        disc = np.clip((rng.uniform(8, 12) - np.hypot(offset_y, offset_x)) * 60 + 128, 0, 255).astype(np.uint8)
+        window = probability[y - 13 : y + 14, x - 13 : x + 14]
+        np.maximum(window, disc, out=window)
+    image = 230 - probability // 2 + rng.integers(0, 20, (3, SIDE_PX, SIDE_PX), dtype=np.uint8)
+    return probability[None], image
+
+
+def put(work: Work, path: str, pixels: Array) -> None:
+    """Store an array as an earlier stage would have."""
+    codec: Literal["lz4", "zstd"] = "lz4" if path == "0" else "zstd"
+    work.store.create(ArraySpec(path, pixels.shape, str(pixels.dtype), BLOCK_PX, work.plan, codec))
+    for tile in work.grid:
+        work.store.write_block(path, work.plan, tile.core, np.ascontiguousarray(pixels[:, *tile.core.slices]))
+    work.store.commit(path, work.plan)
+
+
+def ours(root: Path, number: int) -> int:
+    """Both stages under a fresh plan; returns the number of objects."""
+    label_work, measure_work = (Work(root, (SIDE_PX, SIDE_PX), BLOCK_PX, f"{number:08d}{stage}") for stage in "lm")
+    report = label_slide(label_work, LabelSection(threshold=0.5, mpp=MPP), serial)
+    measure_slide(measure_work, MeasureSection(MPP, (1.0, 1.0), ("nucleus",), ("red", "green", "blue")), serial)
+    return int(report.facts["objects"])
+
+
+def in_memory(probability: Array, image: Array) -> int:
+    """The same columns by scikit-image."""
+    labels = label(probability[0] >= 128)
+    grey = np.moveaxis(np.concatenate((probability, image)), 0, -1)
+    return len(regionprops_table(labels, grey, properties=PROPERTIES)["label"])
+
+
+def by_dask_image(probability: Array) -> int:
+    """Labels of a crop by dask-image, one thread."""
+    mask = dask.array.from_array(probability[0, :CROP_PX, :CROP_PX] >= 128, chunks=BLOCK_PX)
+    labels, count = dask_label(mask, structure=np.ones((3, 3)))
+    with dask.config.set(scheduler="synchronous"):
+        return int(dask.compute(labels, count)[1])
+
+
+def cpu_seconds(function: Callable[[], int]) -> tuple[float, int]:
+    """CPU seconds of this process, all threads, and the answer."""
+    start = time.process_time()
+    answer = function()
+    return time.process_time() - start, answer
+
+
+def measure_labels(rounds: int = ROUNDS) -> dict[str, float]:
+    """Medians over interleaved rounds, in MPx per CPU second, and ratios of ours to the others."""
+    probability, image = make_slide()
+    seconds: dict[str, list[float]] = {"ours": [], "skimage": []}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        put(Work(root, (SIDE_PX, SIDE_PX), BLOCK_PX, "p"), "probability/0", probability)
+        put(Work(root, (SIDE_PX, SIDE_PX), BLOCK_PX, "i"), "0", image)
+        for number in range(rounds):
+            spent, objects = cpu_seconds(lambda number=number: ours(root, number))  # type: ignore[misc]  # a lambda
+            seconds["ours"].append(spent)
+            spent, expected = cpu_seconds(lambda: in_memory(probability, image))
+            seconds["skimage"].append(spent)
+            assert objects == expected, f"expected {expected} objects, found {objects}"
+    dask_seconds, _ = cpu_seconds(lambda: by_dask_image(probability))
+    rate = {name: SIDE_PX**2 / 1e6 / statistics.median(spent) for name, spent in seconds.items()}
+    rate["dask_image"] = CROP_PX**2 / 1e6 / dask_seconds
+    return {
+        "objects": float(objects),
+        "rounds": float(rounds),
+        "ours_mpx_per_cpu_s": rate["ours"],
+        "skimage_mpx_per_cpu_s": rate["skimage"],
+        "dask_image_label_only_crop_mpx_per_cpu_s": rate["dask_image"],
+        "ours_over_skimage": rate["ours"] / rate["skimage"],
+        "ours_over_dask_image": rate["ours"] / rate["dask_image"],
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure_labels(), indent=1))

@@ -1,0 +1,22 @@
+"""What can be wrong with a network, its sizes or its file.
+
+One small tree: whoever segments slides wraps these in its own errors; each is also the builtin it stands for.
+"""
+
+from __future__ import annotations
+
+
+class NetworkError(Exception):
+    """Anything this package refuses."""
+
+
+class SizeError(NetworkError, ValueError):
+    """A size no network of this shape can take."""
+
+
+class CheckpointError(NetworkError, ValueError):
+    """A weights file that is not what it should be."""
+
+
+class UnknownModelError(NetworkError, LookupError):
+    """A model name that is neither built in nor a file."""

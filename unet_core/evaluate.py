@@ -1,0 +1,109 @@
+"""Score a weights file on annotated images it was not trained on, in the way it will be used.
+
+Decision: an image is judged by what a user would get from it: mirrored at its edges, one whole pass in single
+precision, probabilities rounded to bytes, the model's own threshold, 8-connected components. Nothing is cleaned up
+afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from skimage.measure import label
+
+from unet_core.checkpoint import load
+from unet_core.header import resolve
+from unet_core.metrics import Counts, object_counts, pixel_counts
+from unet_core.mirror import read_mirrored
+from unet_core.model import UNet, foreground_probability
+from unet_core.samples import Annotated, Square, read_annotated
+from unet_core.shapes import ValidShape
+from unet_core.spec import UNetSpec
+
+
+def normalised(spec: UNetSpec, image_CYX: NDArray[np.unsignedinteger]) -> torch.Tensor:
+    """Return the network's input (1, c, y, x) for stored pixels: (image / dtype max - mean) / std, fp32."""
+    x = torch.from_numpy(np.ascontiguousarray(image_CYX)).float() / float(np.iinfo(image_CYX.dtype).max)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (spec.mean, spec.std))
+    return ((x - mean) / std)[None]
+
+
+def whole_pass(model: UNet, image_CYX: NDArray[np.unsignedinteger]) -> NDArray[np.uint8]:
+    """Return the foreground probabilities of a small image, (k, y, x), as rounded bytes, by one forward pass."""
+    height, width = image_CYX.shape[-2:]
+    shape = ValidShape.of(model.spec)
+    box = Square(-shape.halo, -shape.halo, shape.read_px(height) - shape.halo, shape.read_px(width) - shape.halo)
+    with torch.inference_mode():
+        logits = model(normalised(model.spec, read_mirrored(image_CYX, box)))
+    start = shape.crop_px
+    probability = foreground_probability(model.spec, logits[..., start : start + height, start : start + width])
+    return (probability[0] * 255).round().to(torch.uint8).numpy()
+
+
+def components(mask_YX: NDArray[np.bool_]) -> NDArray[np.integer]:
+    """Number the 8-connected components of a mask from 1."""
+    numbered: NDArray[np.integer] = label(mask_YX, connectivity=2)
+    return numbered
+
+
+def score(
+    probabilities: Iterable[NDArray[np.uint8]], cases: Iterable[Annotated], threshold: float
+) -> tuple[Counts, Counts]:
+    """Return the pixels' and the objects' counts, summed over images, at one threshold (one foreground class)."""
+    pixels, objects = Counts(), Counts()
+    for probability_KYX, case in zip(probabilities, cases, strict=True):
+        found_YX = probability_KYX[0] >= math.ceil(255 * threshold)
+        pixels += pixel_counts(found_YX, case.labels_YX > 0)
+        objects += object_counts(components(found_YX), case.labels_YX)
+    return pixels, objects
+
+
+def best_threshold(probabilities: Sequence[NDArray[np.uint8]], cases: Sequence[Annotated]) -> float:
+    """Return the threshold, in steps of 0.05, with the best F1 of objects and Dice of pixels together."""
+
+    def quality(threshold: float) -> float:
+        return sum(counts.f1 for counts in score(probabilities, cases, threshold))
+
+    return max((round(0.05 * step, 2) for step in range(4, 17)), key=quality)
+
+
+def in_folds(groups: Path, kind: str, folds: Sequence[int] | None = None, but: Sequence[int] = ()) -> list[str]:
+    """Return the image names of one kind in `folds` (None: all) without the folds in `but`, from a CSV of groups."""
+    with groups.open(newline="") as file:
+        rows = [(row["image"], int(row["fold"])) for row in csv.DictReader(file) if row["kind"] == kind]
+    return sorted(name for name, fold in rows if (folds is None or fold in folds) and fold not in but)
+
+
+def main() -> None:
+    """Print Dice and F1 of a model on the folds held back."""
+    parser = argparse.ArgumentParser(prog="python -m unet_core.evaluate", description=__doc__)
+    parser.add_argument("--model", default="nuclei", help="built-in name or .safetensors file")
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--labels", type=Path, required=True)
+    parser.add_argument("--groups", type=Path, required=True, help="CSV with columns kind, image, fold")
+    parser.add_argument("--kind", default="he")
+    parser.add_argument("--folds", type=int, nargs="+", default=[0])
+    parser.add_argument("--thresholds", type=float, nargs="+", help="default: the model's own")
+    arguments = parser.parse_args()
+    model = load(resolve(arguments.model))
+    if model.spec.foreground != 1:
+        parser.error(f"{arguments.model}: expected one class of objects, found {list(model.spec.class_names)}")
+    names = in_folds(arguments.groups, arguments.kind, arguments.folds)
+    cases = [read_annotated(arguments.images, arguments.labels, name) for name in names]
+    probabilities = [whole_pass(model, case.image_CYX) for case in cases]
+    for threshold in arguments.thresholds or [model.spec.threshold or 0.5]:
+        pixels, objects = score(probabilities, cases, threshold)
+        line = f"{len(cases)} images, threshold {threshold}: Dice {pixels.f1:.4f}, F1 at IoU 0.5 {objects.f1:.4f}"
+        sys.stdout.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""What lies beyond an image's border: its mirror image, for ever. The only place that knows.
+
+Decision: indices are mirrored, pixels are not padded. One contiguous read of the pixels a box really needs, then a
+lookup along each axis that leaves the image; the padded image never exists.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class ArrayLike(Protocol):
+    """Anything with a shape that slices to something numpy understands; the last two axes are (y, x)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Pixels along each axis."""
+
+    def __getitem__(self, key: tuple[slice, ...], /) -> Any: ...
+
+
+class BoxLike(Protocol):
+    """A half-open rectangle of pixels; it may lie anywhere, far outside the image too."""
+
+    @property
+    def y0(self) -> int:
+        """First row."""
+
+    @property
+    def x0(self) -> int:
+        """First column."""
+
+    @property
+    def y1(self) -> int:
+        """Last row + 1."""
+
+    @property
+    def x1(self) -> int:
+        """Last column + 1."""
+
+
+def mirrored_indices(start: int, stop: int, length: int) -> NDArray[np.intp]:
+    """Return where pixels start..stop-1 of the endlessly mirrored axis lie in an axis of `length` pixels.
+
+    numpy's "reflect": the edge pixel is not repeated, so the pattern has period 2 * (length - 1).
+    """
+    indices = np.arange(start, stop, dtype=np.intp)
+    if length == 1:
+        return np.zeros_like(indices)
+    period = 2 * (length - 1)
+    indices %= period
+    return np.minimum(indices, period - indices)
+
+
+def read_mirrored(array: ArrayLike, box: BoxLike) -> NDArray[Any]:
+    """Return the pixels of `box`, shape (..., y1 - y0, x1 - x0), as if the image were mirrored for ever.
+
+    Equal to a slice of np.pad(array, mode="reflect"). `array` is sliced once, never more than the box is wide and high.
+    Raises ValueError for an image without pixels or a box turned inside out.
+    """
+    height, width = array.shape[-2:]
+    if height < 1 or width < 1:
+        raise ValueError(f"image of {height} x {width} px: expected at least 1 x 1 to mirror")
+    if box.y1 < box.y0 or box.x1 < box.x0:
+        raise ValueError(f"box y {box.y0}..{box.y1}, x {box.x0}..{box.x1}: expected stop not before start")
+    y = mirrored_indices(box.y0, box.y1, height)
+    x = mirrored_indices(box.x0, box.x1, width)
+    leading = (slice(None),) * (len(array.shape) - 2)
+    pixels: NDArray[Any] = np.asarray(array[(*leading, _span(y), _span(x))])
+    if box.y0 < 0 or box.y1 > height:
+        pixels = np.take(pixels, y - y.min(initial=height), axis=-2)
+    if box.x0 < 0 or box.x1 > width:
+        pixels = np.take(pixels, x - x.min(initial=width), axis=-1)
+    return pixels
+
+
+def _span(indices: NDArray[np.intp]) -> slice:
+    """Return the smallest slice that holds every index."""
+    return slice(int(indices.min()), int(indices.max()) + 1) if indices.size else slice(0, 0)

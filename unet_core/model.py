@@ -1,0 +1,121 @@
+"""The U-Net of Ronneberger, Fischer and Brox (2015, arXiv:1505.04597), whole, in one file.
+
+Decision: one class builds every variant of UNetSpec and its forward pass reads like the paper's figure; the sizes at
+the line ends are that figure's, for the preset "paper" and a 572 px tile. What sizes others take is in shapes.py.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from unet_core.shapes import ValidShape
+from unet_core.spec import UNetSpec
+
+
+class UNet(nn.Module):
+    """Logits for every pixel of (n, in_channels, h, w): (n, out_channels, h', w'), with h' from ValidShape.
+
+    He initialisation as in the paper. In eval mode a pixel's answer depends on nothing outside its receptive field.
+    """
+
+    def __init__(self, spec: UNetSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.shape = ValidShape.of(spec)
+        channels = spec.channels  # 64, 128, 256, 512, 1024
+        levels = range(spec.depth)
+        self.down = nn.ModuleList(
+            double_convolution(spec, channels[i - 1] if i else spec.in_channels, channels[i]) for i in levels
+        )
+        self.pool = nn.MaxPool2d(2)
+        self.bottom = double_convolution(spec, channels[-2], channels[-1])
+        self.dropout = nn.Dropout(spec.dropout)
+        self.up = nn.ModuleList(upsampling(spec, channels[i + 1], channels[i]) for i in reversed(levels))
+        joined = 2 if spec.skip == "concat" else 1
+        self.join = nn.ModuleList(double_convolution(spec, joined * channels[i], channels[i]) for i in reversed(levels))
+        self.head = nn.Conv2d(channels[0], spec.out_channels, 1)
+        self.apply(initialise_he)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Return the logits. Raises SizeError for a size that is not legal, which torch would silently round down."""
+        for side_px in x_NCHW.shape[2:]:
+            self.shape.output_px(side_px)
+        skipped: list[Tensor] = []
+        x = x_NCHW  #                                      1 x 572
+        for convolve in self.down:
+            x = convolve(x)  #                            64 x 568, 128 x 280, 256 x 136, 512 x 64
+            skipped.append(x)
+            x = self.pool(x)  #                           64 x 284, 128 x 140, 256 x  68, 512 x 32
+        x = self.dropout(self.bottom(x))  #             1024 x  28
+        for upsample, convolve in zip(self.up, self.join, strict=True):
+            x = upsample(x)  #                           512 x  56, 256 x 104, 128 x 200,  64 x 392
+            x = merge(self.spec, skipped.pop(), x)  #   1024 x  56, 512 x 104, 256 x 200, 128 x 392
+            x = convolve(x)  #                           512 x  52, 256 x 100, 128 x 196,  64 x 388
+        logits: Tensor = self.head(x)  #                   2 x 388
+        return logits
+
+
+def double_convolution(spec: UNetSpec, into: int, out: int) -> nn.Sequential:
+    """Two 3x3 convolutions, each with (batch normalisation and) ReLU: (n, into, h, w) -> (n, out, h - 4, w - 4)."""
+    padding = 1 if spec.padding == "same" else 0
+    layers: list[nn.Module] = []
+    for source in (into, out):
+        layers.append(nn.Conv2d(source, out, 3, padding=padding, bias=spec.norm == "none"))
+        if spec.norm == "batch":
+            layers.append(nn.BatchNorm2d(out))
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
+
+
+def upsampling(spec: UNetSpec, into: int, out: int) -> nn.Module:
+    """Double the resolution and bring the channels down: (n, into, h, w) -> (n, out, 2h, 2w).
+
+    Interpolating variants narrow the channels first by a 1x1 convolution, which commutes with interpolation and is
+    cheaper there. Valid bilinear cuts the outermost pixels (2h - 2), which would need a neighbour beyond the tile.
+    """
+    if spec.up == "transposed":
+        return nn.ConvTranspose2d(into, out, 2, stride=2)
+    narrow = nn.Conv2d(into, out, 1)
+    if spec.up == "nearest":
+        return nn.Sequential(narrow, nn.Upsample(scale_factor=2, mode="nearest"))
+    enlarge = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+    cut = (nn.ZeroPad2d(-1),) if spec.padding == "valid" else ()
+    return nn.Sequential(narrow, enlarge, *cut)
+
+
+def merge(spec: UNetSpec, skipped: Tensor, x: Tensor) -> Tensor:
+    """Join the contracting path's features, cropped about their centre, to the expanding path's: copy and crop."""
+    if spec.skip == "none":
+        return x
+    top, left = ((skipped.shape[axis] - x.shape[axis]) // 2 for axis in (2, 3))
+    cropped = skipped[:, :, top : top + x.shape[2], left : left + x.shape[3]]
+    return torch.cat([cropped, x], dim=1) if spec.skip == "concat" else cropped + x
+
+
+def initialise_he(module: nn.Module) -> None:
+    """Draw weights from a Gaussian of deviation sqrt(2 / N), N the incoming nodes of one neuron; biases 0 (section 3).
+
+    A 2x2 up-convolution of stride 2 gives every output pixel one input pixel: its N is the number of input channels,
+    not what torch's fan-in counts.
+    """
+    if isinstance(module, nn.Conv2d):
+        incoming = module.in_channels * math.prod(module.kernel_size)
+    elif isinstance(module, nn.ConvTranspose2d):
+        incoming = module.in_channels
+    else:
+        return
+    nn.init.normal_(module.weight, std=math.sqrt(2 / incoming))
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def foreground_probability(spec: UNetSpec, logits_NCHW: Tensor) -> Tensor:
+    """Return the foreground probabilities (n, k, h, w) in fp32, whatever precision the logits come in."""
+    logits = logits_NCHW.float()
+    if spec.head == "sigmoid":
+        return functional.sigmoid(logits)
+    return functional.softmax(logits, dim=1)[:, 1:]

@@ -1,0 +1,113 @@
+"""What a network is, as data: enough to build it, to feed it and to name what comes out.
+
+Decision: everything a prediction depends on besides the weights (normalisation, resolution, class names, threshold)
+lives in this one frozen model and travels in the header of the weights file: no setting outside can contradict it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Colour = tuple[
+    Annotated[int, Field(ge=0, le=255)],
+    Annotated[int, Field(ge=0, le=255)],
+    Annotated[int, Field(ge=0, le=255)],
+]
+
+
+def _half_each(data: dict[str, Any]) -> tuple[float, ...]:
+    channels: int = data["in_channels"]
+    return (0.5,) * channels
+
+
+def _quarter_each(data: dict[str, Any]) -> tuple[float, ...]:
+    channels: int = data["in_channels"]
+    return (0.25,) * channels
+
+
+def _numbered(data: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(f"class {i}" for i in range(1, data["classes"]))
+
+
+class UNetSpec(BaseModel):
+    """A U-Net (Ronneberger, Fischer, Brox 2015) and how to feed it: x = (image / dtype max - mean) / std.
+
+    `classes` counts the background: 1 + k. Class 0 is background; a softmax head has a channel for it, a sigmoid head
+    has not. Channels at level i: width * growth**i.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    depth: Annotated[int, Field(ge=1, le=6)] = 4
+    width: Annotated[int, Field(ge=1, le=4096)] = 64
+    growth: Annotated[int, Field(ge=1, le=8)] = 2
+    in_channels: Annotated[int, Field(ge=1, le=4096)] = 3
+    classes: Annotated[int, Field(ge=2, le=256)] = 2
+    padding: Literal["valid", "same"] = "valid"
+    norm: Literal["none", "batch"] = "none"
+    up: Literal["transposed", "nearest", "bilinear"] = "transposed"
+    skip: Literal["concat", "add", "none"] = "concat"
+    head: Literal["softmax", "sigmoid"] = "softmax"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    mpp: Annotated[float, Field(gt=0)] | None = None
+    mean: tuple[float, ...] = Field(default_factory=_half_each)
+    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(default_factory=_quarter_each)
+    class_names: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default_factory=_numbered)
+    colours: tuple[Colour, ...] | None = None
+    threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> Self:
+        """Refuse lists that do not have one entry per channel or per foreground class."""
+        expected = {"mean": self.in_channels, "std": self.in_channels, "class_names": self.foreground}
+        if self.colours is not None:
+            expected["colours"] = self.foreground
+        for name, length in expected.items():
+            found = len(getattr(self, name))
+            if found != length:
+                source = "in_channels" if length == self.in_channels and name in ("mean", "std") else "classes - 1"
+                raise ValueError(f"{name}: expected {length} entries ({source}), found {found}")
+        if len(set(self.class_names)) != self.foreground:
+            raise ValueError(f"class_names: expected distinct names, found {list(self.class_names)}")
+        return self
+
+    @property
+    def foreground(self) -> int:
+        """k, the number of classes that are not background."""
+        return self.classes - 1
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the logits: 1 + k under softmax, k under sigmoid."""
+        return self.classes if self.head == "softmax" else self.foreground
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Feature channels of level 0 (full resolution) to level `depth` (the bottom)."""
+        return tuple(self.width * self.growth**level for level in range(self.depth + 1))
+
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"width": 64, "in_channels": 1, "dropout": 0.5},
+    "padded": {"width": 64, "in_channels": 1, "dropout": 0.5, "padding": "same"},
+    "small": {"width": 32},
+    "tiny": {"width": 16},
+    "lesson": {"width": 16, "depth": 3, "padding": "same"},
+}
+
+
+def preset(name: str, **changes: Any) -> UNetSpec:
+    """Return a network of known size; `changes` replace single fields.
+
+    paper   572 -> 388, channels 64..1024, 31,030,658 parameters: figure 1 of the paper
+    padded  the same with zero padding, 256 -> 256
+    small   32..512      tiny  16..256      both valid, RGB
+    lesson  16..128, three levels, padded: small enough to read along
+
+    Raises ValueError for an unknown name, naming the known ones, and pydantic's ValidationError for a wrong field.
+    """
+    if name not in _PRESETS:
+        raise ValueError(f"no preset {name!r}: expected one of {', '.join(_PRESETS)}")
+    return UNetSpec(**{**_PRESETS[name], **changes})
