@@ -257,8 +257,9 @@ def unite(joined: Joined) -> Union:
 
 def linked(joined: Joined) -> Array:
     """Which contacts are between two pieces of one class."""
-    first, second = joined.contacts
-    return np.asarray((first >= 0) & (second >= 0) & (joined.group[first] == joined.group[second]))
+    pieces = (joined.contacts >= 0).all(axis=0)
+    first, second = joined.group[np.where(pieces, joined.contacts, 0)]
+    return np.asarray(pieces & (first == second))
 
 
 @dataclass(frozen=True, slots=True)

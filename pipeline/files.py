@@ -79,7 +79,7 @@ def read_json(path: Path) -> Any:
     """The JSON of ``path``. Raises DamagedError naming the file when it is empty, cut or not JSON."""
     try:
         return json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedError(
             f"{path} is not the JSON that was written ({error}): it is damaged. Delete it and rerun"
         ) from error
@@ -118,10 +118,17 @@ def remove(path: Path) -> None:
 
 def sweep_partials(folder: Path, age_s: float = PARTIAL_AGE_S) -> int:
     """Remove temporary files older than ``age_s`` that a killed writer left behind; returns how many."""
-    old = [path for path in folder.rglob(f".*{PARTIAL}") if time.time() - path.stat().st_mtime > age_s]
-    for path in old:
-        path.unlink(missing_ok=True)
-    return len(old)
+    return sum(_unlink_older(path, age_s) for path in list(folder.rglob(f".*{PARTIAL}")))
+
+
+def _unlink_older(path: Path, age_s: float) -> bool:
+    try:
+        old = time.time() - path.stat().st_mtime > age_s
+        if old:
+            path.unlink()
+    except FileNotFoundError:  # its writer has just renamed it
+        return False
+    return old
 
 
 def sha256_file(path: Path) -> str:

@@ -1,8 +1,8 @@
 """One live run per slide folder.
 
-The one decision made here: nobody is ever asked to delete a lock. An ``fcntl`` lock held open dies with its process;
-a heartbeat (the file's own modification time) tells a live owner on another host from a dead one, measured by the file
-server's clock.
+The one decision made here: nobody is ever asked to delete a lock. A ``flock`` held open dies with its process (a POSIX
+record lock would also die when anything in the process closes another descriptor of the file); a heartbeat (the file's
+own modification time) tells a live owner on another host from a dead one, measured by the file server's clock.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import socket
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,6 +25,7 @@ from pipeline.files import disk_errors
 
 BEAT_S = 60.0
 STALE_S = 600.0
+WORDS = (("process", "pid"), ("on", "host"), ("since", "since"))
 
 
 @contextmanager
@@ -40,7 +42,7 @@ def slide_lock(work: Path) -> Iterator[None]:
     with file:
         _acquire(file, path)
         stop = threading.Event()
-        beat = threading.Thread(target=_beat, args=(path, stop), daemon=True)
+        beat = threading.Thread(target=_beat, args=(path, stop), name="beat", daemon=True)
         beat.start()
         try:
             yield
@@ -52,8 +54,8 @@ def slide_lock(work: Path) -> Iterator[None]:
 
 def _acquire(file: BinaryIO, path: Path) -> None:
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
         raise LockedError(_describe(path)) from error
     owner = _owner(path)
     if owner and owner["host"] != socket.gethostname() and _age_s(path) < STALE_S:
@@ -70,6 +72,7 @@ def _myself() -> dict[str, str | int]:
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "boot": boot.read_text().strip() if boot.exists() else platform.node(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
@@ -83,7 +86,7 @@ def _owner(path: Path) -> dict[str, str]:
 
 def _describe(path: Path) -> str:
     owner = _owner(path)
-    who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')}" if owner else "another process"
+    who = " ".join(f"{word} {owner.get(key, '?')}" for word, key in WORDS) if owner else "another process"
     seen = f"last sign of life {_age_s(path):.0f} s ago"
     return f"{path.parent.parent} is being worked on by {who}, {seen}. Wait for it, or stop it"
 
@@ -100,4 +103,5 @@ def _age_s(path: Path) -> float:
 
 def _beat(path: Path, stop: threading.Event) -> None:
     while not stop.wait(BEAT_S):
-        os.utime(path)
+        with suppress(OSError):  # a file server that stumbles once: the next beat counts
+            os.utime(path)

@@ -19,19 +19,31 @@ from PIL import Image
 from scipy import ndimage
 
 from pipeline.display import Rgb, Window, compose, windows
-from pipeline.fields import FIELD_PX, View, choose_fields
+from pipeline.fields import FIELD_PX, View, choose_fields, field_side
 from pipeline.files import fsync_dir, write_atomic
 from pipeline.geometry import Box
 from pipeline.object_table import TABLE, read_objects
-from pipeline.page import Page
-from pipeline.picture import Palette, Tint, badge, frame, nice_length, outline_mask, outline_objects, scale_bar
+from pipeline.page import Caption, Legend, Note, Panel, lay_out
+from pipeline.picture import (
+    INK,
+    Palette,
+    Tint,
+    badge,
+    frame,
+    nice_length,
+    outline_mask,
+    outline_objects,
+    plain,
+    scale_bar,
+)
 from pipeline.store import StoredArray
 from pipeline.work import StageReport, Work
 
 STAGE = "overlay"
 FILE = "overview.png"
-IMAGE, PROBABILITY, OBJECTS, TISSUE = "0", "probability/0", "labels/objects/0", "tissue"
+IMAGE, OBJECTS, TISSUE = "0", "labels/objects/0", "tissue"
 
+_LIGHT: Rgb = (235, 235, 215)
 _SEEN_PX = 5.0
 """Diameter on the overview from which an outline says more than a tint."""
 
@@ -40,8 +52,7 @@ _SEEN_PX = 5.0
 class OverlaySection:
     """What the numbers and colours mean, and what is written above the picture.
 
-    ``tissue_mm2`` None: no tissue was looked for, the whole image counts. ``objects`` False: there are no labels, the
-    probability is shown instead.
+    ``tissue_mm2`` None: no tissue was looked for, the whole image counts. ``objects`` False: there are no labels.
     """
 
     name: str
@@ -80,6 +91,10 @@ class Objects:
         y_px, x_px = columns["centroid_y_um"] / section.mpp_um, columns["centroid_x_um"] / section.mpp_um
         return cls(columns["class"], y_px, x_px, diameter_px)
 
+    def palette(self, section: OverlaySection) -> Palette:
+        """Colour of every object."""
+        return Palette(self.classes, np.asarray(section.class_colours, np.uint8))
+
 
 def overlay_slide(work: Work, section: OverlaySection) -> StageReport:
     """Draw and write ``overview.png``, whole or not at all; the same bytes every time.
@@ -88,19 +103,129 @@ def overlay_slide(work: Work, section: OverlaySection) -> StageReport:
     """
     objects = Objects.read(work, section)
     view = View.of(work.shape_yx)
-    pixels_CYX = _overview(work, view)
+    pixels_CYX = _overview_pixels(work, view)
     shown = windows(pixels_CYX, section.channel_names)
     rgb = compose(pixels_CYX, section.channel_names, shown)
-    full = _draw_objects(rgb, work, section, objects, view)
-    _draw_tissue(rgb, work, section)
-    fields = choose_fields(np.stack((objects.y_px, objects.x_px)), work.shape_yx, view, objects.diameter_px)
-    page = Page.start(Image.fromarray(rgb), [_field(work, section, objects, shown, box) for box in fields])
-    for letter, box in zip("ABC", fields, strict=False):
-        page.mark(letter, view.overview_box(box))
-    page.bars(section.mpp_um / view.scale, [section.mpp_um * box.shape[1] / FIELD_PX for box in fields])
-    picture = page.finish(_caption(section, objects, work.shape_yx), full)
-    write_atomic(work.root / FILE, lambda file: picture.save(file, "PNG", compress_level=6))
+    tissue = None if section.tissue_mm2 is None else _nearest(work.store.read(TISSUE), view)
+    legend = _draw_objects(rgb, work, section, objects, view, tissue)
+    if tissue is not None:
+        outline_mask(rgb, tissue, INK if rgb.mean() > 100 else _LIGHT)
+    overview = Image.fromarray(rgb)
+    boxes = choose_fields(np.stack((objects.y_px, objects.x_px)), view, field_side(objects.diameter_px))
+    fields = [_field(work, section, objects, shown, box) for box in boxes]
+    scale_bar(overview, section.mpp_um / view.scale, part=0.2, size_px=22)
+    for letter, box, field in zip("ABC", boxes, fields, strict=False):
+        _mark(overview, view.overview_from_image(box), letter)
+        badge(field.picture, (0, 0), letter, 24)
+    page = lay_out(Panel(overview), fields, _caption(section, objects, work.shape_yx, legend))
+    write_atomic(work.root / FILE, lambda file: page.save(file, "PNG", compress_level=6))
     fsync_dir(work.root)
-    report = StageReport(STAGE, blocks=1, computed=1, facts={"fields": [str(box) for box in fields]})
+    report = StageReport(STAGE, blocks=1, computed=1, facts={"fields": [str(box) for box in boxes]})
     work.store.stamp(STAGE, work.plan, report.facts)
     return report
+
+
+# ---- the overview ---------------------------------------------------------------------------------------------------
+
+
+def _overview_pixels(work: Work, view: View) -> NDArray[Any]:
+    """The image (c, y, x) at the overview's size, from the level above it, one channel at a time."""
+    level = work.store.read(str(view.level))
+    return np.stack([_resize(level[channel], view) for channel in range(level.shape[0])])
+
+
+def _resize(pixels_YX: NDArray[Any], view: View) -> NDArray[Any]:
+    """One channel at the overview's size: smooth when reduced, single pixels when enlarged."""
+    how = Image.Resampling.HAMMING if view.scale <= 1 else Image.Resampling.NEAREST
+    source = pixels_YX if pixels_YX.dtype == np.uint8 else pixels_YX.astype(np.float32)
+    return np.asarray(Image.fromarray(source).resize(view.shape_yx[::-1], how))
+
+
+def _nearest(array: StoredArray, view: View) -> NDArray[Any]:
+    """Labels or a mask (y, x) under the overview's pixels."""
+    height, width = array.shape
+    rows, cols = view.nearest((height, width))
+    return np.asarray(array[:][np.ix_(rows, cols)])
+
+
+def _draw_objects(
+    rgb: NDArray[np.uint8], work: Work, section: OverlaySection, objects: Objects, view: View
+) -> Legend | None:
+    """Outlines where they can be seen, else a tint and its legend."""
+    if not len(objects.classes):
+        return None
+    if objects.diameter_px * view.scale < _SEEN_PX:
+        return _draw_density(rgb, section, objects, view)
+    labels = _nearest(work.store.read(f"labels/objects/{view.level}"), view)
+    outline_objects(rgb, labels, objects.palette(section), 1)
+    return None
+
+
+def _draw_density(rgb: NDArray[np.uint8], section: OverlaySection, objects: Objects, view: View) -> Legend:
+    """Tint by objects per mm2, smoothed over about 1 % of the overview; full where all but 1 % of objects lie below."""
+    height, width = view.shape_yx
+    y = (objects.y_px * view.scale).astype(np.int64).clip(0, height - 1)
+    x = (objects.x_px * view.scale).astype(np.int64).clip(0, width - 1)
+    pixel_mm2 = (section.mpp_um / view.scale) ** 2 / 1e6
+    layer = Tint.empty(view.shape_yx)
+    for number, colour in enumerate(section.class_colours):
+        mine = objects.classes == number
+        count = np.bincount(y[mine] * width + x[mine], minlength=height * width).reshape(height, width)
+        layer.add(ndimage.gaussian_filter((count / pixel_mm2).astype(np.float32), max(height, width) / 200), colour)
+    full = nice_length(max(1.0, float(np.percentile(layer.total[y, x], 99, method="nearest"))))
+    layer.lay_over(rgb, full)
+    return Legend(section.class_colours, "Tint: objects per mm\u00b2, 0 to", f"{full:,.0f} and more")
+
+
+def _mark(overview: Image.Image, box_xyxy: tuple[float, float, float, float], letter: str) -> None:
+    frame(overview, box_xyxy)
+    badge(overview, (box_xyxy[2] + 4, box_xyxy[1] - 2), letter, 20)
+
+
+# ---- the fields -----------------------------------------------------------------------------------------------------
+
+
+def _field(
+    work: Work, section: OverlaySection, objects: Objects, shown: tuple[Window, ...], box: Box
+) -> Panel:
+    """One box at full resolution or twice enlarged, with the outline of every object and a scale bar."""
+    zoom = max(1, FIELD_PX // max(box.shape))
+    rgb = compose(work.store.read(IMAGE).read(box), section.channel_names, shown)
+    picture = Image.fromarray(rgb).resize((box.shape[1] * zoom, box.shape[0] * zoom), Image.Resampling.BICUBIC)
+    drawn = np.array(picture)
+    text = ""
+    if section.objects:
+        labels = np.repeat(np.repeat(work.store.read(OBJECTS).read(box), zoom, axis=0), zoom, axis=1)
+        outline_objects(drawn, labels, objects.palette(section), 2)
+        number = len(np.unique(labels[labels > 0]))
+        text = f"{number:,} object{'s' * (number != 1)} in view"
+    panel = Panel(Image.fromarray(drawn), text)
+    scale_bar(panel.picture, section.mpp_um / zoom, part=0.25, size_px=18)
+    return panel
+
+
+# ---- the words ------------------------------------------------------------------------------------------------------
+
+
+def _caption(
+    section: OverlaySection, objects: Objects, shape_yx: tuple[int, int], legend: Legend | None
+) -> Caption:
+    area_mm2 = section.area_mm2(shape_yx)
+    number = np.bincount(objects.classes, minlength=len(section.class_names))
+    notes = [
+        Note(f"{plain(name)} {count:,}", colour)
+        for name, colour, count in zip(section.class_names, section.class_colours, number.tolist(), strict=True)
+        if section.objects
+    ]
+    if section.objects and area_mm2 > 0:
+        notes.append(Note(f"{_figures(len(objects.classes) / area_mm2)} objects/mm\u00b2"))
+    searched = "image" if section.tissue_mm2 is None else "tissue"
+    notes.append(Note(f"{searched} {_figures(area_mm2)} mm\u00b2"))
+    notes.append(Note(f"{section.mpp_um:.3g} \u00b5m per pixel"))
+    notes.append(Note(f"model {plain(section.model)}"))
+    return Caption(plain(section.name), notes, legend)
+
+
+def _figures(value: float) -> str:
+    """Three figures, or all of them before the decimal point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -24,7 +24,7 @@ from pipeline.display import Rgb
 INK: Rgb = (32, 36, 44)
 PALE: Rgb = (112, 118, 128)
 WHITE: Rgb = (255, 255, 255)
-_COVER = 0.7  # of a pixel at full tint: the tissue still shows through
+_COVER = 0.6  # of a pixel at full tint: the tissue still shows through
 
 
 # ---- text -----------------------------------------------------------------------------------------------------------
@@ -52,7 +52,7 @@ def _cut(text: str, keep: int) -> str:
 
 def text_width(text: str, size_px: int) -> int:
     """Width of ``draw_text`` in pixels."""
-    return round(sum(_font(letter, size_px).getlength(_letter(letter)) for letter in text))
+    return math.ceil(sum(_font(letter, size_px).getlength(_letter(letter)) for letter in text))
 
 
 def draw_text(draw: ImageDraw.ImageDraw, at_xy: tuple[float, float], text: str, size_px: int, colour: Rgb) -> float:
@@ -124,7 +124,8 @@ def badge(picture: Image.Image, at_xy: tuple[float, float], letter: str, size_px
     y = min(max(0, round(at_xy[1])), max(0, picture.height - side))
     draw = ImageDraw.Draw(picture)
     draw.rectangle((x, y, x + side - 1, y + side - 1), fill=INK)
-    draw_text(draw, (x + (side - text_width(letter, size_px)) / 2, y + side / 2 + size_px * 0.36), letter, size_px, WHITE)
+    start = x + (side - text_width(letter, size_px)) / 2
+    draw_text(draw, (start, y + side / 2 + size_px * 0.36), letter, size_px, WHITE)
 
 
 def frame(picture: Image.Image, box_xyxy: tuple[float, float, float, float], *, least_px: int = 16) -> None:
@@ -167,10 +168,13 @@ def outline_mask(rgb_YXC: NDArray[np.uint8], mask_YX: NDArray[np.bool_], colour:
 
 @dataclass(slots=True)
 class Tint:
-    """Soft colour over a picture, gathered class by class so that any number of classes costs four planes."""
+    """Soft colour over a picture, gathered class by class so that any number of classes costs four planes.
 
-    total_YX: NDArray[np.float32]
-    colour_YXC: NDArray[np.float32]
+    ``total`` (y, x) is the strength of all classes, ``colour`` (y, x, 3) the sum of their colours, so weighted.
+    """
+
+    total: NDArray[np.float32]
+    colour: NDArray[np.float32]
 
     @classmethod
     def empty(cls, shape_yx: tuple[int, int]) -> Tint:
@@ -179,13 +183,13 @@ class Tint:
 
     def add(self, strength_YX: NDArray[np.float32], colour: Sequence[int] | NDArray[np.uint8]) -> None:
         """Add one class."""
-        self.total_YX += strength_YX
-        self.colour_YXC += strength_YX[..., None] * np.asarray(colour, np.float32)
+        self.total += strength_YX
+        self.colour += strength_YX[..., None] * np.asarray(colour, np.float32)
 
     def lay_over(self, rgb_YXC: NDArray[np.uint8], full: float) -> None:
         """Mix into the picture, in place: strength 0 leaves a pixel, ``full`` or more covers most of it."""
-        colour = self.colour_YXC / np.where(self.total_YX > 0, self.total_YX, 1)[..., None]
-        cover = (self.total_YX / full).clip(0, 1)[..., None] * np.float32(_COVER)
+        colour = self.colour / np.where(self.total > 0, self.total, 1)[..., None]
+        cover = (self.total / full).clip(0, 1)[..., None] * np.float32(_COVER)
         rgb_YXC[:] = (rgb_YXC * (1 - cover) + colour * cover).round().astype(np.uint8)
 
 

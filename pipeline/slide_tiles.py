@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -128,14 +130,14 @@ class StoredImage:
         )
 
 
-def tiff_of(file: RawFile, layout: Layout) -> TiffFile:
-    """tifffile's view of an open file, on a descriptor of its own. Close it once the images are made."""
-    handle = os.fdopen(os.dup(file.fd), "rb")
-    try:
-        return TiffFile(handle, name=Path(file.name).name, _multifile=False, is_ndpi=layout.ndpi)
-    except (TiffFileError, ValueError, struct.error) as error:
-        handle.close()
-        raise SlideError(f"{file.name}: tifffile cannot read its structure ({error}). {_ADVICE}") from error
+@contextmanager
+def tiff_of(file: RawFile, layout: Layout) -> Iterator[TiffFile]:
+    """tifffile's view of an open file, on a descriptor of its own; only needed until the images are made."""
+    with os.fdopen(os.dup(file.fd), "rb") as handle:
+        try:
+            yield TiffFile(handle, name=Path(file.name).name, _multifile=False, is_ndpi=layout.ndpi)
+        except (TiffFileError, struct.error) as error:
+            raise SlideError(f"{file.name}: its structure cannot be read ({error}). {_ADVICE}") from error
 
 
 def stored_image(tiff: TiffFile, tags: ImageTags, facts: ImageFacts, level: int) -> StoredImage:

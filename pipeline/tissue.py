@@ -45,9 +45,9 @@ class TissueResult:
 
     mask: Mask
     method: str
-    bright_field: bool
     threshold: float | None
     flags: tuple[str, ...]
+    bright_field: bool
 
 
 def find_tissue(thumb_CYX: NDArray[Any], params: TissueParams) -> TissueResult:
@@ -59,15 +59,15 @@ def find_tissue(thumb_CYX: NDArray[Any], params: TissueParams) -> TissueResult:
     everything = np.ones(shape_yx, bool)
     value_CYX = thumb_CYX.astype(np.float64) / np.iinfo(thumb_CYX.dtype).max
     if thumb_CYX.shape[0] != 3 or np.median(value_CYX.mean(axis=0)) < BRIGHT_FIELD:
-        return TissueResult(everything, "off: not bright-field", False, None, ())
+        return TissueResult(everything, "off: not bright-field", None, (), bright_field=False)
     saturation, brightness = _saturation_and_brightness(value_CYX)
     threshold = float(np.clip(_otsu(saturation), *SATURATION_LIMITS))
     stained = (saturation > threshold) | (brightness < DARK)
     if np.mean(~stained) < LEAST_GLASS:
-        return TissueResult(everything, "otsu: no glass, all tissue", True, threshold, ())
+        return TissueResult(everything, "otsu: no glass, all tissue", threshold, (), bright_field=True)
     mask = _grown(_cleaned(stained, params), params.dilate_px)
     flags = () if mask.any() else ("no tissue found",)
-    return TissueResult(mask, "otsu", True, threshold, flags)
+    return TissueResult(mask, "otsu", threshold, flags, bright_field=True)
 
 
 def _saturation_and_brightness(value_CYX: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

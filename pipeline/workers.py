@@ -70,7 +70,7 @@ class DaskMap:
     def _bounded(
         self, function: Callable[[Index], Counts], indices: Iterator[Index]
     ) -> Iterator[tuple[Index, Counts | BaseException]]:
-        flight = as_completed()
+        flight = as_completed(loop=self.client.loop)
         names: dict[Any, Index] = {}
         disk_failed = False
 

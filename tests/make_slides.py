@@ -81,7 +81,7 @@ def write_tiff(path: Path, image: NDArray[Any], recipe: Recipe = Recipe()) -> Pa
 
 
 def _stored(image: NDArray[Any], recipe: Recipe) -> NDArray[Any]:
-    return np.moveaxis(image, -1, 0).copy() if recipe.planar else image.copy()
+    return np.moveaxis(image, -1, 0).copy() if recipe.planar and image.ndim == 3 else image.copy()
 
 
 def _options(image: NDArray[Any], recipe: Recipe, level: int) -> dict[str, Any]:

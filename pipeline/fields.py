@@ -1,0 +1,100 @@
+"""Where to look: the scale of a slide's overview, and the few fields worth seeing at full resolution.
+
+Pure integers and arrays. The one decision made here: fields are the densest cells of a fixed grid, far from each other,
+ties in raster order, so the same slide always shows the same fields and a reader can find them again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.geometry import Box
+
+OVERVIEW_PX = 1600
+"""Longest side of an overview."""
+
+FIELD_PX = 512
+"""Side of a field as it is shown."""
+
+_LEAST_PX, _LARGEST_ENLARGEMENT = 480, 16
+_SMALL_OBJECT_PX = 14
+_FIELDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """An image seen as a whole: shape (y, x) of image and overview, overview pixels for each image pixel, level read.
+
+    Images up to ``OVERVIEW_PX`` are shown pixel for pixel, very small ones enlarged by a whole number. ``level`` is the
+    coarsest pyramid level that is not coarser than the overview.
+    """
+
+    image_yx: tuple[int, int]
+    shape_yx: tuple[int, int]
+    scale: float
+    level: int
+
+    @classmethod
+    def of(cls, image_yx: tuple[int, int]) -> View:
+        """The overview of an image."""
+        longest = max(image_yx)
+        enlarged = min(_LARGEST_ENLARGEMENT, max(1, _LEAST_PX // longest))
+        scale = float(enlarged) if longest <= OVERVIEW_PX else OVERVIEW_PX / longest
+        height, width = (max(1, round(side * scale)) for side in image_yx)
+        level = 0
+        while -(-longest // 2 ** (level + 1)) >= max(height, width):
+            level += 1
+        return cls(image_yx, (height, width), scale, level)
+
+    def overview_from_image(self, box: Box) -> tuple[float, float, float, float]:
+        """A box of image pixels as (x0, y0, x1, y1) on the overview."""
+        y, x = (shown / whole for shown, whole in zip(self.shape_yx, self.image_yx, strict=True))
+        return box.x0 * x, box.y0 * y, box.x1 * x, box.y1 * y
+
+    def nearest(self, length_yx: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows and columns of an array of ``length_yx`` over the same area that lie under the overview's pixels."""
+        rows, cols = (
+            ((2 * np.arange(shown) + 1) * length // (2 * shown)).clip(0, length - 1)
+            for shown, length in zip(self.shape_yx, length_yx, strict=True)
+        )
+        return rows, cols
+
+
+def field_side(diameter_px: float) -> int:
+    """Image pixels along a field: half as many where objects are small, so that they are shown twice as large."""
+    return FIELD_PX // 2 if 0 < diameter_px < _SMALL_OBJECT_PX else FIELD_PX
+
+
+def choose_fields(places_yx: NDArray[Any], view: View, side_px: int) -> list[Box]:
+    """Up to three boxes of at most ``side_px`` with the most ``places_yx`` (2, n), the densest first.
+
+    They are at least a fifth of the image's longer side apart. The middle of the image when there are no places at all;
+    none when the overview shows every pixel already.
+    """
+    if view.scale >= 1:
+        return []
+    rows, cols = (-(-length // side_px) for length in view.image_yx)
+    if not places_yx.shape[1]:
+        return [_field((rows - 1) // 2, (cols - 1) // 2, view, side_px)]
+    y, x = (places_yx // side_px).astype(np.int64)
+    count = np.bincount(y.clip(0, rows - 1) * cols + x.clip(0, cols - 1), minlength=rows * cols)
+    chosen: list[tuple[int, int]] = []
+    apart = max(2.0, max(rows, cols) / 5)
+    for cell in np.argsort(-count, kind="stable").tolist():
+        row, col = divmod(cell, cols)
+        if not count[cell] or len(chosen) == _FIELDS:
+            break
+        if all(max(abs(row - other), abs(col - another)) >= apart for other, another in chosen):
+            chosen.append((row, col))
+    return [_field(row, col, view, side_px) for row, col in chosen]
+
+
+def _field(row: int, col: int, view: View, side_px: int) -> Box:
+    """The cell at (row, col), moved inside the image where it would stick out."""
+    height, width = view.image_yx
+    y0, x0 = max(0, min(row * side_px, height - side_px)), max(0, min(col * side_px, width - side_px))
+    return Box(y0, x0, min(height, y0 + side_px), min(width, x0 + side_px))
