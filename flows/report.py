@@ -66,9 +66,7 @@ def slide_record(store: SlideStore) -> dict[str, Any]:
 def figures(manifest: dict[str, Any]) -> dict[str, Any]:
     """The numbers people ask for first: tissue, objects, objects per mm2, area by class."""
     plan, stages = manifest["plan"], manifest["stages"]
-    tissue_px = stages["tissue"]["facts"]["tissue_px"] * stages["tissue"]["facts"]["factor"] ** 2
-    height, width = plan["image"]["shape_yx"]
-    tissue_mm2 = min(tissue_px, height * width) * plan["image"]["mpp"] ** 2 / 1e6
+    tissue_mm2 = stages["tissue"]["facts"]["tissue_px"] * plan["image"]["mpp"] ** 2 / 1e6
     objects = stages.get("label", {}).get("facts", {}).get("objects", 0)
     return {
         "key": plan["key"],

@@ -63,7 +63,7 @@ def label_pieces(classes_YX: Array, connectivity: int) -> Array:
     hops = 2 if connectivity == 8 else 1
     one_class = classes_YX.max(initial=0) <= 1  # scipy labels booleans three times as fast as skimage labels integers
     values = classes_YX.view(np.bool_) if one_class else classes_YX
-    return np.asarray(label(values, connectivity=hops), dtype=np.int32)  # type: ignore[no-untyped-call]  # skimage's
+    return np.asarray(label(values, connectivity=hops), dtype=np.int32)
 
 
 @dataclass(frozen=True, slots=True)

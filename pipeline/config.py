@@ -25,7 +25,7 @@ Length = Annotated[int, Field(gt=0)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: frozen, unknown keys refused, no silent coercion ("2048" is no number, 1 is no yes)."""
+    """A part of the configuration: frozen, unknown keys refused, nothing coerced ("2048" is no number)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 

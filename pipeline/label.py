@@ -7,8 +7,8 @@ and writes its shard through the table. So a shard that exists is a block that i
     probability --hole_block--> holes --join--> fill          only when holes are filled
     probability + fill --piece_block--> pieces --join--> lookup --label_block--> labels/objects/0
 
-Block results ``label/lookup`` hold ``ids`` (uint32, 0 = removed) and ``group`` (class from 1) of each of a block's pieces;
-whoever reads the objects finds their classes there.
+Block results ``label/lookup`` hold ``ids`` (uint32, 0 = removed) and ``group`` (class from 1) of each of a block's
+pieces: whoever reads the objects finds their classes there.
 """
 
 from __future__ import annotations

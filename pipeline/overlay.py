@@ -30,6 +30,7 @@ from pipeline.picture import (
     Tint,
     badge,
     frame,
+    lighter,
     nice_length,
     outline_mask,
     outline_objects,
@@ -43,7 +44,9 @@ STAGE = "overlay"
 FILE = "overview.png"
 IMAGE, OBJECTS, TISSUE = "0", "labels/objects/0", "tissue"
 
+_DARK = 100  # mean grey level
 _LIGHT: Rgb = (235, 235, 215)
+_LEGEND_CLASSES = 6
 _SEEN_PX = 5.0
 """Diameter on the overview from which an outline says more than a tint."""
 
@@ -91,9 +94,28 @@ class Objects:
         y_px, x_px = columns["centroid_y_um"] / section.mpp_um, columns["centroid_x_um"] / section.mpp_um
         return cls(columns["class"], y_px, x_px, diameter_px)
 
-    def palette(self, section: OverlaySection) -> Palette:
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """All that drawing needs: where to read, what it means, how it is shown. ``dark``: fluorescence, not glass."""
+
+    work: Work
+    section: OverlaySection
+    objects: Objects
+    view: View
+    windows: tuple[Window, ...]
+    dark: bool
+
+    @property
+    def colours(self) -> NDArray[np.uint8]:
+        """(k, 3) of the classes, lighter on a dark picture."""
+        colours = self.section.class_colours
+        return lighter(colours) if self.dark else np.asarray(colours, np.uint8)
+
+    @property
+    def palette(self) -> Palette:
         """Colour of every object."""
-        return Palette(self.classes, np.asarray(section.class_colours, np.uint8))
+        return Palette(self.objects.classes, self.colours)
 
 
 def overlay_slide(work: Work, section: OverlaySection) -> StageReport:
@@ -101,28 +123,31 @@ def overlay_slide(work: Work, section: OverlaySection) -> StageReport:
 
     Raises DamagedError when an array or the table it reads is missing or damaged.
     """
-    objects = Objects.read(work, section)
-    view = View.of(work.shape_yx)
-    pixels_CYX = _overview_pixels(work, view)
-    shown = windows(pixels_CYX, section.channel_names)
-    rgb = compose(pixels_CYX, section.channel_names, shown)
-    tissue = None if section.tissue_mm2 is None else _nearest(work.store.read(TISSUE), view)
-    legend = _draw_objects(rgb, work, section, objects, view, tissue)
-    if tissue is not None:
-        outline_mask(rgb, tissue, INK if rgb.mean() > 100 else _LIGHT)
-    overview = Image.fromarray(rgb)
+    scene, rgb = _scene(work, section)
+    legend = _draw_overview(scene, rgb)
+    objects, view = scene.objects, scene.view
     boxes = choose_fields(np.stack((objects.y_px, objects.x_px)), view, field_side(objects.diameter_px))
-    fields = [_field(work, section, objects, shown, box) for box in boxes]
+    fields = [_field(scene, box) for box in boxes]
+    overview = Image.fromarray(rgb)
     scale_bar(overview, section.mpp_um / view.scale, part=0.2, size_px=22)
     for letter, box, field in zip("ABC", boxes, fields, strict=False):
         _mark(overview, view.overview_from_image(box), letter)
         badge(field.picture, (0, 0), letter, 24)
-    page = lay_out(Panel(overview), fields, _caption(section, objects, work.shape_yx, legend))
+    page = lay_out(Panel(overview), fields, _caption(scene, legend))
     write_atomic(work.root / FILE, lambda file: page.save(file, "PNG", compress_level=6))
     fsync_dir(work.root)
     report = StageReport(STAGE, blocks=1, computed=1, facts={"fields": [str(box) for box in boxes]})
     work.store.stamp(STAGE, work.plan, report.facts)
     return report
+
+
+def _scene(work: Work, section: OverlaySection) -> tuple[Scene, NDArray[np.uint8]]:
+    """What there is to draw, and the bare overview (y, x, 3)."""
+    view = View.of(work.shape_yx)
+    pixels_CYX = _overview_pixels(work, view)
+    shown = windows(pixels_CYX, section.channel_names)
+    rgb = compose(pixels_CYX, section.channel_names, shown)
+    return Scene(work, section, Objects.read(work, section), view, shown, bool(rgb.mean() < _DARK)), rgb
 
 
 # ---- the overview ---------------------------------------------------------------------------------------------------
@@ -148,33 +173,38 @@ def _nearest(array: StoredArray, view: View) -> NDArray[Any]:
     return np.asarray(array[:][np.ix_(rows, cols)])
 
 
-def _draw_objects(
-    rgb: NDArray[np.uint8], work: Work, section: OverlaySection, objects: Objects, view: View
-) -> Legend | None:
-    """Outlines where they can be seen, else a tint and its legend."""
-    if not len(objects.classes):
-        return None
-    if objects.diameter_px * view.scale < _SEEN_PX:
-        return _draw_density(rgb, section, objects, view)
-    labels = _nearest(work.store.read(f"labels/objects/{view.level}"), view)
-    outline_objects(rgb, labels, objects.palette(section), 1)
-    return None
+def _draw_overview(scene: Scene, rgb: NDArray[np.uint8]) -> Legend | None:
+    """Draw objects and tissue border, in place: outlines where they can be seen, else a tint; returns its legend."""
+    store, legend, tissue = scene.work.store, None, None
+    if scene.section.tissue_mm2 is not None:
+        tissue = _nearest(store.read(TISSUE), scene.view)
+    if scene.objects.diameter_px * scene.view.scale >= _SEEN_PX:
+        labels = _nearest(store.read(f"{OBJECTS[:-1]}{scene.view.level}"), scene.view)
+        outline_objects(rgb, labels, scene.palette, 1)
+    elif len(scene.objects.classes):
+        legend = _draw_density(scene, rgb, tissue)
+    if tissue is not None:
+        outline_mask(rgb, tissue, _LIGHT if scene.dark else INK)
+    return legend
 
 
-def _draw_density(rgb: NDArray[np.uint8], section: OverlaySection, objects: Objects, view: View) -> Legend:
+def _draw_density(scene: Scene, rgb: NDArray[np.uint8], tissue: NDArray[np.bool_] | None) -> Legend:
     """Tint by objects per mm2, smoothed over about 1 % of the overview; full where all but 1 % of objects lie below."""
-    height, width = view.shape_yx
-    y = (objects.y_px * view.scale).astype(np.int64).clip(0, height - 1)
-    x = (objects.x_px * view.scale).astype(np.int64).clip(0, width - 1)
-    pixel_mm2 = (section.mpp_um / view.scale) ** 2 / 1e6
-    layer = Tint.empty(view.shape_yx)
-    for number, colour in enumerate(section.class_colours):
+    objects, (height, width) = scene.objects, scene.view.shape_yx
+    y = (objects.y_px * scene.view.scale).astype(np.int64).clip(0, height - 1)
+    x = (objects.x_px * scene.view.scale).astype(np.int64).clip(0, width - 1)
+    pixel_mm2 = (scene.section.mpp_um / scene.view.scale) ** 2 / 1e6
+    present = np.unique(objects.classes).tolist()
+    layer = Tint.empty((height, width))
+    for number in present:
         mine = objects.classes == number
         count = np.bincount(y[mine] * width + x[mine], minlength=height * width).reshape(height, width)
-        layer.add(ndimage.gaussian_filter((count / pixel_mm2).astype(np.float32), max(height, width) / 200), colour)
+        density = ndimage.gaussian_filter((count / pixel_mm2).astype(np.float32), max(height, width) / 200)
+        layer.add(density if tissue is None else density * tissue, scene.colours[number])
     full = nice_length(max(1.0, float(np.percentile(layer.total[y, x], 99, method="nearest"))))
     layer.lay_over(rgb, full)
-    return Legend(section.class_colours, "Tint: objects per mm\u00b2, 0 to", f"{full:,.0f} and more")
+    colours = tuple(scene.section.class_colours[number] for number in present[:_LEGEND_CLASSES])
+    return Legend(colours, "Tint: objects per mm\u00b2, 0 to", f"{full:,.0f} and more")
 
 
 def _mark(overview: Image.Image, box_xyxy: tuple[float, float, float, float], letter: str) -> None:
@@ -185,40 +215,35 @@ def _mark(overview: Image.Image, box_xyxy: tuple[float, float, float, float], le
 # ---- the fields -----------------------------------------------------------------------------------------------------
 
 
-def _field(
-    work: Work, section: OverlaySection, objects: Objects, shown: tuple[Window, ...], box: Box
-) -> Panel:
-    """One box at full resolution or twice enlarged, with the outline of every object and a scale bar."""
-    zoom = max(1, FIELD_PX // max(box.shape))
-    rgb = compose(work.store.read(IMAGE).read(box), section.channel_names, shown)
+def _field(scene: Scene, box: Box) -> Panel:
+    """One box at full resolution, enlarged by a whole number when small, with every outline and a scale bar."""
+    store, zoom = scene.work.store, max(1, FIELD_PX // max(box.shape))
+    rgb = compose(store.read(IMAGE).read(box), scene.section.channel_names, scene.windows)
     picture = Image.fromarray(rgb).resize((box.shape[1] * zoom, box.shape[0] * zoom), Image.Resampling.BICUBIC)
-    drawn = np.array(picture)
     text = ""
-    if section.objects:
-        labels = np.repeat(np.repeat(work.store.read(OBJECTS).read(box), zoom, axis=0), zoom, axis=1)
-        outline_objects(drawn, labels, objects.palette(section), 2)
+    if scene.section.objects:
+        labels = np.repeat(np.repeat(store.read(OBJECTS).read(box), zoom, axis=0), zoom, axis=1)
+        drawn = np.array(picture)
+        outline_objects(drawn, labels, scene.palette, 2)
+        picture = Image.fromarray(drawn)
         number = len(np.unique(labels[labels > 0]))
         text = f"{number:,} object{'s' * (number != 1)} in view"
-    panel = Panel(Image.fromarray(drawn), text)
-    scale_bar(panel.picture, section.mpp_um / zoom, part=0.25, size_px=18)
-    return panel
+    scale_bar(picture, scene.section.mpp_um / zoom, part=0.25, size_px=18)
+    return Panel(picture, text)
 
 
 # ---- the words ------------------------------------------------------------------------------------------------------
 
 
-def _caption(
-    section: OverlaySection, objects: Objects, shape_yx: tuple[int, int], legend: Legend | None
-) -> Caption:
-    area_mm2 = section.area_mm2(shape_yx)
-    number = np.bincount(objects.classes, minlength=len(section.class_names))
-    notes = [
-        Note(f"{plain(name)} {count:,}", colour)
-        for name, colour, count in zip(section.class_names, section.class_colours, number.tolist(), strict=True)
-        if section.objects
-    ]
-    if section.objects and area_mm2 > 0:
-        notes.append(Note(f"{_figures(len(objects.classes) / area_mm2)} objects/mm\u00b2"))
+def _caption(scene: Scene, legend: Legend | None) -> Caption:
+    section, number = scene.section, len(scene.objects.classes)
+    area_mm2 = section.area_mm2(scene.view.image_yx)
+    notes = []
+    if section.objects:
+        counts = np.bincount(scene.objects.classes, minlength=len(section.class_names)).tolist()
+        named = zip(section.class_names, section.class_colours, counts, strict=True)
+        notes += [Note(f"{plain(name)} {count:,}", colour) for name, colour, count in named]
+        notes += [Note(f"{_figures(number / area_mm2)} objects/mm\u00b2")] if area_mm2 > 0 else []
     searched = "image" if section.tissue_mm2 is None else "tissue"
     notes.append(Note(f"{searched} {_figures(area_mm2)} mm\u00b2"))
     notes.append(Note(f"{section.mpp_um:.3g} \u00b5m per pixel"))

@@ -52,7 +52,7 @@ def _cut(text: str, keep: int) -> str:
 
 def text_width(text: str, size_px: int) -> int:
     """Width of ``draw_text`` in pixels."""
-    return math.ceil(sum(_font(letter, size_px).getlength(_letter(letter)) for letter in text))
+    return math.ceil(sum(float(_font(letter, size_px).getlength(_letter(letter))) for letter in text))
 
 
 def draw_text(draw: ImageDraw.ImageDraw, at_xy: tuple[float, float], text: str, size_px: int, colour: Rgb) -> float:
@@ -63,9 +63,8 @@ def draw_text(draw: ImageDraw.ImageDraw, at_xy: tuple[float, float], text: str, 
         raised = 0.36 * size_px if letter == "\u00b2" else 0
         draw.text((x, y - raised), glyph, font=font, fill=colour, anchor="ls")
         if letter == "\u00b5":
-            left, _, _, bottom = font.getbbox(glyph, anchor="ls")
-            stem = max(1, round(size_px * 0.09))
-            draw.rectangle((x + left, y + bottom - stem, x + left + stem - 1, y + round(size_px * 0.2)), fill=colour)
+            left, stem = round(x + size_px * 0.065), max(1, round(size_px * 0.09))  # below the left stem of the u
+            draw.rectangle((left, y - stem, left + stem - 1, y + round(size_px * 0.2)), fill=colour)
         x += font.getlength(glyph)
     return x
 
@@ -159,6 +158,11 @@ def outline_objects(rgb_YXC: NDArray[np.uint8], labels_YX: NDArray[np.uint32], p
     if width_px > 1:
         edge = ndimage.binary_dilation(edge, iterations=width_px - 1) & (labels_YX > 0)
     rgb_YXC[edge] = palette.of(labels_YX[edge])
+
+
+def lighter(colours: Sequence[Rgb]) -> NDArray[np.uint8]:
+    """Colours (k, 3) half way to white, to stand out from dark pictures and from the channels' own colours."""
+    return np.asarray((np.asarray(colours, np.uint16) + 255) // 2, np.uint8)
 
 
 def outline_mask(rgb_YXC: NDArray[np.uint8], mask_YX: NDArray[np.bool_], colour: Rgb) -> None:

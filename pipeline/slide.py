@@ -24,7 +24,7 @@ from pipeline.slide_file import open_file, stat_file
 from pipeline.slide_formats import Pyramid, find_pyramid
 from pipeline.slide_ifd import RawFile
 from pipeline.slide_reader import Level, Pixels, SlideReader, downsample_yx
-from pipeline.slide_tags import ImageTags, image_facts, read_images
+from pipeline.slide_tags import ImageTags, check_tags, image_facts, read_images
 from pipeline.slide_tiles import StoredImage, over_white, stored_image, tiff_of
 
 _OPEN_SLIDES = 8
@@ -59,6 +59,7 @@ def _load(file: RawFile) -> TiffSlide:
     images = read_images(file)
     pyramid = find_pyramid(images)
     checked = [[_checked(tags, level) for tags in stack] for level, stack in enumerate(pyramid.levels)]
+    check_tags(images[0])
     with tiff_of(file, images[0].layout) as tiff:
         stored = tuple(
             tuple(stored_image(tiff, tags, facts, level) for tags, facts in zip(stack, checked[level], strict=True))

@@ -198,13 +198,11 @@ def _check_table(facts: ImageFacts, level: int, file_bytes: int) -> None:
                 f"{facts.planes} planes), {found} found: the tile table is missing or short. {_CUT}"
             )
     ends = offsets + counts
-    _refuse_first(facts, level, (counts <= 0) | (offsets <= 0), "holds no bytes; an image part is missing", _CUT)
-    _refuse_first(
-        facts, level, ends > file_bytes, f"ends behind the end of the file, which has {file_bytes} bytes", _CUT
-    )
+    _refuse_first(facts, level, (counts <= 0) | (offsets <= 0), "holds no bytes; an image part is missing")
+    _refuse_first(facts, level, ends > file_bytes, f"ends behind the end of the file, which has {file_bytes} bytes")
     if facts.compression == 1:
         short = counts < _plain_bytes(facts)
-        _refuse_first(facts, level, short, "holds fewer bytes than its uncompressed pixels need", _CUT)
+        _refuse_first(facts, level, short, "holds fewer bytes than its uncompressed pixels need")
     _check_overlap(facts, level)
 
 
@@ -215,17 +213,17 @@ def _check_overlap(facts: ImageFacts, level: int) -> None:
     same = (offsets[order][1:] == offsets[order][:-1]) & (ends[order][1:] == ends[order][:-1])
     clash = np.zeros(offsets.size, bool)
     clash[order[1:]] = (offsets[order][1:] < np.maximum.accumulate(ends[order])[:-1]) & ~same
-    _refuse_first(facts, level, clash, "shares bytes with another tile", _CUT)
+    _refuse_first(facts, level, clash, "shares bytes with another tile")
 
 
-def _refuse_first(facts: ImageFacts, level: int, bad: NDArray[np.bool_], what: str, advice: str) -> None:
+def _refuse_first(facts: ImageFacts, level: int, bad: NDArray[np.bool_], what: str) -> None:
     if not bad.any():
         return
     index = int(np.argmax(bad))
     place = facts.place(level, index)
     start, count = int(facts.segments.offsets[index]), int(facts.segments.counts[index])
     others = f" ({int(bad.sum())} tiles like it)" if bad.sum() > 1 else ""
-    raise TileError(f"{facts.name}: {place} at byte {start}, {count} bytes: it {what}{others}. {advice}", place)
+    raise TileError(f"{facts.name}: {place} at byte {start}, {count} bytes: it {what}{others}. {_CUT}", place)
 
 
 def _plain_bytes(facts: ImageFacts) -> NDArray[np.int64]:

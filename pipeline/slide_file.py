@@ -53,8 +53,8 @@ def open_file(path: Path) -> RawFile:
     stat_file(path)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except PermissionError as error:
-        raise SlideError(f"{path}: may not be read; expected a readable slide file. Check its permissions.") from error
+    except (PermissionError, FileNotFoundError) as error:
+        raise SlideError(f"{path}: cannot be opened ({error.strerror}); expected a readable file. Check it.") from error
     try:
         return _checked(fd, path)
     except BaseException:

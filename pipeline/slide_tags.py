@@ -21,6 +21,22 @@ PLANAR, UNIT, SOFTWARE, PREDICTOR, TILE_WIDTH, TILE_LENGTH = 284, 296, 305, 317,
 TILE_OFFSETS, TILE_COUNTS, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES = 324, 325, 338, 339, 347
 _MAX_SIZE = 1 << 40
 _FEW = 4096
+_INTEGERS = frozenset({3, 4, 13, 16, 18})
+_SINGLE = (
+    WIDTH,
+    LENGTH,
+    COMPRESSION,
+    PHOTOMETRIC,
+    SAMPLES,
+    STRIP_ROWS,
+    PLANAR,
+    UNIT,
+    PREDICTOR,
+    TILE_WIDTH,
+    TILE_LENGTH,
+)
+_TABLES = (STRIP_OFFSETS, STRIP_COUNTS, TILE_OFFSETS, TILE_COUNTS)
+_PER_SAMPLE = (BITS, SAMPLE_FORMAT)
 _REFUSED = {
     266: ((1,), "its bits run from the lowest up (FillOrder"),
     274: ((0, 1), "it is stored turned or mirrored (Orientation"),
@@ -106,8 +122,25 @@ def read_images(file: RawFile) -> tuple[ImageTags, ...]:
     return tuple(ImageTags(file, layout, directory) for directory in directories)
 
 
+def check_tags(tags: ImageTags) -> None:
+    """Refuse tags that describe the image but are no integers, or not as many as they must be."""
+    samples = tags.number(SAMPLES, 1) if (entry := tags.entry(SAMPLES)) and entry.type_code in _INTEGERS else 1
+    for code in (*_SINGLE, *_TABLES, *_PER_SAMPLE, EXTRA_SAMPLES):
+        entry = tags.entry(code)
+        if entry is None:
+            continue
+        counts = (1,) if code in _SINGLE else (1, samples) if code in _PER_SAMPLE else (entry.count,)
+        if entry.type_code not in _INTEGERS or entry.count not in counts or entry.count == 0:
+            raise SlideError(
+                f"{tags.file.name}: tag {code} of image {tags.directory.index} holds {entry.count} values of type "
+                f"{entry.type_code}; expected {' or '.join(map(str, counts))} integers. The file is damaged: copy it "
+                "again from its source."
+            )
+
+
 def image_facts(tags: ImageTags) -> ImageFacts:
     """Everything needed to check and to read the image. Raises SlideError for what changes how pixels lie."""
+    check_tags(tags)
     for code, (allowed, what) in _REFUSED.items():
         if (found := tags.number(code, 1)) not in allowed and not (code == 266 and tags.number(COMPRESSION, 1) == 7):
             raise SlideError(f"{tags.file.name}: the image is not supported: {what} {found}). Convert it with vips.")

@@ -6,6 +6,7 @@ size, a shorter deflate result or a scan libjpeg would patch up is damage, and d
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tifffile import TiffFile, TiffFileError, TiffPage
+from tifffile import TiffFile, TiffPage
 
 from pipeline.errors import SlideError
 from pipeline.geometry import Box
@@ -36,6 +37,8 @@ from pipeline.slide_jpeg import Frame, codestream_problem, read_frame, read_fram
 from pipeline.slide_reader import Pixels, TileError, TilePlace
 from pipeline.slide_tags import ImageTags
 
+_PARSER_ERRORS = (ValueError, TypeError, IndexError, KeyError, OverflowError, struct.error, OSError)
+"""What tifffile raises on tags that no writer wrote; EINVAL is a seek to where no file reaches."""
 _ADVICE = "Copy the slide again from its source; if the source is damaged too, this tile is lost."
 
 
@@ -136,7 +139,9 @@ def tiff_of(file: RawFile, layout: Layout) -> Iterator[TiffFile]:
     with os.fdopen(os.dup(file.fd), "rb") as handle:
         try:
             yield TiffFile(handle, name=Path(file.name).name, _multifile=False, is_ndpi=layout.ndpi)
-        except (TiffFileError, struct.error) as error:
+        except _PARSER_ERRORS as error:
+            if isinstance(error, SlideError) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
+                raise
             raise SlideError(f"{file.name}: its structure cannot be read ({error}). {_ADVICE}") from error
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline import export, ingest, label, measure, predict, pyramid, tissue_stage
+from pipeline import export, ingest, label, measure, overlay, predict, pyramid, tissue_stage
 from pipeline.display import Rgb, class_colours
 from pipeline.plan import SlidePlan
 from pipeline.work import MapBlocks, StageReport, Work
@@ -104,7 +104,18 @@ def _export(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
 
 
 def _overlay(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
-    raise NotImplementedError
+    mpp = plan.resolution.mpp
+    section = overlay.OverlaySection(
+        name=plan.key,
+        model=plan.model.name,
+        mpp_um=mpp,
+        channel_names=plan.channel_names,
+        class_names=plan.model.spec.class_names,
+        class_colours=_colours(plan),
+        tissue_mm2=work.store.facts("tissue")["tissue_px"] * mpp**2 / 1e6 if plan.config.tissue else None,
+        objects="label" in plan.hashes,
+    )
+    return overlay.overlay_slide(work, section)
 
 
 def _colours(plan: SlidePlan) -> tuple[Rgb, ...]:

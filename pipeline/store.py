@@ -14,8 +14,12 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Mapping
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +39,9 @@ from pipeline.geometry import Box
 
 Index = tuple[int, int]
 Array = NDArray[Any]
+
+DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+"""What decoders raise for changed bytes. Not OSError: trouble with reading may pass, and is tried again."""
 
 
 class DurableStore(LocalStore):
@@ -107,10 +114,11 @@ class StoredArray:
         self._require_shards(items[-2], items[-1])
         try:
             return np.asarray(self.array[items])
-        except (ValueError, RuntimeError, OSError) as error:
+        except DAMAGE as error:
+            where = next(self._undecodable(items[-2], items[-1]), self.location)
             raise DamagedError(
-                f"{self.location}: the shards of {items[-2:]} cannot be decoded ({error}); the file was changed "
-                f"after it was written. Run 'overtile verify', then segment again"
+                f"{where} cannot be decoded ({error}): it was changed after it was written. Run 'overtile verify', "
+                f"then segment again"
             ) from error
 
     def read(self, box: Box) -> Array:
@@ -118,14 +126,26 @@ class StoredArray:
         return self[(..., *box.slices)] if len(self.shape) == 2 else self[(slice(None), *box.slices)]
 
     def _require_shards(self, rows: slice | int, cols: slice | int) -> None:
+        for index in self._touched_shards(rows, cols):
+            if not _has_bytes(shard := self._shard(index)):
+                raise DamagedError(
+                    f"{shard} is missing or empty: the array is incomplete or was damaged. Run segment again"
+                )
+
+    def _undecodable(self, rows: slice | int, cols: slice | int) -> Iterator[Path]:
+        for index in self._touched_shards(rows, cols):
+            y0, x0 = (place * self.block_px for place in index)
+            try:
+                self.array[..., y0 : y0 + self.block_px, x0 : x0 + self.block_px]
+            except DAMAGE:
+                yield self._shard(index)
+
+    def _touched_shards(self, rows: slice | int, cols: slice | int) -> Iterator[Index]:
         height, width = self.shape[-2:]
-        for row in _touched(rows, height, self.block_px):
-            for col in _touched(cols, width, self.block_px):
-                shard = shard_path(self.location, (row, col), ndim=len(self.shape))
-                if not _has_bytes(shard):
-                    raise DamagedError(
-                        f"{shard} is missing or empty: the array is incomplete or was damaged. Run segment again"
-                    )
+        return product(_touched(rows, height, self.block_px), _touched(cols, width, self.block_px))
+
+    def _shard(self, index: Index) -> Path:
+        return shard_path(self.location, index, ndim=len(self.shape))
 
 
 def _touched(key: slice | int, length: int, block: int) -> range:
@@ -188,10 +208,10 @@ class SlideStore:
         Raises StoreError when ``core`` is not exactly one shard, or when the array belongs to another plan.
         """
         location = self._locate(path, plan)
-        array = zarr.open_array(DurableStore(location), mode="r+").with_config({"write_empty_chunks": True})
+        array = _open(DurableStore(location), "r+").with_config({"write_empty_chunks": True})
         block = (array.shards or array.chunks)[-1]
         aligned = all(
-            start % block == 0 and (stop - start == block or stop == length)
+            start % block == 0 and stop == min(start + block, length)
             for start, stop, length in zip((core.y0, core.x0), (core.y1, core.x1), array.shape[-2:], strict=True)
         )
         if not aligned or pixels.shape != (*array.shape[:-2], *core.shape) or pixels.dtype != array.dtype:
@@ -222,9 +242,10 @@ class SlideStore:
         """Make a complete array durable and put it in its place, replacing the previous plan's."""
         location, final = self._locate(path, plan), self.zarr / path
         fsync_tree(location)
-        if location == final:
-            return
         old = self.work / "old" / path
+        if location == final:
+            remove(old)  # of a replacement that was killed after its last rename
+            return
         if final.exists():
             remove(old)
             old.parent.mkdir(parents=True, exist_ok=True)
@@ -232,15 +253,14 @@ class SlideStore:
         final.parent.mkdir(parents=True, exist_ok=True)
         location.replace(final)
         fsync_dir(final.parent)
-        if old.exists():
-            remove(old)
+        remove(old)
 
     def read(self, path: str) -> StoredArray:
         """The committed array at ``path``. Raises DamagedError when its metadata is missing or not JSON."""
         location = self.zarr / path
         if _plan_of(location) is None:
             raise DamagedError(f"{location / 'zarr.json'} is missing: there is no array {path!r} here yet. Run segment")
-        return StoredArray(location, zarr.open_array(LocalStore(location, read_only=True), mode="r"))
+        return StoredArray(location, _open(LocalStore(location, read_only=True), "r"))
 
     def _locate(self, path: str, plan: str) -> Path:
         for location in (self.zarr / path, self.work / "new" / path):
@@ -263,9 +283,9 @@ class SlideStore:
         """A block's small result. Raises DamagedError naming the file when it cannot be read."""
         path = self.result_path(stage, plan, index)
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}
-        except (OSError, ValueError, EOFError, KeyError) as error:
+        except (FileNotFoundError, EOFError, zipfile.BadZipFile, zlib.error, struct.error, *DAMAGE) as error:
             raise DamagedError(
                 f"{path} cannot be read ({error}). Delete {path.parent} and run segment again"
             ) from error
@@ -295,12 +315,18 @@ class SlideStore:
 
     def stamped(self, stage: str) -> str | None:
         """The plan under which the stage was completed, or None."""
-        path = self.work / f"{stage}.stamp"
-        return str(read_json(path)["plan"]) if path.exists() else None
+        return str(self._stamp(stage)["plan"]) if (self.work / f"{stage}.stamp").exists() else None
 
     def facts(self, stage: str) -> dict[str, Any]:
         """What the stage recorded when it was completed."""
-        return dict(read_json(self.work / f"{stage}.stamp")["facts"])
+        return dict(self._stamp(stage)["facts"])
+
+    def _stamp(self, stage: str) -> dict[str, Any]:
+        path = self.work / f"{stage}.stamp"
+        match content := read_json(path):
+            case {"plan": str(), "facts": dict()}:
+                return dict(content)
+        raise DamagedError(f"{path} is not the stamp that was written: it is damaged. Delete it and rerun")
 
     def unstamp(self, stages: Iterable[str]) -> None:
         """Forget that these stages were complete."""
@@ -310,16 +336,27 @@ class SlideStore:
 
 
 def _metadata(location: Path) -> dict[str, Any]:
-    content = read_json(location / "zarr.json")
-    if not isinstance(content, dict) or "shape" not in content:
-        raise DamagedError(f"{location / 'zarr.json'} is not the array metadata that was written: it is damaged")
-    return content
+    path = location / "zarr.json"
+    match content := read_json(path):
+        case {"shape": list(), "attributes": {"overtile": {"plan": str()}}}:
+            return dict(content)
+    raise DamagedError(f"{path} is not the array metadata that was written: it is damaged. Delete it and rerun")
 
 
 def _plan_of(location: Path) -> str | None:
     if not (location / "zarr.json").exists():
         return None
-    return str(_metadata(location).get("attributes", {}).get("overtile", {}).get("plan", ""))
+    return str(_metadata(location)["attributes"]["overtile"]["plan"])
+
+
+def _open(store: LocalStore, mode: Literal["r", "r+"]) -> zarr.Array[Any]:
+    try:
+        return zarr.open_array(store, mode=mode)
+    except DAMAGE as error:
+        raise DamagedError(
+            f"{store.root / 'zarr.json'} is not the array metadata that was written ({error}): it is damaged. "
+            f"Delete it and rerun"
+        ) from error
 
 
 def _create(location: Path, spec: ArraySpec) -> None:

@@ -58,7 +58,12 @@ def tissue_slide(work: Work, section: TissueSection, map_blocks: MapBlocks) -> S
         store.write_block(ARRAY, work.plan, tile.core, found.mask[tile.core.slices])
     store.commit(ARRAY, work.plan)
     facts = {"method": found.method, "bright_field": found.bright_field, "threshold": found.threshold}
-    report.facts = {**facts, "flags": list(found.flags), "factor": section.factor, "tissue_px": int(found.mask.sum())}
+    report.facts = {
+        **facts,
+        "flags": list(found.flags),
+        "factor": section.factor,
+        "tissue_px": _image_px(found.mask, work, section),
+    }
     store.stamp("tissue", work.plan, report.facts)
     return report
 
@@ -67,7 +72,9 @@ def area_mean(image_CYX: Array, factor: int) -> Array:
     """Mean of every ``factor`` x ``factor`` square (edges: of what exists), rounded half up, same dtype."""
     rows, cols = (np.arange(0, length, factor) for length in image_CYX.shape[1:])
     sums = np.add.reduceat(np.add.reduceat(image_CYX.astype(np.uint64), rows, axis=1), cols, axis=2)
-    sizes = [np.diff(np.append(starts, length)) for starts, length in zip((rows, cols), image_CYX.shape[1:], strict=True)]
+    sizes = [
+        np.diff(np.append(starts, length)) for starts, length in zip((rows, cols), image_CYX.shape[1:], strict=True)
+    ]
     counts = np.outer(*sizes).astype(np.uint64)
     return ((2 * sums + counts) // (2 * counts)).astype(image_CYX.dtype)
 
@@ -78,6 +85,13 @@ def _assemble(work: Work, factor: int) -> Array:
         for row in range(work.grid.rows)
     ]
     return np.concatenate([np.concatenate(row, axis=2) for row in thumbs], axis=1)
+
+
+def _image_px(mask_YX: Array, work: Work, section: TissueSection) -> int:
+    """Pixels of the image under the mask; the last row and column of the mask cover what exists."""
+    starts = (np.arange(0, length, section.factor) for length in work.shape_yx)
+    sizes = [np.diff(np.append(start, length)) for start, length in zip(starts, work.shape_yx, strict=True)]
+    return int(sizes[0] @ mask_YX.astype(np.int64) @ sizes[1])
 
 
 def _everything(thumb_CYX: Array) -> TissueResult:

@@ -57,7 +57,10 @@ def join_objects(classes: Classes, block: Block, connectivity: int) -> Joined:
 
 
 def label_blocks(
-    classes: Classes, block: Block, connectivity: int, limits: Limits = Limits()  # noqa: B008  frozen
+    classes: Classes,
+    block: Block,
+    connectivity: int,
+    limits: Limits = Limits(),  # noqa: B008  frozen
 ) -> tuple[NDArray[np.uint32], Numbered]:
     """The stage without files: pieces, join, lookup, relabel."""
     joined = join_objects(classes, block, connectivity)
@@ -162,9 +165,7 @@ def test_crossings_of_seams_are_counted(classes: Classes, block: Block, connecti
 
 @given(small_classes, blocks, connectivities, st.integers(1, 30))
 @settings(max_examples=300, deadline=None)
-def test_holes_are_those_of_the_whole_class_map(
-    classes: Classes, block: Block, connectivity: int, max_px: int
-) -> None:
+def test_holes_are_those_of_the_whole_class_map(classes: Classes, block: Block, connectivity: int, max_px: int) -> None:
     filled = fill_blocks(classes, block, connectivity, max_px)
     np.testing.assert_array_equal(filled, reference_fill(classes, connectivity, max_px))
 

@@ -1,0 +1,142 @@
+"""Glass is left out, tissue never is; what is neither is computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.geometry import Box
+from pipeline.resample import Override, resample, resolution, source_box
+from pipeline.slide import open_slide
+from pipeline.tissue import TissueParams, find_tissue
+
+MPP = 8.0
+PARAMS = TissueParams(mpp_um=MPP, min_area_um2=4000, fill_holes_um2=40000)
+GLASS, PINK, BLUE = (243, 242, 244), (225, 170, 200), (90, 60, 140)
+
+
+def glass(height: int = 100, width: int = 120) -> NDArray[np.uint8]:
+    """(3, y, x) empty bright field."""
+    return np.broadcast_to(np.array(GLASS, np.uint8)[:, None, None], (3, height, width)).copy()
+
+
+def paint(image: NDArray[np.uint8], box: Box, colour: tuple[int, int, int]) -> NDArray[np.uint8]:
+    image[:, *box.slices] = np.array(colour, np.uint8)[:, None, None]
+    return image
+
+
+def thumbnail(path: Path, override: Override = None) -> NDArray[np.uint8]:
+    slide = open_slide(path)
+    found = resolution(slide, override, MPP)
+    out = Box.of_shape(found.out_yx)
+    source = source_box(found.resampling, out)
+    return resample(slide.read(found.level, source), found.resampling, source, out)
+
+
+def test_tissue_on_glass() -> None:
+    result = find_tissue(paint(glass(), Box(30, 40, 70, 90), PINK), PARAMS)
+    expected = np.zeros((100, 120), bool)
+    expected[30:70, 40:90] = True
+    assert (result.method, result.bright_field, result.flags) == ("otsu", True, ())
+    assert (result.mask & expected).sum() == expected.sum()
+    assert result.mask.sum() <= 46 * 56
+
+
+def test_growth_reaches_every_pixel_within_the_radius() -> None:
+    image, radius = paint(glass(), Box(30, 40, 70, 90), PINK), 5
+    mask = find_tissue(image, PARAMS).mask
+    grown = find_tissue(image, TissueParams(MPP, 4000, 40000, radius)).mask
+    for y, x in np.ndindex(mask.shape):
+        seen = mask[max(0, y - radius) : y + radius + 1, max(0, x - radius) : x + radius + 1].any()
+        assert grown[y, x] == seen
+
+
+def test_specks_go_and_small_holes_are_filled() -> None:
+    image = paint(paint(glass(), Box(20, 20, 80, 80), PINK), Box(40, 40, 55, 55), GLASS)
+    image = paint(image, Box(90, 110, 93, 113), BLUE)
+    mask = find_tissue(image, PARAMS).mask
+    assert mask[40:55, 40:55].all()
+    assert not mask[85:, 105:].any()
+    without = find_tissue(image, TissueParams(MPP, min_area_um2=0, fill_holes_um2=0)).mask
+    assert not without[45:50, 45:50].any()
+    assert without[91, 111]
+
+
+def test_crowded_specks_are_tissue() -> None:
+    """Pale tissue is a crowd of stained specks, none of which is large enough alone."""
+    specks = [Box(y, x, y + 2, x + 2) for y in range(20, 80, 6) for x in range(20, 80, 6)]
+    image = glass()
+    for box in specks:
+        paint(image, box, BLUE)
+    crowd = find_tissue(image, PARAMS).mask
+    assert all(crowd[box.slices].all() for box in specks)
+    assert not find_tissue(paint(glass(), specks[0], BLUE), PARAMS).mask.any()
+
+
+def test_dark_things_without_colour_are_tissue() -> None:
+    assert find_tissue(paint(glass(), Box(30, 30, 60, 60), (60, 60, 60)), PARAMS).mask[30:60, 30:60].all()
+
+
+@pytest.mark.parametrize("colour", [PINK, BLUE, (200, 150, 190)])
+def test_an_image_of_one_stain_is_tissue_throughout(colour: tuple[int, int, int]) -> None:
+    assert find_tissue(paint(glass(), Box(0, 0, 100, 120), colour), PARAMS).mask.all()
+
+
+def test_an_empty_slide_has_none_and_says_so() -> None:
+    result = find_tissue(glass(), PARAMS)
+    assert not result.mask.any()
+    assert result.flags == ("no tissue found",)
+
+
+@pytest.mark.parametrize("value", [0, 20])
+def test_a_dark_field_is_not_judged(value: int) -> None:
+    result = find_tissue(np.full((3, 30, 40), value, np.uint8), PARAMS)
+    assert result.mask.all()
+    assert (result.method, result.bright_field, result.threshold) == ("off: not bright-field", False, None)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_other_than_rgb_is_not_judged(channels: int) -> None:
+    assert find_tissue(np.full((channels, 30, 40), 240, np.uint8), PARAMS).mask.all()
+
+
+def test_sixteen_bit_equals_eight_bit() -> None:
+    image = paint(glass(), Box(30, 40, 70, 90), PINK)
+    wide = find_tissue(image.astype(np.uint16) * 257, PARAMS)
+    np.testing.assert_array_equal(wide.mask, find_tissue(image, PARAMS).mask)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 50), (3, 2)])
+def test_tiny_pictures(shape: tuple[int, int]) -> None:
+    assert find_tissue(glass(*shape), PARAMS).mask.shape == shape
+
+
+@pytest.mark.parametrize(
+    ("name", "override"),
+    [
+        ("mosaics/he_mosaic.tif", 0.25),
+        ("wsi/OS-1-detail.ome.tif", None),
+        ("wsi/OS-2-ndpi.ome.tif", None),
+        ("wsi/OS-2-vsi.ome.tif", None),
+    ],
+)
+def test_real_crops_without_glass_are_tissue(shared_data: Path, name: str, override: Override) -> None:
+    """With the mask grown by a halo of 92 px at 0.25 um, as a run does."""
+    params = TissueParams(MPP, min_area_um2=4000, fill_holes_um2=40000, dilate_px=3)
+    assert find_tissue(thumbnail(shared_data / name, override), params).mask.mean() >= 0.95
+
+
+def test_real_slide_with_glass(shared_data: Path) -> None:
+    result = find_tissue(thumbnail(shared_data / "wsi" / "CMU-1-Small-Region.svs"), PARAMS)
+    assert 0.36 < result.mask.mean() < 0.46
+    assert result.mask[120:160, 60:80].all()
+    assert not result.mask[100:180, :25].any()
+
+
+def test_real_fluorescence_is_not_judged(shared_data: Path) -> None:
+    result = find_tissue(thumbnail(shared_data / "wsi" / "test3-DAPI-2-(387).ndpi"), PARAMS)
+    assert not result.bright_field
+    assert result.mask.all()

@@ -1,0 +1,349 @@
+"""Kill -9 of the whole process group at any moment costs at most the blocks in flight, and not one byte.
+
+Every point at which a run is killed is a count of files on disk: blocks' results and shards as they appear, or a stamp.
+Runs are killed again and again, each at a later point than the one before, and then let go on to the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import skimage.data
+import tifffile
+
+MODEL = Path(__file__).parent / "golden" / "context.safetensors"
+BLOCK = 512
+WORKERS = 2
+STAGES = ("ingest", "predict", "label", "measure", "pyramid", "export")
+ALL_STAGES = ("ingest", "tissue", *STAGES[1:], "overlay")
+MARK = "OVERTILE_KILL_TEST"
+SEEDS = (11, 23, 37, 51)
+POLL_S = 0.004
+PATIENCE_S = 300
+UNEQUAL = {"manifest.json", ".work/lock", ".work/history.jsonl"}
+"""Files that say when and where, and so differ between two runs."""
+
+
+# ---- what lies on disk -----------------------------------------------------------------------------------------------
+
+
+def block_files(folder: Path) -> set[Path]:
+    """Finished files below a folder; what is still being written has a name that starts with a dot."""
+    found = set()
+    for current, _, names in os.walk(folder):
+        found.update(Path(current, name) for name in names if not name.startswith("."))
+    return found
+
+
+@dataclass(frozen=True)
+class Slide:
+    """One slide's output folder, seen from outside: nothing here is the pipeline's own code."""
+
+    root: Path
+
+    def passes(self, stage: str) -> dict[str, set[Path]]:
+        """Each pass of a stage with the files that its finished blocks left behind."""
+        zarr, work = self.root / "slide.ome.zarr", self.root / ".work"
+        if stage == "label":
+            small = {name: block_files(work / "label" / name) for name in ("pieces", "lookup")}
+            return {**small, "shards": block_files(zarr / "labels" / "objects" / "0" / "c")}
+        if stage == "pyramid":
+            groups = (zarr, zarr / "probability", zarr / "labels" / "objects")
+            levels = [level for group in groups if group.is_dir() for level in group.iterdir() if level.name.isdigit()]
+            return {"shards": set().union(*(block_files(level / "c") for level in levels if level.name != "0"))}
+        if stage in ("ingest", "predict"):
+            return {"shards": block_files((zarr if stage == "ingest" else zarr / "probability") / "0" / "c")}
+        return {"results": block_files(work / stage)}
+
+    def count(self, stage: str) -> int:
+        """Files that a stage's finished blocks left behind, over all its passes."""
+        return sum(map(len, self.passes(stage).values()))
+
+    def stamped(self, stage: str) -> bool:
+        return (self.root / ".work" / f"{stage}.stamp").exists()
+
+    def identities(self) -> dict[Path, tuple[int, int]]:
+        """Inode and time of every finished block's file: another inode means the block was done again."""
+        files = set().union(*(files for stage in ALL_STAGES for files in self.passes(stage).values()))
+        found = {}
+        for path in files:
+            status = path.stat()
+            found[path] = (status.st_ino, status.st_mtime_ns)
+            assert status.st_size > 0, f"{path} is empty"
+        return found
+
+    def partials(self) -> set[Path]:
+        """Files that were being written."""
+        return set(self.root.rglob(".*.partial"))
+
+    def history(self) -> list[dict[str, Any]]:
+        """What finished stages said they did."""
+        path = self.root / ".work" / "history.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def tree(self) -> dict[str, str]:
+        """Digest of every file that must be the same after any number of kills."""
+        files = (path for path in self.root.rglob("*") if path.is_file())
+        names = {path.relative_to(self.root).as_posix(): path for path in files}
+        return {name: sha256(path.read_bytes()).hexdigest() for name, path in names.items() if name not in UNEQUAL}
+
+    def manifest(self) -> dict[str, Any]:
+        return dict(json.loads((self.root / "manifest.json").read_text())["files"])
+
+
+@dataclass(frozen=True)
+class Point:
+    """When to kill: ``stage`` has left so many files behind, or (None) is stamped."""
+
+    stage: str
+    files: int | None
+
+    def reached(self, slide: Slide) -> bool:
+        if self.files is None:
+            return slide.stamped(self.stage)
+        return slide.stamped(self.stage) or slide.count(self.stage) >= self.files
+
+    def __str__(self) -> str:
+        return f"{self.stage} {'stamped' if self.files is None else f'{self.files} files'}"
+
+
+# ---- running and killing ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Runner:
+    """Starts the command in its own process group, under a mark by which every child can be found again."""
+
+    command: list[str]
+    environment: dict[str, str]
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def start(self, log: Path) -> subprocess.Popen[bytes]:
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                self.command,
+                env={**self.environment, MARK: self.mark},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def marked(self) -> list[psutil.Process]:
+        """Every living process that carries the mark, whoever its parent is."""
+        return [process for process in psutil.process_iter() if self._is_ours(process)]
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            return bool(process.environ().get(MARK) == self.mark) and process.status() != psutil.STATUS_ZOMBIE
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            return False
+
+    def ports(self) -> set[int]:
+        """TCP ports on which marked processes listen."""
+        return set().union(set(), *(self._listening(process) for process in self.marked()))
+
+    def _listening(self, process: psutil.Process) -> set[int]:
+        try:
+            connections = process.net_connections(kind="tcp")
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            return set()
+        return {connection.laddr.port for connection in connections if connection.status == psutil.CONN_LISTEN}
+
+    def until(self, point: Point, slide: Slide, log: Path) -> set[int]:
+        """Run, and kill the whole group the moment the point is reached; the ports that were listened on."""
+        process = self.start(log)
+        ports: set[int] = set()
+        before = {stage: slide.count(stage) for stage in ALL_STAGES}
+        try:
+            for _ in range(int(PATIENCE_S / POLL_S)):
+                if point.reached(slide):
+                    break
+                if not ports and slide.count(point.stage) > before[point.stage]:
+                    ports = self.ports()
+                try:
+                    code = process.wait(timeout=POLL_S)
+                except subprocess.TimeoutExpired:
+                    continue
+                pytest.fail(f"ended with {code} before {point}:\n{log.read_text()}")
+            else:
+                pytest.fail(f"never came to {point}:\n{log.read_text()}")
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        return ports
+
+    def finish(self, log: Path) -> None:
+        """Run the same command to its end."""
+        process = self.start(log)
+        try:
+            assert process.wait(timeout=PATIENCE_S) == 0, log.read_text()
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+    def assert_nothing_survives(self, ports: set[int]) -> None:
+        """No child, no server and no listening port is left, each given time to die of its broken pipes."""
+        _, alive = psutil.wait_procs(self.marked(), timeout=30)
+        assert not alive, [process.cmdline() for process in alive]
+        assert not self.marked()
+        listening = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+        assert not ports & listening
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Prefect's database of this module alone, so that a kill harms nobody else's."""
+    home = tmp_path_factory.mktemp("prefect")
+    without = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    return {**without, "PREFECT_HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[1])}
+
+
+def tissue_slide(path: Path, shape_yx: tuple[int, int], tissue_yx: tuple[int, int]) -> Path:
+    """Glass with a rectangle of real tissue, repeated with a period that is odd on both sides."""
+    height, width = tissue_yx
+    piece = skimage.data.immunohistochemistry()[:509, :503]
+    image = np.full((*shape_yx, 3), 243, np.uint8)
+    tissue = np.tile(piece, (height // 509 + 1, width // 503 + 1, 1))
+    image[300 : 300 + height, 200 : 200 + width] = tissue[:height, :width]
+    tifffile.imwrite(path, image, tile=(256, 256), photometric="rgb", compression="deflate")
+    return path
+
+
+def command(slide: Path, out: Path, *settings: str) -> list[str]:
+    common = ("tiles.block=512", "tiles.tile=512", "objects.threshold=0.4", "outputs.overview=false", *settings)
+    options = [part for setting in common for part in ("--set", setting)]
+    start = [sys.executable, "-c", "from flows.cli import main; main()", "segment"]
+    return [*start, str(slide), "--out", str(out), "--mpp", "0.25", "--model", str(MODEL), *options]
+
+
+# ---- what a run may do -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What lay on disk when a run was killed."""
+
+    done: dict[str, dict[str, int]]
+    stamped: frozenset[str]
+    identities: dict[Path, tuple[int, int]]
+    lines: int
+
+    @classmethod
+    def of(cls, slide: Slide) -> Standing:
+        done = {stage: {name: len(files) for name, files in slide.passes(stage).items()} for stage in ALL_STAGES}
+        stamped = frozenset(stage for stage in ALL_STAGES if slide.stamped(stage))
+        return cls(done, stamped, slide.identities(), len(slide.history()))
+
+
+def assert_no_block_twice(before: Standing, slide: Slide, totals: dict[str, int]) -> None:
+    """Nothing that was done before the run was done again in it, by inode and by the run's own counts."""
+    after = slide.identities()
+    for path, identity in before.identities.items():
+        assert after.get(path, identity) == identity, f"{path} was written again"
+    for line in slide.history()[before.lines :]:
+        stage, done = line["stage"], before.done[line["stage"]]
+        if stage in before.stamped:
+            assert line["computed"] == 0, stage
+            continue
+        assert line["computed"] == totals[stage] - sum(done.values() if stage != "label" else [done["shards"]]), stage
+        if stage == "label":
+            assert line["counts"].get("pieces_blocks", 0) == totals[stage] - done["pieces"]
+
+
+def unfinished(slide: Slide) -> str:
+    """The stage that was at work: the first that is begun or due, and not stamped."""
+    return next((stage for stage in ALL_STAGES if not slide.stamped(stage)), "manifest")
+
+
+def draw_points(seed: int, totals: dict[str, int]) -> list[Point]:
+    """One point inside each stage and two just after a stamp, in the order in which a run meets them."""
+    generator = random.Random(seed)
+    files = {stage: totals[stage] * (3 if stage == "label" else 1) for stage in STAGES}
+    inside = [Point(stage, generator.randint(1, int(0.85 * files[stage]))) for stage in STAGES]
+    stamps = [Point(stage, None) for stage in generator.sample(STAGES, 2)]
+    return sorted([*inside, *stamps], key=lambda point: (STAGES.index(point.stage), point.files is None))
+
+
+def killed_and_resumed(runner: Runner, slide: Slide, points: list[Point], log: Path) -> Iterator[str]:
+    """Kill at each point in turn and check what the following run did again; yields where each kill struck."""
+    totals = {line["stage"]: line["blocks"] for line in Slide(log.parent / "undisturbed" / slide.root.name).history()}
+    before = None
+    for point in points:
+        if point.reached(slide):  # the kill before came a little late
+            continue
+        partials = slide.partials()
+        ports = runner.until(point, slide, log)
+        runner.assert_nothing_survives(ports)
+        assert not (slide.root / "manifest.json").exists()
+        assert len(slide.partials() - partials) <= 2 * WORKERS, "more was being written than blocks in flight"
+        if before is not None:
+            assert_no_block_twice(before, slide, totals)
+        before = Standing.of(slide)
+        yield unfinished(slide)
+    runner.finish(log)
+    runner.assert_nothing_survives(set())
+    assert before is not None
+    assert_no_block_twice(before, slide, totals)
+
+
+# ---- the proofs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_twenty_kills_change_no_byte_and_repeat_no_block(tmp_path: Path, environment: dict[str, str]) -> None:
+    source = tissue_slide(tmp_path / "tissue.tif", (6500, 6100), (1600, 2400))
+    local = f"cluster.workers={WORKERS}"
+    Runner(command(source, tmp_path / "undisturbed", local), environment).finish(tmp_path / "undisturbed.log")
+    undisturbed = Slide(tmp_path / "undisturbed" / "tissue")
+    totals = {line["stage"]: line["blocks"] for line in undisturbed.history()}
+    assert min(totals.values()) >= 150
+    assert len(undisturbed.manifest()) > 600
+    struck: Counter[str] = Counter()
+    for seed in SEEDS:
+        points = draw_points(seed, totals)
+        print(f"seed {seed}: {', '.join(map(str, points))}", flush=True)
+        out = tmp_path / f"seed-{seed}"
+        runner = Runner(command(source, out, local), environment)
+        slide = Slide(out / "tissue")
+        struck.update(killed_and_resumed(runner, slide, points, tmp_path / f"seed-{seed}.log"))
+        assert slide.manifest() == undisturbed.manifest()
+        assert slide.tree() == undisturbed.tree()
+    print(f"{struck.total()} kills struck in {dict(struck)}")
+    assert struck.total() >= 20
+    assert all(struck[stage] >= 3 for stage in STAGES), struck
+
+
+def test_a_kill_while_predicting_changes_no_byte_and_repeats_no_block(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    source = tissue_slide(tmp_path / "tissue.tif", (2000, 1900), (900, 800))
+    out = tmp_path / "out"
+    serial = ("cluster.kind=serial",)
+    Runner(command(source, tmp_path / "undisturbed", *serial), environment).finish(tmp_path / "undisturbed.log")
+    undisturbed, slide = Slide(tmp_path / "undisturbed" / "tissue"), Slide(out / "tissue")
+    seed = 5
+    point = Point("predict", random.Random(seed).randint(2, 7))
+    print(f"seed {seed}: killed at {point}")
+    struck = list(
+        killed_and_resumed(Runner(command(source, out, *serial), environment), slide, [point], tmp_path / "killed.log")
+    )
+    assert struck == ["predict"]
+    assert slide.manifest() == undisturbed.manifest()
+    assert slide.tree() == undisturbed.tree()
