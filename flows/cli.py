@@ -247,6 +247,8 @@ def demo(
 
 
 ALL = "*"
+EXIT_SIGNAL = 128
+"""Plus the signal's number: 130 after Ctrl-C, 143 after SIGTERM."""
 
 Refusal: Any = typer.BadParameter.__mro__[2]
 """click's ClickException, which typer ships under a name of its own."""
@@ -263,29 +265,26 @@ def _bare_force(arguments: list[str]) -> list[str]:
     ]
 
 
-class _Terminated(BaseException):
-    """SIGTERM arrived."""
+class _Stopped(BaseException):
+    """SIGINT or SIGTERM arrived; ``number`` says which."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
-def _on_sigterm(_signal: int, _frame: FrameType | None) -> None:
-    raise _Terminated
-
-
-def _on_second_sigint(_signal: int, _frame: FrameType | None) -> None:
-    os._exit(130)
-
-
-def _on_first_sigint(_signal: int, _frame: FrameType | None) -> None:
-    signal.signal(signal.SIGINT, _on_second_sigint)
-    raise KeyboardInterrupt
+def _stop(number: int, _frame: FrameType | None) -> None:
+    """Politely the first time; the second Ctrl-C ends it at once."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_SIGNAL + signal.SIGINT))
+    raise _Stopped(number)
 
 
 def main() -> None:
     """Entry point of the ``overtile`` command: run it and exit with an honest code."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    signal.signal(signal.SIGTERM, _on_sigterm)
-    signal.signal(signal.SIGINT, _on_first_sigint)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
     arguments = _bare_force(sys.argv[1:])
     sys.exit(_guarded(lambda: app(arguments, standalone_mode=False)))
 
@@ -305,12 +304,8 @@ def _guarded(run: Callable[[], object]) -> int:
     except Refusal as error:
         error.show()
         return 2
-    except KeyboardInterrupt:
-        return _complain("interrupted. Run the same command again to go on", code=130)
-    except _Terminated:
-        return _complain("terminated. Run the same command again to go on", code=143)
-    except typer.Abort:
-        return _complain("interrupted. Run the same command again to go on", code=130)
+    except _Stopped as stopped:
+        return _complain("stopped. Run the same command again to go on", code=EXIT_SIGNAL + stopped.number)
     return answer if isinstance(answer, int) else 0
 
 

@@ -67,8 +67,10 @@ def contrast(pixels_YX: NDArray[Any]) -> Window:
     """
     scanned = pixels_YX[pixels_YX > 0]
     sample = scanned if scanned.size else pixels_YX.ravel()
-    low, high = np.percentile(sample, [_LOW_PERCENT, _HIGH_PERCENT], method="nearest")
-    return float(low), float(max(high, low + 1))
+    low, high = (float(np.percentile(sample, percent, method="nearest")) for percent in (_LOW_PERCENT, _HIGH_PERCENT))
+    if low == high:
+        low = max(0.0, low - 1)
+    return low, max(high, low + 1)
 
 
 def windows(pixels_CYX: NDArray[Any], channel_names: Sequence[str]) -> tuple[Window, ...]:

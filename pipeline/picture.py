@@ -38,43 +38,47 @@ def plain(text: str) -> str:
 
 def shorten(text: str, size_px: int, room_px: int) -> str:
     """``text`` cut in the middle until it fits ``room_px``."""
-    if text_width(text, size_px) <= room_px:
+    widths, dots = _widths(text, size_px), text_width("...", size_px)
+    if sum(widths) <= room_px:
         return text
-    keep = len(text) - 1
-    while keep > 1 and text_width(_cut(text, keep), size_px) > room_px:
+    keep = len(text)
+    while keep > 0 and sum(widths[: keep - keep // 2]) + sum(widths[len(text) - keep // 2 :]) + dots > room_px:
         keep -= 1
-    return _cut(text, keep)
-
-
-def _cut(text: str, keep: int) -> str:
     return f"{text[: keep - keep // 2]}...{text[len(text) - keep // 2 :]}"
 
 
 def text_width(text: str, size_px: int) -> int:
     """Width of ``draw_text`` in pixels."""
-    return math.ceil(sum(float(_font(letter, size_px).getlength(_letter(letter))) for letter in text))
+    return math.ceil(sum(_widths(text, size_px)))
 
 
 def draw_text(draw: ImageDraw.ImageDraw, at_xy: tuple[float, float], text: str, size_px: int, colour: Rgb) -> float:
     """Write on the baseline from ``at_xy``; returns where the text ends. Knows ASCII, the micro sign and a raised 2."""
     x, y = at_xy
-    for letter in text:
-        font, glyph = _font(letter, size_px), _letter(letter)
-        raised = 0.36 * size_px if letter == "\u00b2" else 0
-        draw.text((x, y - raised), glyph, font=font, fill=colour, anchor="ls")
-        if letter == "\u00b5":
+    fonts = _fonts(size_px)
+    for letter, width in zip(text, _widths(text, size_px), strict=True):
+        raised = letter == _SQUARE
+        at = (x, y - 0.36 * size_px * raised)
+        draw.text(at, _GLYPHS.get(letter, letter), font=fonts[raised], fill=colour, anchor="ls")
+        if letter == _MICRO:
             left, stem = round(x + size_px * 0.065), max(1, round(size_px * 0.09))  # below the left stem of the u
             draw.rectangle((left, y - stem, left + stem - 1, y + round(size_px * 0.2)), fill=colour)
-        x += font.getlength(glyph)
+        x += width
     return x
 
 
-def _letter(letter: str) -> str:
-    return {"\u00b2": "2", "\u00b5": "u"}.get(letter, letter)
+_MICRO, _SQUARE = "\u00b5", "\u00b2"
+_GLYPHS = {_MICRO: "u", _SQUARE: "2"}
 
 
-def _font(letter: str, size_px: int) -> Any:
-    return ImageFont.load_default(size_px * 0.62 if letter == "\u00b2" else size_px)
+def _fonts(size_px: int) -> tuple[Any, Any]:
+    """For ordinary and for raised letters."""
+    return ImageFont.load_default(size_px), ImageFont.load_default(size_px * 0.62)
+
+
+def _widths(text: str, size_px: int) -> list[float]:
+    fonts = _fonts(size_px)
+    return [float(fonts[letter == _SQUARE].getlength(_GLYPHS.get(letter, letter))) for letter in text]
 
 
 # ---- lengths --------------------------------------------------------------------------------------------------------

@@ -91,6 +91,7 @@ class SlideRun:
                 remove(self.store.root / name)
                 self.store.unstamp([stage])
         remove(self.store.work / "failure.json")
+        remove(self.store.work / "export")  # its outlines, when it was killed between its stamp and their removal
         sweep_partials(self.store.root, age_s=0)
         write_manifest(self.store, self.plan.summary(), self._stage_records())
 

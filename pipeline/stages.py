@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline import export, ingest, label, measure, overlay, predict, pyramid, tissue_stage
+from pipeline import export, ingest, label, measure, overlay, predict, pyramid, tissue
 from pipeline.display import Rgb, class_colours
 from pipeline.plan import SlidePlan
+from pipeline.tissue_mask import TissueParams
 from pipeline.work import MapBlocks, StageReport, Work
 
 
@@ -33,15 +34,15 @@ def _ingest(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
 
 
 def _tissue(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
-    factor = tissue_stage.tissue_factor(plan.resolution.mpp)
+    factor = tissue.tissue_factor(plan.resolution.mpp)
     wanted = plan.config.tissue
-    params = wanted and tissue_stage.TissueParams(
+    params = wanted and TissueParams(
         mpp_um=plan.resolution.mpp * factor,
         min_area_um2=wanted.min_area_um2,
         fill_holes_um2=wanted.fill_holes_um2,
         dilate_px=-(-plan.model.shape.halo // factor),
     )
-    return tissue_stage.tissue_slide(work, tissue_stage.TissueSection(params or None, factor), map_blocks)
+    return tissue.tissue_slide(work, tissue.TissueSection(params or None, factor), map_blocks)
 
 
 def _predict(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
@@ -52,7 +53,7 @@ def _predict(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
         device=plan.compute.device,
         precision=plan.compute.precision,
         tile_px=plan.compute.tile_px,
-        tissue_factor=tissue_stage.tissue_factor(plan.resolution.mpp),
+        tissue_factor=tissue.tissue_factor(plan.resolution.mpp),
     )
     return predict.predict_slide(work, section, map_blocks)
 

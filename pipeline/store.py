@@ -242,10 +242,17 @@ class SlideStore:
         """Make a complete array durable and put it in its place, replacing the previous plan's."""
         location, final = self._locate(path, plan), self.zarr / path
         fsync_tree(location)
-        old = self.work / "old" / path
-        if location == final:
-            remove(old)  # of a replacement that was killed after its last rename
-            return
+        if location != final:
+            self._replace(location, path)
+        remove(self.work / "old" / path)  # also of a replacement that was killed after its last rename
+        for folder in (final.parent, *final.parent.parents):
+            fsync_dir(folder)  # a stamp must not outlive the name of what it stands for
+            if folder == self.root:
+                break
+
+    def _replace(self, location: Path, path: str) -> None:
+        """Put a finished array where the previous plan's was, and that one aside."""
+        final, old = self.zarr / path, self.work / "old" / path
         if final.exists():
             remove(old)
             old.parent.mkdir(parents=True, exist_ok=True)
@@ -253,7 +260,6 @@ class SlideStore:
         final.parent.mkdir(parents=True, exist_ok=True)
         location.replace(final)
         fsync_dir(final.parent)
-        remove(old)
 
     def read(self, path: str) -> StoredArray:
         """The committed array at ``path``. Raises DamagedError when its metadata is missing or not JSON."""
@@ -309,7 +315,7 @@ class SlideStore:
 
     def stamp(self, stage: str, plan: str, facts: Mapping[str, Any]) -> None:
         """Declare a stage complete under ``plan``. Its files must be durable before this is called."""
-        fsync_dir(self.work / stage)
+        fsync_tree(self.work / stage)
         write_json(self.work / f"{stage}.stamp", {"plan": plan, "facts": dict(facts)})
         fsync_dir(self.work)
 

@@ -1,114 +1,99 @@
-"""Where on a slide there is tissue, decided on a picture of a few micrometres per pixel.
+"""Tissue: where there is anything to compute, decided on one low-resolution picture of the whole slide.
 
-Pure. The one decision made here: when in doubt it is tissue. A cell called glass is never looked at again, so a
-mistake in that direction loses cells in silence, while one in the other costs a network call. Otsu's threshold alone
-splits any picture in two, and calls half of a crop without glass empty; here it may move only within limits that
-glass keeps, what is dark is tissue whatever its colour, and a picture with hardly any glass is tissue throughout.
-
-Otsu: IEEE Transactions on Systems, Man, and Cybernetics 9 (1979), 62-66.
+The one decision made here: the picture is the image itself, averaged over squares of a fixed number of pixels, so it
+depends on no pyramid a scanner happened to write and on no block.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import ndimage
-from skimage.filters import threshold_otsu
 
-SATURATION_LIMITS = 0.02, 0.05
-DARK = 0.7
-LEAST_GLASS = 0.05
-BRIGHT_FIELD = 0.3
-_SMOOTHING_PX = 1.0
-_BINS = 256
-_NEAR_UM = 16.0
+from pipeline.geometry import Box, TileGrid
+from pipeline.store import Array, ArraySpec, Index
+from pipeline.tissue_mask import TissueParams, TissueResult, find_tissue
+from pipeline.work import Counts, MapBlocks, StageReport, Work, run_blocks
 
-Mask = NDArray[np.bool_]
+ARRAY = "tissue"
+TARGET_UM = 8.0
+LARGEST_FACTOR = 64
 
 
 @dataclass(frozen=True, slots=True)
-class TissueParams:
-    """``mpp_um`` of the picture; islands and holes below these areas go; the mask grows by ``dilate_px`` pixels."""
+class TissueSection:
+    """How to look for tissue: None for ``params`` means everything is tissue. ``factor`` image px make a tissue px."""
 
-    mpp_um: float
-    min_area_um2: float
-    fill_holes_um2: float
-    dilate_px: int = 0
+    params: TissueParams | None
+    factor: int
 
 
-@dataclass(frozen=True, slots=True)
-class TissueResult:
-    """The (y, x) mask, how it was found, and remarks for the manifest. ``threshold`` is a saturation, 0 to 1."""
-
-    mask: Mask
-    method: str
-    threshold: float | None
-    flags: tuple[str, ...]
-    bright_field: bool
+def tissue_factor(mpp: float) -> int:
+    """Image pixels along one tissue pixel: the largest power of two that stays at or below 8 um, dividing a cell."""
+    factor = 1
+    while factor < LARGEST_FACTOR and 2 * factor * mpp <= TARGET_UM:
+        factor *= 2
+    return factor
 
 
-def find_tissue(thumb_CYX: NDArray[Any], params: TissueParams) -> TissueResult:
-    """Mask of the tissue in a uint8 or uint16 (c, y, x) picture.
-
-    Everything is tissue when the picture is not RGB on a bright field, or shows hardly any glass.
-    """
-    shape_yx = thumb_CYX.shape[1:]
-    everything = np.ones(shape_yx, bool)
-    value_CYX = thumb_CYX.astype(np.float64) / np.iinfo(thumb_CYX.dtype).max
-    if thumb_CYX.shape[0] != 3 or np.median(value_CYX.mean(axis=0)) < BRIGHT_FIELD:
-        return TissueResult(everything, "off: not bright-field", None, (), bright_field=False)
-    saturation, brightness = _saturation_and_brightness(value_CYX)
-    threshold = float(np.clip(_otsu(saturation), *SATURATION_LIMITS))
-    stained = (saturation > threshold) | (brightness < DARK)
-    if np.mean(~stained) < LEAST_GLASS:
-        return TissueResult(everything, "otsu: no glass, all tissue", threshold, (), bright_field=True)
-    mask = _grown(_cleaned(stained, params), params.dilate_px)
-    flags = () if mask.any() else ("no tissue found",)
-    return TissueResult(mask, "otsu", threshold, flags, bright_field=True)
+def tissue_block(work: Work, section: TissueSection, index: Index) -> Counts:
+    """Keep the area mean of one block of the image as the block's small result."""
+    image_CYX = work.store.read("0").read(work.core(index))
+    work.store.save_result("tissue", work.plan, index, {"thumb": area_mean(image_CYX, section.factor)})
+    return {}
 
 
-def _saturation_and_brightness(value_CYX: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Saturation (max - min) / max and mean of the channels, both after a slight blur against noise."""
-    smooth = np.stack([ndimage.gaussian_filter(channel, _SMOOTHING_PX, mode="nearest") for channel in value_CYX])
-    highest, lowest = smooth.max(axis=0), smooth.min(axis=0)
-    saturation = np.divide(highest - lowest, highest, out=np.zeros_like(highest), where=highest > 0)
-    return saturation, smooth.mean(axis=0)
+def tissue_slide(work: Work, section: TissueSection, map_blocks: MapBlocks) -> StageReport:
+    """Write ``tissue`` (y, x) bool: where the slide shows tissue, at about 8 um per pixel."""
+    store = work.store
+    store.sweep_results("tissue", work.plan)
+    done = store.results("tissue", work.plan)
+    report = run_blocks("tissue", work, done, partial(tissue_block, work, section), map_blocks)
+    thumb_CYX = _assemble(work, section.factor)
+    found = _everything(thumb_CYX) if section.params is None else find_tissue(thumb_CYX, section.params)
+    shape = (found.mask.shape[0], found.mask.shape[1])
+    store.create(ArraySpec(ARRAY, shape, "bool", work.block_px, work.plan))
+    for tile in TileGrid(Box.of_shape(shape), work.block_px):
+        store.write_block(ARRAY, work.plan, tile.core, found.mask[tile.core.slices])
+    store.commit(ARRAY, work.plan)
+    facts = {"method": found.method, "bright_field": found.bright_field, "threshold": found.threshold}
+    report.facts = {
+        **facts,
+        "flags": list(found.flags),
+        "factor": section.factor,
+        "tissue_px": _image_px(found.mask, work, section),
+    }
+    store.stamp("tissue", work.plan, report.facts)
+    return report
 
 
-def _otsu(saturation: NDArray[np.float64]) -> float:
-    """Otsu's threshold on 256 bins of 0 to 1; 0 for a picture of one saturation."""
-    counts, edges = np.histogram(saturation, bins=_BINS, range=(0.0, 1.0))
-    if np.count_nonzero(counts) < 2:
-        return 0.0
-    return float(threshold_otsu(hist=(counts, (edges[:-1] + edges[1:]) / 2)))
+def area_mean(image_CYX: Array, factor: int) -> Array:
+    """Mean of every ``factor`` x ``factor`` square (edges: of what exists), rounded half up, same dtype."""
+    rows, cols = (np.arange(0, length, factor) for length in image_CYX.shape[1:])
+    sums = np.add.reduceat(np.add.reduceat(image_CYX.astype(np.uint64), rows, axis=1), cols, axis=2)
+    sizes = [
+        np.diff(np.append(starts, length)) for starts, length in zip((rows, cols), image_CYX.shape[1:], strict=True)
+    ]
+    counts = np.outer(*sizes).astype(np.uint64)
+    return ((2 * sums + counts) // (2 * counts)).astype(image_CYX.dtype)
 
 
-def _cleaned(mask: Mask, params: TissueParams) -> Mask:
-    """Without islands smaller than ``min_area_um2``, then without holes of at most ``fill_holes_um2``.
-
-    Islands closer than 32 um to one another count as one: pale tissue is a crowd of stained specks.
-    """
-    pixel_um2 = params.mpp_um**2
-    near = _grown(mask, round(_NEAR_UM / params.mpp_um))
-    kept = mask & (_areas(near, mask) * pixel_um2 >= params.min_area_um2)
-    filled: Mask = kept | (~kept & (_areas(~kept, ~kept) * pixel_um2 <= params.fill_holes_um2))
-    return filled
+def _assemble(work: Work, factor: int) -> Array:
+    thumbs = [
+        [work.store.load_result("tissue", work.plan, (row, col))["thumb"] for col in range(work.grid.cols)]
+        for row in range(work.grid.rows)
+    ]
+    return np.concatenate([np.concatenate(row, axis=2) for row in thumbs], axis=1)
 
 
-def _areas(regions: Mask, counted: Mask) -> NDArray[np.int64]:
-    """For each pixel the number of ``counted`` pixels in its 4-connected component of ``regions``; 0 outside."""
-    labels, n = ndimage.label(regions)
-    sizes = np.bincount(labels[counted], minlength=n + 1)
-    sizes[0] = 0
-    return np.asarray(sizes[labels], np.int64)
+def _image_px(mask_YX: Array, work: Work, section: TissueSection) -> int:
+    """Pixels of the image under the mask; the last row and column of the mask cover what exists."""
+    starts = (np.arange(0, length, section.factor) for length in work.shape_yx)
+    sizes = [np.diff(np.append(start, length)) for start, length in zip(starts, work.shape_yx, strict=True)]
+    return int(sizes[0] @ mask_YX.astype(np.int64) @ sizes[1])
 
 
-def _grown(mask: Mask, radius_px: int) -> Mask:
-    """Every pixel at most ``radius_px`` rows and columns away from the mask: whatever can enter a read's halo."""
-    if radius_px < 1:
-        return mask
-    grown: Mask = ndimage.maximum_filter(mask.astype(np.uint8), 2 * radius_px + 1, mode="constant") > 0
-    return grown
+def _everything(thumb_CYX: Array) -> TissueResult:
+    mask = np.ones(thumb_CYX.shape[1:], dtype=bool)
+    return TissueResult(mask=mask, method="off", bright_field=False, threshold=None, flags=())

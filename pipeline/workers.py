@@ -35,8 +35,8 @@ class Failures:
             return
         index, cause = min(self.causes.items())
         more = f" ({len(self.causes) - 1} more blocks failed)" if len(self.causes) > 1 else ""
-        if isinstance(cause, OvertileError) and not more:
-            raise cause
+        if isinstance(cause, OvertileError) and (not more or len(cause.args) > 1):
+            raise cause  # a number or a place it carries would be lost in a copy with another message
         if isinstance(cause, OvertileError):
             raise type(cause)(f"{cause}{more}") from cause
         raise WorkerError(f"block (row {index[0]}, col {index[1]}): {type(cause).__name__}: {cause}{more}") from cause
@@ -62,7 +62,7 @@ class DaskMap:
         for suspect in suspects:
             for index, result in self._bounded(function, iter([suspect])):
                 if isinstance(result, BaseException):
-                    failures.causes[index] = _explain(result)
+                    failures.causes[index] = _explain(index, result)
                 else:
                     yield result
         failures.raise_first()
@@ -101,12 +101,12 @@ def _result(future: Future[Counts]) -> Counts | BaseException:
     return counts
 
 
-def _explain(error: BaseException) -> BaseException:
+def _explain(index: Index, error: BaseException) -> BaseException:
     if not isinstance(error, KilledWorker):
         return error
     return WorkerError(
-        "its worker process died every time, also alone: out of memory (use a smaller tiles.block or fewer "
-        "cluster.workers) or a decoder that aborts on this slide"
+        f"block (row {index[0]}, col {index[1]}): its worker process died every time, also alone: out of "
+        "memory (use a smaller tiles.block or fewer cluster.workers) or a decoder that aborts on this slide"
     )
 
 
@@ -132,7 +132,7 @@ def local_cluster(workers: int, threads: int = 1) -> Iterator[DaskMap]:
             threads_per_worker=threads,
             processes=True,
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             silence_logs=50,
         ) as cluster,
         Client(cluster, set_as_default=False) as client,

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+from tests.commands import NO_SERVER, Command
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -23,3 +32,53 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         skip_or_fail(f"no shared data at {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a real Prefect server, so that commands need not start one each."""
+    home = tmp_path_factory.mktemp("prefect-server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    line = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with (home / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [*line, "--no-ui", "--no-services"],
+            env={**kept, **quiet, "PREFECT_HOME": str(home)},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        _await_health(server, f"http://127.0.0.1:{port}/api/health", home / "log")
+        yield f"http://127.0.0.1:{port}/api"
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def _await_health(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+        except OSError:
+            with suppress(subprocess.TimeoutExpired):
+                pytest.fail(f"the Prefect server ended with {server.wait(timeout=0.2)}:\n{log.read_text()}")
+        else:
+            return
+    pytest.fail(f"no Prefect server at {url}:\n{log.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def overtile(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """The installed command, beside a Prefect server."""
+    return Command.under(tmp_path_factory.mktemp("command"), prefect_server)
+
+
+@pytest.fixture(scope="session")
+def overtile_alone(tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """The installed command where no flow can start: for what must be refused, or found done, before that."""
+    return Command.under(tmp_path_factory.mktemp("alone"), NO_SERVER)

@@ -32,9 +32,9 @@ WORKERS = 2
 STAGES = ("ingest", "predict", "label", "measure", "pyramid", "export")
 ALL_STAGES = ("ingest", "tissue", *STAGES[1:], "overlay")
 MARK = "OVERTILE_KILL_TEST"
-SEEDS = (11, 23, 37, 51)
+SEEDS = (6, 10, 13, 22)
 POLL_S = 0.004
-PATIENCE_S = 300
+PATIENCE_S = 600
 UNEQUAL = {"manifest.json", ".work/lock", ".work/history.jsonl"}
 """Files that say when and where, and so differ between two runs."""
 

