@@ -16,12 +16,14 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.config import RunConfig
 from pipeline.discover import Candidate, find_slides
-from pipeline.errors import ConfigError, DiskError, LockedError, OvertileError
+from pipeline.errors import ConfigError, DiskError, LockedError, ModelError, OvertileError
+from pipeline.files import remove, write_bytes
 from pipeline.lock import slide_lock
 from pipeline.plan import Compute, Model, SlidePlan, load_model, plan_slide, resolve_tile
 from pipeline.slide_run import SlideRun, slide_root
 from pipeline.store import SlideStore
-from pipeline.work import StageReport
+from pipeline.work import StageReport, retried
+from unet_core.errors import NetworkError
 
 State = Literal["complete", "complete before", "kept", "failed", "locked", "waiting"]
 
@@ -113,8 +115,6 @@ def plan_batch(request: BatchRequest) -> Batch:
 
     Raises ConfigError, ModelError (nothing can start) or DiskError (the output cannot be written).
     """
-    from pipeline.predict import resolve_device, resolve_precision  # torch costs a second; only a run needs it
-
     config = request.config
     candidates = find_slides(request.inputs, config.input.pattern, request.out)
     known = {candidate.key for candidate in candidates}
@@ -123,6 +123,9 @@ def plan_batch(request: BatchRequest) -> Batch:
     if all(candidate.refused for candidate in candidates):
         raise ConfigError("; ".join(str(candidate.refused) for candidate in candidates))
     model = load_model(config)
+    from pipeline.predict import resolve_device, resolve_precision  # torch costs a second; refusals need none
+
+    _require_weights(model)
     device = resolve_device(config.compute.device)
     precision = resolve_precision(config.compute.precision, device)
     batch = Batch(request, model, Compute(device, precision, resolve_tile(config, model, device)))
@@ -150,19 +153,35 @@ def _plan(batch: Batch, candidate: Candidate) -> None:
     outcome = Outcome(candidate.key, candidate.path)
     batch.outcomes.append(outcome)
     try:
-        batch.plans[candidate.key] = plan_slide(candidate, batch.model, batch.compute, batch.request.config)
-    except (OvertileError, OSError) as error:
+        batch.plans[candidate.key] = retried(
+            lambda: plan_slide(candidate, batch.model, batch.compute, batch.request.config)
+        )
+    except Exception as error:  # one bad slide never stops the others
         outcome.failed("plan", error)
 
 
+def _require_weights(model: Model) -> None:
+    """Refuse weights that no slide could be segmented with before one is read. Their header was read already."""
+    from unet_core import checkpoint  # torch
+
+    try:
+        checkpoint.load(model.path)
+    except NetworkError as error:
+        raise ModelError(str(error)) from error
+
+
 def _require_writable(out: Path) -> None:
-    probe = out / ".overtile.partial"
+    """Do once in ``out`` what every result needs: write a file, fsync it, rename it, remove it."""
+    probe = out / ".overtile.probe"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        write_bytes(probe, b"")
+        remove(probe)
     except OSError as error:
-        raise DiskError(f"cannot write to the output folder {out}: {error.strerror}. Choose another --out") from error
+        raise DiskError(
+            f"the output folder {out}: expected a folder where files can be written and renamed, found: "
+            f"{error.strerror}. Choose another --out"
+        ) from error
 
 
 @dataclass(slots=True)
@@ -183,7 +202,7 @@ def open_slide_run(batch: Batch, outcome: Outcome) -> OpenSlide | None:
     try:
         lock.enter_context(slide_lock(run.store.work))
         standing = run.prepare(forced=batch.request.forces(plan.key))
-    except (OvertileError, OSError) as error:
+    except Exception as error:  # one bad slide never stops the others
         lock.close()
         outcome.failed("plan", error)
         return None

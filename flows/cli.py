@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.plain import printable
 from pipeline.errors import ConfigError, DiskError, LockedError, ModelError, OvertileError
 
 if TYPE_CHECKING:
@@ -84,17 +85,19 @@ def segment(  # noqa: PLR0913  one parameter an option
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,  # noqa: FBT002  typer's way to declare a flag
 ) -> None:
     """Segment slides. Run the same command again to resume, or to add new slides."""
-    from flows.batch import BatchRequest
     from pipeline.config import load_config
 
     overrides = list(settings or ())
     overrides += [f"model.weights={json.dumps(model)}"] if model is not None else []
     overrides += [f"input.mpp={mpp}"] if mpp is not None else []
+    checked = load_config(config, overrides)  # before the second that the rest takes to import
+    from flows.batch import BatchRequest
+
     keys = tuple(key for key in force or () if key != ALL)
     request = BatchRequest(
         inputs=tuple(inputs),
         out=out,
-        config=load_config(config, overrides),
+        config=checked,
         force=keys,
         force_all=ALL in (force or ()),
     )
@@ -125,7 +128,6 @@ def _segment(request: BatchRequest) -> int:
 
 def _dry_run(request: BatchRequest) -> int:
     from flows.batch import plan_batch
-    from flows.report import printable
 
     batch = plan_batch(request)
     table = Table("slide", "image px", "um/px", "blocks", "up to GB", "note", title="What would be done")
@@ -144,7 +146,7 @@ def _dry_run(request: BatchRequest) -> int:
             f"{plan.resolution.mpp:g}",
             str(blocks),
             f"{gigabytes:.2f}",
-            escape(note),
+            escape(printable(note)),
         )
     Console().print(table)
     return batch.exit_code() if not batch.plans else 0
@@ -152,7 +154,7 @@ def _dry_run(request: BatchRequest) -> int:
 
 def _report(batch: Batch) -> int:
     """Print the table of slides and the line that sums up; the exit code."""
-    from flows.report import printable, slide_record
+    from flows.report import slide_record
     from pipeline.slide_run import slide_root
     from pipeline.store import SlideStore
 
@@ -182,7 +184,7 @@ def _report(batch: Batch) -> int:
     console.print(
         f"{complete} of {len(batch.outcomes)} slides complete; {blocks} blocks computed, {calls} network calls"
     )
-    console.print(f"results: {batch.request.out}", soft_wrap=True, highlight=False)
+    console.print(f"results: {escape(printable(str(batch.request.out)))}", soft_wrap=True, highlight=False)
     return batch.exit_code()
 
 
@@ -202,7 +204,7 @@ def inspect(path: Place, as_json: Annotated[bool, typer.Option("--json", help="F
 @app.command()
 def verify(path: Place) -> None:
     """Check every file of every complete slide against its manifest. Exit 3 when one is damaged."""
-    from flows.report import printable, slide_stores
+    from flows.report import slide_stores
     from pipeline.verify import verify_slide
 
     stores = list(slide_stores(path))
@@ -310,7 +312,5 @@ def _guarded(run: Callable[[], object]) -> int:
 
 
 def _complain(text: str, code: int = 1) -> int:
-    from flows.report import printable
-
     sys.stderr.write(f"error: {printable(text)}\n")
     return code

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.report import figures, printable, slide_record, slide_stores
+from flows.plain import printable
+from flows.report import figures, slide_record, slide_stores
 from pipeline.errors import ConfigError, DamagedError
 from pipeline.files import read_json
 from pipeline.manifest import read_manifest

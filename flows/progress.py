@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from flows.batch import Batch, Outcome
-from flows.report import printable
+from flows.plain import printable
 from pipeline.work import Counts
 
 COST = {"ingest": 3.0, "tissue": 0.5, "predict": 80.0, "label": 2.0, "measure": 2.0, "pyramid": 2.0, "export": 4.0}

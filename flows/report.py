@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import getpass
 import io
-import json
 import os
 import socket
 import sys
@@ -20,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from flows.batch import Batch, Outcome
+from flows.plain import printable
 from pipeline.errors import DamagedError
-from pipeline.files import disk_errors, read_json, write_bytes, write_json
+from pipeline.files import append_json, read_json, write_bytes, write_json
 from pipeline.manifest import read_manifest
 from pipeline.slide_run import SlideRun
 from pipeline.store import SlideStore
@@ -107,11 +107,6 @@ def summary_markdown(batch: Batch, slides: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def printable(text: str) -> str:
-    """Text without line breaks, terminal escapes and other control characters: safe on a terminal and in a log."""
-    return "".join(char if char.isprintable() else "?" for char in text)
-
-
 def _cell(value: object) -> str:
     """Text that stays text in a Markdown table: no markup either."""
     return (
@@ -135,8 +130,13 @@ def _failures_csv(outcomes: list[Outcome]) -> str:
     for outcome in outcomes:
         if not outcome.as_asked:
             cells = (outcome.key, str(outcome.slide), outcome.state, outcome.stage, outcome.cause)
-            writer.writerow([f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell for cell in cells])
+            writer.writerow([_inert(printable(cell)) for cell in cells])
     return text.getvalue()
+
+
+def _inert(cell: str) -> str:
+    """Text that a spreadsheet does not take for a formula."""
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell
 
 
 def _append_history(batch: Batch) -> None:
@@ -149,9 +149,7 @@ def _append_history(batch: Batch) -> None:
         "force": list(batch.request.force) or batch.request.force_all,
         "exit_code": batch.exit_code(),
     }
-    path = batch.request.out / "history.jsonl"
-    with disk_errors(path), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, sort_keys=True) + "\n")
+    append_json(batch.request.out / "history.jsonl", line)
 
 
 def _user() -> str:

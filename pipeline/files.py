@@ -85,6 +85,33 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def append_json(path: Path, content: object) -> None:
+    """Append one line of JSON. What a writer killed or a disk filled in mid-line left stays a line of its own."""
+    with disk_errors(path), path.open("a+b") as file:
+        start = b"\n" if _ends_torn(file) else b""
+        file.write(start + json.dumps(content, sort_keys=True).encode() + b"\n")
+
+
+def _ends_torn(file: BinaryIO) -> bool:
+    if file.seek(0, os.SEEK_END) == 0:
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The lines of JSON that ``append_json`` wrote; torn ones are left out. Empty when there is no such file."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [content for line in lines if (content := _parsed(line)) is not None]
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
 def fsync_dir(folder: Path) -> None:
     """Make the names in ``folder`` durable. File systems that refuse to fsync a directory are left as they are."""
     try:

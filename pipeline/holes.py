@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.components import Borders, Joined, Part, find_runs, label_pieces, unite
+from pipeline.components import Borders, Joined, Part, Runs, label_pieces, paint, unite
 from pipeline.geometry import Box
 
 Array = NDArray[Any]
@@ -28,18 +28,18 @@ def background_connectivity(connectivity: int) -> int:
     return 4 if connectivity == 8 else 8
 
 
-def background_pieces(classes_YX: Array, connectivity: int) -> Array:
-    """Components of background, 1.. (int32, 0 = foreground), for objects of ``connectivity``."""
+def background_pieces(classes_YX: Array, connectivity: int) -> Runs:
+    """Components of background, as runs labelled 1.. by piece, for objects of ``connectivity``."""
     return label_pieces((classes_YX == 0).view(np.uint8), background_connectivity(connectivity))
 
 
 def hole_part(classes_YX: Array, core: Box, shape_yx: tuple[int, int], connectivity: int) -> Part:
     """Area, contact with the slide's border, lowest and highest neighbouring class of each background piece."""
-    pieces = background_pieces(classes_YX, connectivity)
-    runs = find_runs(pieces)
+    runs = background_pieces(classes_YX, connectivity)
     count = int(runs.label.max(initial=0))
     area = np.zeros(count, np.int64)
-    np.add.at(area, runs.label.astype(np.intp) - 1, runs.length)
+    np.add.at(area, runs.label - 1, runs.length)
+    pieces = paint(runs, runs.label.astype(np.int32), core.shape)
     low, high = np.full(count, _NONE_LOW, np.uint8), np.full(count, _NONE_HIGH, np.uint8)
     for piece, neighbour in _neighbours(pieces, classes_YX, background_connectivity(connectivity)):
         np.minimum.at(low, piece - 1, neighbour)
@@ -93,5 +93,7 @@ def fill_classes(joined: Joined, max_px: int) -> Array:
 
 def fill_holes(classes_YX: Array, fill: Array, connectivity: int) -> Array:
     """The class map with the block's background pieces filled by ``fill`` (one class for each piece)."""
-    table = np.concatenate(([0], fill)).astype(np.uint8)
-    return classes_YX + table[background_pieces(classes_YX, connectivity)] if table.any() else classes_YX
+    if not fill.any():
+        return classes_YX
+    holes = background_pieces(classes_YX, connectivity)
+    return classes_YX + paint(holes, fill[holes.label - 1], classes_YX.shape)

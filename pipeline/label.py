@@ -32,6 +32,7 @@ from pipeline.components import (
     label_pieces,
     number_objects,
     object_part,
+    paint,
 )
 from pipeline.files import fsync_dir
 from pipeline.holes import background_connectivity, fill_classes, fill_holes, hole_part
@@ -99,11 +100,10 @@ def piece_block(work: Work, section: LabelSection, index: Index) -> Counts:
 def label_block(work: Work, section: LabelSection, index: Index) -> Counts:
     """Write a block's shard of final ids."""
     ids = work.store.load_result(LOOKUP, work.plan, index)["ids"]
-    table = np.concatenate((np.zeros(1, np.uint32), ids))
-    if table.any():
-        pixels = table[label_pieces(_filled_classes(work, section, index), section.connectivity)]
-    else:
-        pixels = np.zeros(work.core(index).shape, np.uint32)
+    pixels = np.zeros(work.core(index).shape, np.uint32)
+    if ids.any():
+        pieces = label_pieces(_filled_classes(work, section, index), section.connectivity)
+        pixels = paint(pieces, ids[pieces.label - 1], pixels.shape)
     work.store.write_block(OBJECTS, work.plan, work.core(index), pixels)
     return {"label_blocks": 1}
 

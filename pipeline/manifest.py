@@ -6,6 +6,7 @@ manifest, not complete. It is written last and removed first.
 
 from __future__ import annotations
 
+import json
 import platform
 import socket
 from collections.abc import Iterable, Mapping
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DamagedError
-from pipeline.files import PARTIAL, fsync_dir, read_json, sha256_file, write_json
+from pipeline.files import PARTIAL, digest, fsync_dir, read_json, sha256_file, write_json
 from pipeline.store import SlideStore
 
 PACKAGES = (
@@ -35,7 +36,11 @@ HASHING_THREADS = 2
 
 
 def write_manifest(store: SlideStore, plan: Mapping[str, Any], stages: Mapping[str, Any]) -> None:
-    """Digest every file of a finished slide and write the manifest, durably, as the last act."""
+    """Digest every file of a finished slide and write the manifest, durably, as the last act.
+
+    ``metadata`` keeps the text of every zarr.json: one that is lost would otherwise take its array's shards along.
+    """
+    files = result_files(store)
     content = {
         "format": 1,
         "plan": dict(plan),
@@ -47,9 +52,15 @@ def write_manifest(store: SlideStore, plan: Mapping[str, Any], stages: Mapping[s
             "python": platform.python_version(),
         },
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "files": file_digests(store.root, result_files(store)),
+        "files": file_digests(store.root, files),
+        "metadata": {
+            path.relative_to(store.root).as_posix(): path.read_text("utf-8")
+            for path in files
+            if path.name == "zarr.json"
+        },
     }
-    write_json(store.manifest, content)
+    plain = json.loads(json.dumps(content))  # as it will be read: lists for tuples, text for keys
+    write_json(store.manifest, plain | {"sha256": digest(plain)})
     fsync_dir(store.root)
 
 
@@ -58,7 +69,7 @@ def read_manifest(store: SlideStore) -> dict[str, Any] | None:
     if not store.manifest.exists():
         return None
     content = read_json(store.manifest)
-    if not isinstance(content, dict) or not {"plan", "files", "stages"} <= set(content):
+    if not isinstance(content, dict) or content.pop("sha256", None) != digest(content):
         raise DamagedError(f"{store.manifest} is not the manifest that was written: it is damaged. Run segment again")
     return content
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -179,11 +179,11 @@ class _Walk:
 
     def _entry(self, raw: bytes, high: bytes, body: int, i: int) -> tuple[int, Entry | None]:
         layout, start = self.layout, i * self.layout.entry_bytes
-        order = "little" if layout.order == "<" else "big"
+        order: Literal["little", "big"] = "little" if layout.order == "<" else "big"
         fields = raw[start : start + layout.entry_bytes]
-        code, type_code = (int.from_bytes(fields[k : k + 2], order) for k in (0, 2))  # type: ignore[arg-type]
-        count = int.from_bytes(fields[4 : 4 + layout.value_bytes], order)  # type: ignore[arg-type]
-        offset = int.from_bytes(fields[-layout.value_bytes :], order)  # type: ignore[arg-type]
+        code, type_code = (int.from_bytes(fields[k : k + 2], order) for k in (0, 2))
+        count = int.from_bytes(fields[4 : 4 + layout.value_bytes], order)
+        offset = int.from_bytes(fields[-layout.value_bytes :], order)
         size = count * _size_of(type_code)
         if size <= layout.value_bytes:
             offset = body + start + layout.entry_bytes - layout.value_bytes

@@ -7,7 +7,6 @@ touched otherwise, so a killed run leaves a result that is either whole or plain
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,13 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import DamagedError
-from pipeline.files import disk_errors, fsync_dir, read_json, remove, sweep_partials, write_json
+from pipeline.files import append_json, fsync_dir, read_json, read_json_lines, remove, sweep_partials, write_json
 from pipeline.manifest import read_manifest, write_manifest
 from pipeline.plan import NETWORK_STAGES, SlidePlan
-from pipeline.stages import run_stage
 from pipeline.store import SlideStore
-from pipeline.verify import damaged_files, prepare_repair, repaired_differs
-from pipeline.work import MapBlocks, StageReport
+from pipeline.verify import damaged_files, prepare_repair, remove_damaged, repaired_differs
+from pipeline.work import MapBlocks, StageReport, retried
 
 Standing = Literal["complete", "kept", "todo"]
 
@@ -71,12 +69,14 @@ class SlideRun:
         return not damaged_files(self.store, manifest)
 
     def step(self, stage: str, map_blocks: MapBlocks) -> StageReport:
-        """Run one stage and note what it did. A damaged array found on the way makes the next run look again."""
+        """Run one stage and note what it did. What is found damaged on the way is removed for the next run to make."""
+        from pipeline.stages import run_stage  # torch takes a second to import; only a run needs it
+
         began = time.monotonic()
         try:
-            report = run_stage(stage, self.plan, self.store.root, map_blocks)
+            report = retried(lambda: run_stage(stage, self.plan, self.store.root, map_blocks))
         except DamagedError:
-            self.store.unstamp(self.plan.hashes)
+            remove_damaged(self.store, self.plan.hashes)
             raise
         self.reports[stage] = report
         self._record(report, time.monotonic() - began)
@@ -93,7 +93,7 @@ class SlideRun:
         remove(self.store.work / "failure.json")
         remove(self.store.work / "export")  # its outlines, when it was killed between its stamp and their removal
         sweep_partials(self.store.root, age_s=0)
-        write_manifest(self.store, self.plan.summary(), self._stage_records())
+        retried(lambda: write_manifest(self.store, self.plan.summary(), self._stage_records()))
 
     def fail(self, stage: str, error: BaseException) -> None:
         """Leave the cause beside the unfinished result, where the file system still allows it."""
@@ -128,7 +128,7 @@ class SlideRun:
             self.notices.append(
                 f"{self.plan.key}: repairing {len(self.damaged)} damaged files, first {next(iter(self.damaged))}"
             )
-            prepare_repair(self.store, self.damaged)
+            prepare_repair(self.store, self.damaged, manifest["metadata"])
             return "todo"
         return "complete" if before == dict(now) else "todo"
 
@@ -173,13 +173,10 @@ class SlideRun:
             "seconds": round(seconds, 3),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        path = self.store.work / "history.jsonl"
-        with disk_errors(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, sort_keys=True) + "\n")
+        append_json(self.store.work / "history.jsonl", line)
 
     def _stage_records(self) -> dict[str, Any]:
-        path = self.store.work / "history.jsonl"
-        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+        lines = read_json_lines(self.store.work / "history.jsonl")
         return {
             stage: {
                 "facts": self.store.facts(stage),

@@ -6,15 +6,17 @@ segment run, which makes the damaged files again and demands the digests the man
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from os.path import relpath
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DamagedError, DiskError
-from pipeline.files import fsync_dir, read_json, remove, sha256_file, write_json
+from pipeline.files import fsync_dir, read_json, remove, sha256_file, write_bytes, write_json
+from pipeline.geometry import Box, TileGrid
 from pipeline.manifest import read_manifest, result_files
-from pipeline.store import SlideStore
+from pipeline.store import SlideStore, StoredArray, shard_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +82,38 @@ def _note(store: SlideStore, damaged: list[Damage]) -> None:
 
 def damaged_files(store: SlideStore, manifest: Mapping[str, Any]) -> dict[str, str]:
     """What segment must make again, with the digest it must have: noted by verify, missing, or of another size."""
-    note = store.work / "damage.json"
-    names = set(read_json(note)) if note.exists() else set()
+    names = _noted(store, manifest)
     names |= {damage.path for damage in check_files(store.root, manifest["files"], contents=False)}
     return {name: manifest["files"].get(name, {}).get("sha256", "") for name in sorted(names)}
 
 
-def prepare_repair(store: SlideStore, damaged: Mapping[str, str]) -> None:
-    """Drop manifest, affected stamps and damaged files, so that the stages make just those again."""
-    store.manifest.unlink(missing_ok=True)
-    fsync_dir(store.root)
-    store.unstamp({stage_of(name) for name in damaged})
+def _noted(store: SlideStore, manifest: Mapping[str, Any]) -> set[str]:
+    """Files of this result that verify found damaged; a note that cannot be read is made again."""
+    note = store.work / "damage.json"
+    if not note.exists():
+        return set()
+    try:
+        names = set(read_json(note))
+    except (DamagedError, TypeError):
+        names = {damage.path for damage in check_files(store.root, manifest["files"], contents=True)}
+    return names & {*manifest["files"], *(damage.path for damage in _unexpected(store, manifest["files"]))}
+
+
+def prepare_repair(store: SlideStore, damaged: Mapping[str, str], metadata: Mapping[str, str]) -> None:
+    """Drop manifest, affected stamps and damaged files, so that the stages make just those again.
+
+    ``metadata`` holds the text of small files that are simply written again. The manifest goes last: until then a
+    killed repair is found unfinished, for the files are missing from what the manifest promises.
+    """
+    store.unstamp({stage_of(name) for name in damaged if name not in metadata})
     for name in damaged:
-        if name != store.manifest.name:
+        if name in metadata:
+            write_bytes(store.root / name, metadata[name].encode())
+        elif name != store.manifest.name:
             remove(store.root / name)
     (store.work / "damage.json").unlink(missing_ok=True)
+    store.manifest.unlink(missing_ok=True)
+    fsync_dir(store.root)
 
 
 def repaired_differs(store: SlideStore, stage: str, damaged: Mapping[str, str]) -> bool:
@@ -104,6 +123,42 @@ def repaired_differs(store: SlideStore, stage: str, damaged: Mapping[str, str]) 
         not (store.root / name).exists() or sha256_file(store.root / name) != sha256
         for name, sha256 in promised.items()
     )
+
+
+def remove_damaged(store: SlideStore, stages: Iterable[str]) -> None:
+    """Remove whatever of an unfinished result cannot be read, and forget what was built on it.
+
+    Shards that can be read stay: the next run makes only the others again, and the blocks' small results.
+    """
+    for path in list(_undecodable(store)):
+        remove(path)
+    for stage in stages:
+        remove(store.work / stage)
+    store.unstamp(stages)
+
+
+def _undecodable(store: SlideStore) -> Iterator[Path]:
+    for metadata in [*store.zarr.rglob("zarr.json"), *(store.work / "new").rglob("zarr.json")]:
+        try:
+            content = read_json(metadata)
+            if not isinstance(content, dict):
+                raise DamagedError(f"{metadata} holds no metadata")
+            array = None if content.get("node_type") == "group" else store.read(relpath(metadata.parent, store.zarr))
+        except DamagedError:
+            yield metadata
+        else:
+            yield from _undecodable_shards(array) if array else ()
+
+
+def _undecodable_shards(array: StoredArray) -> Iterator[Path]:
+    height, width = array.shape[-2:]
+    for tile in TileGrid(Box.of_shape((height, width)), array.block_px):
+        shard = shard_path(array.location, tile.index, ndim=len(array.shape))
+        if shard.exists():
+            try:
+                array.read(tile.core)
+            except DamagedError:
+                yield shard
 
 
 def stage_of(name: str) -> str:

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from pipeline.errors import DiskError
+from pipeline.errors import DiskError, WorkerError
 from pipeline.geometry import Box, TileGrid
 from pipeline.store import Index, SlideStore
+
+T = TypeVar("T")
 
 Counts = dict[str, int]
 """A block's small answer to the caller: what it did, in numbers."""
@@ -81,7 +83,7 @@ def run_blocks(
 
 
 RETRIES = 2
-"""How often a block is tried again after an I/O error that may pass."""
+"""How often something is tried again after an I/O error that may pass."""
 
 
 def serial(function: Callable[[Index], Counts], indices: Iterable[Index]) -> Iterator[Counts]:
@@ -90,12 +92,22 @@ def serial(function: Callable[[Index], Counts], indices: Iterable[Index]) -> Ite
 
 
 def attempt(function: Callable[[Index], Counts], index: Index) -> Counts:
-    """Run one block; try again after an I/O error that may pass (not when the disk is full or read-only)."""
+    """Run one block, again after an I/O error that may pass. Raises WorkerError naming the block when it stays."""
+    try:
+        return retried(lambda: function(index))
+    except DiskError:
+        raise
+    except OSError as error:
+        raise WorkerError(f"block (row {index[0]}, col {index[1]}): {error}, {RETRIES + 1} times in a row") from error
+
+
+def retried(call: Callable[[], T]) -> T:
+    """Call; again after an I/O error that may pass (not when the disk is full or read-only)."""
     for _ in range(RETRIES):
         try:
-            return function(index)
+            return call()
         except DiskError:
             raise
         except OSError:
             continue
-    return function(index)
+    return call()

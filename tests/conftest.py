@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import NO_SERVER, Command
+from tests.commands import NO_SERVER, Command, is_complete
+from tests.faults.pictures import draw, red_and_blue, write
+from tests.faults.preload import Preload
+from tests.faults.trees import Finished
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -82,3 +85,24 @@ def overtile(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> C
 def overtile_alone(tmp_path_factory: pytest.TempPathFactory) -> Command:
     """The installed command where no flow can start: for what must be refused, or found done, before that."""
     return Command.under(tmp_path_factory.mktemp("alone"), NO_SERVER)
+
+
+@pytest.fixture(scope="session")
+def finished(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A slide of three blocks in a row, segmented once. To be copied, never to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    slide = write(folder / "slides" / "slide.tif", draw((300, 1100), red_and_blue((300, 1100))))
+    ran = overtile.segment(slide, folder / "out")
+    assert ran.code == 0, ran.said
+    assert is_complete(folder / "out" / "slide")
+    return Finished(slide, folder / "out" / "slide")
+
+
+@pytest.fixture(scope="session")
+def preload(tmp_path_factory: pytest.TempPathFactory) -> Preload:
+    """A library that makes system calls fail; skips where it cannot be compiled."""
+    found = Preload.compile(tmp_path_factory.mktemp("preload"))
+    if found is None:
+        skip_or_fail("no C compiler: faults below Python cannot be made")
+    assert found is not None
+    return found

@@ -193,6 +193,27 @@ def test_every_name_is_durable_before_a_stamp_relies_on_it(calls: list[Call], ro
         assert not lost, f"{claim.name} was written before the names of {lost[:5]} were durable"
 
 
+def stage_of(path: Path) -> str:
+    """The stage that writes a file of the result; "" for what belongs to none."""
+    name = path.as_posix()
+    whole = {"objects.parquet": "measure", "objects.geojson.gz": "export"}
+    level_0 = {"/probability/0/": "predict", "/labels/objects/0/": "label", "/slide.ome.zarr/tissue/": "tissue"}
+    inside = next((stage for part, stage in level_0.items() if part in name), "")
+    return whole.get(path.name) or inside or ("ingest" if "/slide.ome.zarr/0/" in name else "")
+
+
+def test_nothing_of_a_stage_is_written_after_its_stamp(calls: list[Call]) -> None:
+    stamped: set[str] = set()
+    seen: set[str] = set()
+    for call in calls:
+        if call.what == "rename" and call.to.suffix == ".stamp":
+            stamped.add(call.to.stem)
+        elif call.what == "rename" and (stage := stage_of(call.to)):
+            seen.add(stage)
+            assert stage not in stamped, f"{call.to} was written after {stage}.stamp"
+    assert seen == {"ingest", "tissue", "predict", "label", "measure", "export"}
+
+
 def test_the_manifest_s_own_name_is_durable_at_the_end(calls: list[Call], root: Path) -> None:
     named = max(number for number, call in enumerate(calls) if call.to == root / "manifest.json")
     assert any(call.what == "fsync" and call.path == root for call in calls[named:])

@@ -22,6 +22,7 @@ import torch
 from unet_core.augment import Augmentation
 from unet_core.checkpoint import load, save, with_spec
 from unet_core.evaluate import best_threshold, in_folds, score, whole_pass
+from unet_core.header import describe, sha256
 from unet_core.loss import weighted_cross_entropy
 from unet_core.model import UNet
 from unet_core.samples import Annotated, Batch, draw_batch, read_annotated
@@ -69,11 +70,14 @@ def train_step(model: UNet, batch: Batch, optimiser: torch.optim.Optimizer) -> f
     return float(loss.detach())
 
 
-def train(spec: UNetSpec, cases: Sequence[Annotated], recipe: Recipe) -> tuple[UNet, int]:
-    """Return a trained network in eval mode and the number of steps taken; logs a line now and then."""
+def train(spec: UNetSpec, cases: Sequence[Annotated], recipe: Recipe, start: UNet | None = None) -> tuple[UNet, int]:
+    """Return a trained network in eval mode and the number of steps taken; logs a line now and then.
+
+    `start`: go on from this network, which keeps its own spec, instead of from He initialisation.
+    """
     torch.manual_seed(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
-    model = UNet(spec).train()
+    model = (start or UNet(spec)).train()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.rate, weight_decay=recipe.decay)
     shape = ValidShape.of(spec)
@@ -115,6 +119,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=35.0)
     parser.add_argument("--steps", type=int, help="instead of --minutes: repeatable")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
+    parser.add_argument("--start", type=Path, help=".safetensors file to go on from, spec included")
     parser.add_argument("--mpp", type=float, help="micrometres per pixel of the images")
     parser.add_argument("--name", default="nucleus", help="what the objects are")
     arguments = parser.parse_args()
@@ -123,10 +129,13 @@ def main() -> None:
     names = in_folds(arguments.groups, arguments.kind, but=arguments.hold_back)
     cases = [read_annotated(arguments.images, arguments.labels, name) for name in names]
     spec = spec_for(cases, preset("tiny", mpp=arguments.mpp, class_names=(arguments.name,)))
-    recipe = Recipe(minutes=arguments.minutes, steps=arguments.steps, seed=arguments.seed)
+    start = load(arguments.start) if arguments.start else None
+    recipe = Recipe(arguments.minutes, arguments.steps, arguments.seed, arguments.rate)
     LOG.info("%d images, %s, %s", len(cases), spec.model_dump_json(), recipe)
-    model, steps = train(spec, cases, recipe)
+    model, steps = train(spec, cases, recipe, start)
     provenance = {**asdict(recipe), "steps": steps, "kind": arguments.kind, "held_back": arguments.hold_back}
+    if arguments.start:
+        provenance["start"] = {"sha256": sha256(arguments.start), **describe(arguments.start).provenance}
     save_chosen(arguments.out, model, cases, provenance)
 
 

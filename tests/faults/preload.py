@@ -18,7 +18,7 @@ FOR_EVER = 10**9
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Strike the ``first`` to ``last`` occurrence of ``call`` on a path that holds ``part``, with an errno or "kill"."""
+    """Strike the ``first`` to ``last`` occurrence of ``call`` on a path holding ``part``: an errno, or "kill"."""
 
     call: str
     part: str

@@ -23,7 +23,9 @@ def touch(folder: Path, *names: str) -> Path:
     return folder
 
 
-def find(*inputs: Path, out: Path = Path("/nowhere/out"), patterns: tuple[str, ...] = SLIDE_PATTERNS) -> list[Candidate]:
+def find(
+    *inputs: Path, out: Path = Path("/nowhere/out"), patterns: tuple[str, ...] = SLIDE_PATTERNS
+) -> list[Candidate]:
     return find_slides(inputs, patterns, out)
 
 

@@ -153,7 +153,13 @@ def test_disk_error_keeps_its_own_words_when_wrapped_twice(tmp_path: Path) -> No
 # ---- JSON --------------------------------------------------------------------------------------------------------------
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda s: st.lists(s) | st.dictionaries(st.text(), s), max_leaves=8))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda s: st.lists(s) | st.dictionaries(st.text(), s),
+        max_leaves=8,
+    )
+)
 def test_digest_depends_on_content_not_on_the_order_of_keys(content: object) -> None:
     def backwards(value: object) -> object:
         if isinstance(value, dict):

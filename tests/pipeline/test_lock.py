@@ -157,7 +157,10 @@ def test_a_killed_owner_s_surviving_child_holds_nothing(tmp_path: Path) -> None:
 
 def test_a_fresh_owner_on_another_host_is_respected_and_left_alone(tmp_path: Path) -> None:
     path = owned_by(tmp_path / "w", ELSEWHERE, STALE_S - 30)
-    with pytest.raises(LockedError, match=r"process 4711 on elsewhere since 2026-11-20T01:00:00"), slide_lock(tmp_path / "w"):
+    with (
+        pytest.raises(LockedError, match=r"process 4711 on elsewhere since 2026-11-20T01:00:00"),
+        slide_lock(tmp_path / "w"),
+    ):
         pytest.fail("took a live run's slide")
     assert json.loads(path.read_text()) == ELSEWHERE
     assert [entry.name for entry in path.parent.iterdir()] == ["lock"]
@@ -193,7 +196,9 @@ def test_a_half_written_owner_is_replaced(tmp_path: Path) -> None:
 # ---- the beat ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_beat_goes_on_while_work_is_done_also_after_a_hiccup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_beat_goes_on_while_work_is_done_also_after_a_hiccup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     beats: list[Path] = []
     enough = threading.Event()
     utime = os.utime

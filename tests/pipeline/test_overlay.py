@@ -229,7 +229,7 @@ def test_outlines_are_rims_in_the_class_colour(seed: int, width_px: int) -> None
     palette = Palette(np.array([0, 1, 0], np.uint8), np.array(COLOURS, np.uint8))
     picture = np.zeros((24, 24, 3), np.uint8)
     outline_objects(picture, labels, palette, width_px)
-    touched = picture.any(-1)
+    touched = np.asarray(picture.any(-1))
     assert not touched[labels == 0].any()
     assert touched[find_boundaries(labels, connectivity=1, mode="inner")].all()
     for identity, colour in ((1, COLOURS[0]), (2, COLOURS[1]), (3, COLOURS[0])):

@@ -74,10 +74,10 @@ def mean_of_what_exists(pixels: NDArray[Any]) -> NDArray[Any]:
 
     def sums(values: NDArray[Any]) -> NDArray[Any]:
         rows, cols = (np.arange(0, length, 2) for length in values.shape[-2:])
-        return np.add.reduceat(np.add.reduceat(values.astype(np.int64), rows, -2), cols, -1)
+        return np.asarray(np.add.reduceat(np.add.reduceat(values.astype(np.int64), rows, -2), cols, -1))
 
     number = sums(np.ones_like(pixels))
-    return ((2 * sums(pixels) + number) // (2 * number)).astype(pixels.dtype)
+    return np.asarray((2 * sums(pixels) + number) // (2 * number), pixels.dtype)
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from pipeline.errors import DamagedError, OvertileError, StoreError
 from pipeline.geometry import Box, TileGrid
 from pipeline.store import ArraySpec, SlideStore, StoredArray, shard_path
 from tests.make_store import put_array, tree_bytes
+from tests.pipeline.killing import KILLED, killed_at
 
 SEED = 20261120
 PLAN, OTHER = "a" * 64, "b" * 64
@@ -266,8 +265,21 @@ def uses(store: SlideStore, pixels: NDArray[Any]) -> Iterator[Callable[[], objec
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"{}", b"null", b"3", b'"text"', b"\0" * 50, b"\xff\xfe", b'{"shape": [1]}', b'{"shape": 3, "attributes": []}',
-     b'{"shape": [1], "attributes": {"overtile": []}}', b'{"shape": [1], "attributes": {"overtile": 5}}'],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b"null",
+        b"3",
+        b'"text"',
+        b"\0" * 50,
+        b"\xff\xfe",
+        b'{"shape": [1]}',
+        b'{"shape": 3, "attributes": []}',
+        b'{"shape": [1], "attributes": {"overtile": []}}',
+        b'{"shape": [1], "attributes": {"overtile": 5}}',
+    ],
 )
 def test_damaged_metadata_is_named_wherever_it_is_met(store: SlideStore, content: bytes) -> None:
     pixels, _ = damaged_array(store)
@@ -373,33 +385,6 @@ def test_a_third_plan_replaces_an_unfinished_second(store: SlideStore) -> None:
     assert store.read("0").plan == "c" * 64
 
 
-class KilledError(BaseException):
-    """Stands for kill -9: nothing in the code under test handles it."""
-
-
-@contextmanager
-def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Die before the ``step``-th change to the file system."""
-    steps: list[str] = []
-
-    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **keywords: Any) -> Any:
-            if len(steps) == step:
-                raise KilledError
-            steps.append(name)
-            return function(*arguments, **keywords)
-
-        return call
-
-    with monkeypatch.context() as patch:
-        for owner, name in [(Path, "replace"), (Path, "mkdir"), (Path, "unlink"), (os, "fsync"), (os, "unlink"), (os, "rmdir")]:
-            patch.setattr(owner, name, counted(name, getattr(owner, name)))
-        try:
-            yield steps
-        except KilledError:
-            steps.append("killed")
-
-
 def finish(store: SlideStore, pixels: NDArray[Any], plan: str) -> None:
     """What a rerun does: find what is there, write what is missing, commit."""
     store.create(spec_of(pixels, plan))
@@ -429,7 +414,7 @@ def test_killed_at_any_step_of_a_replacement_it_is_the_old_or_the_new_or_plainly
         finish(store, new, OTHER)
         assert np.array_equal(store.read("0")[()], new), f"not healed after {steps}"
         assert not list(store.work.rglob("zarr.json")), f"a copy of the array is left behind after {steps}"
-        if "killed" not in steps:
+        if KILLED not in steps:
             break
         deaths += 1
         shutil.rmtree(store.root)
@@ -451,7 +436,7 @@ def test_killed_at_any_step_of_a_first_write_no_block_is_taken_for_done_that_is_
                 assert np.array_equal(store.read("0").read(core), pixels[(..., *core.slices)])
         finish(store, pixels, PLAN)
         assert np.array_equal(store.read("0")[()], pixels)
-        if "killed" not in steps:
+        if KILLED not in steps:
             break
     assert step >= 10
 
@@ -547,11 +532,14 @@ def test_results_are_durable_before_the_stamp_and_the_stamp_before_going_on(
     store: SlideStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    sync, write = store_module.fsync_dir, store_module.write_json
+    sync, tree, write = store_module.fsync_dir, store_module.fsync_tree, store_module.write_json
     monkeypatch.setattr(store_module, "fsync_dir", lambda path: (order.append(f"sync {path.name}"), sync(path)))
-    monkeypatch.setattr(store_module, "write_json", lambda path, content: (order.append(path.name), write(path, content)))
+    monkeypatch.setattr(store_module, "fsync_tree", lambda path: (order.append(f"sync all of {path.name}"), tree(path)))
+    monkeypatch.setattr(
+        store_module, "write_json", lambda path, content: (order.append(path.name), write(path, content))
+    )
     store.stamp("label", PLAN, {})
-    assert order == ["sync label", "label.stamp", "sync .work"]
+    assert order == ["sync all of label", "label.stamp", "sync .work"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"null", b'{"facts": {}}', b'{"plan": 3, "facts": {}}'])

@@ -10,8 +10,10 @@ import torch
 from unet_core.augment import (
     Augmentation,
     elastic_field,
+    fibres,
     jitter_colour,
     jitter_stains,
+    lay_counterstain,
     sample_at,
     source_offsets,
 )
@@ -71,7 +73,7 @@ def test_colours_stay_in_range_and_places_stay(channels: int) -> None:
     image = torch.zeros(channels, 32, 32)
     image[:, :, 16:] = 0.9
     for seed in range(8):
-        changed = jitter_colour(image, Augmentation(), seeded(seed))
+        changed = jitter_colour(image, Augmentation(counterstain=0.0), seeded(seed))
         assert changed.shape == image.shape
         assert 0 <= float(changed.min()) <= float(changed.max()) <= 1
         assert float(changed[:, :, 20:].mean()) > float(changed[:, :, :12].mean()) + 0.3
@@ -81,6 +83,24 @@ def test_stains_without_strength_change_only_a_little_and_white_stays_bright() -
     image = torch.rand(3, 16, 16, generator=seeded()) * 0.5 + 0.4
     assert float((jitter_stains(image, 0.0, seeded(1)) - image).abs().max()) < 0.15
     assert float(jitter_stains(torch.ones(3, 4, 4), 0.5, seeded(1)).min()) > 0.8
+
+
+def test_a_counterstain_takes_green_before_blue_before_red_and_only_darkens() -> None:
+    image = torch.full((3, 48, 64), 0.9)
+    for seed in range(10):
+        stained = lay_counterstain(image, seeded(seed))
+        assert stained.shape == image.shape
+        red, green, blue = stained
+        assert bool((green <= blue).all())
+        assert bool((blue <= red).all())
+        assert float(red.max()) <= 0.9
+
+
+@pytest.mark.parametrize("size", [(1, 1), (16, 16), (40, 25)])
+def test_fibres_are_a_texture_in_range(size: tuple[int, int]) -> None:
+    texture = fibres(size, seeded(2))
+    assert texture.shape == size
+    assert 0 <= float(texture.min()) <= float(texture.max()) <= 1
 
 
 def test_the_generator_decides_everything() -> None:

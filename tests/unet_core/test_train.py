@@ -17,12 +17,12 @@ from unet_core import evaluate, train
 from unet_core.augment import Augmentation
 from unet_core.checkpoint import load
 from unet_core.evaluate import best_threshold, in_folds, score, whole_pass
-from unet_core.header import describe
+from unet_core.header import describe, sha256
 from unet_core.loss import part_touching
 from unet_core.samples import Annotated, draw_batch, draw_tile, read_annotated
 from unet_core.spec import UNetSpec
 
-STILL = Augmentation((1.0, 1.0), elastic_px=0.0, stain=0.0, gain=0.0, gamma=0.0, blur=0.0, noise=0.0)
+STILL = Augmentation((1.0, 1.0), 0.0, stain=0.0, counterstain=0.0, gain=0.0, gamma=0.0, blur=0.0, noise=0.0)
 SMALL = UNetSpec(depth=1, width=8)
 
 
@@ -75,7 +75,7 @@ def test_sizes_that_differ_are_refused(folder: Path, tmp_path: Path) -> None:
 def test_image_and_target_of_a_tile_fit(folder: Path) -> None:
     """Discs are dark: wherever the target says object, the tile must be dark, through every deformation."""
     annotated = case(folder)
-    settings = Augmentation(stain=0.0, gain=0.0, gamma=0.0, blur=0.0, noise=0.0)
+    settings = Augmentation(stain=0.0, counterstain=0.0, gain=0.0, gamma=0.0, blur=0.0, noise=0.0)
     for seed in range(5):
         image, target, weight = draw_tile(annotated, (92, 60), settings, torch.Generator().manual_seed(seed))
         assert image.shape == (3, 92, 92)
@@ -161,6 +161,13 @@ def test_the_commands(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert header.spec.threshold is not None
     assert header.provenance["held_back"] == [0]
     assert load(out).spec == header.spec
+    further = folder / "further.safetensors"
+    more = ["--kind", "discs", "--out", str(further), "--steps", "1", "--start", str(out), "--rate", "1e-2"]
+    monkeypatch.setattr(sys, "argv", ["train", *data, *more])
+    train.main()
+    assert describe(further).provenance["start"]["sha256"] == sha256(out)
+    moved = (load(further).head.weight - load(out).head.weight).abs().max()
+    assert 0 < float(moved.detach()) < 1e-3
     monkeypatch.setattr(sys, "argv", ["evaluate", *data, "--kind", "discs", "--model", str(out)])
     evaluate.main()
     assert f"2 images, threshold {header.spec.threshold}: Dice" in capsys.readouterr().out

@@ -1,0 +1,116 @@
+"""How much memory the command needs, all its processes together, for a slide sixteen times as large.
+
+The one decision made here: what is counted is the sum of PSS (proportional set size: a page that n processes share
+counts 1/n in each) over the whole tree of the real ``overtile segment``, the workers and the Prefect server it starts
+included, sampled from outside. The network is narrow, to keep the time short: memory per worker is smaller and what
+grows with the slide, if anything does, shows the more.
+
+    python tests/benchmarks/bench_memory.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from tissue import write_slide
+
+SMALL_PX, LARGE_PX = 4096, 16384
+INTERVAL_S = 0.1
+WORKERS = 2
+MODEL = Path(__file__).parents[1] / "golden" / "context.safetensors"
+SETTINGS = ("compute.precision=fp32", "tiles.tile=1024", "tiles.block=2048", f"cluster.workers={WORKERS}")
+
+
+@dataclass(slots=True)
+class Peaks:
+    """The largest sums seen, in MiB: of the whole tree, by stage of the run and by role of the process."""
+
+    tree: float = 0
+    stage: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    role: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def add(self, by_role: dict[str, float], stage: str) -> None:
+        """Take one sample into account."""
+        total = sum(by_role.values())
+        self.tree = max(self.tree, total)
+        self.stage[stage] = max(self.stage[stage], total)
+        for role, mib in by_role.items():
+            self.role[role] = max(self.role[role], mib)
+
+
+def sample(root: psutil.Process) -> dict[str, float]:
+    """PSS in MiB of a process and all below it, by role; a process that ends meanwhile counts nothing."""
+    by_role: dict[str, float] = defaultdict(float)
+    for process in (root, *root.children(recursive=True)):
+        try:
+            command = " ".join(process.cmdline())
+            rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text("ascii")
+        except (psutil.Error, OSError):
+            continue
+        role = "command" if process == root else role_of(command)
+        by_role[role] += next((int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")), 0)
+    return {role: kib / 1024 for role, kib in by_role.items()}
+
+
+def role_of(command: str) -> str:
+    """What a child process is there for."""
+    if "spawn_main" in command:
+        return "workers"
+    return "prefect server" if "prefect" in command or "uvicorn" in command else "other"
+
+
+def last_stamp(folder: Path) -> str:
+    """The stage that was completed last, as ``after <stage>``; ``start`` before the first."""
+    stamps = sorted(folder.glob("*/.work/*.stamp"), key=os.path.getmtime)
+    return f"after {stamps[-1].stem}" if stamps else "start"
+
+
+def measure_command(slide: Path, out: Path) -> tuple[Peaks, float]:
+    """Run ``overtile segment`` on one slide to its end; its peaks and wall seconds. Raises when it fails."""
+    arguments = [sys.executable, "-c", "from flows.cli import main; main()", "segment", str(slide), "--out", str(out)]
+    arguments += ["--model", str(MODEL), *(word for setting in SETTINGS for word in ("--set", setting))]
+    peaks, began = Peaks(), time.monotonic()
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT) as process,
+    ):
+        root = psutil.Process(process.pid)
+        while process.poll() is None:
+            peaks.add(sample(root), last_stamp(out))
+            time.sleep(INTERVAL_S)
+        log.seek(0)
+        if process.returncode:
+            raise RuntimeError(f"overtile segment ended with {process.returncode}:\n{log.read().decode()}")
+    return peaks, time.monotonic() - began
+
+
+def measure_memory() -> dict[str, Any]:
+    """Peaks of a small and a large slide of the same tissue, block, tile and workers, and their ratio."""
+    found: dict[str, Any] = {"unit": "MiB, sum of PSS over the process tree", "settings": SETTINGS}
+    peaks: dict[int, Peaks] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for side_px in (SMALL_PX, LARGE_PX):
+            slide = write_slide(Path(folder, f"tissue{side_px}.tif"), side_px)
+            peaks[side_px], seconds = measure_command(slide, Path(folder, f"out{side_px}"))
+            found[f"{side_px} px"] = {
+                "peak": peaks[side_px].tree,
+                "by_role": peaks[side_px].role,
+                "by_stage": peaks[side_px].stage,
+                "seconds": seconds,
+            }
+    found["large_over_small"] = peaks[LARGE_PX].tree / peaks[SMALL_PX].tree
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure_memory(), indent=1))

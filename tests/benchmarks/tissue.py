@@ -1,0 +1,73 @@
+"""Tissue of any size for benchmarks: real stained colon, repeated for ever.
+
+The one decision made here: the period is odd, so that no two network calls see the same picture at the same phase, and
+a slide is written tile by tile, so that no benchmark holds one in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.data import immunohistochemistry
+from tifffile import TiffWriter
+
+from pipeline.geometry import Box, TileGrid
+
+PERIOD_PX = (509, 505)
+MPP = 0.25
+_STORED_TILE_PX = 512
+
+
+def _one_period() -> NDArray[np.uint8]:
+    return np.asarray(immunohistochemistry()[: PERIOD_PX[0], : PERIOD_PX[1]])
+
+
+@dataclass(frozen=True, slots=True)
+class Tissue:
+    """Endless tissue (skimage.data.immunohistochemistry), from which boxes are cut."""
+
+    period_YXC: NDArray[np.uint8] = field(default_factory=_one_period)
+
+    def cut(self, box: Box, reduction: int = 1) -> NDArray[np.uint8]:
+        """Pixels (y, x, c) of a box in coordinates reduced by ``reduction`` (nearest neighbour)."""
+        rows, cols = (
+            np.arange(start, stop) * reduction % period
+            for start, stop, period in zip((box.y0, box.x0), (box.y1, box.x1), PERIOD_PX, strict=True)
+        )
+        return self.period_YXC[np.ix_(rows, cols)]
+
+
+def write_slide(path: Path, side_px: int, levels: int = 4) -> Path:
+    """A pyramidal tiled JPEG TIFF of ``side_px`` squared, all tissue, 0.25 um per pixel."""
+    tissue = Tissue()
+    with TiffWriter(path, bigtiff=True) as tiff:
+        for level in range(levels):
+            reduction = 2**level
+            side = side_px // reduction
+            options: dict[str, Any] = {
+                "subfiletype": 1 if level else 0,
+                "resolution": (1e4 / (MPP * reduction),) * 2,
+                "resolutionunit": "CENTIMETER",
+            }
+            tiff.write(
+                _stored_tiles(tissue, side, reduction),
+                shape=(side, side, 3),
+                dtype=np.uint8,
+                tile=(_STORED_TILE_PX, _STORED_TILE_PX),
+                photometric="rgb",
+                compression="jpeg",
+                compressionargs={"level": 90},
+                metadata=None,
+                **options,
+            )
+    return path
+
+
+def _stored_tiles(tissue: Tissue, side: int, reduction: int) -> Iterator[NDArray[np.uint8]]:
+    whole = Box(0, 0, -(-side // _STORED_TILE_PX) * _STORED_TILE_PX, -(-side // _STORED_TILE_PX) * _STORED_TILE_PX)
+    return (tissue.cut(tile.core, reduction) for tile in TileGrid(whole, _STORED_TILE_PX))

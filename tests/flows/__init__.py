@@ -1,0 +1,1 @@
+"""Proofs of the flow and the command."""

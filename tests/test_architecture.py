@@ -1,0 +1,369 @@
+"""The shape of the house, read from its source: who imports whom, which library lives where, how large things get.
+
+A new file needs one line here, in the level it belongs to: that is the moment to ask whether it belongs at all.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import subprocess
+import sys
+import tokenize
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("flows", "pipeline", "unet_core")  # each may import itself and what stands to its right
+
+FUNCTION_LINES, FILE_LINES, PARAMETERS = 60, 400, 5
+
+LEVELS: tuple[tuple[str, ...], ...] = (
+    ("errors", "geometry"),
+    (  # pure files and single rooms. Within a family (one line) files may import one another, families may not
+        "components holes moments",
+        "config",
+        "discover",
+        "display picture page fields",
+        "files",
+        "object_table",
+        "polygons",
+        "resample slide slide_check slide_file slide_formats slide_ifd slide_jpeg slide_ome slide_reader slide_tags slide_tiles",
+        "tissue_mask",
+    ),
+    ("lock", "plan", "store"),
+    ("manifest", "work"),
+    ("export", "ingest", "label", "measure", "overlay", "predict", "pyramid", "tissue", "verify", "workers"),
+    ("stages",),
+    ("slide_run",),
+)
+"""Files of ``pipeline``, lowest first. A file imports lower levels only."""
+
+ROOMS: dict[str, tuple[str, ...]] = {
+    "prefect": ("flows/*",),
+    "typer": ("flows/cli.py",),
+    "click": ("flows/cli.py",),
+    "rich": ("flows/*",),
+    "dask": ("pipeline/workers.py",),
+    "distributed": ("pipeline/workers.py",),
+    "torch": ("unet_core/*", "pipeline/predict.py", "flows/doctor.py"),
+    "safetensors": ("unet_core/*",),
+    "tifffile": ("pipeline/slide*.py", "pipeline/export.py", "flows/demo.py"),
+    "imagecodecs": ("pipeline/slide*.py", "pipeline/export.py", "flows/demo.py"),
+    "simplejpeg": ("pipeline/slide*.py",),
+    "zarr": ("pipeline/store.py", "pipeline/pyramid.py"),
+    "numcodecs": ("pipeline/store.py", "pipeline/pyramid.py"),
+    "ome_zarr_models": ("pipeline/store.py", "pipeline/pyramid.py"),
+    "rasterio": ("pipeline/polygons.py",),
+    "yaml": ("pipeline/config.py",),
+    "openslide": (),
+    "pickle": (),
+}
+"""One library, one room: the files that may import it."""
+
+LAZY = {"torch": ("unet_core/*", "pipeline/predict.py"), "prefect": ("flows/segment.py",)}
+"""What costs a second to import: everywhere else only inside a function."""
+
+LIGHT = (
+    "unet_core.header",
+    "unet_core.shapes",
+    "pipeline.plan",
+    "pipeline.slide_run",
+    "pipeline.workers",
+    *(f"pipeline.{stage}" for stage in ("ingest", "tissue", "label", "measure", "pyramid", "export", "overlay")),
+    "pipeline.verify",
+    "flows.cli",
+)
+"""Modules that must import neither torch nor prefect, not even through others."""
+
+BROAD = {("flows/batch.py", "_plan"), ("flows/batch.py", "open_slide_run")}
+"""Where ``except Exception`` stands: around one slide of a batch, which must never stop the others."""
+
+PASSES_ON = {("unet_core/spec.py", "preset")}
+"""Functions with ``**keywords``: they name fields of a model that checks them."""
+
+TOP = {"pyproject.toml", "pipeline", "flows", "unet_core", "tests", "configs", "README.md", "Makefile", "LICENSE"} | {
+    "CHANGELOG.md",
+    "constraints.txt",
+}
+
+NOBODY = {"utils", "util", "helpers", "helper", "common", "base", "manager", "handler", "engine", "misc", "core", "lib"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file of the three packages."""
+
+    path: Path
+
+    @cached_property
+    def name(self) -> str:
+        return self.path.relative_to(ROOT).as_posix()
+
+    @cached_property
+    def text(self) -> str:
+        return self.path.read_text(encoding="utf-8")
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.text)
+
+    @property
+    def package(self) -> str:
+        return self.name.partition("/")[0]
+
+    @cached_property
+    def functions(self) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+        return [node for node in ast.walk(self.tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+    def imports(self, *, top: bool = False) -> set[str]:
+        """Dotted names imported anywhere, or (``top``) when the module is."""
+        nodes = _when_imported(self.tree) if top else ast.walk(self.tree)
+        return {name for node in nodes for name in _imported(node)}
+
+    def is_in(self, rooms: tuple[str, ...]) -> bool:
+        return any(self.path.relative_to(ROOT).match(room) for room in rooms)
+
+
+def _imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "imports are absolute"
+        module = node.module or ""
+        return [f"{module}.{alias.name}" if module in PACKAGES else module for alias in node.names]
+    return []
+
+
+def _when_imported(node: ast.AST) -> Iterator[ast.AST]:
+    """Nodes that run on import: not in functions, not only for type checkers."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        yield child
+        yield from _when_imported(child)
+
+
+SOURCES = [Source(path) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+each_source = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+
+
+# ---- who imports whom -------------------------------------------------------------------------------------------------
+
+
+@each_source
+def test_packages_import_only_to_the_right(source: Source) -> None:
+    allowed = PACKAGES[PACKAGES.index(source.package) :]
+    first = {name.partition(".")[0] for name in source.imports()}
+    assert not first & set(PACKAGES) - set(allowed)
+    assert "tests" not in first
+
+
+def _placed() -> dict[str, tuple[int, int]]:
+    """Level and family of every file of ``pipeline``."""
+    return {
+        name: (level, number)
+        for level, families in enumerate(LEVELS)
+        for number, family in enumerate(families)
+        for name in family.split()
+    }
+
+
+def test_every_file_of_pipeline_has_its_level() -> None:
+    files = {source.path.stem for source in SOURCES if source.package == "pipeline"} - {"__init__"}
+    assert files - set(_placed()) == set(), "say in LEVELS where it belongs"
+    assert set(_placed()) - files == set(), "it is gone: take it out of LEVELS"
+
+
+@pytest.mark.parametrize("source", [one for one in SOURCES if one.package == "pipeline"], ids=lambda one: one.name)
+def test_pipeline_imports_lower_levels_only(source: Source) -> None:
+    placed = _placed()
+    if source.path.stem not in placed:
+        return
+    level, family = placed[source.path.stem]
+    for name in source.imports():
+        package, _, module = name.partition(".")
+        if package == "pipeline":
+            other_level, other_family = placed[module.partition(".")[0]]
+            same_family = (level, family) == (other_level, other_family)
+            assert other_level < level or same_family, f"{source.name} (level {level}) imports {name} ({other_level})"
+
+
+def test_nobody_imports_in_a_circle() -> None:
+    names = {source.name.removesuffix(".py").replace("/", "."): source.imports() for source in SOURCES}
+    seen: dict[str, bool] = {}  # False while its imports are being followed
+
+    def follow(name: str, trail: tuple[str, ...]) -> None:
+        assert seen.get(name, True), f"circle: {' -> '.join((*trail, name))}"
+        if name not in seen:
+            seen[name] = False
+            for other in names[name] & set(names):
+                follow(other, (*trail, name))
+            seen[name] = True
+
+    for name in names:
+        follow(name, ())
+
+
+@each_source
+def test_one_library_one_room(source: Source) -> None:
+    first = {name.partition(".")[0] for name in source.imports()}
+    for library in sorted(first & set(ROOMS)):
+        assert source.is_in(ROOMS[library]), f"{source.name} imports {library}; its room is {ROOMS[library]}"
+
+
+@each_source
+def test_heavy_libraries_are_imported_when_needed(source: Source) -> None:
+    first = {name.partition(".")[0] for name in source.imports(top=True)}
+    for library in sorted(first & set(LAZY)):
+        assert source.is_in(LAZY[library]), f"{source.name} imports {library} at its top"
+
+
+def test_light_modules_load_neither_torch_nor_prefect() -> None:
+    script = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    importlib.import_module(name)\n"
+        "    print(name, sorted({'torch', 'prefect'} & set(sys.modules)))\n"
+    )
+    run = [sys.executable, "-c", script, *LIGHT]
+    lines = subprocess.run(run, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert lines == [f"{name} []" for name in LIGHT]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_importing_a_package_imports_nothing(package: str) -> None:
+    tree = ast.parse((ROOT / package / "__init__.py").read_text())
+    assert [type(node) for node in tree.body] == [ast.Expr]
+    assert ast.get_docstring(tree)
+
+
+# ---- size -------------------------------------------------------------------------------------------------------------
+
+
+@each_source
+def test_files_and_functions_stay_small(source: Source) -> None:
+    assert len(source.text.splitlines()) <= FILE_LINES
+    for function in source.functions:
+        lines = (function.end_lineno or 0) - function.lineno + 1
+        assert lines <= FUNCTION_LINES, f"{source.name}: {function.name} has {lines} lines"
+
+
+def _is_command(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return any(ast.unparse(decorator).startswith("app.") for decorator in function.decorator_list)
+
+
+@each_source
+def test_functions_take_few_parameters(source: Source) -> None:
+    for function in source.functions:
+        given = function.args
+        names = [one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+        names += [one.arg for one in (given.vararg,) if one]
+        count = len([name for name in names if name not in ("self", "cls")])
+        is_command = source.name == "flows/cli.py" and _is_command(function)
+        assert count <= PARAMETERS or is_command, f"{source.name}: {function.name} takes {count}"
+        assert given.kwarg is None or (source.name, function.name) in PASSES_ON, f"{source.name}: **{given.kwarg}"
+
+
+# ---- words -------------------------------------------------------------------------------------------------------------
+
+
+def _public(body: list[ast.stmt]) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+            yield node
+            if isinstance(node, ast.ClassDef):
+                yield from _public(node.body)
+
+
+@each_source
+def test_everything_public_says_what_it_is_for(source: Source) -> None:
+    assert ast.get_docstring(source.tree), f"{source.name} says nothing"
+    silent = [node.name for node in _public(source.tree.body) if not ast.get_docstring(node)]
+    assert silent == []
+
+
+@each_source
+def test_names_say_something(source: Source) -> None:
+    assert not set(source.path.stem.split("_")) & NOBODY
+
+
+def _comments(source: Source) -> Iterator[tuple[int, str]]:
+    for token in tokenize.generate_tokens(io.StringIO(source.text).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
+
+
+@each_source
+def test_every_exception_from_a_tool_carries_its_reason(source: Source) -> None:
+    for line, comment in _comments(source):
+        for match in re.finditer(r"#\s*(?:noqa|type:\s*ignore)", comment):
+            found = re.match(
+                r"#\s*(?:noqa:\s*[A-Z]+\d+(?:,\s*[A-Z]+\d+)*|type:\s*ignore\[[\w, -]+\])(.*)", comment[match.start() :]
+            )
+            assert found, f"{source.name}:{line} names no rule"
+            assert len(re.findall(r"[a-zA-Z]{2,}", found[1])) >= 2, f"{source.name}:{line} gives no reason"
+
+
+@each_source
+def test_errors_are_caught_by_name(source: Source) -> None:
+    for function in source.functions:
+        for node in ast.walk(function):
+            if isinstance(node, ast.ExceptHandler):
+                kinds = ast.unparse(node.type) if node.type else "everything"
+                if "BaseException" in kinds:
+                    last = node.body[-1]
+                    assert isinstance(last, ast.Raise), f"{source.name}:{node.lineno} swallows even kill signals"
+                    assert last.exc is None
+                elif node.type is None or re.search(r"\bException\b", kinds):
+                    assert (source.name, function.name) in BROAD, f"{source.name}:{node.lineno} catches {kinds}"
+
+
+def test_the_places_that_catch_everything_are_still_there() -> None:
+    places = {
+        (source.name, function.name)
+        for source in SOURCES
+        for function in source.functions
+        for node in ast.walk(function)
+        if isinstance(node, ast.ExceptHandler) and node.type and ast.unparse(node.type) == "Exception"
+    }
+    assert places == BROAD
+
+
+# ---- the tree -----------------------------------------------------------------------------------------------------------
+
+
+def _kept_files() -> list[Path]:
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    done = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_the_top_of_the_tree_is_short() -> None:
+    top = {path.relative_to(ROOT).parts[0] for path in _kept_files()}
+    assert {name for name in top if not name.startswith(".")} - TOP == set()
+
+
+def test_the_project_speaks_of_itself_alone() -> None:
+    """No word of who made it where: those who read it have neither the place nor the notes."""
+    words = [
+        r"/wor" r"k/",
+        r"\bissu" r"e #?\d",
+        r"\b(?:DESIGN|FACTS|FAULTS|FIELD|HOUSE)\.md\b",
+        r"\bsub-?age" r"nts?\b",
+    ]
+    words += [r"\bclau" r"de\b", r"\banth" r"ropic\b", r"\bthe le" r"ad\b", r"(?-i:\bTODO\b)", r"\bFIXME\b"]
+    pattern = re.compile("|".join(words), re.IGNORECASE)
+    for path in _kept_files():
+        if path.suffix in {".py", ".md", ".yaml", ".toml", ".txt", ".cfg", ".c", ".sh", ""} and path != Path(__file__):
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+                assert not pattern.search(line), f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}"

@@ -1,0 +1,125 @@
+"""What the flows say about a batch: exit codes, records, progress; without starting one."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from flows import cli, doctor
+from flows.batch import Batch, BatchRequest, Outcome, State
+from flows.inspect import inspect_stores
+from flows.progress import Meter
+from flows.report import summary_markdown, write_batch_files
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError, DiskError, LockedError, ModelError, OvertileError, SlideError
+from pipeline.plan import Compute, Model
+from pipeline.store import SlideStore
+from unet_core.spec import UNetSpec
+
+
+def batch_of(out: Path, *states: State, disk_failed: bool = False) -> Batch:
+    request = BatchRequest(inputs=(out,), out=out, config=RunConfig())
+    model = Model("tiny", out / "tiny.safetensors", "0" * 64, UNetSpec())
+    outcomes = [Outcome(f"slide {number}", out / f"{number}.tif", state) for number, state in enumerate(states)]
+    outcomes[0].disk_failed = disk_failed
+    return Batch(request, model, Compute("cpu", "fp32", 512), outcomes)
+
+
+@pytest.mark.parametrize(
+    ("states", "code"),
+    [
+        (("complete", "complete before"), 0),
+        (("complete", "failed"), 3),
+        (("complete before", "locked"), 3),
+        (("kept",), 3),
+        (("kept", "failed"), 3),
+        (("failed", "locked"), 4),
+        (("failed",), 4),
+        (("locked", "locked"), 75),
+    ],
+)
+def test_exit_codes_say_how_the_batch_ended(tmp_path: Path, states: tuple[State, ...], code: int) -> None:
+    assert batch_of(tmp_path, *states).exit_code() == code
+
+
+def test_a_full_disk_has_its_own_exit_code(tmp_path: Path) -> None:
+    assert batch_of(tmp_path, "failed", "complete", disk_failed=True).exit_code() == 74
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("x"), 2),
+        (ModelError("x"), 2),
+        (LockedError("x"), 75),
+        (DiskError("x"), 74),
+        (SlideError("x"), 4),
+        (OvertileError("x"), 4),
+    ],
+)
+def test_refusals_are_one_line_and_a_code(error: Exception, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse() -> None:
+        raise error
+
+    assert cli._guarded(refuse) == code
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_force_without_a_key_means_every_slide() -> None:
+    assert cli._bare_force(["a.tif", "--force", "--out", "o"]) == ["a.tif", "--force", cli.ALL, "--out", "o"]
+    assert cli._bare_force(["--force"]) == ["--force", cli.ALL]
+    assert cli._bare_force(["--force", "key", "--force"]) == ["--force", "key", "--force", cli.ALL]
+
+
+NASTY = ['=cmd|" /C calc"!A0', "+1", "-1", "@x", "a\nb", "\x1b[31mred", "<img src=x onerror=alert(1)>", "a|b`c`"]
+
+
+def test_names_are_inert_in_tables_and_sheets(tmp_path: Path) -> None:
+    batch = batch_of(tmp_path, *["failed"] * len(NASTY))
+    for outcome, text in zip(batch.outcomes, NASTY, strict=True):
+        outcome.key = outcome.cause = text
+    write_batch_files(batch)
+    rows = list(csv.reader(io.StringIO((tmp_path / "failures.csv").read_text())))
+    assert len(rows) == 1 + len(NASTY)
+    assert not [cell for row in rows for cell in row if cell.startswith(("=", "+", "-", "@")) or not cell.isprintable()]
+    page = summary_markdown(batch, [])
+    assert "<img" not in page
+    assert "\x1b" not in page
+    assert all(line.count("|") - line.count("\\|") == 7 for line in page.splitlines() if line.startswith("| "))
+    assert json.loads((tmp_path / "batch.json").read_text())["run"]["outcomes"][0]["key"] == NASTY[0]
+
+
+def test_without_a_manifest_a_slide_is_incomplete_whatever_lies_there(tmp_path: Path) -> None:
+    store = SlideStore(tmp_path / "out" / "a")
+    store.stamp("predict", "plan", {})
+    (store.root / "objects.parquet").write_bytes(b"PAR1")
+    (record,) = inspect_stores(tmp_path / "out")
+    assert record["state"] == "incomplete"
+    (store.root / "manifest.json").write_text("{}")
+    (record,) = inspect_stores(tmp_path / "out")
+    assert record["state"] == "damaged"
+
+
+def test_progress_of_a_stage_with_several_passes_never_exceeds_its_share() -> None:
+    meter = Meter(planned={"a": 100.0}, blocks={"a": 10})
+    for _ in range(30):
+        meter.block("a", "label")
+    thrice = meter.finished
+    for _ in range(10):
+        meter.block("a", "measure")
+    assert thrice == pytest.approx(10 * 2.0)
+    assert meter.finished == pytest.approx(10 * 2.0 + 10 * 2.0)
+    meter.end_slide("a")
+    assert meter.finished == meter.total
+
+
+def test_a_missing_package_is_a_problem_with_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "package_version", lambda package: None if package == "zarr" else "1")
+    console = Console(record=True, width=200)
+    assert doctor.examine(console) == 1
+    assert "zarr is not installed" in console.export_text()

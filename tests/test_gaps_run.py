@@ -1,0 +1,233 @@
+"""One small slide through every stage in this process: what is redone, what is kept, what is proven by the manifest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+
+from flows.batch import BatchRequest, plan_batch
+from pipeline.config import load_config
+from pipeline.files import sha256_file
+from pipeline.geometry import Box
+from pipeline.plan import SlidePlan
+from pipeline.resample import resample, source_box
+from pipeline.slide import open_slide
+from pipeline.slide_run import SlideRun, slide_root
+from pipeline.store import SlideStore
+from pipeline.tissue import area_mean
+from pipeline.verify import verify_slide
+from pipeline.work import serial
+from tests.commands import CLASSES
+from tests.faults.pictures import draw, red_and_blue
+from tests.make_store import tree_bytes
+
+Plan = Callable[..., SlidePlan]
+SHAPE = (700, 1100)
+NETWORK = ("ingest", "tissue", "predict")
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    """Plans for one generated slide of two classes, with any settings."""
+    slide = tmp_path / "discs.tif"
+    image = draw(SHAPE, red_and_blue(SHAPE))
+    with tifffile.TiffWriter(slide) as tiff:
+        for factor in (1, 2, 4):
+            scale = {"resolution": (2e4 / factor, 2e4 / factor), "resolutionunit": "CENTIMETER"}
+            tiff.write(image[::factor, ::factor].copy(), tile=(128, 128), photometric="rgb", metadata=None, **scale)
+
+    def planned(*settings: str, out: str = "out", model: Path = CLASSES) -> SlidePlan:
+        common = (f"model.weights={model}", "tiles.block=512", "compute.precision=fp32", "outputs.overview=false")
+        request = BatchRequest(inputs=(slide,), out=tmp_path / out, config=load_config(None, [*common, *settings]))
+        batch = plan_batch(request)
+        assert [outcome.cause for outcome in batch.outcomes] == [""]
+        return batch.plans["discs"]
+
+    return planned
+
+
+def run(plan: SlidePlan, out: Path, *, forced: bool = False) -> SlideRun:
+    """Run what has to be done, to the manifest."""
+    slide = SlideRun(plan, SlideStore(slide_root(out, plan.key)))
+    if slide.prepare(forced=forced) == "todo":
+        for stage in plan.hashes:
+            slide.step(stage, serial)
+        slide.finish()
+    return slide
+
+
+def computed(slide: SlideRun) -> dict[str, int]:
+    """Blocks computed by this run, by stage; those that had nothing to do are left out."""
+    return {stage: report.computed for stage, report in slide.reports.items() if report.computed}
+
+
+def changed(before: SlidePlan, after: SlidePlan) -> set[str]:
+    return {stage for stage in after.hashes if before.hashes.get(stage) != after.hashes[stage]}
+
+
+# ---- the plan --------------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_change_pixels_changes_no_hash(plan: Plan) -> None:
+    settings = ("tiles.tile=256", "cluster.workers=7", "cluster.kind=serial", "outputs.geojson=true")
+    assert changed(plan(), plan(*settings)) == set()
+
+
+def test_a_change_reaches_what_reads_it_and_nothing_before(plan: Plan) -> None:
+    everything = set(plan().hashes)
+    assert changed(plan(), plan("objects.threshold=0.3")) == everything - set(NETWORK)
+    assert changed(plan(), plan("objects.min_area_um2=3")) == everything - set(NETWORK)
+    assert changed(plan(), plan("tissue=null")) == everything - {"ingest"}
+    assert changed(plan(), plan("compute.precision=bf16")) == everything - {"ingest", "tissue"}
+    assert changed(plan(), plan("tiles.block=1024")) == everything
+    assert changed(plan(), plan("input.mpp=0.4")) == everything
+
+
+def test_other_pixels_in_the_slide_change_everything(plan: Plan, tmp_path: Path) -> None:
+    before = plan()
+    image = draw(SHAPE, red_and_blue(SHAPE, radius=22))
+    tifffile.imwrite(
+        tmp_path / "discs.tif",
+        image,
+        tile=(128, 128),
+        resolution=(2e4, 2e4),
+        resolutionunit="CENTIMETER",
+        metadata=None,
+    )
+    assert changed(before, plan()) == set(before.hashes)
+
+
+# ---- ingest and tissue -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mpp", ["0.5", "0.4", "0.11"])
+def test_the_image_is_one_piece_of_the_chosen_level_resampled(plan: Plan, tmp_path: Path, mpp: str) -> None:
+    planned = plan(f"input.mpp={mpp}")
+    slide = SlideRun(planned, SlideStore(tmp_path / "out" / "discs"))
+    slide.prepare()
+    slide.step("ingest", serial)
+    how, level = planned.resolution.resampling, planned.resolution.level
+    whole = Box.of_shape(how.out_yx)
+    source = source_box(how, whole)
+    expected = resample(open_slide(planned.slide).read(level, source), how, source, whole)
+    stored = slide.store.read("0")[:]
+    print(f"mpp {mpp}: level {level}, {how.method}, {stored.shape}")
+    assert np.array_equal(stored, expected)
+
+
+def test_the_tissue_picture_is_the_mean_of_whole_squares_whatever_the_block() -> None:
+    image = np.random.default_rng(3).integers(0, 256, (3, 75, 50), np.uint8)
+    mean = area_mean(image, 16)
+    for row, col in np.ndindex(mean.shape[1:]):
+        square = image[:, 16 * row : 16 * row + 16, 16 * col : 16 * col + 16].reshape(3, -1).astype(int)
+        assert mean[:, row, col].tolist() == [
+            (2 * total + square.shape[1]) // (2 * square.shape[1]) for total in square.sum(1)
+        ]
+    halves = [area_mean(image[:, :48], 16), area_mean(image[:, 48:], 16)]
+    assert np.array_equal(np.concatenate(halves, axis=1), mean)
+
+
+# ---- running again ---------------------------------------------------------------------------------------------------
+
+
+def test_a_complete_slide_is_left_alone(plan: Plan, tmp_path: Path) -> None:
+    run(plan(), tmp_path / "out")
+    before = tree_bytes(tmp_path / "out")
+    again = run(plan(), tmp_path / "out")
+    assert (computed(again), again.reports) == ({}, {})
+    assert tree_bytes(tmp_path / "out") == before
+
+
+def test_a_changed_setting_gives_what_a_fresh_run_gives_without_a_network_call(plan: Plan, tmp_path: Path) -> None:
+    run(plan(), tmp_path / "out")
+    again = run(plan("objects.min_area_um2=340"), tmp_path / "out")
+    fresh = run(plan("objects.min_area_um2=340", out="fresh"), tmp_path / "fresh")
+    assert not set(computed(again)) & set(NETWORK)
+    assert again.reports["predict"].counts.get("network_calls", 0) == 0
+    assert again.store.facts("label") == fresh.store.facts("label")
+    assert again.store.facts("label")["objects"] > 0
+    results = [tree_bytes(slide.store.root, without=(".work", "manifest.json")) for slide in (again, fresh)]
+    assert results[0] == results[1]
+
+
+def test_what_the_network_made_is_given_up_only_when_forced(plan: Plan, tmp_path: Path) -> None:
+    run(plan(), tmp_path / "out")
+    before = tree_bytes(tmp_path / "out")
+    other = plan("tiles.block=1024")
+    kept = SlideRun(other, SlideStore(tmp_path / "out" / "discs"))
+    assert kept.prepare() == "kept"
+    assert "--force discs" in kept.notices[-1]
+    assert tree_bytes(tmp_path / "out") == before
+    forced = run(other, tmp_path / "out", forced=True)
+    assert set(computed(forced)) == set(other.hashes)
+    assert verify_slide(forced.store) == []
+
+
+def test_the_manifest_goes_before_anything_is_redone(plan: Plan, tmp_path: Path) -> None:
+    done = run(plan(), tmp_path / "out")
+    again = SlideRun(plan("objects.min_area_um2=1"), done.store)
+    assert again.prepare() == "todo"
+    assert not done.store.manifest.exists()
+    assert not again.is_complete()
+
+
+# ---- the manifest and verify -----------------------------------------------------------------------------------------
+
+
+def test_the_manifest_lists_every_file_of_the_result_as_it_is(plan: Plan, tmp_path: Path) -> None:
+    root = run(plan(), tmp_path / "out").store.root
+    listed = json.loads((root / "manifest.json").read_text())["files"]
+    files = [path for path in root.rglob("*") if path.is_file() and ".work" not in path.parts]
+    expected: dict[str, Any] = {
+        path.relative_to(root).as_posix(): {"size": path.stat().st_size, "sha256": sha256_file(path)} for path in files
+    }
+    del expected["manifest.json"]
+    assert listed == expected
+    assert len(listed) > 20
+
+
+@pytest.mark.parametrize("name", ["slide.ome.zarr/probability/0/c/0/1/1", "objects.parquet", "objects.geojson.gz"])
+def test_one_flipped_bit_is_found_named_and_only_that_file_made_again(plan: Plan, tmp_path: Path, name: str) -> None:
+    done = run(plan(), tmp_path / "out")
+    path, sound = done.store.root / name, tree_bytes(done.store.root, without=(".work", "manifest.json"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    found = verify_slide(done.store)
+    assert found is not None
+    assert [damage.path for damage in found] == [name]
+    inodes = {other: other.stat().st_ino for other in (done.store.zarr / "0" / "c").rglob("*") if other.is_file()}
+    again = run(plan(), tmp_path / "out")
+    assert sum(computed(again).values()) <= len(again.plan.hashes) * 6
+    assert computed(again).get("predict", 0) == ("probability" in name)
+    assert all(other.stat().st_ino == inode for other, inode in inodes.items())
+    assert tree_bytes(done.store.root, without=(".work", "manifest.json")) == sound
+    assert verify_slide(done.store) == []
+
+
+@pytest.mark.parametrize("steps", range(4))
+def test_a_repair_that_is_killed_is_taken_up_again(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    """Killed between any two steps of a repair, the next run never takes a damaged file for a sound one."""
+    done = run(plan(), tmp_path / "out")
+    sound = tree_bytes(done.store.root, without=(".work", "manifest.json"))
+    for name in ("slide.ome.zarr/probability/0/c/0/1/1", "slide.ome.zarr/labels/objects/0/c/0/0"):
+        path = done.store.root / name
+        path.write_bytes(path.read_bytes()[::-1])
+    assert len(verify_slide(done.store) or []) == 2
+    left = iter(range(steps))
+    with monkeypatch.context() as patch:
+        real = {name: getattr(Path, name) for name in ("unlink",)}
+        patch.setattr(Path, "unlink", lambda self, **options: next(left) >= 0 and real["unlink"](self, **options))
+        with pytest.raises((StopIteration, RuntimeError)):
+            SlideRun(plan(), done.store).prepare()
+    run(plan(), tmp_path / "out")
+    assert tree_bytes(done.store.root, without=(".work", "manifest.json")) == sound
+    assert verify_slide(done.store) == []
