@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_serializer
 
 from pipeline.config import RunConfig
 from pipeline.discover import Candidate, find_slides
@@ -44,9 +44,22 @@ class BatchRequest(BaseModel):
     force: tuple[str, ...] = ()
     force_all: bool = False
 
+    @field_serializer("inputs", when_used="json")
+    def _inputs_as_text(self, inputs: tuple[Path, ...]) -> list[str]:
+        return [_as_text(path) for path in inputs]
+
+    @field_serializer("out", when_used="json")
+    def _out_as_text(self, out: Path) -> str:
+        return _as_text(out)
+
     def forces(self, key: str) -> bool:
         """Whether a complete result of this slide may be given up."""
         return self.force_all or key in self.force
+
+
+def _as_text(path: Path) -> str:
+    """A path as JSON can hold it: bytes that are no UTF-8 are shown as '?'."""
+    return str(path).encode("utf-8", "replace").decode()
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from prefect import flow, task
+from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
@@ -22,6 +22,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 
 from flows.batch import MANIFEST, Batch, BatchRequest, OpenSlide, Outcome, open_slide_run, plan_batch
+from flows.plain import printable
 from flows.report import slide_markdown, write_batch_files
 from pipeline.errors import OvertileError
 from pipeline.store import Index
@@ -111,7 +112,7 @@ class Conductor:
     def _submit(self, slide: OpenSlide, stage: str) -> None:
         self.watcher.stage_started(slide.outcome.key, stage)
         job: Any = quote((slide, self._watched(slide.outcome, stage)))  # Prefect unwraps it
-        future = slide_stage.submit(slide.outcome.key, stage, job)
+        future = slide_stage.submit(printable(slide.outcome.key), stage, job)
         future.add_done_callback(lambda done: self.finished.put((slide, stage, done)))
 
     def _follow(self, slide: OpenSlide, stage: str, future: PrefectFuture[Any]) -> str | None:
@@ -159,18 +160,26 @@ def slide_stage(key: str, stage: str, job: tuple[OpenSlide, MapBlocks]) -> Answe
     began = time.monotonic()
     if stage == MANIFEST:
         slide.run.finish()
-        create_markdown_artifact(slide_markdown(slide.run), key="slide", description=key)
+        _show(key, slide_markdown(slide.run))
         report = StageReport(stage)
     else:
         report = slide.run.step(stage, map_blocks)
     return Answer(report, time.monotonic() - began)
 
 
+def _show(key: str, markdown: str) -> None:
+    """Put the slide's figures where Prefect shows them, if its server takes them: the slide is complete either way."""
+    try:
+        create_markdown_artifact(markdown, key="slide", description=key)
+    except Exception as error:
+        get_run_logger().warning("no artifact for %s: %s", key, error)
+
+
 def _batch_name() -> str:
     from prefect.runtime import flow_run
 
     request = flow_run.parameters["request"]
-    return f"{request.inputs[0].name} -> {request.out.name}"
+    return printable(f"{request.inputs[0].name} -> {request.out.name}")
 
 
 @flow(

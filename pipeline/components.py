@@ -170,7 +170,8 @@ def object_part(pieces: Runs, classes_YX: Array, core: Box, width_px: int) -> Pa
     index = (core.y0 + pieces.y) * width_px + core.x0 + pieces.x0
     first[place[::-1]] = index[::-1]  # the last written is the first run
     group[place] = classes_YX[pieces.y, pieces.x0]
-    return Part(Borders.of(paint(pieces, pieces.label.astype(np.int32), core.shape)), group, {"area": area, "first": first})
+    borders = Borders.of(paint(pieces, pieces.label.astype(np.int32), core.shape))
+    return Part(borders, group, {"area": area, "first": first})
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ groups it needs, and a table of other labels is refused instead of mixing up obj
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def read_objects(
 
 def _open(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(pa.OSFile(os.fsencode(path)))  # bytes: a folder's name need not be UTF-8
     except (OSError, pa.ArrowException) as error:
         raise DamagedError(f"{path} cannot be read as the object table ({error}). Run 'overtile verify'") from error
 

@@ -49,7 +49,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     line = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with (home / "log").open("wb") as log:
         server = subprocess.Popen(
-            [*line, "--no-ui", "--no-services"],
+            [*line, "--no-ui"],
             env={**kept, **quiet, "PREFECT_HOME": str(home)},
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -33,7 +33,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "files",
         "object_table",
         "polygons",
-        "resample slide slide_check slide_file slide_formats slide_ifd slide_jpeg slide_ome slide_reader slide_tags slide_tiles",
+        "resample slide slide_check slide_file slide_formats slide_ifd slide_jpeg slide_ome slide_reader slide_tags "
+        "slide_tiles",
         "tissue_mask",
     ),
     ("lock", "plan", "store"),
@@ -155,7 +156,7 @@ SOURCES = [Source(path) for package in PACKAGES for path in sorted((ROOT / packa
 each_source = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 
 
-# ---- who imports whom -------------------------------------------------------------------------------------------------
+# ---- who imports whom ----------------------------------------------------------------------------------------------
 
 
 @each_source
@@ -245,7 +246,7 @@ def test_importing_a_package_imports_nothing(package: str) -> None:
     assert ast.get_docstring(tree)
 
 
-# ---- size -------------------------------------------------------------------------------------------------------------
+# ---- size ----------------------------------------------------------------------------------------------------------
 
 
 @each_source
@@ -272,7 +273,7 @@ def test_functions_take_few_parameters(source: Source) -> None:
         assert given.kwarg is None or (source.name, function.name) in PASSES_ON, f"{source.name}: **{given.kwarg}"
 
 
-# ---- words -------------------------------------------------------------------------------------------------------------
+# ---- words ---------------------------------------------------------------------------------------------------------
 
 
 def _public(body: list[ast.stmt]) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -337,7 +338,7 @@ def test_the_places_that_catch_everything_are_still_there() -> None:
     assert places == BROAD
 
 
-# ---- the tree -----------------------------------------------------------------------------------------------------------
+# ---- the tree ------------------------------------------------------------------------------------------------------
 
 
 def _kept_files() -> list[Path]:

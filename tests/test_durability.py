@@ -106,7 +106,7 @@ from pipeline.slide_run import SlideRun
 from pipeline.store import SlideStore
 from pipeline.work import serial
 slide, out, model = map(Path, sys.argv[1:])
-settings = ["input.mpp=0.25", "tiles.block=512", "tiles.tile=512", "outputs.overview=false", f"model.weights={model}"]
+settings = ["input.mpp=0.25", "tiles.block=512", "tiles.tile=512", f"model.weights={model}"]
 (plan,) = plan_batch(BatchRequest(inputs=(slide,), out=out, config=load_config(None, settings))).plans.values()
 run = SlideRun(plan, SlideStore(out / plan.key))
 run.prepare()
@@ -159,7 +159,7 @@ def claims(calls: list[Call]) -> Iterator[tuple[Path, list[Call]]]:
 
 
 def test_the_observer_sees_a_whole_run(calls: list[Call], root: Path) -> None:
-    stages = ["ingest", "tissue", "predict", "label", "measure", "pyramid", "export"]
+    stages = ["ingest", "tissue", "predict", "label", "measure", "pyramid", "export", "overlay"]
     assert [claim.stem for claim, _ in claims(calls)] == [*stages, "manifest"]
     files = {path for path in root.rglob("*") if path.is_file() and path.name not in UNSYNCED}
     assert files <= {call.to for call in calls if call.what == "rename"}, (
@@ -196,7 +196,7 @@ def test_every_name_is_durable_before_a_stamp_relies_on_it(calls: list[Call], ro
 def stage_of(path: Path) -> str:
     """The stage that writes a file of the result; "" for what belongs to none."""
     name = path.as_posix()
-    whole = {"objects.parquet": "measure", "objects.geojson.gz": "export"}
+    whole = {"objects.parquet": "measure", "objects.geojson.gz": "export", "overview.png": "overlay"}
     level_0 = {"/probability/0/": "predict", "/labels/objects/0/": "label", "/slide.ome.zarr/tissue/": "tissue"}
     inside = next((stage for part, stage in level_0.items() if part in name), "")
     return whole.get(path.name) or inside or ("ingest" if "/slide.ome.zarr/0/" in name else "")
@@ -211,7 +211,7 @@ def test_nothing_of_a_stage_is_written_after_its_stamp(calls: list[Call]) -> Non
         elif call.what == "rename" and (stage := stage_of(call.to)):
             seen.add(stage)
             assert stage not in stamped, f"{call.to} was written after {stage}.stamp"
-    assert seen == {"ingest", "tissue", "predict", "label", "measure", "export"}
+    assert seen == {"ingest", "tissue", "predict", "label", "measure", "export", "overlay"}
 
 
 def test_the_manifest_s_own_name_is_durable_at_the_end(calls: list[Call], root: Path) -> None:

@@ -25,9 +25,9 @@ HOSTILE = {
     "semicolon": "; touch pwned-by-semicolon; #",
     "escape": "\x1b[31mred\x1b[0m\x1b]0;title\x07",
     "newline": "two\nerror: lines",
-    "formula": "=HYPERLINK(\"http:x\")",
+    "formula": '=HYPERLINK("http:x")',
     "dash": "-rf",
-    "rich": "[link=x][bold]name[/]",
+    "rich": "[link=x][bold]name",
     "table": "a | b `c`",
     "percent": "%s %n {key}",
     "spaces": "  two  spaces ",
@@ -36,7 +36,7 @@ HOSTILE = {
     "latin_1": os.fsdecode(b"Pr\xe4parat"),
 }
 """What a name is an attack on, or merely unusual in, and the name."""
-BROKEN = {kind: f"broken {name}"[:246] if kind != "dash" else "-broken" for kind, name in HOSTILE.items()}
+BROKEN = {kind: f"{name[0]}broken {name[1:]}"[:246] for kind, name in HOSTILE.items()}
 TWINS = ("twin.svs", "twin.tif", "Case.tif", "case.tif", "nest.tif", "nest/inside.tif")
 
 
@@ -51,7 +51,8 @@ def names(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> Ran:
         path = folder / "slides" / name
         path.parent.mkdir(exist_ok=True)
         write_svs(path, PICTURE, mpp=0.5) if path.suffix == ".svs" else write(path, PICTURE)
-    return overtile.segment(folder / "slides", folder / "out")
+    by_itself = folder / "slides" / f"{HOSTILE['latin_1']}.tif"  # so that it is an argument of command and flow too
+    return overtile.segment([folder / "slides", by_itself], folder / "out")
 
 
 def shown(name: str) -> str:

@@ -43,7 +43,7 @@ def plan(tmp_path: Path) -> Plan:
             tiff.write(image[::factor, ::factor].copy(), tile=(128, 128), photometric="rgb", metadata=None, **scale)
 
     def planned(*settings: str, out: str = "out", model: Path = CLASSES) -> SlidePlan:
-        common = (f"model.weights={model}", "tiles.block=512", "compute.precision=fp32", "outputs.overview=false")
+        common = (f"model.weights={model}", "tiles.block=512", "compute.precision=fp32")
         request = BatchRequest(inputs=(slide,), out=tmp_path / out, config=load_config(None, [*common, *settings]))
         batch = plan_batch(request)
         assert [outcome.cause for outcome in batch.outcomes] == [""]

@@ -25,10 +25,11 @@ class Augmentation:
     scale: tuple[float, float] = (0.6, 1.6)
     elastic_px: float = 8.0  # standard deviation at the 3x3 grid's nodes (the paper: 10 px)
     stain: float = 0.35  # each stain's density times exp(+-this)
-    counterstain: float = 0.5  # probability of pink tissue laid over everything
+    counterstain: float = 0.5  # probability of a layer of tissue over everything, and of another one after it
     gain: float = 0.15  # each channel times 1 +- this
     gamma: float = 0.3  # exponent exp(+-this)
     blur: float = 0.35  # probability of a loss of sharpness
+    sharpen: float = 0.35  # probability of edges overdrawn, as scanners do
     noise: float = 0.03  # largest standard deviation of added noise, image range 1
 
 
@@ -88,7 +89,7 @@ def fibres(size: tuple[int, int], generator: Generator) -> Tensor:
     """Return a random texture (y, x) in 0..1: stretched noise, bent, with edges as of torn connective tissue."""
     noise = torch.zeros(size)
     for weight in (1.0, 0.6, 0.4):
-        rows, columns = (round(math.exp(uniform(math.log(3), math.log(80), generator))) for _ in range(2))
+        rows, columns = (round(math.exp(uniform(math.log(3), math.log(160), generator))) for _ in range(2))
         drawn = torch.randn(1, 1, rows, columns, generator=generator)
         noise += weight * functional.interpolate(drawn, size=size, mode="bilinear", align_corners=True)[0, 0]
     straight = torch.stack(torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")).float()
@@ -98,12 +99,18 @@ def fibres(size: tuple[int, int], generator: Generator) -> Tensor:
 
 
 def lay_counterstain(rgb_3YX: Tensor, generator: Generator) -> Tensor:
-    """Lay pink fibres over the image as eosin does: light is absorbed, most in green, least in red; RGB in 0..1.
+    """Lay tissue without nuclei over the image: pink fibres as eosin shows them, or a purple haze; RGB in 0..1.
 
-    Images of thin smears hold little of it. With it, what tells a nucleus is that it absorbs red.
+    Images of thin smears hold little of either. Eosin absorbs most in green and little in red, so that with it over
+    everything a nucleus is what absorbs red; haze, as of cytoplasm, absorbs red too, but little.
     """
-    absorbed = torch.tensor([uniform(0.02, 0.3, generator), 1.0, uniform(0.3, 0.8, generator)])
-    density = uniform(0.1, 1.4, generator) * fibres((rgb_3YX.shape[1], rgb_3YX.shape[2]), generator)
+    if uniform(0, 1, generator) < 0.7:
+        absorbed = torch.tensor([uniform(0.02, 0.3, generator), 1.0, uniform(0.3, 0.9, generator)])
+        strongest = uniform(0.1, 2.0, generator)
+    else:
+        absorbed = torch.tensor([uniform(0.4, 0.75, generator), 1.0, uniform(0.2, 0.5, generator)])
+        strongest = uniform(0.1, 0.5, generator)
+    density = strongest * fibres((rgb_3YX.shape[1], rgb_3YX.shape[2]), generator)
     return rgb_3YX * torch.exp(-absorbed[:, None, None] * density)
 
 
@@ -116,17 +123,30 @@ def soften(image_CYX: Tensor, generator: Generator) -> Tensor:
     return functional.interpolate(shrunk, size=(height, width), mode="bilinear")[0]
 
 
+def overdraw(image_CYX: Tensor, generator: Generator) -> Tensor:
+    """Overdraw edges as a scanner's sharpening does (unsharp masking): add what a blur of 0.7 to 2 px takes away."""
+    sigma, amount = uniform(0.7, 2.0, generator), uniform(0.5, 2.5, generator)
+    reach = math.ceil(3 * sigma)
+    line = torch.exp(-(torch.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
+    line = (line / line.sum())[None, None]
+    padded = functional.pad(image_CYX[:, None], (reach,) * 4, mode="reflect")
+    blurred = functional.conv2d(functional.conv2d(padded, line[:, :, None]), line[..., None])[:, 0]
+    return (image_CYX + amount * (image_CYX - blurred)).clamp(0, 1)
+
+
 def jitter_colour(image_CYX: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
     """Return the image (0..1, any number of channels; three are taken for a stained section) as another lab's."""
     channels = image_CYX.shape[0]
     if channels == 3:
         image_CYX = jitter_stains(image_CYX, settings.stain, generator)
-        if uniform(0, 1, generator) < settings.counterstain:
+        while uniform(0, 1, generator) < settings.counterstain:
             image_CYX = lay_counterstain(image_CYX, generator)
     gain = 1 + settings.gain * (2 * torch.rand(channels, 1, 1, generator=generator) - 1)
     gamma = math.exp(uniform(-settings.gamma, settings.gamma, generator))
     image_CYX = (image_CYX * gain).clamp(0, 1) ** gamma
     if uniform(0, 1, generator) < settings.blur:
         image_CYX = soften(image_CYX, generator)
+    if uniform(0, 1, generator) < settings.sharpen:
+        image_CYX = overdraw(image_CYX, generator)
     noise = uniform(0, settings.noise, generator) * torch.randn(image_CYX.shape, generator=generator)
     return (image_CYX + noise).clamp(0, 1)

@@ -41,8 +41,8 @@ class Recipe:
     seed: int = 0
     rate: float = 2e-3
     decay: float = 1e-2
-    batch: int = 6
-    output_px: int = 132  # the tile is what the network needs to answer for this much or a little more
+    batch: int = 4
+    output_px: int = 228  # the tile is what the network needs to answer for this much or a little more
 
     def progress(self, step: int, seconds: float) -> float:
         """Return how much of the training is over, 0..1."""

@@ -32,9 +32,7 @@ class Disc:
         return inside
 
 
-def draw(
-    shape_yx: tuple[int, int], discs: Iterable[Disc], ground: tuple[int, int, int] = PINK
-) -> NDArray[np.uint8]:
+def draw(shape_yx: tuple[int, int], discs: Iterable[Disc], ground: tuple[int, int, int] = PINK) -> NDArray[np.uint8]:
     """(y, x, 3) picture, later discs over earlier ones."""
     image = np.empty((*shape_yx, 3), np.uint8)
     image[:] = ground

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 import urllib.request
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,9 +46,21 @@ def shown(overtile: Command, prefect_server: str, tmp_path_factory: pytest.TempP
     options = ["--mpp", "0.25", "--set", "tiles.block=512", "--set", "cluster.workers=2", "--model", CONTEXT]
     ran = overtile.run("segment", folder / "evening", "--out", folder / "morning", *options, out=folder / "morning")
     (flow,) = [run for run in asked(prefect_server, "flow_runs") if run["name"] == "evening -> morning"]
-    tasks = asked(prefect_server, "task_runs", flow_runs={"id": {"any_": [flow["id"]]}}, limit=200)
-    artifacts = asked(prefect_server, "artifacts", artifacts={"flow_run_id": {"any_": [flow["id"]]}})
-    return Shown(ran, flow, {task["name"]: task for task in tasks}, artifacts)
+    artifacts = asked(
+        prefect_server, "artifacts", artifacts={"flow_run_id": {"any_": [flow["id"]]}, "key": {"any_": ["slide"]}}
+    )
+    return Shown(ran, flow, settled_tasks(prefect_server, flow["id"]), artifacts)
+
+
+def settled_tasks(api: str, flow_id: str) -> dict[str, dict[str, Any]]:
+    """The flow's task runs by name. The server writes them down a moment after they happened: asked until all ended."""
+    tasks: list[dict[str, Any]] = []
+    for _ in range(300):
+        tasks = asked(api, "task_runs", flow_runs={"id": {"any_": [flow_id]}}, limit=200)
+        if len(tasks) >= 18 and all(task["end_time"] for task in tasks):
+            break
+        threading.Event().wait(0.1)
+    return {task["name"]: task for task in tasks}
 
 
 def test_a_bad_slide_does_not_stop_the_others(shown: Shown) -> None:

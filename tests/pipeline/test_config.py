@@ -78,7 +78,7 @@ def test_optional_sections_can_be_switched_off_and_the_others_cannot(tmp_path: P
             load_config(write(tmp_path, f"{section}: null\n"))
 
 
-# ---- what is refused -------------------------------------------------------------------------------------------------
+# ---- what is refused -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_merge_keys_are_refused(tmp_path: Path) -> None:
 def test_bytes_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_bytes(b"model: {weights: \xff\xfe}\n")
-    with pytest.raises(ConfigError, match="run.yaml"):
+    with pytest.raises(ConfigError, match=r"run\.yaml"):
         load_config(path)
 
 
@@ -249,7 +249,7 @@ def test_unreadable_file_is_named(tmp_path: Path) -> None:
         load_config(path)
 
 
-# ---- --set -----------------------------------------------------------------------------------------------------------
+# ---- --set ---------------------------------------------------------------------------------------------------------
 
 
 def test_overrides_change_single_keys_in_order(tmp_path: Path) -> None:

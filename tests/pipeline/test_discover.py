@@ -126,7 +126,7 @@ def test_the_same_slide_asked_for_twice_is_one_slide(tmp_path: Path) -> None:
     assert all(candidate.refused is None for candidate in found)
 
 
-# ---- collisions -----------------------------------------------------------------------------------------------------
+# ---- collisions ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: whatever goes wrong while writing, the previous content stands and nothing is left."""
+"""Files that are whole or absent: whatever goes wrong, the previous content stands and nothing else is left."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
-# ---- writing ---------------------------------------------------------------------------------------------------------
+# ---- writing -------------------------------------------------------------------------------------------------------
 
 
 def test_writing_makes_the_folders_and_leaves_only_the_file(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_partial_that_vanishes_while_sweeping_is_no_failure(tmp_path: Path, monk
     assert sweep_partials(tmp_path, age_s=-1) == 0
 
 
-# ---- disk trouble ------------------------------------------------------------------------------------------------------
+# ---- disk trouble --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG])
@@ -150,7 +150,7 @@ def test_disk_error_keeps_its_own_words_when_wrapped_twice(tmp_path: Path) -> No
         raise OSError(errno.ENOSPC, "full")
 
 
-# ---- JSON --------------------------------------------------------------------------------------------------------------
+# ---- JSON ----------------------------------------------------------------------------------------------------------
 
 
 @given(
@@ -197,7 +197,7 @@ def test_absent_json_is_an_ordinary_missing_file(tmp_path: Path) -> None:
         read_json(tmp_path / "absent")
 
 
-# ---- durability, removal, digests -----------------------------------------------------------------------------------------
+# ---- durability, removal, digests ----------------------------------------------------------------------------------
 
 
 def test_every_folder_of_a_tree_and_its_parent_are_synced_deepest_first(

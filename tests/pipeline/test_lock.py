@@ -77,7 +77,7 @@ def owned_by(work: Path, owner: object, age_s: float) -> Path:
 ELSEWHERE = {"pid": 4711, "host": "elsewhere", "boot": "b", "since": "2026-11-20T01:00:00+00:00"}
 
 
-# ---- the living ------------------------------------------------------------------------------------------------------
+# ---- the living ----------------------------------------------------------------------------------------------------
 
 
 def test_second_process_is_refused_with_pid_host_slide_and_since(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_nothing_but_an_empty_lock_is_left(tmp_path: Path) -> None:
     assert (tmp_path / "w" / "lock").stat().st_size == 0
 
 
-# ---- the dead ----------------------------------------------------------------------------------------------------------
+# ---- the dead ------------------------------------------------------------------------------------------------------
 
 
 def test_a_killed_owner_on_this_host_is_replaced_at_once(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_half_written_owner_is_replaced(tmp_path: Path) -> None:
         pass
 
 
-# ---- the beat ----------------------------------------------------------------------------------------------------------
+# ---- the beat ------------------------------------------------------------------------------------------------------
 
 
 def test_the_beat_goes_on_while_work_is_done_also_after_a_hiccup(

@@ -83,7 +83,7 @@ def test_no_manifest_is_not_complete(tmp_path: Path) -> None:
     assert read_manifest(SlideStore(tmp_path / "never")) is None
 
 
-# ---- written last, whole or not at all ---------------------------------------------------------------------------------
+# ---- written last, whole or not at all -----------------------------------------------------------------------------
 
 
 def test_it_is_the_last_file_to_appear_and_made_durable(store: SlideStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def test_killed_at_any_step_it_is_the_old_one_or_the_new_one(tmp_path: Path, mon
     assert steps == ["mkdir", "fsync", "replace", "fsync"]
 
 
-# ---- damage --------------------------------------------------------------------------------------------------------------
+# ---- damage --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"null", b'"text"', b"\0" * 500, b"\xff\xfe", b"7"])

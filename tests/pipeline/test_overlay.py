@@ -49,9 +49,7 @@ def discs(shape_yx: tuple[int, int], radius: int, number: int, seed: int = 0) ->
     return np.asarray(label(mask), np.uint32)
 
 
-def make_slide(
-    root: Path, image: NDArray[Any], labels: NDArray[np.uint32], section: OverlaySection = SECTION
-) -> Work:
+def make_slide(root: Path, image: NDArray[Any], labels: NDArray[np.uint32], section: OverlaySection = SECTION) -> Work:
     store = SlideStore(root)
     plans = {"0": "a" * 64, "labels/objects/0": "c" * 64}
     put_array(store, "0", image, plans["0"])

@@ -50,7 +50,7 @@ CELL = 512
 Image = NDArray[Any]
 
 
-# ---- the oracle: imports nothing from pipeline ----------------------------------------------------------------------
+# ---- the oracle: imports nothing from pipeline ---------------------------------------------------------------------
 
 
 @lru_cache
@@ -84,7 +84,7 @@ def assert_equal_to_rounding(found: Image, expected: Image, share: float = 1e-4)
     assert np.count_nonzero(apart) <= max(1, share * apart.size)
 
 
-# ---- images and slides ----------------------------------------------------------------------------------------------
+# ---- images and slides ---------------------------------------------------------------------------------------------
 
 
 @lru_cache
@@ -161,7 +161,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return weights_of(tmp_path_factory.mktemp("wide"), UNetSpec(width=16))
 
 
-# ---- equal to the whole pass ----------------------------------------------------------------------------------------
+# ---- equal to the whole pass ---------------------------------------------------------------------------------------
 
 
 def test_the_oracle_sees_something_worth_comparing() -> None:
@@ -285,7 +285,7 @@ def test_one_pass_over_a_window_equals_the_tiles_there(network: Network) -> None
     assert_equal_to_rounding(single_pass(network, image, window), whole_pass(CONTEXT, image)[(..., *window.slices)])
 
 
-# ---- a slide's worth --------------------------------------------------------------------------------------------------
+# ---- a slide's worth -----------------------------------------------------------------------------------------------
 
 
 def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -374,7 +374,7 @@ def test_tissue_is_decided_by_cell(tmp_path: Path, factor: int) -> None:
         assert np.array_equal(tissue_pixels(store.read("tissue"), box, factor), expected[box.slices])
 
 
-# ---- out of memory ---------------------------------------------------------------------------------------------------
+# ---- out of memory -------------------------------------------------------------------------------------------------
 
 
 def without_memory_above(network: Network, side_px: int) -> tuple[Network, list[int]]:
@@ -469,7 +469,7 @@ def test_other_errors_of_the_device_are_not_taken_for_want_of_memory(network: Ne
     assert broken.largest_px is None
 
 
-# ---- not a number ------------------------------------------------------------------------------------------------------
+# ---- not a number --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -522,7 +522,7 @@ def test_weights_that_are_not_finite_give_no_background(tmp_path: Path) -> None:
         made.run()
 
 
-# ---- which network -----------------------------------------------------------------------------------------------------
+# ---- which network -------------------------------------------------------------------------------------------------
 
 
 def test_weights_that_changed_since_the_plan_are_refused(tmp_path: Path) -> None:
@@ -570,7 +570,7 @@ def test_devices_and_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
         assert resolve_precision("auto", "cpu") == auto
 
 
-# ---- numbers in and out --------------------------------------------------------------------------------------------------
+# ---- numbers in and out --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

@@ -168,7 +168,7 @@ def test_checking_sizes_only_reads_no_contents(store: SlideStore, monkeypatch: p
     assert [one.path for one in found] == ["objects.parquet"]
 
 
-# ---- who makes it again ----------------------------------------------------------------------------------------------
+# ---- who makes it again --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_the_stages_of_a_whole_result_are_those_that_wrote_it(store: SlideStore)
         assert expected in (None, stage_of(name))
 
 
-# ---- repair ------------------------------------------------------------------------------------------------------------
+# ---- repair --------------------------------------------------------------------------------------------------------
 
 
 def test_what_was_noted_and_what_is_plainly_gone_must_be_made_again(store: SlideStore) -> None:
@@ -282,7 +282,7 @@ def test_lost_metadata_is_written_again_and_costs_no_block(store: SlideStore, da
 def test_killed_at_any_step_a_repair_never_trusts_what_is_damaged(
     template: SlideStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Either the manifest still stands, and the repair begins anew; or it is gone, and with it every stamp of damage."""
+    """Either the manifest still stands, and the repair begins anew; or it is gone, and every stamp of damage too."""
     damaged = {
         "slide.ome.zarr/probability/0/c/0/0/1": "predict",
         "slide.ome.zarr/labels/objects/0/c/1/1": "label",
@@ -325,7 +325,7 @@ def test_what_was_made_again_must_be_what_was_promised(store: SlideStore) -> Non
     assert repaired_differs(store, "predict", damaged)
 
 
-# ---- damage met in the middle of a run ---------------------------------------------------------------------------------
+# ---- damage met in the middle of a run -----------------------------------------------------------------------------
 
 
 def test_what_cannot_be_read_is_removed_and_what_can_stays(store: SlideStore) -> None:

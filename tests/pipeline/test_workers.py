@@ -22,7 +22,7 @@ from pipeline.errors import DiskError, SlideError, WorkerError
 from pipeline.geometry import Box
 from pipeline.slide_reader import TileError, TilePlace
 from pipeline.store import Index
-from pipeline.work import Counts, MapBlocks, attempt, serial
+from pipeline.work import Counts, MapBlocks, serial
 from pipeline.workers import DaskMap, local_cluster, resolve_workers
 from tests.pipeline import worker_blocks as blocks
 
@@ -79,7 +79,7 @@ def totals(answers: list[Counts]) -> Counter[str]:
     return sum((Counter(answer) for answer in answers), Counter())
 
 
-# ---- the same answers -----------------------------------------------------------------------------------------------
+# ---- the same answers ----------------------------------------------------------------------------------------------
 
 
 def test_answers_equal_the_plain_loop(mapper: MapBlocks) -> None:
@@ -106,7 +106,7 @@ def test_the_same_block_given_twice_is_done_twice(cluster: DaskMap, tmp_path: Pa
     assert len(list(cluster(blocks.count, [(0, 0), (0, 0)]))) == 2
 
 
-# ---- bounded ----------------------------------------------------------------------------------------------------------
+# ---- bounded -------------------------------------------------------------------------------------------------------
 
 
 def test_few_blocks_are_in_flight_however_many_there_are(cluster: DaskMap) -> None:
@@ -141,7 +141,7 @@ def test_a_caller_who_stops_listening_leaves_the_cluster_usable(cluster: DaskMap
     assert len(list(cluster(blocks.count, GRID))) == len(GRID)
 
 
-# ---- errors ------------------------------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -153,20 +153,19 @@ def test_an_io_error_that_passes_is_no_failure(mapper: MapBlocks, tmp_path: Path
 
 
 def test_an_io_error_that_stays_is_raised_after_three_attempts_and_names_the_block(
-    cluster: DaskMap, tmp_path: Path
+    mapper: MapBlocks, tmp_path: Path
 ) -> None:
-    found, error = consume(cluster(partial(blocks.fails_first, tmp_path, 99, errno.EIO), GRID))
+    _, error = consume(mapper(partial(blocks.fails_first, tmp_path, 99, errno.EIO), GRID))
     assert isinstance(error, WorkerError)
     assert "row 1, col 1" in str(error)
     assert "Input/output error" in str(error)
+    assert isinstance(error.__cause__, OSError)
+    assert tried(tmp_path)["1.1"] == 3
+
+
+def test_an_io_error_that_stays_costs_its_block_only(cluster: DaskMap, tmp_path: Path) -> None:
+    found, _ = consume(cluster(partial(blocks.fails_first, tmp_path, 99, errno.EIO), GRID))
     assert len(found) == len(GRID) - 1
-    assert tried(tmp_path)["1.1"] == 3
-
-
-def test_serial_raises_the_io_error_that_stays(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="Input/output error"):
-        attempt(partial(blocks.fails_first, tmp_path, 99, errno.EIO), (1, 1))
-    assert tried(tmp_path)["1.1"] == 3
 
 
 def test_a_full_disk_is_not_tried_again_and_stops_new_blocks(mapper: MapBlocks, tmp_path: Path) -> None:
@@ -213,7 +212,7 @@ def test_a_bug_names_its_block_and_kind(cluster: DaskMap, tmp_path: Path) -> Non
     assert len(found) == len(GRID) - 1
 
 
-# ---- death --------------------------------------------------------------------------------------------------------------
+# ---- death ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_worker_that_dies_once_costs_nothing_but_time(cluster: DaskMap, tmp_path: Path) -> None:
@@ -233,7 +232,7 @@ def test_a_block_that_always_kills_its_worker_is_named_and_the_innocent_complete
     assert len(list(cluster(blocks.count, GRID))) == len(GRID), "and the workers are back"
 
 
-# ---- who can reach it --------------------------------------------------------------------------------------------------
+# ---- who can reach it ----------------------------------------------------------------------------------------------
 
 
 def test_every_listening_socket_is_on_this_machine_only(cluster: DaskMap) -> None:

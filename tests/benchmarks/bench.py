@@ -1,0 +1,112 @@
+"""Speed and memory against their bars: a table, bench.json, and exit code 1 when a bar is missed.
+
+The one decision made here: each benchmark is a script of its own that prints JSON, run in a fresh process, so that
+what one sets for its process (allocator, threads) touches no other. A benchmark that fails misses its bars.
+
+    python tests/benchmarks/bench.py [predict] [memory] [labels]
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from machine import QUIET, Clock, describe_machine
+
+HERE = Path(__file__).parent
+RESULT = HERE.parents[1] / "bench.json"
+BENCHMARKS = ("predict", "memory", "labels")
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A promise in numbers: ``key`` of a benchmark's answer must be ``at least`` or ``at most`` the bound."""
+
+    what: str
+    benchmark: str
+    key: str
+    kind: Literal["at least", "at most"]
+    bound: float
+
+    def holds(self, figure: float | None) -> bool:
+        """Whether the figure keeps the promise; what was not measured does not."""
+        if figure is None:
+            return False
+        return figure >= self.bound if self.kind == "at least" else figure <= self.bound
+
+
+BARS = (
+    Bar("predict stage over bare network, per CPU second", "predict", "stage_over_bare", "at least", 0.95),
+    Bar("two workers over one, wall", "predict", "two_workers_over_one", "at least", 1.8),
+    Bar("peak memory, 16,384 px over 4,096 px squared", "memory", "large_over_small", "at most", 1.10),
+    Bar("label + measure, MPx per CPU second", "labels", "ours_mpx_per_cpu_s", "at least", 25.0),
+)
+BESIDE = (
+    ("label + measure over scikit-image in memory", "labels", "ours_over_skimage"),
+    ("label + measure over dask-image labels alone", "labels", "ours_over_dask_image"),
+)
+
+Results = dict[str, dict[str, Any]]
+
+
+def run(benchmark: str) -> dict[str, Any]:
+    """One benchmark's answer, with the seconds it took and how busy others kept the machine; or ``error``."""
+    print(f"{benchmark} ...", flush=True)
+    began = Clock.read()
+    done = subprocess.run(
+        [sys.executable, str(HERE / f"bench_{benchmark}.py")], stdout=subprocess.PIPE, text=True, check=False
+    )
+    ended = Clock.read()
+    answer: dict[str, Any] = (
+        json.loads(done.stdout) if done.returncode == 0 else {"error": f"ended with {done.returncode}"}
+    )
+    answer["wall_s"] = round(ended.wall_s - began.wall_s, 1)
+    answer["others_share_of_processors"] = round(ended.others_share(began), 3)
+    return answer
+
+
+def judge(results: Results) -> list[dict[str, Any]]:
+    """Each bar with its figure and verdict."""
+    figures = [(bar, results.get(bar.benchmark, {}).get(bar.key)) for bar in BARS]
+    return [
+        {"what": bar.what, "figure": figure, "bar": f"{bar.kind} {bar.bound:g}", "holds": bar.holds(figure)}
+        for bar, figure in figures
+    ]
+
+
+def table(verdicts: Iterable[dict[str, Any]], results: Results) -> str:
+    """The verdicts, then the figures that have no bar, then what disturbed the measurement."""
+    rows = [("", "figure", "bar", "verdict")]
+    rows += [(one["what"], _text(one["figure"]), one["bar"], "holds" if one["holds"] else "MISSED") for one in verdicts]
+    rows += [(what, _text(results.get(name, {}).get(key)), "-", "") for what, name, key in BESIDE]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    for name, answer in results.items():
+        share = answer["others_share_of_processors"]
+        if share > QUIET:
+            lines.append(f"not quiet: while {name} ran, others used {share:.0%} of the processors; measure again")
+    return "\n".join(lines)
+
+
+def _text(figure: float | None) -> str:
+    return "not measured" if figure is None else f"{figure:.3f}"
+
+
+def main(names: list[str]) -> int:
+    """Run the benchmarks named (all when none is); 0 when every bar holds, 1 otherwise."""
+    results = {name: run(name) for name in names or BENCHMARKS}
+    verdicts = judge(results)
+    content = {"machine": describe_machine(), "bars": verdicts, "results": results}
+    RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(table(verdicts, results))
+    print(f"written: {RESULT}")
+    return 0 if all(verdict["holds"] for verdict in verdicts) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
