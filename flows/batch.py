@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError, DiskError, LockedError, ModelError, Ove
 from pipeline.files import remove, write_bytes
 from pipeline.lock import slide_lock
 from pipeline.plan import Compute, Model, SlidePlan, load_model, plan_slide, resolve_tile
-from pipeline.slide_run import SlideRun, slide_root
+from pipeline.slide_run import SlideRun, previous_plan, slide_root
 from pipeline.store import SlideStore
 from pipeline.work import StageReport, retried
 from unet_core.errors import NetworkError
@@ -166,11 +166,20 @@ def _plan(batch: Batch, candidate: Candidate) -> None:
     outcome = Outcome(candidate.key, candidate.path)
     batch.outcomes.append(outcome)
     try:
-        batch.plans[candidate.key] = retried(
-            lambda: plan_slide(candidate, batch.model, batch.compute, batch.request.config)
-        )
+        compute = _compute(batch, candidate.key)
+        batch.plans[candidate.key] = retried(lambda: plan_slide(candidate, batch.model, compute, batch.request.config))
     except Exception as error:  # one bad slide never stops the others
         outcome.failed("plan", error)
+
+
+def _compute(batch: Batch, key: str) -> Compute:
+    """``auto`` is resolved once a slide: on the same kind of device, what was chosen when it was begun stays chosen."""
+    now, asked = batch.compute, batch.request.config.compute
+    before = previous_plan(_store(batch, key))
+    if before is None or asked.precision != "auto" or before["config"]["compute"] != asked.model_dump(mode="json"):
+        return now
+    same_device = before["compute"]["device"] == now.device
+    return replace(now, precision=before["compute"]["precision"]) if same_device else now
 
 
 def _require_weights(model: Model) -> None:

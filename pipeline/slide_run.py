@@ -47,7 +47,7 @@ class SlideRun:
         """Compare what is on disk with the plan, and clear the way for what has to be done again."""
         manifest = self._manifest()
         if manifest is None:
-            self._notice_changes(self._previous_plan())
+            self._notice_changes(previous_plan(self.store))
         else:
             standing = self._compare(manifest, forced=forced)
             if standing != "todo":
@@ -132,14 +132,6 @@ class SlideRun:
             return "todo"
         return "complete" if before == dict(now) else "todo"
 
-    def _previous_plan(self) -> Mapping[str, Any] | None:
-        path = self.store.work / "plan.json"
-        try:
-            previous = read_json(path) if path.exists() else None
-        except DamagedError:
-            return None
-        return previous if isinstance(previous, dict) else None
-
     def _notice_changes(self, previous: Mapping[str, Any] | None) -> None:
         if previous is None:
             return
@@ -184,6 +176,17 @@ class SlideRun:
             }
             for stage, plan in self.plan.hashes.items()
         }
+
+
+def previous_plan(store: SlideStore) -> dict[str, Any] | None:
+    """The summary of the plan under which the slide was last worked on; None when there is none that can be read."""
+    path = store.work / "plan.json"
+    try:
+        manifest = read_manifest(store)
+        previous = manifest["plan"] if manifest else read_json(path) if path.exists() else None
+    except DamagedError:
+        return None
+    return previous if isinstance(previous, dict) else None
 
 
 def _difference(before: Mapping[str, Any], plan: SlidePlan) -> str:

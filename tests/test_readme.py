@@ -1,7 +1,7 @@
 """The README is true: its commands run in order, its code runs, its configuration loads.
 
 Not run here, with the reason: ``make demo`` and ``make test`` (this is make test; both are run by .ci/run), the pip
-commands (what make does), and napari (it needs a screen; its reader is proven in test_real_slides.py). ``overtile segment``
+commands (what make does), and napari (it needs a screen; test_real_slides.py proves its reader). ``overtile segment``
 runs on a small slide through the stated shorter flag ``cluster.kind=serial`` of a configuration file.
 """
 
