@@ -19,7 +19,7 @@ from pipeline.files import append_json, fsync_dir, read_json, read_json_lines, r
 from pipeline.manifest import read_manifest, write_manifest
 from pipeline.plan import NETWORK_STAGES, SlidePlan
 from pipeline.store import SlideStore
-from pipeline.verify import damaged_files, prepare_repair, remove_damaged, repaired_differs
+from pipeline.verify import damaged_files, prepare_repair, remove_damaged, repaired_differs, require_whole
 from pipeline.work import MapBlocks, StageReport, retried
 
 Standing = Literal["complete", "kept", "todo"]
@@ -90,10 +90,18 @@ class SlideRun:
             if stage not in self.plan.hashes:
                 remove(self.store.root / name)
                 self.store.unstamp([stage])
+        self._require_whole()
         remove(self.store.work / "failure.json")
         remove(self.store.work / "export")  # its outlines, when it was killed between its stamp and their removal
         sweep_partials(self.store.root, age_s=0)
         retried(lambda: write_manifest(self.store, self.plan.summary(), self._stage_records()))
+
+    def _require_whole(self) -> None:
+        try:
+            require_whole(self.store)
+        except DamagedError:
+            remove_damaged(self.store, self.plan.hashes)
+            raise
 
     def fail(self, stage: str, error: BaseException) -> None:
         """Leave the cause beside the unfinished result, where the file system still allows it."""

@@ -137,28 +137,45 @@ def remove_damaged(store: SlideStore, stages: Iterable[str]) -> None:
     store.unstamp(stages)
 
 
+def require_whole(store: SlideStore) -> None:
+    """Raise DamagedError naming the first shard that is missing from a result about to be called complete."""
+    for metadata in store.zarr.rglob("zarr.json"):
+        array = _array_of(store, metadata)
+        for shard, _ in _shards(array) if array else ():
+            if not shard.exists():
+                raise DamagedError(f"{shard} is missing: it was removed after it was written. Run segment again")
+
+
 def _undecodable(store: SlideStore) -> Iterator[Path]:
     for metadata in [*store.zarr.rglob("zarr.json"), *(store.work / "new").rglob("zarr.json")]:
         try:
-            content = read_json(metadata)
-            if not isinstance(content, dict):
-                raise DamagedError(f"{metadata} holds no metadata")
-            array = None if content.get("node_type") == "group" else store.read(relpath(metadata.parent, store.zarr))
+            array = _array_of(store, metadata)
         except DamagedError:
             yield metadata
         else:
-            yield from _undecodable_shards(array) if array else ()
+            yield from (shard for shard, core in _shards(array) if not _reads(array, shard, core)) if array else ()
 
 
-def _undecodable_shards(array: StoredArray) -> Iterator[Path]:
+def _array_of(store: SlideStore, metadata: Path) -> StoredArray | None:
+    """The array to which a zarr.json belongs, None when it is a group's. Raises DamagedError when it is neither's."""
+    content = read_json(metadata)
+    if isinstance(content, dict) and content.get("node_type") == "group":
+        return None
+    return store.read(relpath(metadata.parent, store.zarr))
+
+
+def _shards(array: StoredArray) -> Iterator[tuple[Path, Box]]:
     height, width = array.shape[-2:]
     for tile in TileGrid(Box.of_shape((height, width)), array.block_px):
-        shard = shard_path(array.location, tile.index, ndim=len(array.shape))
-        if shard.exists():
-            try:
-                array.read(tile.core)
-            except DamagedError:
-                yield shard
+        yield shard_path(array.location, tile.index, ndim=len(array.shape)), tile.core
+
+
+def _reads(array: StoredArray, shard: Path, core: Box) -> bool:
+    """Whether a shard can be decoded, or is not there yet."""
+    try:
+        return not shard.exists() or array.read(core).size > 0
+    except DamagedError:
+        return False
 
 
 def stage_of(name: str) -> str:

@@ -11,17 +11,22 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pipeline.files import remove
 from pipeline.store import SlideStore
 from pipeline.verify import verify_slide
-from tests.commands import Command, FileState, Ran, files_of, history, is_complete, result_digests
+from tests.commands import Command, FileState, Ran, files_of, is_complete, result_digests
 from tests.faults.trees import DAMAGES, SHARDS, Finished
 
 METADATA = ("slide.ome.zarr/probability/0/zarr.json", "slide.ome.zarr/labels/zarr.json")
 HIT = (*SHARDS.values(), *METADATA)
 """What is damaged in each slide: a file of every stage, an array's metadata and a group's."""
+
+NAMED = "overview.png"
+"""Shows the slide's name, and so differs between copies."""
 
 # ---- finished results ------------------------------------------------------------------------------------------------
 
@@ -51,7 +56,7 @@ class Repair:
     """Copies of one finished result, each damaged in one way; what verify said, and what the next run did."""
 
     before: dict[str, dict[str, FileState]]
-    manifest: dict[str, object]
+    manifest: dict[str, Any]
     verified: Ran
     noticed: list[str]
     ran: Ran
@@ -91,14 +96,16 @@ def test_fault_31_the_command_says_which_files_of_which_slide(repair: Repair) ->
 def test_fault_31_the_next_run_makes_just_those_files_again(repair: Repair, kind: str) -> None:
     assert repair.ran.code == 0, repair.ran.said
     root = repair.ran.out / kind
-    assert json.loads((root / "manifest.json").read_text())["files"] == repair.manifest["files"]
+    files = json.loads((root / "manifest.json").read_text())["files"]
+    assert files | {NAMED: 0} == repair.manifest["files"] | {NAMED: 0}
     now = files_of(root)
     before = {name: state for name, state in repair.before[kind].items() if not name.startswith(".work/")}
     written = {name for name, state in before.items() if now[name] != state}
     groups = {f"slide.ome.zarr{group}/zarr.json" for group in ("", "/probability", "/labels", "/labels/objects")}
     assert set(HIT) <= written
     assert written - set(HIT) <= groups | {"manifest.json"}, "metadata of groups is written again with the pyramid"
-    assert {name: state.sha256 for name, state in before.items() if name != "manifest.json"} == result_digests(root)
+    promised = {name: state.sha256 for name, state in before.items() if name != "manifest.json"}
+    assert result_digests(root) | {NAMED: ""} == promised | {NAMED: ""}
     assert repair.ran.computed(kind) == {"ingest": 1, "predict": 1, "label": 1, "pyramid": 1, "export": 3, "overlay": 1}
 
 
@@ -110,21 +117,40 @@ def test_fault_31_what_was_repaired_is_sound(repair: Repair) -> None:
 # ---- unfinished results ----------------------------------------------------------------------------------------------
 
 
-def _unfinished(root: Path, after: str) -> None:
-    """As a run that was stopped when this stage was complete: no manifest, no later stamp."""
+LEFT_BY = {
+    "predict": ("slide.ome.zarr/probability",),
+    "label": ("slide.ome.zarr/labels", ".work/label"),
+    "measure": ("objects.parquet", ".work/measure"),
+    "pyramid": ("slide.ome.zarr/1", "slide.ome.zarr/2", "slide.ome.zarr/zarr.json"),
+    "export": ("objects.geojson.gz",),
+    "overlay": ("overview.png",),
+}
+"""What each stage leaves behind."""
+
+
+def _stopped_after(root: Path, last: str, *, kept: str = "") -> None:
+    """As a run that was stopped when this stage was complete; what lies at ``kept`` was done already."""
     (root / "manifest.json").unlink()
-    stages = [line["stage"] for line in history(root)]
-    for stage in stages[stages.index(after) + 1 :]:
+    stages = list(LEFT_BY)
+    for stage in stages[stages.index(last) + 1 if last in stages else 0 :]:
         (root / ".work" / f"{stage}.stamp").unlink()
+        for name in LEFT_BY[stage]:
+            if name != kept:
+                remove(root / name)
 
 
 def _shard_missing(root: Path) -> Path:
-    _unfinished(root, "predict")
+    _stopped_after(root, "predict")
+    return _damaged(root / SHARDS["predict"], None)
+
+
+def _shard_missing_at_the_end(root: Path) -> Path:
+    _stopped_after(root, "export")
     return _damaged(root / SHARDS["predict"], None)
 
 
 def _shard_flipped(root: Path) -> Path:
-    _unfinished(root, "predict")
+    _stopped_after(root, "predict")
     path = root / SHARDS["predict"]
     data = bytearray(path.read_bytes())
     data[40] ^= 16  # within compressed pixels: its checksum no longer fits
@@ -132,31 +158,30 @@ def _shard_flipped(root: Path) -> Path:
 
 
 def _metadata_empty(root: Path) -> Path:
-    _unfinished(root, "tissue")
+    _stopped_after(root, "tissue")
     return _damaged(root / "slide.ome.zarr/0/zarr.json", b"")
 
 
 def _metadata_cut(root: Path) -> Path:
-    _unfinished(root, "predict")
+    _stopped_after(root, "predict")
     path = root / "slide.ome.zarr/probability/0/zarr.json"
     return _damaged(path, path.read_bytes()[:200])
 
 
 def _metadata_a_list(root: Path) -> Path:
-    _unfinished(root, "label")
+    _stopped_after(root, "label")
     return _damaged(root / "slide.ome.zarr/labels/objects/0/zarr.json", b"[]")
 
 
 def _stamp_zeroed(root: Path) -> Path:
-    _unfinished(root, "predict")
+    _stopped_after(root, "predict")
     path = root / ".work" / "predict.stamp"
     return _damaged(path, bytes(path.stat().st_size))
 
 
 def _result_cut(root: Path) -> Path:
-    _unfinished(root, "predict")
+    _stopped_after(root, "predict", kept=".work/label")
     (path,) = (root / ".work" / "label" / "pieces").glob("0.1.*.npz")
-    (root / "slide.ome.zarr/labels/objects/0/c/0/1").unlink()
     return _damaged(path, path.read_bytes()[:100])
 
 
@@ -166,15 +191,16 @@ def _damaged(path: Path, content: bytes | None) -> Path:
 
 
 UNFINISHED = {
-    "shard_missing": (_shard_missing, "label", {"predict": 1}),
-    "shard_flipped": (_shard_flipped, "label", {"predict": 1}),
-    "metadata_empty": (_metadata_empty, "predict", {"ingest": 3}),
-    "metadata_cut": (_metadata_cut, "label", {"predict": 3}),
-    "metadata_a_list": (_metadata_a_list, "measure", {"label": 3}),
-    "stamp_zeroed": (_stamp_zeroed, "predict", {}),
-    "result_cut": (_result_cut, "label", {"label": 1}),
+    "shard_missing": (_shard_missing, "label", (0, 1, 3)),
+    "shard_missing_at_the_end": (_shard_missing_at_the_end, "manifest", (0, 1, 0)),
+    "shard_flipped": (_shard_flipped, "label", (0, 1, 3)),
+    "metadata_empty": (_metadata_empty, "predict", (3, 3, 3)),
+    "metadata_cut": (_metadata_cut, "label", (0, 3, 3)),
+    "metadata_a_list": (_metadata_a_list, "measure", (0, 0, 3)),
+    "stamp_zeroed": (_stamp_zeroed, "predict", (0, 0, 3)),
+    "result_cut": (_result_cut, "label", (0, 0, 3)),
 }
-"""What is damaged, the stage that finds it, and the shards that the run after it makes again."""
+"""What is damaged, the stage that finds it, and the shards of ingest, predict and label that the run after it makes."""
 
 
 @dataclass(frozen=True)
@@ -218,9 +244,9 @@ def test_fault_32_33_the_run_after_makes_it_again_and_keeps_every_sound_shard(
     found: Found, finished: Finished, name: str
 ) -> None:
     assert found.second.code == 0, found.second.said
-    assert result_digests(found.second.out / name) == result_digests(finished.result)
-    shards = {stage: found.second.computed(name).get(stage, 0) for stage in ("ingest", "predict", "label")}
-    assert shards == {"ingest": 0, "predict": 0, "label": 0} | UNFINISHED[name][2]
+    assert result_digests(found.second.out / name) | {NAMED: ""} == result_digests(finished.result) | {NAMED: ""}
+    computed = found.second.outcome(name)["computed"]
+    assert tuple(computed[stage] for stage in ("ingest", "predict", "label")) == UNFINISHED[name][2]
 
 
 def test_fault_21_orphans_are_removed_on_resume_and_never_served(found: Found) -> None:

@@ -13,7 +13,6 @@ from rich.console import Console
 from flows import cli, doctor
 from flows.batch import Batch, BatchRequest, Outcome, State
 from flows.inspect import inspect_stores
-from flows.progress import Meter
 from flows.report import summary_markdown, write_batch_files
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, DiskError, LockedError, ModelError, OvertileError, SlideError
@@ -28,27 +27,6 @@ def batch_of(out: Path, *states: State, disk_failed: bool = False) -> Batch:
     outcomes = [Outcome(f"slide {number}", out / f"{number}.tif", state) for number, state in enumerate(states)]
     outcomes[0].disk_failed = disk_failed
     return Batch(request, model, Compute("cpu", "fp32", 512), outcomes)
-
-
-@pytest.mark.parametrize(
-    ("states", "code"),
-    [
-        (("complete", "complete before"), 0),
-        (("complete", "failed"), 3),
-        (("complete before", "locked"), 3),
-        (("kept",), 3),
-        (("kept", "failed"), 3),
-        (("failed", "locked"), 4),
-        (("failed",), 4),
-        (("locked", "locked"), 75),
-    ],
-)
-def test_exit_codes_say_how_the_batch_ended(tmp_path: Path, states: tuple[State, ...], code: int) -> None:
-    assert batch_of(tmp_path, *states).exit_code() == code
-
-
-def test_a_full_disk_has_its_own_exit_code(tmp_path: Path) -> None:
-    assert batch_of(tmp_path, "failed", "complete", disk_failed=True).exit_code() == 74
 
 
 @pytest.mark.parametrize(
@@ -103,19 +81,6 @@ def test_without_a_manifest_a_slide_is_incomplete_whatever_lies_there(tmp_path: 
     (store.root / "manifest.json").write_text("{}")
     (record,) = inspect_stores(tmp_path / "out")
     assert record["state"] == "damaged"
-
-
-def test_progress_of_a_stage_with_several_passes_never_exceeds_its_share() -> None:
-    meter = Meter(planned={"a": 100.0}, blocks={"a": 10})
-    for _ in range(30):
-        meter.block("a", "label")
-    thrice = meter.finished
-    for _ in range(10):
-        meter.block("a", "measure")
-    assert thrice == pytest.approx(10 * 2.0)
-    assert meter.finished == pytest.approx(10 * 2.0 + 10 * 2.0)
-    meter.end_slide("a")
-    assert meter.finished == meter.total
 
 
 def test_a_missing_package_is_a_problem_with_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,10 +40,10 @@ THREADS, ROUNDS = 2, 5
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A network file and the tissue it is asked about, (c, y, x)."""
+    """A network file and the tissue it is asked about, image (c, y, x)."""
 
     weights: Path
-    image_CYX: NDArray[np.uint8]
+    image: NDArray[np.uint8]
 
     def network(self, device: str, precision: str) -> Network:
         """The network on a device, as the predict stage loads it."""
@@ -52,7 +52,7 @@ class Subject:
 
     def answer(self, network: Network, side_px: int) -> NDArray[np.uint8]:
         """Probability bytes (k, y, x) of the core in tiles of this side."""
-        region = Region.around(self.image_CYX, network.grid(CORE, side_px))
+        region = Region.around(self.image, network.grid(CORE, side_px))
         return network.probability(region, CORE, side_px)
 
 

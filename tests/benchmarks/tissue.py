@@ -29,9 +29,9 @@ def _one_period() -> NDArray[np.uint8]:
 
 @dataclass(frozen=True, slots=True)
 class Tissue:
-    """Endless tissue (skimage.data.immunohistochemistry), from which boxes are cut."""
+    """Endless tissue (skimage.data.immunohistochemistry) from which boxes are cut; ``period`` is (y, x, c)."""
 
-    period_YXC: NDArray[np.uint8] = field(default_factory=_one_period)
+    period: NDArray[np.uint8] = field(default_factory=_one_period)
 
     def cut(self, box: Box, reduction: int = 1) -> NDArray[np.uint8]:
         """Pixels (y, x, c) of a box in coordinates reduced by ``reduction`` (nearest neighbour)."""
@@ -39,7 +39,7 @@ class Tissue:
             np.arange(start, stop) * reduction % period
             for start, stop, period in zip((box.y0, box.x0), (box.y1, box.x1), PERIOD_PX, strict=True)
         )
-        return self.period_YXC[np.ix_(rows, cols)]
+        return self.period[np.ix_(rows, cols)]
 
 
 def write_slide(path: Path, side_px: int, levels: int = 4) -> Path:

@@ -333,7 +333,7 @@ def test_cells_without_tissue_are_zero_and_cost_no_call(tmp_path: Path) -> None:
     tissue = specks[: -(-1100 // FACTOR), : -(-1300 // FACTOR)]
     cells = np.repeat(np.repeat(alive, CELL, 0), CELL, 1)[:1100, :1300]
     expected = whole_pass(CONTEXT, image) * cells
-    for tile, block in [(384, 512), (512, 2048)]:
+    for tile, block in [(256, 512), (384, 1024)]:  # one cell a block; tiles across cells
         made = slide(tmp_path / f"{tile}", image, tile=tile, block=block)
         put_array(made.work.store, "tissue", tissue, "specks", block)
         report = made.run()
