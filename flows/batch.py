@@ -92,7 +92,8 @@ class Outcome:
         """Remember why the slide stopped, on one line."""
         self.state = "locked" if isinstance(error, LockedError) else "failed"
         self.stage = stage
-        text = str(error) if isinstance(error, OvertileError) else f"{type(error).__name__}: {error}"
+        ours = isinstance(error, OvertileError)  # then the message names its place
+        text = str(error) if ours else f"{self.slide}: {type(error).__name__}: {error}"
         self.cause = " ".join(text.split())
         self.disk_failed = isinstance(error, DiskError)
 

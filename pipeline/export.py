@@ -181,9 +181,7 @@ def _features(work: Work, section: ExportSection, shapes: dict[int, Polygon | Mu
         yield encode(_feature(section, identity, outline, row))
 
 
-def _feature(
-    section: ExportSection, identity: int, outline: Outline, row: tuple[int, float, float]
-) -> dict[str, Any]:
+def _feature(section: ExportSection, identity: int, outline: Outline, row: tuple[int, float, float]) -> dict[str, Any]:
     """One GeoJSON feature. Its id depends on the labels' plan and the object's id alone."""
     single = len(outline) == 1
     number, area_um2, probability = row

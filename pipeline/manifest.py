@@ -32,6 +32,9 @@ PACKAGES = (
     "scikit-image",
     "pyarrow",
 )
+RESULTS = ("objects.parquet", "objects.geojson.gz", "overview.png")
+"""What stands beside the arrays."""
+
 HASHING_THREADS = 2
 
 
@@ -75,9 +78,9 @@ def read_manifest(store: SlideStore) -> dict[str, Any] | None:
 
 
 def result_files(store: SlideStore) -> list[Path]:
-    """Every file of the result: all but the manifest and what lies in ``.work``."""
-    files = (path for path in store.root.rglob("*") if path.is_file() and path != store.manifest)
-    return sorted(path for path in files if store.work not in path.parents and not path.name.endswith(PARTIAL))
+    """Every file of the result, and nothing that somebody else left beside it."""
+    arrays = [path for path in store.zarr.rglob("*") if path.is_file() and not path.name.endswith(PARTIAL)]
+    return sorted([*arrays, *(path for name in RESULTS if (path := store.root / name).is_file())])
 
 
 def file_digests(root: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:

@@ -122,9 +122,7 @@ def _outlines(shapes: Sequence[Polygon | MultiPolygon], scale_yx: tuple[float, f
         yield from (sorted(polygons[start:end]) for start, end in itertools.pairwise(shape_ends[0].tolist()))
 
 
-def _corners_only(
-    points: NDArray[np.int64], ring_ends: NDArray[Any]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _corners_only(points: NDArray[np.int64], ring_ends: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Drop points in the middle of a straight edge, which joins leave behind. A ring's first point is a corner."""
     before, after = np.diff(points, axis=0, prepend=points[:1]), np.diff(points, axis=0, append=points[-1:])
     keep = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]

@@ -48,6 +48,12 @@ class PredictSection:
     tile_px: int
 
 
+class Calls(threading.local):
+    """Network calls the present thread has made."""
+
+    made = 0
+
+
 @dataclass(slots=True)
 class Network:
     """A network ready to answer for cores of any size: (c, h, w) integers in, (k, h, w) bytes out.
@@ -62,7 +68,7 @@ class Network:
     dtype: torch.dtype = torch.float32
     largest_px: int | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
-    calls: int = 0
+    calls: Calls = field(default_factory=Calls)
 
     @property
     def shape(self) -> ValidShape:
@@ -88,7 +94,12 @@ class Network:
                 torch.cuda.empty_cache()
 
     def grid(self, area: Box, tile_px: int) -> TileGrid:
-        """Tiles over an area that starts on the step grid, each with the network's halo."""
+        """Tiles over an area, each with the network's halo. Raises ValueError off the step grid: other pixels."""
+        step = self.shape.step
+        if area.y0 % step or area.x0 % step or tile_px % step:
+            raise ValueError(
+                f"tiles of {tile_px} px over {area}: expected starts and sides that are multiples of {step}"
+            )
         return TileGrid(area, tile_px, self.shape.halo, self.shape.surplus_px(tile_px))
 
     def _tiled(self, region: Region, core: Box, side: int) -> Array:
@@ -101,7 +112,7 @@ class Network:
 
     def _call(self, pixels_CYX: Array, side: int) -> Array:
         with self.lock, torch.inference_mode():
-            self.calls += 1
+            self.calls.made += 1
             x_NCHW = normalise(self._to_device(pixels_CYX), self.spec, self.dtype)
             logits_NCHW = self.forward(x_NCHW)
             crop = slice(self.shape.crop_px, self.shape.crop_px + side)
@@ -217,7 +228,7 @@ def predict_block(work: Work, section: PredictSection, index: Index) -> Counts:
     core, store = work.core(index), work.store
     network = load_network(section)
     tissue = tissue_pixels(store.read("tissue"), core, section.tissue_factor)
-    before = network.calls
+    before = network.calls.made
     pixels = np.zeros((section.foreground, *core.shape), np.uint8)
     if tissue.any():
         grid = network.grid(core, section.tile_px)
@@ -228,7 +239,7 @@ def predict_block(work: Work, section: PredictSection, index: Index) -> Counts:
                 pixels[place] = network.probability(region, tile.core, section.tile_px)
         pixels[:, ~tissue] = 0
     store.write_block(ARRAY, work.plan, core, pixels)
-    return {"network_calls": network.calls - before, "halved": int(network.largest_px is not None)}
+    return {"network_calls": network.calls.made - before, "halved": int(network.largest_px is not None)}
 
 
 def tissue_pixels(tissue: StoredArray, box: Box, factor: int) -> Array:

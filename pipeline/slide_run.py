@@ -19,7 +19,15 @@ from pipeline.files import append_json, fsync_dir, read_json, read_json_lines, r
 from pipeline.manifest import read_manifest, write_manifest
 from pipeline.plan import NETWORK_STAGES, SlidePlan
 from pipeline.store import SlideStore
-from pipeline.verify import damaged_files, prepare_repair, remove_damaged, repaired_differs, require_whole
+from pipeline.verify import (
+    damaged_files,
+    end_repair,
+    pending_repair,
+    prepare_repair,
+    remove_damaged,
+    repaired_differs,
+    require_whole,
+)
 from pipeline.work import MapBlocks, StageReport, retried
 
 Standing = Literal["complete", "kept", "todo"]
@@ -47,6 +55,7 @@ class SlideRun:
         """Compare what is on disk with the plan, and clear the way for what has to be done again."""
         manifest = self._manifest()
         if manifest is None:
+            self.damaged = pending_repair(self.store)
             self._notice_changes(previous_plan(self.store))
         else:
             standing = self._compare(manifest, forced=forced)
@@ -93,6 +102,7 @@ class SlideRun:
         self._require_whole()
         remove(self.store.work / "failure.json")
         remove(self.store.work / "export")  # its outlines, when it was killed between its stamp and their removal
+        end_repair(self.store)
         sweep_partials(self.store.root, age_s=0)
         retried(lambda: write_manifest(self.store, self.plan.summary(), self._stage_records()))
 

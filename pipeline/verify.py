@@ -102,18 +102,39 @@ def _noted(store: SlideStore, manifest: Mapping[str, Any]) -> set[str]:
 def prepare_repair(store: SlideStore, damaged: Mapping[str, str], metadata: Mapping[str, str]) -> None:
     """Drop manifest, affected stamps and damaged files, so that the stages make just those again.
 
-    ``metadata`` holds the text of small files that are simply written again. The manifest goes last: until then a
-    killed repair is found unfinished, for the files are missing from what the manifest promises.
+    ``metadata`` holds the text of small files that are simply written again. What is to be made again, and the digests
+    it must have, is noted first: a repair killed half-way is taken up by ``pending_repair``.
     """
-    store.unstamp({stage_of(name) for name in damaged if name not in metadata})
-    for name in damaged:
-        if name in metadata:
-            write_bytes(store.root / name, metadata[name].encode())
-        elif name != store.manifest.name:
-            remove(store.root / name)
-    (store.work / "damage.json").unlink(missing_ok=True)
+    texts = {name: text for name, text in metadata.items() if name in damaged}
+    write_json(_repair_note(store), {"damaged": dict(damaged), "metadata": texts})
+    fsync_dir(store.work)
     store.manifest.unlink(missing_ok=True)
     fsync_dir(store.root)
+    pending_repair(store)
+
+
+def pending_repair(store: SlideStore) -> dict[str, str]:
+    """Clear the way for the repair that was begun, if one was; the files to be made again and their digests."""
+    if not _repair_note(store).exists():
+        return {}
+    note = read_json(_repair_note(store))
+    (store.work / "damage.json").unlink(missing_ok=True)
+    store.unstamp({stage_of(name) for name in note["damaged"] if name not in note["metadata"]})
+    for name in note["damaged"]:
+        if name in note["metadata"]:
+            write_bytes(store.root / name, note["metadata"][name].encode())
+        else:
+            remove(store.root / name)
+    return dict(note["damaged"])
+
+
+def end_repair(store: SlideStore) -> None:
+    """The repair is done: forget what was to be made again."""
+    remove(_repair_note(store))
+
+
+def _repair_note(store: SlideStore) -> Path:
+    return store.work / "repair.json"
 
 
 def repaired_differs(store: SlideStore, stage: str, damaged: Mapping[str, str]) -> bool:

@@ -19,6 +19,7 @@ from pipeline.store import SlideStore
 from pipeline.verify import (
     check_files,
     damaged_files,
+    pending_repair,
     prepare_repair,
     remove_damaged,
     repaired_differs,
@@ -119,11 +120,19 @@ def test_everything_damaged_at_once_is_named(store: SlideStore) -> None:
     assert sorted(one.path for one in verify_slide(store) or []) == sorted(names)
 
 
-@pytest.mark.parametrize("name", ["stray.txt", "slide.ome.zarr/0/c/0/9/9", "slide.ome.zarr/3/zarr.json", ".hidden"])
+@pytest.mark.parametrize(
+    "name",
+    ["slide.ome.zarr/stray.txt", "slide.ome.zarr/0/c/0/9/9", "slide.ome.zarr/3/zarr.json", "slide.ome.zarr/.hidden"],
+)
 def test_a_file_that_does_not_belong_is_named(store: SlideStore, name: str) -> None:
     (store.root / name).parent.mkdir(parents=True, exist_ok=True)
     (store.root / name).write_bytes(b"stray")
     assert [(one.path, one.reason) for one in verify_slide(store) or []] == [(name, "not in the manifest")]
+
+
+def test_a_note_somebody_left_beside_the_result_is_theirs(store: SlideStore) -> None:
+    (store.root / "my notes.txt").write_text("looks good")
+    assert verify_slide(store) == []
 
 
 def test_reasons_say_what_is_wrong(store: SlideStore) -> None:
@@ -212,12 +221,12 @@ def test_what_was_noted_and_what_is_plainly_gone_must_be_made_again(store: Slide
     assert damaged_files(store, manifest_of(store)) == {}, "without verify nobody reads every byte"
     verify_slide(store)
     DAMAGES["deleted"](store.root / "objects.parquet")
-    (store.root / "stray").write_bytes(b"")
+    (store.zarr / "stray").write_bytes(b"")
     assert damaged_files(store, manifest_of(store)) == {
         name: promised[name] for name in ("objects.parquet", "overview.png")
     }
     verify_slide(store)
-    assert damaged_files(store, manifest_of(store))["stray"] == ""
+    assert damaged_files(store, manifest_of(store))["slide.ome.zarr/stray"] == ""
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"7", b"null", b"\0\0"])
@@ -282,7 +291,7 @@ def test_lost_metadata_is_written_again_and_costs_no_block(store: SlideStore, da
 def test_killed_at_any_step_a_repair_never_trusts_what_is_damaged(
     template: SlideStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Either the manifest still stands, and the repair begins anew; or it is gone, and every stamp of damage too."""
+    """Either the manifest still stands, and the repair begins anew; or it is gone, and the repair is taken up."""
     damaged = {
         "slide.ome.zarr/probability/0/c/0/0/1": "predict",
         "slide.ome.zarr/labels/objects/0/c/1/1": "label",
@@ -301,6 +310,7 @@ def test_killed_at_any_step_a_repair_never_trusts_what_is_damaged(
             left = {name for name in damaged if (store.root / name).exists()}
             assert left <= set(damaged_files(store, content)), f"forgotten after {steps}"
             repair(store)
+        assert set(damaged) <= set(pending_repair(store)), f"the promised digests are lost after {steps}"
         for name, stage in damaged.items():
             assert not (store.root / name).exists(), f"still there after {steps}"
             assert stage not in stamps(store), f"still stamped after {steps}"
