@@ -23,6 +23,7 @@ from unet_core.checkpoint import load, save
 from unet_core.model import UNet
 from unet_core.spec import UNetSpec
 
+BLACK = (0, 0, 0)
 SMALL = UNetSpec(depth=1, width=2, mpp=0.5)
 
 
@@ -81,7 +82,7 @@ def _of_another_width(path: Path) -> str:
     own["spec"]["width"] = 3
     header["__metadata__"]["overtile"] = json.dumps(own)
     _join(path, header, weights)
-    return "tensor down.0.0.bias: expected (3,) (from the spec in the header), found (2,)"
+    return "tensor bottom.0.bias: expected (6,) (from the spec in the header), found (4,)"
 
 
 def _not_a_number(path: Path) -> str:
@@ -140,14 +141,14 @@ def test_fault_59_a_tile_off_the_step_grid_is_refused_with_the_nearest_legal_siz
 def test_fault_57_an_output_that_overflows_fails_its_slide_and_is_never_background(
     overtile: Command, tmp_path: Path
 ) -> None:
-    """Finite weights whose answer to colour is beyond fp32; a slide without colour gets a finite one."""
+    """Finite weights whose answer to colour is beyond fp32; black gets a finite one."""
     model = load(CLASSES)
     with torch.no_grad():
         for name in ("down.0.0.weight", "down.0.2.weight"):
             model.get_parameter(name).mul_(1e30)
     save(tmp_path / "overflowing.safetensors", model, {})
-    write(tmp_path / "slides" / "coloured.tif", draw((200, 700), [Disc(100, 600, 20, RED)], ground=(200, 200, 200)))
-    write(tmp_path / "slides" / "grey.tif", draw((200, 700), [], ground=(200, 200, 200)))
+    write(tmp_path / "slides" / "coloured.tif", draw((200, 700), [Disc(100, 600, 20, RED)], ground=BLACK))
+    write(tmp_path / "slides" / "black.tif", draw((200, 700), [], ground=BLACK))
     ran = overtile.segment(tmp_path / "slides", tmp_path / "out", model=tmp_path / "overflowing.safetensors")
     assert ran.code == 3, ran.said
     assert len(ran.errors) == 1
@@ -156,7 +157,7 @@ def test_fault_57_an_output_that_overflows_fails_its_slide_and_is_never_backgrou
     assert not is_complete(tmp_path / "out" / "coloured")
     shards = tmp_path / "out" / "coloured" / "slide.ome.zarr" / "probability" / "0" / "c" / "0" / "0"
     assert [path.name for path in shards.iterdir()] == ["0"], "the block that overflowed was not written"
-    assert is_complete(tmp_path / "out" / "grey")
+    assert is_complete(tmp_path / "out" / "black")
 
 
 def test_fault_16_58_changed_weights_are_noticed_and_never_mixed(
