@@ -366,7 +366,9 @@ def _open(store: LocalStore, mode: Literal["r", "r+"]) -> zarr.Array[Any]:
 
 
 def _create(location: Path, spec: ArraySpec) -> None:
-    compress: BytesBytesCodec = ZstdCodec(level=1) if spec.codec == "zstd" else BloscCodec(cname="lz4", clevel=5, shuffle="shuffle")
+    compress: BytesBytesCodec = (
+        ZstdCodec(level=1) if spec.codec == "zstd" else BloscCodec(cname="lz4", clevel=5, shuffle="shuffle")
+    )
     zarr.create_array(
         DurableStore(location),
         shape=spec.shape,

@@ -50,6 +50,8 @@ def test_scale_is_the_size_in_the_tile_over_that_in_the_image() -> None:
     assert 0.5 <= min(sizes) < 0.6
     assert 1.7 < max(sizes) <= 2.0
     assert abs(sum(map(math.log, sizes))) / 300 < 0.1
+    twice = source_offsets(5, Augmentation(scale=(2.0, 2.0), elastic_px=0.0), seeded(0))
+    assert abs(float((twice[:, 0, 1] - twice[:, 0, 0]).norm()) - 0.5) < 1e-5, "an object twice as large, not half"
 
 
 def test_elastic_field_goes_through_its_nodes() -> None:
