@@ -137,13 +137,13 @@ def plan_batch(request: BatchRequest) -> Batch:
     if all(candidate.refused for candidate in candidates):
         raise ConfigError("; ".join(str(candidate.refused) for candidate in candidates))
     model = load_model(config)
+    _require_writable(request.out)
     from pipeline.predict import resolve_device, resolve_precision  # torch costs a second; refusals need none
 
     _require_weights(model)
     device = resolve_device(config.compute.device)
     precision = resolve_precision(config.compute.precision, device)
     batch = Batch(request, model, Compute(device, precision, resolve_tile(config, model, device)))
-    _require_writable(request.out)
     for candidate in candidates:
         _plan(batch, candidate)
     return batch

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.commands import Command, installed_command
-from tests.faults.trees import Finished
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join(['*' + before] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
@@ -30,13 +29,11 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_fault_60_bad_yaml_is_refused_with_one_line(
-    finished: Finished, overtile_alone: Command, tmp_path: Path, name: str
-) -> None:
+def test_fault_60_bad_yaml_is_refused_with_one_line(overtile_alone: Command, tmp_path: Path, name: str) -> None:
     text, phrase = BAD[name]
     config = tmp_path / "config.yaml"
     config.write_bytes(text.encode(errors="surrogateescape"))
-    ran = overtile_alone.run("segment", finished.slide, "--out", tmp_path / "out", "--config", config)
+    ran = overtile_alone.run("segment", "slide.tif", "--out", tmp_path / "out", "--config", config)
     assert ran.code == 2, ran.said
     assert phrase in ran.only_error
     assert str(config) in ran.only_error
@@ -56,9 +53,9 @@ def test_fault_60_bad_yaml_is_refused_with_one_line(
     ids=["misspelt", "out_of_range", "no_value", "no_resolution", "no_file"],
 )
 def test_fault_60_bad_options_are_refused_with_one_line(
-    finished: Finished, overtile_alone: Command, tmp_path: Path, words: list[str], phrase: str
+    overtile_alone: Command, tmp_path: Path, words: list[str], phrase: str
 ) -> None:
-    ran = overtile_alone.run("segment", finished.slide, "--out", tmp_path / "out", *words)
+    ran = overtile_alone.run("segment", "slide.tif", "--out", tmp_path / "out", *words)
     assert ran.code == 2, ran.said
     assert phrase in ran.only_error
     assert not (tmp_path / "out").exists()
@@ -67,7 +64,7 @@ def test_fault_60_bad_options_are_refused_with_one_line(
 def test_fault_60_an_alias_bomb_costs_no_memory(overtile_alone: Command, tmp_path: Path) -> None:
     """Expanded it would hold 9**9 items; here the process may not have more than a few hundred MB."""
     (tmp_path / "bomb.yaml").write_text(BOMB)
-    line = [*installed_command(), "segment", "x.tif", "--out", str(tmp_path / "out"), "--config", tmp_path / "bomb.yaml"]
+    line = [*installed_command(), "segment", "slide.tif", "--out", "out", "--config", str(tmp_path / "bomb.yaml")]
     limit = 700 << 20
     done = subprocess.run(
         line,

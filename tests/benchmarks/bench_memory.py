@@ -33,19 +33,22 @@ SETTINGS = ("compute.precision=fp32", "tiles.tile=1024", "tiles.block=2048", f"c
 
 @dataclass(slots=True)
 class Peaks:
-    """The largest sums seen, in MiB: of the whole tree, by stage of the run and by role of the process."""
+    """The largest sums seen, in MiB: of the whole tree, and by stage of the run and role of the process."""
 
     tree: float = 0
-    stage: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    role: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def add(self, by_role: dict[str, float], stage: str) -> None:
         """Take one sample into account."""
         total = sum(by_role.values())
         self.tree = max(self.tree, total)
-        self.stage[stage] = max(self.stage[stage], total)
-        for role, mib in by_role.items():
-            self.role[role] = max(self.role[role], mib)
+        peaks = self.stages.setdefault(stage, {})
+        for name, mib in {"tree": total, **by_role}.items():
+            peaks[name] = max(peaks.get(name, 0), round(mib))
+
+    def of(self, role: str) -> float:
+        """The largest sum of one role's processes."""
+        return max(peaks.get(role, 0) for peaks in self.stages.values())
 
 
 def sample(root: psutil.Process) -> dict[str, float]:
@@ -104,8 +107,8 @@ def measure_memory() -> dict[str, Any]:
             peaks[side_px], seconds = measure_command(slide, Path(folder, f"out{side_px}"))
             found[f"{side_px} px"] = {
                 "peak": peaks[side_px].tree,
-                "by_role": peaks[side_px].role,
-                "by_stage": peaks[side_px].stage,
+                "prefect_server": peaks[side_px].of("prefect server"),
+                "by_stage": peaks[side_px].stages,
                 "seconds": seconds,
             }
     found["large_over_small"] = peaks[LARGE_PX].tree / peaks[SMALL_PX].tree

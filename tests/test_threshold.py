@@ -1,0 +1,69 @@
+"""A changed threshold redoes objects and what follows, without the network, and equals a run that had it all along."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.commands import CONTEXT, Command, FileState, Ran, files_of, history
+from tests.make_slides import Recipe, stained_image, write_tiff
+
+UNEQUAL = {"manifest.json", ".work/history.jsonl", ".work/lock"}
+"""Files that say when and how it went."""
+NEXT = "objects.threshold=0.35"
+NETWORK, OBJECTS = ("ingest", "tissue", "predict"), ("label", "measure", "export", "overlay")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """A run, the same with another threshold, and a run elsewhere that had that threshold from the start."""
+
+    before: dict[str, FileState]
+    changed: Ran
+    fresh: Ran
+
+
+@pytest.fixture(scope="module")
+def runs(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = tmp_path_factory.mktemp("threshold")
+    enlarged = stained_image(150, 350).repeat(2, axis=0).repeat(2, axis=1)
+    slide = write_tiff(folder / "slide.tif", enlarged, Recipe(mpp=0.25))
+    first = overtile.segment(slide, folder / "out", model=CONTEXT)
+    assert first.code == 0, first.said
+    before = files_of(folder / "out" / "slide")
+    changed = overtile.segment(slide, folder / "out", NEXT, model=CONTEXT)
+    assert changed.code == 0, changed.said
+    fresh = overtile.segment(slide, folder / "fresh", NEXT, model=CONTEXT)
+    assert fresh.code == 0, fresh.said
+    return Runs(before, changed, fresh)
+
+
+def test_fault_16_a_changed_threshold_makes_no_network_call(runs: Runs) -> None:
+    outcome = runs.changed.outcome("slide")
+    assert outcome["network_calls"] == 0
+    assert "0 network calls" in runs.changed.stdout
+    assert all(outcome["computed"][stage] == 0 for stage in NETWORK)
+    assert all(outcome["computed"][stage] > 0 for stage in OBJECTS)
+    lines = history(runs.changed.out / "slide")
+    assert sum(line["counts"].get("network_calls", 0) for line in lines if line["stage"] == "predict") == 2
+    assert runs.fresh.outcome("slide")["network_calls"] == 2
+
+
+def test_a_changed_threshold_touches_no_pixel_of_image_and_probability(runs: Runs) -> None:
+    now = files_of(runs.changed.out / "slide")
+    pixels = [name for name in runs.before if "/c/" in name and "/labels/" not in name]
+    assert len(pixels) > 5
+    assert {name: now[name] for name in pixels} == {name: runs.before[name] for name in pixels}
+    table = "objects.parquet"
+    assert now[table].sha256 != runs.before[table].sha256, "the new threshold does change objects here"
+
+
+def test_a_changed_threshold_equals_a_fresh_run_in_every_file(runs: Runs) -> None:
+    changed, fresh = (
+        {name: state.sha256 for name, state in files_of(ran.out / "slide").items() if name not in UNEQUAL}
+        for ran in (runs.changed, runs.fresh)
+    )
+    assert len(changed) > 30
+    assert changed == fresh
