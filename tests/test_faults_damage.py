@@ -219,6 +219,8 @@ def found(finished: Finished, overtile: Command, tmp_path_factory: pytest.TempPa
     folder = tmp_path_factory.mktemp("unfinished")
     slides, out = finished.copies(folder, [*UNFINISHED, "neighbour"])
     (out / "neighbour" / "manifest.json").unlink()
+    torn = out / "neighbour" / ".work" / "history.jsonl"
+    torn.write_bytes(torn.read_bytes()[:-40])
     damaged = {name: damage(out / name) for name, (damage, _, _) in UNFINISHED.items()}
     orphan = out / "neighbour" / "slide.ome.zarr/0/c/0/0/.2.0123456789abcdef.partial"
     orphan.write_bytes(b"half a shard")
@@ -255,6 +257,13 @@ def test_fault_21_orphans_are_removed_on_resume_and_never_served(found: Found) -
     assert not list((found.first.out / "neighbour").rglob("*.partial"))
     manifest = json.loads((found.first.out / "neighbour" / "manifest.json").read_text())
     assert not [name for name in manifest["files"] if "partial" in name]
+
+
+def test_fault_31_a_torn_line_of_history_costs_that_line_and_no_more(found: Found) -> None:
+    lines = (found.first.out / "neighbour" / ".work" / "history.jsonl").read_text().splitlines()
+    torn = [line for line in lines if not line.endswith("}")]
+    assert len(torn) == 1
+    assert len([json.loads(line) for line in lines if line not in torn]) == 15, "7 whole lines before, 8 stages after"
 
 
 def test_what_lies_in_work_is_not_needed_once_complete(

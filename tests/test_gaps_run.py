@@ -71,6 +71,12 @@ def changed(before: SlidePlan, after: SlidePlan) -> set[str]:
 # ---- the plan --------------------------------------------------------------------------------------------------------
 
 
+def test_a_change_reaches_all_that_reads_it(plan: Plan) -> None:
+    everything = set(plan().hashes)
+    assert changed(plan(), plan("compute.precision=bf16")) == everything - {"ingest", "tissue"}
+    assert changed(plan(), plan("objects.min_area_um2=3")) == everything - {"ingest", "tissue", "predict"}
+
+
 def test_other_pixels_in_the_slide_change_everything(plan: Plan, tmp_path: Path) -> None:
     before = plan()
     image = draw(SHAPE, red_and_blue(SHAPE, radius=22))

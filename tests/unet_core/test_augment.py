@@ -14,6 +14,7 @@ from unet_core.augment import (
     jitter_colour,
     jitter_stains,
     lay_counterstain,
+    overdraw,
     sample_at,
     source_offsets,
 )
@@ -104,6 +105,16 @@ def test_fibres_are_a_texture_in_range(size: tuple[int, int]) -> None:
     texture = fibres(size, seeded(2))
     assert texture.shape == size
     assert 0 <= float(texture.min()) <= float(texture.max()) <= 1
+
+
+def test_overdrawn_edges_overshoot_and_flat_areas_stay() -> None:
+    image = torch.full((3, 40, 40), 0.6)
+    image[:, :, 20:] = 0.4
+    changed = overdraw(image, seeded(1))
+    assert changed.shape == image.shape
+    assert torch.allclose(changed[:, :, :10], image[:, :, :10], atol=1e-5)
+    assert float(changed[:, :, 19].min()) > 0.61
+    assert float(changed[:, :, 20].max()) < 0.39
 
 
 def test_the_generator_decides_everything() -> None:
