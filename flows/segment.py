@@ -14,9 +14,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from httpx import HTTPError  # what Prefect lets through when its server cannot be reached
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import PrefectException
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
@@ -171,7 +173,7 @@ def _show(key: str, markdown: str) -> None:
     """Put the slide's figures where Prefect shows them, if its server takes them: the slide is complete either way."""
     try:
         create_markdown_artifact(markdown, key="slide", description=key)
-    except Exception as error:
+    except (PrefectException, HTTPError) as error:
         get_run_logger().warning("no artifact for %s: %s", key, error)
 
 
