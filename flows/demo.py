@@ -28,7 +28,7 @@ SIDE_PX = 4096
 PERIOD_PX = (509, 505)
 """Side of the repeated tissue (y, x): odd, so that no network call sees the same picture at the same phase."""
 WINDOW = Box(1040, 1296, 1040 + 1500, 1296 + 1500)
-MPP = 0.25
+MPP = 0.5
 LEAST_OBJECTS = 500
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -102,18 +103,23 @@ class Command:
         return Command({**self.environment, **more}, self.folder, self.prefix)
 
     def run(self, *arguments: str | Path, out: Path = Path()) -> Ran:
-        """Run the command with these words."""
-        line = [*self.prefix, *installed_command(), *map(str, arguments)]
-        done = subprocess.run(
-            line,
+        """Run the command with these words, in a process group of its own; a hung one is killed with its children."""
+        process = subprocess.Popen(
+            [*self.prefix, *installed_command(), *map(str, arguments)],
             env=dict(self.environment),
             cwd=self.folder,
-            capture_output=True,
-            timeout=PATIENCE_S,
-            check=False,
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
         )
-        return Ran(done.returncode, done.stdout.decode(), done.stderr.decode(), out)
+        try:
+            stdout, stderr = process.communicate(timeout=PATIENCE_S)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            raise
+        return Ran(process.returncode, stdout.decode(), stderr.decode(), out)
 
     def segment(self, source: Path | Sequence[Path], out: Path, *options: str | Path, model: Path = CLASSES) -> Ran:
         """Segment in one process, in blocks of 512 px; ``options`` holding a ``=`` are settings."""

@@ -22,7 +22,7 @@ STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
 class Augmentation:
     """How far to go. Scale is the size of an object in the tile over its size in the image, drawn log-uniformly."""
 
-    scale: tuple[float, float] = (0.6, 1.6)
+    scale: tuple[float, float] = (0.7, 2.4)
     elastic_px: float = 8.0  # standard deviation at the 3x3 grid's nodes (the paper: 10 px)
     stain: float = 0.35  # each stain's density times exp(+-this)
     counterstain: float = 0.5  # probability of a layer of tissue over everything, and of another one after it

@@ -25,7 +25,7 @@ import psutil
 from tissue import write_slide
 
 SMALL_PX, LARGE_PX = 4096, 16384
-INTERVAL_S = 0.1
+INTERVAL_S = 0.25
 WORKERS = 2
 MODEL = Path(__file__).parents[1] / "golden" / "context.safetensors"
 SETTINGS = ("compute.precision=fp32", "tiles.tile=1024", "tiles.block=2048", f"cluster.workers={WORKERS}")

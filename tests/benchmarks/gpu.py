@@ -57,45 +57,56 @@ class Subject:
 
 
 def apart(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> dict[str, Any]:
-    """How far two answers are apart: largest difference in grey levels, and how many pixels differ at all."""
-    difference = np.abs(found.astype(np.int16) - expected)
-    return {"grey_levels": int(difference.max()), "pixels": int(np.count_nonzero(difference)), "of": difference.size}
+    """How far two answers are apart: the most grey levels, pixels ``off`` by more than one, and that differ at all."""
+    levels = np.abs(found.astype(np.int16) - expected)
+    return {
+        "grey_levels": int(levels.max()),
+        "off": int(np.count_nonzero(levels > 1)),
+        "different": int(np.count_nonzero(levels)),
+        "of": levels.size,
+    }
 
 
 def agreement(subject: Subject, device: str) -> dict[str, Any]:
-    """The device at fp32 against the CPU at fp32: at most one grey level. Half precision is reported beside it."""
+    """The device at fp32 against the CPU at fp32: at most one grey level. fp16 is reported beside it."""
     expected = subject.answer(subject.network("cpu", "fp32"), 1024)
     found = apart(subject.answer(subject.network(device, "fp32"), 1024), expected)
     half = apart(subject.answer(subject.network(device, "fp16"), 1024), expected)
-    return {"passed": found["grey_levels"] <= 1, "fp32": found, "fp16": half}
+    return {"passed": found["off"] == 0, "fp32": found, "fp16": half}
 
 
 def seams(subject: Subject, device: str) -> dict[str, Any]:
-    """Every tile side against the largest, at both precisions: not one pixel differs."""
+    """Every tile side against the largest, at both precisions: no pixel is off by more than rounding.
+
+    A seam shows as tens of grey levels. Another input size may sum in another order, which can tip a byte by one; how
+    many did is reported.
+    """
     found: dict[str, Any] = {}
     for precision in ("fp32", "fp16"):
         network = subject.network(device, precision)
         whole = subject.answer(network, SIDES_PX[-1])
         found[precision] = {str(side): apart(subject.answer(network, side), whole) for side in SIDES_PX[:-1]}
-    differing = sum(one["pixels"] for sides in found.values() for one in sides.values())
-    return {"passed": differing == 0, **found}
+    return {"passed": sum(one["off"] for sides in found.values() for one in sides.values()) == 0, **found}
 
 
 def out_of_memory(subject: Subject) -> dict[str, Any]:
-    """Memory for half of what the largest tile takes: the tile is halved and the bytes stay the same."""
+    """Memory for half of what the largest tile takes: it is halved, and the bytes are those of the smaller tile."""
     network = replace(subject.network("cuda", "fp16"), largest_px=None)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    expected = subject.answer(network, SIDES_PX[-1])
+    subject.answer(network, SIDES_PX[-1])
     needed, total = torch.cuda.max_memory_allocated(), torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(0.5 * needed / total)
     try:
-        found = apart(subject.answer(network, SIDES_PX[-1]), expected)
+        found = subject.answer(network, SIDES_PX[-1])
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     halved_to = network.largest_px
-    return {"passed": halved_to is not None and found["pixels"] == 0, "halved_to_px": halved_to, **found}
+    if halved_to is None:
+        return {"passed": False, "halved_to_px": None}
+    unforced = apart(found, subject.answer(network, halved_to))
+    return {"passed": unforced["different"] == 0, "halved_to_px": halved_to, **unforced}
 
 
 def overflow(subject: Subject, device: str) -> dict[str, Any]:
