@@ -81,7 +81,8 @@ class StoredImage:
         try:
             tile = self._library_decode(data, index)
         except (RuntimeError, ValueError) as error:
-            raise self._error(place, f"{type(error).__name__}: {error}") from error
+            cause = f"{type(error).__name__}: {error}"
+            raise self._error(place, cause) from None  # a codec's error does not pickle, and would not leave a worker
         height, width = place.box.shape
         samples = self.facts.samples_per_plane
         if tile.ndim != 3 or tile.shape[0] < height or tile.shape[1] < width or tile.shape[2] != samples:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tblib.pickling_support
 import tifffile
 from numpy.typing import NDArray
 
@@ -309,6 +310,7 @@ def test_only_the_tiles_a_box_touches_are_decoded_and_the_bad_one_is_placed(tmp_
         np.testing.assert_array_equal(slide.read(0, box), planes_of(image)[:, *box.slices])
     with pytest.raises(TileError, match=r"a\.tif: level 0, tile \(1, 2\)") as caught:
         slide.read(0, Box(100, 100, 140, 140))
+    tblib.pickling_support.install()  # as dask does: causes travel too
     place = pickle.loads(pickle.dumps(caught.value)).place
     assert (place.level, place.row, place.col, place.box) == (0, 1, 2, Box(64, 128, 128, 192))
 
