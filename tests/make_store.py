@@ -16,6 +16,10 @@ from pipeline.geometry import Box, TileGrid
 from pipeline.store import ArraySpec, Index, SlideStore
 from pipeline.work import Counts
 
+SEED = 20261120
+PLAN, OTHER = "a" * 64, "b" * 64
+"""The plans that arrays of these tests are written under."""
+
 
 def put_array(store: SlideStore, path: str, pixels: NDArray[Any], plan: str, block_px: int = 512) -> None:
     """Write ``pixels`` ((c,) y, x) as a finished array of ``plan``."""
@@ -82,3 +86,15 @@ def put_objects(
     )
     store.root.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, store.root / "objects.parquet", row_group_size=100)
+
+
+def picture(shape: tuple[int, ...], dtype: str = "uint8", seed: int = SEED) -> NDArray[Any]:
+    return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, shape, dtype)
+
+
+def spec_of(pixels: NDArray[Any], plan: str = PLAN, path: str = "0", codec: str = "zstd") -> ArraySpec:
+    return ArraySpec(path, pixels.shape, str(pixels.dtype), 512, plan, codec)  # type: ignore[arg-type]  # either of two
+
+
+def blocks_of(pixels: NDArray[Any]) -> TileGrid:
+    return TileGrid(Box.of_shape(pixels.shape[-2:]), 512)

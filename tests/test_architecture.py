@@ -257,6 +257,13 @@ def test_files_and_functions_stay_small(source: Source) -> None:
         assert lines <= FUNCTION_LINES, f"{source.name}: {function.name} has {lines} lines"
 
 
+def test_files_of_tests_stay_small() -> None:
+    long = {
+        path.name for path in (ROOT / "tests").rglob("*.py") if len(path.read_text("utf-8").splitlines()) > FILE_LINES
+    }
+    assert not long
+
+
 def _is_command(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     return any(ast.unparse(decorator).startswith("app.") for decorator in function.decorator_list)
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from skimage.data import immunohistochemistry
 
 from pipeline import predict
 from pipeline.config import ModelSection, RunConfig, TilesSection
@@ -23,10 +20,8 @@ from pipeline.predict import (
     ARRAY,
     Network,
     PredictSection,
-    Region,
     load_network,
     normalise,
-    predict_slide,
     quantise,
     resolve_device,
     resolve_precision,
@@ -34,132 +29,23 @@ from pipeline.predict import (
     tissue_pixels,
 )
 from pipeline.store import SlideStore, StoredArray
-from pipeline.work import StageReport, Work, serial
 from tests.make_store import StopAfter, StoppedError, put_array, tree_bytes
-from unet_core.checkpoint import load, save
+from tests.pipeline.predicting import (
+    CELL,
+    CLASSES,
+    CONTEXT,
+    FACTOR,
+    PLAN,
+    Image,
+    assert_equal_to_rounding,
+    cut,
+    slide,
+    weights_of,
+    whole_pass,
+)
+from unet_core.checkpoint import load
 from unet_core.header import sha256
-from unet_core.model import UNet
 from unet_core.spec import UNetSpec
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-CONTEXT, CLASSES = GOLDEN / "context.safetensors", GOLDEN / "classes.safetensors"
-PLAN = "d" * 64
-FACTOR = 32  # image px along one tissue px
-CELL = 512
-
-Image = NDArray[Any]
-
-
-# ---- the oracle: imports nothing from pipeline ---------------------------------------------------------------------
-
-
-@lru_cache
-def model_of(weights: Path) -> UNet:
-    torch.set_num_threads(1)
-    return load(weights)
-
-
-def whole_pass(weights: Path, image_CYX: Image) -> NDArray[np.uint8]:
-    """One forward pass over the mirrored image, cropped: softmax (or sigmoid) in fp32, foreground as bytes."""
-    model = model_of(weights)
-    spec, step = model.spec, 2**model.spec.depth
-    around = 6 * step - 4 if spec.padding == "valid" else 12 * step  # same: far beyond what its zeros can reach
-    height, width = image_CYX.shape[1:]
-    more = [next(n for n in range(step) if model.shape.is_legal(side + 2 * around + n)) for side in (height, width)]
-    colour = np.broadcast_to(image_CYX, (spec.in_channels, height, width))
-    padded = np.pad(colour, [(0, 0), (around, around + more[0]), (around, around + more[1])], mode="reflect")
-    mean, std = (np.array(values, np.float32)[:, None, None] for values in (spec.mean, spec.std))
-    x = (padded.astype(np.float32) / np.float32(np.iinfo(image_CYX.dtype).max) - mean) / std
-    with torch.inference_mode():
-        logits = model(torch.from_numpy(x)[None])[0].double()
-        p = torch.sigmoid(logits) if spec.head == "sigmoid" else torch.softmax(logits, 0)[1:]
-    start = 0 if spec.padding == "valid" else around
-    return np.asarray(np.rint(p.numpy() * 255), np.uint8)[:, start : start + height, start : start + width]
-
-
-def assert_equal_to_rounding(found: Image, expected: Image, share: float = 1e-4) -> None:
-    assert found.shape == expected.shape
-    apart = np.abs(found.astype(np.int16) - expected)
-    assert apart.max(initial=0) <= 1
-    assert np.count_nonzero(apart) <= max(1, share * apart.size)
-
-
-# ---- images and slides ---------------------------------------------------------------------------------------------
-
-
-@lru_cache
-def tissue_image() -> Image:
-    """Real tissue, (3, y, x), repeated with a period that is no multiple of any step."""
-    crop = immunohistochemistry()[:501, :487].transpose(2, 0, 1)
-    return np.tile(crop, (1, 3, 3))
-
-
-def cut(height: int, width: int) -> Image:
-    return np.ascontiguousarray(tissue_image()[:, 7 : 7 + height, 11 : 11 + width])
-
-
-@dataclass(frozen=True)
-class Slide:
-    """A slide ready to be predicted: image and tissue are in the store."""
-
-    work: Work
-    section: PredictSection
-
-    def run(self, map_blocks: Any = serial) -> StageReport:
-        return predict_slide(self.work, self.section, map_blocks)
-
-    @property
-    def probability(self) -> NDArray[np.uint8]:
-        return self.work.store.read(ARRAY)[()]
-
-
-def all_tissue(shape_yx: tuple[int, int]) -> NDArray[np.bool_]:
-    return np.ones([-(-side // FACTOR) for side in shape_yx], bool)
-
-
-def slide(
-    root: Path, image: Image, *, weights: Path = CONTEXT, tile: int = 256, block: int = 512, precision: str = "fp32"
-) -> Slide:
-    work = Work(root, image.shape[-2:], block, PLAN)
-    put_array(work.store, "0", image, "image", block)
-    put_array(work.store, "tissue", all_tissue(image.shape[-2:]), "tissue", block)
-    foreground = model_of(weights).spec.foreground
-    return Slide(work, PredictSection(weights, sha256(weights), foreground, FACTOR, "cpu", precision, tile))
-
-
-@pytest.fixture(autouse=True)
-def _fresh_networks() -> Iterator[None]:
-    """A network remembers calls and shrunken tiles; every test starts with a new one."""
-    predict._load.cache_clear()
-    yield
-    predict._load.cache_clear()
-
-
-def network_of(weights: Path) -> Network:
-    return load_network(PredictSection(weights, sha256(weights), 1, FACTOR, "cpu", "fp32", 256))
-
-
-@pytest.fixture
-def network() -> Network:
-    return network_of(CONTEXT)
-
-
-def weights_of(folder: Path, spec: UNetSpec, seed: int = 1) -> Path:
-    torch.manual_seed(seed)
-    model = UNet(spec).eval()
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.2)
-            module.running_var.uniform_(0.5, 1.5)
-    save(folder / "random.safetensors", model, {"seed": seed})
-    return folder / "random.safetensors"
-
-
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of 16 channels and more: narrower layers are computed by other kernels for other sizes."""
-    return weights_of(tmp_path_factory.mktemp("wide"), UNetSpec(width=16))
-
 
 # ---- equal to the whole pass ---------------------------------------------------------------------------------------
 
@@ -371,154 +257,6 @@ def test_tissue_is_decided_by_cell(tmp_path: Path, factor: int) -> None:
     assert not expected.all()
     for box in (Box(0, 0, height, width), Box(0, 512, 512, 1024), Box(512, 1024, 700, 1300), Box(511, 1000, 513, 1025)):
         assert np.array_equal(tissue_pixels(store.read("tissue"), box, factor), expected[box.slices])
-
-
-# ---- out of memory -------------------------------------------------------------------------------------------------
-
-
-def without_memory_above(network: Network, side_px: int) -> tuple[Network, list[int]]:
-    """The same network on a device that cannot take inputs wider than ``side_px``; and the widths it was given."""
-    given: list[int] = []
-
-    def forward(x_NCHW: torch.Tensor) -> torch.Tensor:
-        given.append(x_NCHW.shape[-1])
-        if x_NCHW.shape[-1] > side_px:
-            raise torch.OutOfMemoryError(f"tried to allocate {x_NCHW.numel()} floats")
-        return network.forward(x_NCHW)
-
-    return replace(network, forward=forward), given
-
-
-@pytest.mark.parametrize(("tile", "fits", "side"), [(512, 444, 256), (384, 380, 192), (512, 316, 128)])
-def test_out_of_memory_halves_the_tile_and_changes_no_byte(wide: Path, tile: int, fits: int, side: int) -> None:
-    network = network_of(wide)
-    image, core = cut(400, 400), Box(0, 0, 384, 384)
-    region = Region.around(image, network.grid(core, tile))
-    small, given = without_memory_above(network, fits)
-    halved = small.probability(region, core, tile)
-    assert np.array_equal(halved, network.probability(region, core, tile))
-    assert small.largest_px == side
-    assert given[-1] == side + 188
-    tried = len(given)
-    small.probability(region, Box(0, 0, 64, 64), tile)
-    assert set(given[tried:]) == {side + 188}, "what did not fit once is not tried again"
-
-
-@pytest.mark.parametrize(("tile", "fits", "side"), [(256, 316, 128), (240, 316, 112), (64, 204, 16)])
-def test_narrow_networks_and_small_inputs_round_at_most_one_level_differently(
-    network: Network, tile: int, fits: int, side: int
-) -> None:
-    image, core = cut(180, 180), Box(0, 0, 100, 164)
-    region = Region.around(image, network.grid(core, tile))
-    small, _ = without_memory_above(network, fits)
-    assert_equal_to_rounding(small.probability(region, core, tile), network.probability(region, core, tile))
-    assert small.largest_px == side
-
-
-def test_out_of_memory_in_the_middle_of_a_block_leaves_no_trace_in_it(wide: Path) -> None:
-    network = network_of(wide)
-    image, core = cut(300, 500), Box(0, 0, 256, 500)
-    region = Region.around(image, network.grid(core, 256))
-    calls = 0
-
-    def forward(x_NCHW: torch.Tensor) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise torch.OutOfMemoryError("somebody else took it")
-        return network.forward(x_NCHW)
-
-    found = replace(network, forward=forward).probability(region, core, 256)
-    assert np.array_equal(found, network.probability(region, core, 256))
-
-
-def test_a_halved_run_writes_the_bytes_of_an_undisturbed_one_and_says_so(
-    tmp_path: Path, wide: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    image = cut(300, 600)
-    undisturbed, halved = (slide(tmp_path / name, image, weights=wide, tile=512) for name in ("one", "two"))
-    assert undisturbed.run().counts["halved"] == 0
-    small, _ = without_memory_above(network_of(wide), 500)
-    monkeypatch.setattr(predict, "load_network", lambda section: small)
-    assert halved.run().counts["halved"] > 0
-    assert tree_bytes(halved.work.store.zarr) == tree_bytes(undisturbed.work.store.zarr)
-
-
-def test_no_memory_at_all_is_an_error_not_a_background(
-    tmp_path: Path, network: Network, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = slide(tmp_path, cut(100, 100))
-    small, given = without_memory_above(network, 0)
-    monkeypatch.setattr(predict, "load_network", lambda section: small)
-    with pytest.raises(ModelError, match="out of memory even for the smallest tile"):
-        made.run()
-    assert given == [444, 316, 252, 220, 204], "each half tried once"
-    assert made.work.store.done(ARRAY, PLAN) == set()
-    assert made.work.store.stamped("predict") is None
-
-
-def test_other_errors_of_the_device_are_not_taken_for_want_of_memory(network: Network) -> None:
-    def forward(_: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("device-side assert")
-
-    core = Box(0, 0, 64, 64)
-    broken = replace(network, forward=forward)
-    with pytest.raises(RuntimeError, match="device-side assert"):
-        broken.probability(Region.around(cut(64, 64), network.grid(core, 64)), core, 64)
-    assert broken.largest_px is None
-
-
-# ---- not a number --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("channel", [0, 1])
-@pytest.mark.parametrize("place", [(0, 0), (99, 99), (50, 3)])
-def test_one_number_that_is_not_finite_fails_the_slide(
-    tmp_path: Path,
-    network: Network,
-    monkeypatch: pytest.MonkeyPatch,
-    value: float,
-    channel: int,
-    place: tuple[int, int],
-) -> None:
-    def forward(x_NCHW: torch.Tensor) -> torch.Tensor:
-        logits = network.forward(x_NCHW)
-        logits[0, channel, *place] = value
-        return logits
-
-    made = slide(tmp_path, cut(100, 100), tile=128)
-    monkeypatch.setattr(predict, "load_network", lambda section: replace(network, forward=forward))
-    with pytest.raises(ModelError, match="not finite"):
-        made.run()
-    assert made.work.store.done(ARRAY, PLAN) == set()
-    assert made.work.store.stamped("predict") is None
-
-
-def test_infinities_of_both_signs_do_not_cancel() -> None:
-    logits = torch.zeros(2, 4, 4)
-    logits[0, 0, 0], logits[0, 0, 1] = float("inf"), float("-inf")
-    with pytest.raises(ModelError, match="not finite"):
-        quantise(logits, UNetSpec(), torch.float32)
-
-
-def test_an_overflow_in_half_precision_names_the_way_out() -> None:
-    logits = torch.full((2, 4, 4), 70_000.0).to(torch.float16).float()
-    with pytest.raises(ModelError, match=r"overflow.*bf16 or fp32"):
-        quantise(logits, UNetSpec(), torch.float16)
-
-
-def test_weights_that_are_not_finite_give_no_background(tmp_path: Path) -> None:
-    model = UNet(UNetSpec(depth=1, width=2))
-    with torch.no_grad():
-        for name in ("down.0.0.weight", "down.0.2.weight", "bottom.0.weight", "bottom.2.weight"):
-            model.get_parameter(name).fill_(1e15)
-    save(tmp_path / "huge.safetensors", model, {})
-    made = slide(
-        tmp_path / "slide", np.full((3, 60, 60), 250, np.uint8), weights=tmp_path / "huge.safetensors", tile=64
-    )
-    with pytest.raises(ModelError, match="not finite"):
-        made.run()
 
 
 # ---- which network -------------------------------------------------------------------------------------------------

@@ -1,0 +1,34 @@
+"""Networks for the proofs of the predict stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import predict
+from pipeline.predict import (
+    Network,
+)
+from tests.pipeline.predicting import CONTEXT, network_of, weights_of
+from unet_core.spec import UNetSpec
+
+
+@pytest.fixture(autouse=True)
+def _fresh_networks() -> Iterator[None]:
+    """A network remembers calls and shrunken tiles; every test starts with a new one."""
+    predict._load.cache_clear()
+    yield
+    predict._load.cache_clear()
+
+
+@pytest.fixture
+def network() -> Network:
+    return network_of(CONTEXT)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of 16 channels and more: narrower layers are computed by other kernels for other sizes."""
+    return weights_of(tmp_path_factory.mktemp("wide"), UNetSpec(width=16))
