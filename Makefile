@@ -14,10 +14,10 @@ export PYTHONHASHSEED ?= 0
 demo: .venv  ## segment real tissue and prove the result
 	$(BIN)/overtile demo
 
-test: .venv  ## the proofs that take seconds
-	$(BIN)/python -m pytest -m 'not long and not cuda'
+test: .venv  ## the proofs that take minutes
+	$(BIN)/python -m pytest -m 'not long and not cuda' -n 2 --dist loadfile
 
-test-long: .venv  ## the proofs that take minutes: 20 kills, every tile and block size
+test-long: .venv  ## the proofs that take longer: 20 kills, every tile and block size
 	$(BIN)/python -m pytest -m 'long' --timeout 3600
 
 lint: .venv

@@ -107,7 +107,7 @@ def _show_figures(record: dict[str, Any], console: Console) -> None:
         f"{width} x {height} px at {mpp:g} um/px = {width * mpp / 1000:.2f} x {height * mpp / 1000:.2f} mm",
         f"{record['objects']} objects on {record['tissue_mm2']} mm2 of tissue = {record['objects_per_mm2']} per mm2",
         f"model {record['model']} in {plan['compute']['precision']} on {plan['compute']['device']}, "
-        f"threshold {plan['threshold']:g}",
+        f"threshold {plan['threshold']:g}, smallest object {plan['min_area_um2']:g} um2",
         "seconds: " + ", ".join(f"{name} {stage['seconds']}" for name, stage in record["stages"].items()),
         *(f"warning: {warning}" for warning in record["warnings"]),
     ]

@@ -66,11 +66,11 @@ class ComputeSection(Section):
 
 
 class ObjectsSection(Section):
-    """What is one object. ``threshold`` null means the model's own; several classes use the largest probability."""
+    """What is one object. Null means the model's own; several classes use the largest probability, no threshold."""
 
     threshold: Annotated[float, Field(gt=0, le=1)] | None = None
     connectivity: Literal[4, 8] = 8
-    min_area_um2: Annotated[float, Field(ge=0)] = 0.0
+    min_area_um2: Annotated[float, Field(ge=0)] | None = None
     max_area_um2: Annotated[float, Field(gt=0)] | None = None
     fill_holes_um2: Annotated[float, Field(ge=0)] = 0.0
 

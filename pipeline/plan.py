@@ -87,8 +87,12 @@ class SlidePlan:
     @property
     def threshold(self) -> float:
         """The user's threshold, else the model's own, else one half."""
-        asked = self.config.objects.threshold if self.config.objects else None
-        return asked if asked is not None else self.model.spec.threshold or 0.5
+        return _threshold(self.config, self.model)
+
+    @property
+    def min_area_um2(self) -> float:
+        """The user's smallest area of an object, else the model's own."""
+        return _min_area_um2(self.config, self.model)
 
     def summary(self) -> dict[str, Any]:
         """The plan as JSON: what was run, on what, with what."""
@@ -117,6 +121,7 @@ class SlidePlan:
                 "tile_px": self.compute.tile_px,
             },
             "threshold": self.threshold,
+            "min_area_um2": self.min_area_um2,
             "config": self.config.model_dump(mode="json"),
             "hashes": dict(self.hashes),
         }
@@ -191,8 +196,8 @@ def _hashes(source: Mapping[str, Any], mpp: float, model: Model, compute: Comput
     chain.add("tissue", [_dump(config.tissue), mpp, model.shape.halo], ("ingest",))
     chain.add("predict", [model.sha256, compute.device, compute.precision], ("ingest", "tissue"))
     if config.objects is not None:
-        threshold = config.objects.threshold or model.spec.threshold or 0.5
-        chain.add("label", [{**_dump(config.objects), "threshold": threshold}, mpp], ("predict",))
+        chosen = {"threshold": _threshold(config, model), "min_area_um2": _min_area_um2(config, model)}
+        chain.add("label", [_dump(config.objects) | chosen, mpp], ("predict",))
         chain.add("measure", [names, mpp], ("ingest", "predict", "label"))
     chain.add("pyramid", [names, mpp], ("ingest", "predict", "label"))
     if config.objects is not None and config.outputs.geojson:
@@ -200,6 +205,16 @@ def _hashes(source: Mapping[str, Any], mpp: float, model: Model, compute: Comput
     if config.outputs.overview:
         chain.add("overlay", [names, mpp], ("tissue", "label", "measure", "pyramid"))
     return chain.hashes
+
+
+def _threshold(config: RunConfig, model: Model) -> float:
+    asked = config.objects.threshold if config.objects else None
+    return asked if asked is not None else model.spec.threshold or 0.5
+
+
+def _min_area_um2(config: RunConfig, model: Model) -> float:
+    asked = config.objects.min_area_um2 if config.objects else None
+    return asked if asked is not None else model.spec.min_area_um2
 
 
 def _dump(section: Any) -> dict[str, Any]:

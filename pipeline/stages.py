@@ -65,7 +65,7 @@ def _label(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
         threshold=plan.threshold,
         mpp=plan.resolution.mpp,
         connectivity=asked.connectivity,
-        min_area_um2=asked.min_area_um2,
+        min_area_um2=plan.min_area_um2,
         max_area_um2=asked.max_area_um2,
         fill_holes_um2=asked.fill_holes_um2,
     )

@@ -23,6 +23,7 @@ from pipeline.work import serial
 from tests.commands import CLASSES
 from tests.faults.pictures import draw, red_and_blue
 from tests.make_store import tree_bytes
+from unet_core.header import resolve
 
 Plan = Callable[..., SlidePlan]
 SHAPE = (700, 1100)
@@ -75,6 +76,15 @@ def test_a_change_reaches_all_that_reads_it(plan: Plan) -> None:
     everything = set(plan().hashes)
     assert changed(plan(), plan("compute.precision=bf16")) == everything - {"ingest", "tissue"}
     assert changed(plan(), plan("objects.min_area_um2=3")) == everything - {"ingest", "tissue", "predict"}
+
+
+def test_the_smallest_object_is_the_models_own_unless_said(plan: Plan) -> None:
+    own = plan(model=resolve("nuclei"))
+    assert own.min_area_um2 == own.model.spec.min_area_um2 == 2.9
+    assert not changed(own, plan("objects.min_area_um2=2.9", model=resolve("nuclei")))
+    everything = plan("objects.min_area_um2=0", model=resolve("nuclei"))
+    assert everything.min_area_um2 == 0
+    assert changed(own, everything) == set(own.hashes) - {"ingest", "tissue", "predict"}
 
 
 def test_other_pixels_in_the_slide_change_everything(plan: Plan, tmp_path: Path) -> None:

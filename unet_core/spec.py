@@ -57,6 +57,7 @@ class UNetSpec(BaseModel):
     class_names: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default_factory=_numbered)
     colours: tuple[Colour, ...] | None = None
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
+    min_area_um2: Annotated[float, Field(ge=0)] = 0.0
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> Self:

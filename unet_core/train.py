@@ -21,7 +21,7 @@ import torch
 
 from unet_core.augment import Augmentation
 from unet_core.checkpoint import load, save, with_spec
-from unet_core.evaluate import best_threshold, in_folds, score, whole_pass
+from unet_core.evaluate import best_min_area, best_threshold, in_folds, least_px, score, whole_pass
 from unet_core.header import describe, sha256
 from unet_core.loss import weighted_cross_entropy
 from unet_core.model import UNet
@@ -96,19 +96,21 @@ def train(spec: UNetSpec, cases: Sequence[Annotated], recipe: Recipe, start: UNe
 
 
 def save_chosen(path: Path, model: UNet, cases: Sequence[Annotated], provenance: dict[str, Any]) -> None:
-    """Choose the threshold on the training images with the weights as they are stored, then store it with them."""
+    """Choose threshold and smallest area on the training images with the weights as stored; store both with them."""
     save(path, model, provenance, precision="half")
     stored = load(path)
     probabilities = [whole_pass(stored, case.image_CYX) for case in cases]
     threshold = best_threshold(probabilities, cases)
-    pixels, objects = score(probabilities, cases, threshold)
-    LOG.info("threshold %s: on the training images Dice %.4f, F1 %.4f", threshold, pixels.f1, objects.f1)
-    chosen = UNetSpec.model_validate({**model.spec.model_dump(), "threshold": threshold})
-    save(path, with_spec(stored, chosen), provenance, precision="half")
+    spec = model.spec.model_copy(update={"threshold": threshold})
+    spec = spec.model_copy(update={"min_area_um2": best_min_area(probabilities, cases, spec)})
+    pixels, objects = score(probabilities, cases, threshold, least_px(spec))
+    chosen = f"threshold {threshold}, smallest area {spec.min_area_um2} um2"
+    LOG.info("%s: on the training images Dice %.4f, F1 %.4f", chosen, pixels.f1, objects.f1)
+    save(path, with_spec(stored, spec), provenance, precision="half")
 
 
 def main() -> None:
-    """Train, choose the threshold, write one weights file."""
+    """Train, choose threshold and smallest area, write one weights file."""
     parser = argparse.ArgumentParser(prog="python -m unet_core.train", description=__doc__)
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--labels", type=Path, required=True)

@@ -26,7 +26,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "objects": {
         "threshold": None,
         "connectivity": 8,
-        "min_area_um2": 0.0,
+        "min_area_um2": None,
         "max_area_um2": None,
         "fill_holes_um2": 0.0,
     },
