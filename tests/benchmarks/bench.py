@@ -9,6 +9,7 @@ what one sets for its process (allocator, threads) touches no other. A benchmark
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -18,9 +19,12 @@ from typing import Any, Literal
 
 from machine import QUIET, Clock, describe_machine
 
+from pipeline.workers import ENVIRONMENT
+
 HERE = Path(__file__).parent
 RESULT = HERE.parents[1] / "bench.json"
-BENCHMARKS = ("predict", "memory", "labels")
+BENCHMARKS: dict[str, dict[str, str]] = {"predict": ENVIRONMENT, "memory": {}, "labels": ENVIRONMENT}
+"""Each with the environment it needs: what works on blocks in its own process does so as a worker process would."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,11 @@ def run(benchmark: str) -> dict[str, Any]:
     print(f"{benchmark} ...", flush=True)
     began = Clock.read()
     done = subprocess.run(
-        [sys.executable, str(HERE / f"bench_{benchmark}.py")], stdout=subprocess.PIPE, text=True, check=False
+        [sys.executable, str(HERE / f"bench_{benchmark}.py")],
+        env=os.environ | BENCHMARKS[benchmark],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
     )
     ended = Clock.read()
     answer: dict[str, Any] = (
@@ -67,12 +75,14 @@ def run(benchmark: str) -> dict[str, Any]:
     )
     answer["wall_s"] = round(ended.wall_s - began.wall_s, 1)
     answer["others_share_of_processors"] = round(ended.others_share(began), 3)
+    figures = {key: answer[key] for bar in BARS if (key := bar.key) in answer}
+    print(f"{benchmark}: {figures or answer} in {answer['wall_s']:.0f} s", flush=True)
     return answer
 
 
 def judge(results: Results) -> list[dict[str, Any]]:
-    """Each bar with its figure and verdict."""
-    figures = [(bar, results.get(bar.benchmark, {}).get(bar.key)) for bar in BARS]
+    """Each bar of the benchmarks that were run, with its figure and verdict."""
+    figures = [(bar, results[bar.benchmark].get(bar.key)) for bar in BARS if bar.benchmark in results]
     return [
         {"what": bar.what, "figure": figure, "bar": f"{bar.kind} {bar.bound:g}", "holds": bar.holds(figure)}
         for bar, figure in figures
@@ -83,7 +93,7 @@ def table(verdicts: Iterable[dict[str, Any]], results: Results) -> str:
     """The verdicts, then the figures that have no bar, then what disturbed the measurement."""
     rows = [("", "figure", "bar", "verdict")]
     rows += [(one["what"], _text(one["figure"]), one["bar"], "holds" if one["holds"] else "MISSED") for one in verdicts]
-    rows += [(what, _text(results.get(name, {}).get(key)), "-", "") for what, name, key in BESIDE]
+    rows += [(what, _text(results[name].get(key)), "-", "") for what, name, key in BESIDE if name in results]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     for name, answer in results.items():
