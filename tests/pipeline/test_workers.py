@@ -79,6 +79,11 @@ def totals(answers: list[Counts]) -> Counter[str]:
     return sum((Counter(answer) for answer in answers), Counter())
 
 
+def test_all_threads_of_a_worker_share_one_heap(cluster: DaskMap) -> None:
+    """With a heap for each, every thread keeps the memory of its largest block."""
+    assert {answer["heaps"] for answer in cluster(blocks.heaps, GRID[:4])} <= {1, -1}
+
+
 # ---- the same answers ----------------------------------------------------------------------------------------------
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import signal
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline.errors import DiskError, SlideError
@@ -17,6 +21,21 @@ from pipeline.work import Counts
 def count(index: Index) -> Counts:
     """Some work whose answer tells which block it was."""
     return {"blocks": 1, "sum": 1000 * index[0] + index[1]}
+
+
+def heaps(index: Index) -> Counts:
+    """How many heaps glibc keeps in this process while four threads ask for memory; -1 for another C library."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "malloc_info"):
+        return {"heaps": -1}
+    with ThreadPoolExecutor(4) as pool, tempfile.NamedTemporaryFile() as file:
+        barrier = threading.Barrier(4)
+        list(pool.map(lambda size: (barrier.wait(), len(bytes(size)))[1], [100_000] * 4))
+        libc.fopen.restype = ctypes.c_void_p
+        stream = ctypes.c_void_p(libc.fopen(file.name.encode(), b"w"))
+        libc.malloc_info(0, stream)
+        libc.fclose(stream)
+        return {"heaps": Path(file.name).read_text().count("<heap nr=")}
 
 
 def noted(folder: Path, index: Index) -> Counts:
