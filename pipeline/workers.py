@@ -131,6 +131,10 @@ def local_cluster(workers: int, threads: int = 1) -> Iterator[DaskMap]:
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.pause": False,
         "distributed.worker.memory.terminate": False,
+        "distributed.worker.profile.enabled": False,  # watching itself costs dask 4 % of two cores
+        "distributed.admin.tick.interval": "1s",
+        "distributed.admin.system-monitor.interval": "10s",
+        "distributed.worker.memory.monitor-interval": "10s",
         "distributed.scheduler.allowed-failures": 1,
         "distributed.nanny.pre-spawn-environ": ENVIRONMENT,
     }

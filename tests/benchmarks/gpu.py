@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_predict import make_slide, wall_seconds
+from bench_predict import BLOCKS, make_slide, wall_seconds
 from machine import describe_machine
 from numpy.typing import NDArray
 from tissue import Tissue
@@ -127,7 +127,9 @@ def speed(folder: Path, subject: Subject, device: str) -> dict[str, Any]:
     for name, weights in (("width 16", section.weights), (subject.weights.stem, subject.weights)):
         asked = replace(section, weights=weights, sha256=sha256(weights), device=device, precision="fp16", tile_px=2048)
         with local_cluster(2, threads=THREADS) as cluster:
-            seconds = [wall_seconds(work, asked, cluster) for _ in range(ROUNDS + 1)][1:]  # the first warms up
+            seconds = [wall_seconds(work, asked, cluster, BLOCKS**2) for _ in range(ROUNDS + 1)][
+                1:
+            ]  # the first warms up
         rates[name] = work.shape_yx[0] * work.shape_yx[1] / 1e6 / statistics.median(seconds)
     return {"passed": True, "mpx_per_s": rates}
 
