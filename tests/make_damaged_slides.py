@@ -291,7 +291,7 @@ _DAMAGES: tuple[tuple[Callable[[Path], None], str], ...] = (
     (_table_missing, "the tile table is missing or short"),
     (_table_short, "the tile table is missing or short"),
     (_offset_past_end, "tile (1, 2)"),
-    (_tiles_overlap, "tile (1, 2)"),
+    (_tiles_overlap, "shares bytes with another tile"),
     (_plain_tile_short, "fewer bytes than its uncompressed pixels need"),
     (_width_zero, "a side is missing or 0"),
     (_height_zero, "a side is missing or 0"),
