@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from flows.plain import printable
 from pipeline.errors import ConfigError, DiskError, LockedError, ModelError, OvertileError
@@ -130,7 +130,9 @@ def _dry_run(request: BatchRequest) -> int:
     from flows.batch import plan_batch
 
     batch = plan_batch(request)
-    table = Table("slide", "image px", "um/px", "blocks", "up to GB", "note", title="What would be done")
+    table = Table(
+        Column("slide", overflow="fold"), "image px", "um/px", "blocks", "up to GB", "note", title="What would be done"
+    )
     for outcome in batch.outcomes:
         plan = batch.plans.get(outcome.key)
         if plan is None:
@@ -158,7 +160,7 @@ def _report(batch: Batch) -> int:
     from pipeline.slide_run import slide_root
     from pipeline.store import SlideStore
 
-    table = Table("slide", "state", "objects", "per mm2", "tissue mm2", "blocks computed", "s")
+    table = Table(Column("slide", overflow="fold"), "state", "objects", "per mm2", "tissue mm2", "blocks computed", "s")
     for outcome in batch.outcomes:
         record = slide_record(SlideStore(slide_root(batch.request.out, outcome.key))) if outcome.as_asked else {}
         numbers = [str(record.get(name, "")) for name in ("objects", "objects_per_mm2", "tissue_mm2")]
