@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import predict
-from pipeline.predict import (
-    Network,
-)
+from pipeline.predict import Network
 from tests.pipeline.predicting import CONTEXT, network_of, weights_of
 from unet_core.spec import UNetSpec
 

@@ -30,6 +30,15 @@ def store(tmp_path: Path) -> SlideStore:
 # ---- damage --------------------------------------------------------------------------------------------------------
 
 
+def flip_a_bit(path: Path, content: bytes, rng: random.Random) -> int:
+    """Write ``content`` with one bit changed; returns which."""
+    bit = rng.randrange(8 * len(content))
+    flipped = bytearray(content)
+    flipped[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(flipped)
+    return bit
+
+
 def damaged_array(store: SlideStore, codec: str = "zstd") -> tuple[NDArray[Any], Path]:
     """A finished array, smooth so that its shards are small, and one of its shards."""
     y, x = np.mgrid[0:700, 0:1100]
@@ -160,17 +169,14 @@ def test_flipped_metadata_never_gives_wrong_pixels_nor_a_strange_error(store: Sl
     rng = random.Random(SEED)
     print(f"seed {SEED}")
     for _ in range(300):
-        bit = rng.randrange(8 * len(content))
-        flipped = bytearray(content)
-        flipped[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(flipped)
+        bit = flip_a_bit(path, content, rng)
         try:
             array = store.read("0")
             found = array.read(Box(0, 512, 512, 1024)) if array.shape == pixels.shape else None
         except OvertileError as error:
             messages.append(str(error))
             continue
-        assert found is None or np.array_equal(found, pixels[:, :512, 512:1024]), bytes(flipped)
+        assert found is None or np.array_equal(found, pixels[:, :512, 512:1024]), f"bit {bit}"
     assert messages
     assert all(str(store.zarr / "0") in message for message in messages)
 
@@ -226,10 +232,7 @@ def test_damaged_results_are_named_and_never_read_wrong(store: SlideStore) -> No
         with pytest.raises(DamagedError, match=re.escape(str(path))):
             store.load_result("label", PLAN, (1, 2))
     for _ in range(600):
-        bit = rng.randrange(8 * len(content))
-        flipped = bytearray(content)
-        flipped[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(flipped)
+        bit = flip_a_bit(path, content, rng)
         try:
             found = store.load_result("label", PLAN, (1, 2))
         except DamagedError as error:
