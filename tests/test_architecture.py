@@ -33,6 +33,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "files",
         "object_table",
         "polygons",
+        "regions",
         "resample slide slide_check slide_file slide_formats slide_ifd slide_jpeg slide_ome slide_reader slide_tags "
         "slide_tiles",
         "tissue_mask",

@@ -1,0 +1,279 @@
+"""Regions of a slide: areas somebody drew in QuPath, and which points and squares of the slide lie in them.
+
+Coordinates are QuPath's: pixels of level 0, (0, 0) the upper left *corner* of the first pixel, x before y in the file.
+The one decision made here: areas are kept as they were drawn and everything else is asked of them, point by point or
+square by square. Nothing is rasterised, so no answer depends on a resolution, a block or a cell.
+
+Classes named ``exclude`` or ``Ignore*`` (QuPath's own name for it; letter case does not matter) are no regions: their
+area is cut out of all regions. A ring that crosses itself is filled by the even-odd rule, as screens fill it (an edge
+walked twice counts once).
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import itertools
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from pipeline.errors import SlideError
+
+EXCLUDED = ("exclude", "ignore*")
+EXTENSIONS = (".geojson", ".geojson.gz")
+LARGEST_BYTES = 64 * 2**20
+"""Of the GeoJSON, unpacked: a million corners need half of it."""
+
+Coordinates = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Regions:
+    """Areas of one slide, in the order of the file; equal, hashable, and cheap to send to another process.
+
+    ``names`` are distinct; ``classes`` are "" where none was given; ``areas`` and ``holes`` (what is cut out of every
+    area) are well-known binary, so that no two threads ever share a geometry.
+    """
+
+    names: tuple[str, ...]
+    classes: tuple[str, ...]
+    areas: tuple[bytes, ...]
+    holes: tuple[bytes, ...] = ()
+
+    @classmethod
+    def read(cls, path: Path) -> Regions:
+        """The annotations of a GeoJSON file as QuPath exports it, or gzipped.
+
+        Raises SlideError, naming the file and the feature, for what is no area, and for a file without any region.
+        """
+        features = [_Feature.of(path, number, found) for number, found in enumerate(_features(path), 1)]
+        kept = [feature for feature in features if feature.kind.casefold() not in EXCLUDED]
+        if not kept:
+            what = f"{len(features)} areas to exclude and nothing else" if features else "none"
+            raise SlideError(
+                f"{path}: expected at least one region, found {what}. Draw one in QuPath (a rectangle around the slide "
+                f"keeps all of it) and export it again, or leave the file out and switch off input.regions"
+            )
+        holes = tuple(feature.area for feature in features if feature.kind.casefold() in EXCLUDED)
+        names = _distinct([one.name or one.kind or f"region {number}" for number, one in enumerate(kept, 1)])
+        return cls(names, tuple(one.kind for one in kept), tuple(one.area for one in kept), holes)
+
+    def digest(self) -> str:
+        """SHA-256 of the areas and holes, in order: what decides pixels. Names and classes decide none."""
+        hashed = hashlib.sha256()
+        for group in (self.areas, self.holes):
+            hashed.update(len(group).to_bytes(8, "little"))
+            for area in group:
+                hashed.update(len(area).to_bytes(8, "little") + area)
+        return hashed.hexdigest()
+
+    def region_of(self, y_px: Coordinates, x_px: Coordinates) -> NDArray[np.int32]:
+        """For each point the index of the first region that holds it; -1 outside all, or in an excluded area.
+
+        Level-0 pixel-edge coordinates: the centre of the first pixel is (0.5, 0.5). A point on a region's outline is in
+        it; one on an excluded area's outline is not excluded.
+        """
+        yx = np.stack([np.asarray(values, np.float64) for values in np.broadcast_arrays(y_px, x_px)])
+        found = np.full(yx.shape[1:], -1, np.int32)
+        for number, area in enumerate(self.areas):
+            found[_where(shapely.intersects_xy, area, yx, found < 0)] = number
+        for hole in self.holes:
+            found[_where(shapely.contains_xy, hole, yx, found >= 0)] = -1
+        return found
+
+    def touched(self, y_px: Coordinates, x_px: Coordinates) -> NDArray[np.bool_]:
+        """Which rectangles (rows, cols) of the grid with these edges share some area with a region; an edge is none.
+
+        ``y_px`` (rows + 1) and ``x_px`` (cols + 1) are level-0 coordinates, ascending.
+        """
+        touched = np.zeros((len(y_px) - 1, len(x_px) - 1), bool)
+        whole = self._whole()
+        for row, (top, bottom) in enumerate(itertools.pairwise(y_px)):
+            strip = shapely.intersection(whole, shapely.box(x_px[0], top, x_px[-1], bottom))
+            if shapely.area(strip) > 0:
+                cells = shapely.box(x_px[:-1], top, x_px[1:], bottom)
+                touched[row] = shapely.area(shapely.intersection(strip, cells)) > 0
+        return touched
+
+    def check_inside(self, slide: Path, shape_yx: tuple[int, int]) -> tuple[str, ...]:
+        """Remarks on regions that reach beyond a slide of this level-0 shape, or lie beside it.
+
+        Raises SlideError, naming the slide, when all of them lie beside it: they were drawn on another slide, or on
+        one of another size.
+        """
+        extent = shapely.box(0, 0, shape_yx[1], shape_yx[0])
+        areas = shapely.from_wkb(self.areas)
+        inside = shapely.area(shapely.intersection(areas, extent)) / shapely.area(areas)
+        if not (inside > 0).any():
+            x0, y0, x1, y1 = shapely.total_bounds(areas)
+            raise SlideError(
+                f"{slide}: all {len(areas)} regions lie outside the slide: expected coordinates within {shape_yx[1]} x "
+                f"{shape_yx[0]} (x, y; pixels of level 0), found {x0:.0f} to {x1:.0f}, {y0:.0f} to {y1:.0f}. They "
+                f"belong to another slide, or were drawn on a reduced copy: export them from this very file"
+            )
+        return tuple(
+            f"{slide}: {1 - part:.1%} of region {name!r} lies outside the slide"
+            for name, part in zip(self.names, inside, strict=True)
+            if part < 1
+        )
+
+    def _whole(self) -> Any:
+        """All regions less what is excluded, as one geometry."""
+        areas, holes = (shapely.union_all(shapely.from_wkb(list(group))) for group in (self.areas, self.holes))
+        return shapely.difference(areas, holes) if self.holes else areas
+
+
+def find_regions(source: Path, key: str) -> Path:
+    """The file with a slide's regions: ``source`` itself, or ``<key>.geojson`` (or ``.geojson.gz``) in a folder.
+
+    Raises SlideError, naming the files looked for, when the folder has none.
+    """
+    if not source.is_dir():
+        return source
+    tried = [source / f"{key}{extension}" for extension in EXTENSIONS]
+    for path in tried:
+        if path.is_file():
+            return path
+    raise SlideError(
+        f"{key}: no regions: expected {' or '.join(map(str, tried))}. Export the slide's annotations from QuPath as "
+        f"GeoJSON under that name, or run slides without regions in a run of their own"
+    )
+
+
+def _where(
+    holds: Callable[..., NDArray[np.bool_]], area: bytes, yx: Coordinates, asked: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """For which of the points asked about ``holds(area, x, y)``."""
+    shape, (y, x) = shapely.from_wkb(area), yx
+    x0, y0, x1, y1 = shapely.bounds(shape)
+    found: NDArray[np.bool_] = asked & (y >= y0) & (y <= y1) & (x >= x0) & (x <= x1)
+    shapely.prepare(shape)
+    found[found] = holds(shape, x[found], y[found])
+    return found
+
+
+# ---- the file -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Feature:
+    """One annotation: name and class as far as given ("" if not), area as well-known binary."""
+
+    name: str
+    kind: str
+    area: bytes
+
+    @classmethod
+    def of(cls, path: Path, number: int, feature: Any) -> _Feature:
+        """From GeoJSON. Raises SlideError naming the file and the feature."""
+        where = f"{path}: feature {number}"
+        if not isinstance(feature, dict):
+            raise SlideError(f"{where}: expected a GeoJSON feature, found {str(feature)[:40]!r}")
+        properties = feature.get("properties") or {}
+        if not isinstance(properties, dict):
+            raise SlideError(f"{where}: expected properties by name, found {str(properties)[:40]!r}")
+        name, kind = _text(properties.get("name")), _class_of(properties.get("classification"))
+        if name or kind:
+            where += f" ({name or kind})"
+        return cls(name, kind, shapely.to_wkb(_area(where, feature.get("geometry"))))
+
+
+def _text(value: Any) -> str:
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _class_of(classification: Any) -> str:
+    """QuPath writes ``name``, and for a class derived from others their ``names``."""
+    if not isinstance(classification, dict):
+        return _text(classification)
+    names = classification.get("names")
+    parts = names if isinstance(names, list) else [classification.get("name")]
+    return ": ".join(text for part in parts if (text := _text(part)))
+
+
+def _area(where: str, geometry: Any) -> Any:
+    """The polygons of a geometry, valid and flat."""
+    kind = geometry.get("type") if isinstance(geometry, dict) else None
+    if kind not in ("Polygon", "MultiPolygon"):
+        raise SlideError(
+            f"{where}: expected a Polygon or a MultiPolygon, found {kind or 'no geometry'}: it has no area. Export "
+            f"areas only (delete points and lines)"
+        )
+    try:
+        shape = shapely.force_2d(shapely.from_geojson(json.dumps(geometry)))
+    except shapely.errors.GEOSException as error:
+        raise SlideError(f"{where}: expected rings of [x, y], closed; found something else ({error})") from error
+    area = shape if shapely.is_valid(shape) else _even_odd(shape)
+    if not shapely.area(area) > 0:
+        raise SlideError(f"{where}: expected an area, found one of 0 pixels: delete it, or draw it again")
+    return area
+
+
+def _even_odd(shape: Any) -> Any:
+    """What rings that cross themselves fill; overlapping polygons of one feature are one area."""
+    pieces = shapely.get_parts(shapely.make_valid(shapely.get_parts(shape)))
+    return shapely.union_all(pieces[shapely.get_dimensions(pieces) == 2])
+
+
+def _features(path: Path) -> Sequence[Any]:
+    """What the file lists: a collection, a list, one feature or one geometry."""
+    content = _parsed(path)
+    if isinstance(content, list):
+        return content
+    match content:
+        case {"type": "FeatureCollection", "features": list(features)}:
+            return features
+        case {"type": "Feature"}:
+            return [content]
+        case {"type": "Polygon" | "MultiPolygon"}:
+            return [{"geometry": content}]
+    raise SlideError(
+        f"{path}: expected a GeoJSON FeatureCollection as QuPath exports it (File, Export objects as GeoJSON), found "
+        f"{_kind_of(content)}"
+    )
+
+
+def _kind_of(content: Any) -> str:
+    return f"type {content.get('type')!r}" if isinstance(content, Mapping) else type(content).__name__
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        with (gzip.open if path.suffix.casefold() == ".gz" else open)(path, "rb") as file:
+            raw = file.read(LARGEST_BYTES + 1)
+        if len(raw) > LARGEST_BYTES:
+            raise SlideError(
+                f"{path}: expected at most {LARGEST_BYTES >> 20} MiB of GeoJSON, found more: these are detections or a "
+                f"pixel classification rather than drawn regions. Simplify them in QuPath"
+            )
+        return json.loads(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        raise SlideError(f"{path}: the regions cannot be read ({error})") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, SlideError):
+            raise
+        raise SlideError(f"{path}: expected GeoJSON, found something else ({error}). Export it again") from error
+
+
+def _distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """The same names, a number added to those that were there before."""
+    return tuple(_numbered(names))
+
+
+def _numbered(names: Sequence[str]) -> Iterator[str]:
+    taken: set[str] = set()
+    for name in names:
+        number, free = 1, name
+        while free in taken or (number > 1 and free in names):
+            number += 1
+            free = f"{name} ({number})"
+        taken.add(free)
+        yield free
