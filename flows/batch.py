@@ -1,12 +1,12 @@
 """A batch: the slides asked for, what became of each, and the exit code that follows. No Prefect here.
 
 The one decision made here: a batch succeeds only when every slide asked for is complete as asked; everything else is
-said by the exit code, by name, with the cause.
+said by the exit code, by name, with the cause. Each slide has its own configuration, which a cases table may change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,12 +14,14 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, field_serializer
 
+from pipeline.cases import Case, choose_slides, read_cases
 from pipeline.config import RunConfig
 from pipeline.discover import Candidate, find_slides
 from pipeline.errors import ConfigError, DiskError, LockedError, ModelError, OvertileError
 from pipeline.files import remove, write_bytes
 from pipeline.lock import slide_lock
 from pipeline.plan import Compute, Model, SlidePlan, load_model, plan_slide, resolve_tile
+from pipeline.resample import TOLERANCE
 from pipeline.slide_run import SlideRun, previous_plan, slide_root
 from pipeline.store import SlideStore
 from pipeline.work import StageReport, retried
@@ -98,13 +100,32 @@ class Outcome:
         self.disk_failed = isinstance(error, DiskError)
 
 
-@dataclass(slots=True)
-class Batch:
-    """Slides to be worked on, in order, and the outcomes of all that were asked for."""
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A slide and the configuration of its run; ``case`` is the line of the table that named it."""
 
-    request: BatchRequest
+    candidate: Candidate
+    config: RunConfig
+    case: Case | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """A model, and how this machine runs it."""
+
     model: Model
     compute: Compute
+
+
+@dataclass(slots=True)
+class Batch:
+    """Slides to be worked on, in order, and the outcomes of all that were asked for.
+
+    ``equipment`` holds each model once, by the name that configurations give it.
+    """
+
+    request: BatchRequest
+    equipment: dict[str, Equipment]
     outcomes: list[Outcome] = field(default_factory=list)
     plans: dict[str, SlidePlan] = field(default_factory=dict)
 
@@ -124,29 +145,61 @@ class Batch:
         return [outcome for outcome in self.outcomes if outcome.state == "waiting"]
 
 
-def plan_batch(request: BatchRequest) -> Batch:
-    """Find the slides, describe the model and plan every slide; a slide that cannot be planned is an outcome.
+def plan_batch(request: BatchRequest, *, writing: bool = True) -> Batch:
+    """Find the slides, describe their models and plan every slide; a slide that cannot be planned is an outcome.
 
-    Raises ConfigError, ModelError (nothing can start) or DiskError (the output cannot be written).
+    ``writing`` makes sure first that the output can be written. Raises ConfigError, ModelError (nothing can start) or
+    DiskError.
     """
-    config = request.config
-    candidates = find_slides(request.inputs, config.input.pattern, request.out)
-    known = {candidate.key for candidate in candidates}
+    chosen = _chosen(request)
+    known = {one.candidate.key for one in chosen}
     if unknown := [key for key in request.force if key not in known]:
         raise ConfigError(f"--force {unknown[0]}: no such slide here; expected one of {', '.join(sorted(known)[:10])}")
-    if all(candidate.refused for candidate in candidates):
-        raise ConfigError("; ".join(str(candidate.refused) for candidate in candidates))
-    model = load_model(config)
-    _require_writable(request.out)
+    if all(one.candidate.refused for one in chosen):
+        raise ConfigError("; ".join(str(one.candidate.refused) for one in chosen))
+    models = _models(chosen)
+    if writing:
+        _require_writable(request.out)
+    batch = Batch(request, _equip(request.config, models))
+    for one in chosen:
+        _plan(batch, one)
+    return batch
+
+
+def _chosen(request: BatchRequest) -> list[Chosen]:
+    """The slides asked for, in order: all that were found, or those that the cases table names."""
+    config = request.config
+    cases = read_cases(Path(config.input.cases)) if config.input.cases is not None else None
+    candidates = find_slides(request.inputs, config.input.pattern, request.out)
+    if cases is None:
+        return [Chosen(candidate, config) for candidate in candidates]
+    return [Chosen(candidate, case.config(config), case) for candidate, case in choose_slides(cases, candidates)]
+
+
+def _models(chosen: Sequence[Chosen]) -> dict[str, Model]:
+    """Every model that a slide is to be segmented with, once, by its name in the configuration."""
+    models: dict[str, Model] = {}
+    for one in chosen:
+        weights = one.config.model.weights
+        if weights not in models and one.candidate.refused is None:
+            try:
+                models[weights] = load_model(one.config)
+            except ModelError as error:
+                raise ModelError(f"{one.case.where}: {error}" if one.case else str(error)) from error
+    return models
+
+
+def _equip(config: RunConfig, models: dict[str, Model]) -> dict[str, Equipment]:
     from pipeline.predict import resolve_device, resolve_precision  # torch costs a second; refusals need none
 
-    _require_weights(model)
+    for model in models.values():
+        _require_weights(model)
     device = resolve_device(config.compute.device)
     precision = resolve_precision(config.compute.precision, device)
-    batch = Batch(request, model, Compute(device, precision, resolve_tile(config, model, device)))
-    for candidate in candidates:
-        _plan(batch, candidate)
-    return batch
+    return {
+        weights: Equipment(model, Compute(device, precision, resolve_tile(config, model, device)))
+        for weights, model in models.items()
+    }
 
 
 def settle(batch: Batch) -> bool:
@@ -163,19 +216,33 @@ def _store(batch: Batch, key: str) -> SlideStore:
     return SlideStore(slide_root(batch.request.out, key))
 
 
-def _plan(batch: Batch, candidate: Candidate) -> None:
+def _plan(batch: Batch, chosen: Chosen) -> None:
+    candidate = chosen.candidate
     outcome = Outcome(candidate.key, candidate.path)
     batch.outcomes.append(outcome)
     try:
-        compute = _compute(batch, candidate.key)
-        batch.plans[candidate.key] = retried(lambda: plan_slide(candidate, batch.model, compute, batch.request.config))
+        if candidate.refused is not None:
+            raise candidate.refused
+        equipment = batch.equipment[chosen.config.model.weights]
+        compute = _compute(batch, equipment.compute, candidate.key)
+        plan = retried(lambda: plan_slide(candidate, equipment.model, compute, chosen.config))
+        batch.plans[candidate.key] = _warned(plan, batch.request.config)
     except Exception as error:  # one bad slide never stops the others
         outcome.failed("plan", error)
 
 
-def _compute(batch: Batch, key: str) -> Compute:
+def _warned(plan: SlidePlan, asked: RunConfig) -> SlidePlan:
+    """The plan, with a warning where the cases table and --mpp differ about the slide's resolution."""
+    mpp, general = plan.config.input.mpp, asked.input.mpp
+    if not isinstance(mpp, float) or not isinstance(general, float) or abs(mpp / general - 1) <= TOLERANCE:
+        return plan
+    warning = f"{plan.slide}: the cases table's {mpp:g} um/px is used; --mpp gives {general:g}, more than 5 % off"
+    return replace(plan, resolution=replace(plan.resolution, warnings=(*plan.resolution.warnings, warning)))
+
+
+def _compute(batch: Batch, now: Compute, key: str) -> Compute:
     """``auto`` is resolved once a slide: on the same kind of device, what was chosen when it was begun stays chosen."""
-    now, asked = batch.compute, batch.request.config.compute
+    asked = batch.request.config.compute
     before = previous_plan(_store(batch, key))
     if before is None or asked.precision != "auto" or before["config"]["compute"] != asked.model_dump(mode="json"):
         return now

@@ -60,6 +60,10 @@ Mpp = Annotated[
     str | None,
     typer.Option("--mpp", metavar="X|native", help="Micrometres per pixel of the slides, or 'native': no resampling."),
 ]
+Cases = Annotated[
+    Path | None,
+    typer.Option("--cases", metavar="CSV", help="Table that names, orders and tells apart the slides; see README."),
+]
 Force = Annotated[
     list[str] | None,
     typer.Option(
@@ -81,6 +85,7 @@ def segment(  # noqa: PLR0913  one parameter an option
     model: ModelName = None,
     settings: Overrides = None,
     mpp: Mpp = None,
+    cases: Cases = None,
     force: Force = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,  # noqa: FBT002  typer's way to declare a flag
 ) -> None:
@@ -90,6 +95,7 @@ def segment(  # noqa: PLR0913  one parameter an option
     overrides = list(settings or ())
     overrides += [f"model.weights={json.dumps(model)}"] if model is not None else []
     overrides += [f"input.mpp={mpp}"] if mpp is not None else []
+    overrides += [f"input.cases={json.dumps(str(cases))}"] if cases is not None else []
     checked = load_config(config, overrides)  # before the second that the rest takes to import
     from flows.batch import BatchRequest
 
@@ -120,7 +126,7 @@ def _segment(request: BatchRequest) -> int:
 
     try:
         with Display(console) as display:
-            batch = segment_folder(request, quote(display))
+            batch = segment_folder(request, quote(display), quote(lambda _: batch))
     except IncompleteError as incomplete:
         batch = incomplete.batch
     return _report(batch)
@@ -129,7 +135,7 @@ def _segment(request: BatchRequest) -> int:
 def _dry_run(request: BatchRequest) -> int:
     from flows.batch import plan_batch
 
-    batch = plan_batch(request)
+    batch = plan_batch(request, writing=False)
     table = Table(
         Column("slide", overflow="fold"), "image px", "um/px", "blocks", "up to GB", "note", title="What would be done"
     )

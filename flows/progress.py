@@ -145,5 +145,8 @@ class Display:
 
 
 def _how(batch: Batch) -> str:
-    compute = batch.compute
-    return f"model {batch.model.name} on {compute.device} in {compute.precision}, tiles of {compute.tile_px} px"
+    """Models, device, precision and tiles, most often one of each."""
+    used = list(batch.equipment.values())
+    names = ", ".join(dict.fromkeys(f"model {one.model.name}" for one in used))
+    computes = (f"{one.compute.device} in {one.compute.precision}, tiles of {one.compute.tile_px} px" for one in used)
+    return f"{names} on {' or '.join(dict.fromkeys(computes))}"

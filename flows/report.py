@@ -145,7 +145,7 @@ def _append_history(batch: Batch) -> None:
         "who": _user(),
         "host": socket.gethostname(),
         "command": sys.argv,
-        "model": f"{batch.model.name} {batch.model.sha256[:12]}",
+        "models": [f"{one.model.name} {one.model.sha256[:12]}" for one in batch.equipment.values()],
         "force": list(batch.request.force) or batch.request.force_all,
         "exit_code": batch.exit_code(),
     }

@@ -190,13 +190,15 @@ def _batch_name() -> str:
     task_runner=ThreadPoolTaskRunner(max_workers=SLIDES_AT_ONCE + 1),  # type: ignore[arg-type]  # its futures are ours
     persist_result=False,
 )
-def segment_folder(request: BatchRequest, watcher: Any = None) -> Batch:
+def segment_folder(request: BatchRequest, watcher: Any = None, planned: Any = None) -> Batch:
     """Segment every slide of a folder; what is complete already is left as it is.
 
+    ``planned`` makes the batch of the request, for a caller who has planned it already: a function, because Prefect
+    would show whatever else it is given, and patients are nobody's business.
     Raises IncompleteError, after all slides were tried, when one is not complete as asked; ConfigError, ModelError or
     DiskError when nothing could start.
     """
-    batch = plan_batch(request)
+    batch: Batch = (planned or plan_batch)(request)
     watching: Watcher = watcher or Silent()
     watching.batch_planned(batch)
     with _mapper(batch) as map_blocks:
@@ -213,5 +215,5 @@ def _mapper(batch: Batch) -> AbstractContextManager[MapBlocks]:
         return nullcontext(serial)
     from pipeline.workers import local_cluster, resolve_workers
 
-    on_gpu = batch.compute.device == "cuda"
+    on_gpu = any(one.compute.device == "cuda" for one in batch.equipment.values())
     return local_cluster(resolve_workers(cluster.workers), threads=2 if on_gpu else 1)

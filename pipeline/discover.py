@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import chain, permutations, product
@@ -23,11 +23,12 @@ EXTENSIONS = (".ome.tiff", ".ome.tif")
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A slide asked for: its key, its path, and why it cannot even be tried (None: it can)."""
+    """A slide asked for: its key, its path, why it cannot even be tried (None: it can), its line of a cases table."""
 
     key: str
     path: Path
     refused: OvertileError | None = None
+    case: Mapping[str, str] | None = None
 
 
 def find_slides(inputs: Sequence[Path], patterns: Sequence[str], out: Path) -> list[Candidate]:

@@ -67,6 +67,13 @@ def write_manifest(store: SlideStore, plan: Mapping[str, Any], stages: Mapping[s
     fsync_dir(store.root)
 
 
+def rewrite_case(store: SlideStore, manifest: Mapping[str, Any], case: Mapping[str, str]) -> None:
+    """Let a complete slide carry what the cases table says of it today. No pixel depends on it, and no hash."""
+    content = {**manifest, "plan": {**manifest["plan"], "case": dict(case)}}
+    write_json(store.manifest, content | {"sha256": digest(content)})
+    fsync_dir(store.root)
+
+
 def read_manifest(store: SlideStore) -> dict[str, Any] | None:
     """The manifest, or None when the slide is not complete. Raises DamagedError when it cannot be what was written."""
     if not store.manifest.exists():

@@ -55,7 +55,10 @@ class Compute:
 
 @dataclass(frozen=True, slots=True)
 class SlidePlan:
-    """What one slide's run will do. ``hashes`` has one entry for each stage that will run, in order."""
+    """What one slide's run will do. ``hashes`` has one entry for each stage that will run, in order.
+
+    ``case`` is what a cases table says of the slide, for the results only; None without such a table.
+    """
 
     key: str
     slide: Path
@@ -67,6 +70,7 @@ class SlidePlan:
     compute: Compute
     config: RunConfig
     hashes: Mapping[str, str]
+    case: Mapping[str, str] | None = None
 
     @property
     def shape_yx(self) -> tuple[int, int]:
@@ -99,6 +103,7 @@ class SlidePlan:
         return {
             "key": self.key,
             "slide": str(self.slide),
+            "case": self.case and dict(self.case),
             "facts": dict(self.facts),
             "image": {
                 "shape_yx": list(self.shape_yx),
@@ -186,6 +191,7 @@ def plan_slide(candidate: Candidate, model: Model, compute: Compute, config: Run
         compute=compute,
         config=config,
         hashes=_hashes(source, resolved.mpp, model, compute, config),
+        case=candidate.case,
     )
 
 

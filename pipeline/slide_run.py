@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pipeline.errors import DamagedError
 from pipeline.files import append_json, fsync_dir, read_json, read_json_lines, remove, sweep_partials, write_json
-from pipeline.manifest import read_manifest, write_manifest
+from pipeline.manifest import read_manifest, rewrite_case, write_manifest
 from pipeline.plan import NETWORK_STAGES, SlidePlan
 from pipeline.store import SlideStore
 from pipeline.verify import (
@@ -60,6 +60,8 @@ class SlideRun:
         else:
             standing = self._compare(manifest, forced=forced)
             if standing != "todo":
+                if self.plan.case is not None and self._case_changed(manifest):
+                    rewrite_case(self.store, manifest, self.plan.case)
                 return standing
             self.store.manifest.unlink(missing_ok=True)
             fsync_dir(self.store.root)
@@ -68,12 +70,12 @@ class SlideRun:
         return "todo"
 
     def is_complete(self) -> bool:
-        """Whether the slide is complete under this very plan, with every file there. Only looks."""
+        """Whether the slide is complete under this very plan and case, with every file there. Only looks."""
         try:
             manifest = read_manifest(self.store)
         except DamagedError:
             return False
-        if manifest is None or manifest["plan"]["hashes"] != dict(self.plan.hashes):
+        if manifest is None or manifest["plan"]["hashes"] != dict(self.plan.hashes) or self._case_changed(manifest):
             return False
         return not damaged_files(self.store, manifest)
 
@@ -149,6 +151,10 @@ class SlideRun:
             prepare_repair(self.store, self.damaged, manifest["metadata"])
             return "todo"
         return "complete" if before == dict(now) else "todo"
+
+    def _case_changed(self, manifest: Mapping[str, Any]) -> bool:
+        """Whether a cases table says something else of the slide than it did."""
+        return self.plan.case is not None and manifest["plan"].get("case") != dict(self.plan.case)
 
     def _notice_changes(self, previous: Mapping[str, Any] | None) -> None:
         if previous is None:

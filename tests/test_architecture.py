@@ -38,7 +38,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "slide_tiles",
         "tissue_mask",
     ),
-    ("lock", "plan", "store"),
+    ("cases", "lock", "plan", "store"),
     ("manifest", "work"),
     ("export", "ingest", "label", "measure", "overlay", "predict", "pyramid", "tissue", "verify", "workers"),
     ("stages",),

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from flows import cli, doctor
-from flows.batch import Batch, BatchRequest, Outcome, State
+from flows.batch import Batch, BatchRequest, Equipment, Outcome, State
 from flows.inspect import inspect_stores
 from flows.report import summary_markdown, write_batch_files
 from pipeline.config import RunConfig
@@ -26,7 +26,7 @@ def batch_of(out: Path, *states: State, disk_failed: bool = False) -> Batch:
     model = Model("tiny", out / "tiny.safetensors", "0" * 64, UNetSpec())
     outcomes = [Outcome(f"slide {number}", out / f"{number}.tif", state) for number, state in enumerate(states)]
     outcomes[0].disk_failed = disk_failed
-    return Batch(request, model, Compute("cpu", "fp32", 512), outcomes)
+    return Batch(request, {"tiny": Equipment(model, Compute("cpu", "fp32", 512))}, outcomes)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from flows.batch import Batch, BatchRequest, Outcome, State, plan_batch
+from flows.batch import Batch, BatchRequest, Equipment, Outcome, State, plan_batch
 from pipeline.config import load_config
 from pipeline.plan import Compute, Model
 from tests.commands import CONTEXT
@@ -29,7 +29,8 @@ def request(tmp_path: Path, *settings: str) -> BatchRequest:
 def outcomes(*states: State, disk: bool = False) -> Batch:
     """A batch that ended so."""
     found = [Outcome(str(number), Path("x"), state, disk_failed=disk) for number, state in enumerate(states)]
-    return Batch(BatchRequest(inputs=(), out=Path("out")), MODEL, Compute("cpu", "fp32", 512), found)
+    equipment = {"context": Equipment(MODEL, Compute("cpu", "fp32", 512))}
+    return Batch(BatchRequest(inputs=(), out=Path("out")), equipment, found)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "model": {"weights": "nuclei"},
-    "input": {"pattern": ("*.svs", "*.tif", "*.tiff", "*.ndpi", "*.btf"), "mpp": None},
+    "input": {"pattern": ("*.svs", "*.tif", "*.tiff", "*.ndpi", "*.btf"), "mpp": None, "cases": None},
     "tissue": {"method": "otsu", "min_area_um2": 4000.0, "fill_holes_um2": 40000.0},
     "tiles": {"tile": "auto", "block": 2048},
     "compute": {"device": "auto", "precision": "auto"},
@@ -264,7 +264,7 @@ def test_overrides_change_single_keys_in_order(tmp_path: Path) -> None:
         ("tissue=null", ("tissue", None)),
         ("objects=null", ("objects", None)),
         ("tiles={block: 512}", ("tiles", {"tile": "auto", "block": 512})),
-        ('input.pattern=["*.a", "*.b"]', ("input", {"pattern": ("*.a", "*.b"), "mpp": None})),
+        ('input.pattern=["*.a", "*.b"]', ("input", {**DEFAULTS["input"], "pattern": ("*.a", "*.b")})),
         ("model.weights=a=b.safetensors", ("model", {"weights": "a=b.safetensors"})),
         (" tiles.block=512", ("tiles", {"tile": "auto", "block": 512})),
     ],
