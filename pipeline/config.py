@@ -22,6 +22,7 @@ CELL_PX = 512
 SLIDE_PATTERNS = ("*.svs", "*.tif", "*.tiff", "*.ndpi", "*.btf")
 
 Length = Annotated[int, Field(gt=0)]
+Radius = Annotated[float, Field(ge=0, le=50)]
 
 
 class Section(BaseModel):
@@ -70,12 +71,17 @@ class ComputeSection(Section):
 
 
 class ObjectsSection(Section):
-    """What is one object. Null means the model's own; several classes use the largest probability, no threshold."""
+    """What is one object. Null means the model's own; several classes use the largest probability, no threshold.
+
+    ``open_um`` and ``close_um`` are radii of discs, one for all classes or one for each class named.
+    """
 
     threshold: Annotated[float, Field(gt=0, le=1)] | None = None
     connectivity: Literal[4, 8] = 8
     min_area_um2: Annotated[float, Field(ge=0)] | None = None
     max_area_um2: Annotated[float, Field(gt=0)] | None = None
+    open_um: Radius | dict[str, Radius] = 0.0
+    close_um: Radius | dict[str, Radius] = 0.0
     fill_holes_um2: Annotated[float, Field(ge=0)] = 0.0
 
 

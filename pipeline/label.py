@@ -36,6 +36,7 @@ from pipeline.components import (
 )
 from pipeline.files import fsync_dir
 from pipeline.holes import background_connectivity, fill_classes, fill_holes, hole_part
+from pipeline.morphology import Morphology
 from pipeline.store import ArraySpec, Index
 from pipeline.work import Counts, MapBlocks, StageReport, Work, run_blocks
 
@@ -49,7 +50,11 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class LabelSection:
-    """What is an object. ``mpp`` is the image's, in um per pixel; areas are of merged objects, limits inclusive."""
+    """What is an object. ``mpp`` is the image's, in um per pixel; areas are of merged objects, limits inclusive.
+
+    ``discs_um`` are for each class the radii of the discs that open and close its mask, before holes are filled; none
+    when it is empty.
+    """
 
     threshold: float
     mpp: float
@@ -57,6 +62,12 @@ class LabelSection:
     min_area_um2: float = 0.0
     max_area_um2: float | None = None
     fill_holes_um2: float = 0.0
+    discs_um: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def morphology(self) -> Morphology:
+        """Radii of discs in whole pixels, the nearest."""
+        return Morphology(tuple((self._nearest(opens), self._nearest(closes)) for opens, closes in self.discs_um))
 
     @property
     def threshold_byte(self) -> int:
@@ -73,6 +84,9 @@ class LabelSection:
     def fill_holes_px(self) -> int:
         """Largest hole that is filled; 0 fills none."""
         return self._at_most(self.fill_holes_um2)
+
+    def _nearest(self, length_um: float) -> int:
+        return math.floor(length_um / self.mpp + 0.5)
 
     def _px(self, area_um2: float) -> float:
         return area_um2 / self.mpp**2
@@ -111,8 +125,9 @@ def label_block(work: Work, section: LabelSection, index: Index) -> Counts:
 def label_slide(work: Work, section: LabelSection, map_blocks: MapBlocks) -> StageReport:
     """Label the slide: ``labels/objects/0`` equals ``skimage.measure.label`` of the whole class map.
 
-    Holes are filled before, objects outside the area limits dropped and the rest renumbered after. Work that exists
-    under this plan is not done again. Raises SlideError for more than 2**32 - 1 objects.
+    Masks are opened and closed and holes filled before, objects outside the area limits dropped and the rest
+    renumbered after. Work that exists under this plan is not done again. Raises SlideError for more than 2**32 - 1
+    objects.
     """
     store, plan = work.store, work.plan
     for stage in (HOLES, FILL, PIECES, LOOKUP):
@@ -131,7 +146,12 @@ def label_slide(work: Work, section: LabelSection, map_blocks: MapBlocks) -> Sta
 
 
 def _read_classes(work: Work, section: LabelSection, index: Index) -> Array:
-    return class_map(work.store.read(PROBABILITY).read(work.core(index)), section.threshold_byte)
+    """The class map of a block, opened and closed as the whole slide would be: with what lies around the block."""
+    core, morphology = work.core(index), section.morphology
+    read = core.expand(morphology.halo_px).intersect(work.grid.area)
+    assert read is not None, "a block lies in the image"
+    classes = class_map(work.store.read(PROBABILITY).read(read), section.threshold_byte)
+    return morphology.of_classes(classes)[core.shift(-read.y0, -read.x0).slices]
 
 
 def _filled_classes(work: Work, section: LabelSection, index: Index) -> Array:
@@ -183,6 +203,7 @@ def _facts(work: Work, section: LabelSection, numbered: Numbered) -> dict[str, A
         "objects_across_seams": numbered.across,
         "connectivity": section.connectivity,
         "threshold_byte": section.threshold_byte if classes == 1 else None,
+        "open_close_px": [list(radii) for radii in section.morphology.discs_px],
         "fill_holes_px": section.fill_holes_px,
     }
 

@@ -7,7 +7,7 @@ pixels (tile side, workers, progress) changes no hash.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,11 @@ class SlidePlan:
     def min_area_um2(self) -> float:
         """The user's smallest area of an object, else the model's own."""
         return _min_area_um2(self.config, self.model)
+
+    @property
+    def discs_um(self) -> tuple[tuple[float, float], ...]:
+        """For each class the radii of the discs that open and close its mask."""
+        return _discs_um(self.config, self.model)
 
     def summary(self) -> dict[str, Any]:
         """The plan as JSON: what was run, on what, with what."""
@@ -202,7 +207,8 @@ def _hashes(source: Mapping[str, Any], mpp: float, model: Model, compute: Comput
     chain.add("tissue", [_dump(config.tissue), mpp, model.shape.halo], ("ingest",))
     chain.add("predict", [model.sha256, compute.device, compute.precision], ("ingest", "tissue"))
     if config.objects is not None:
-        chosen = {"threshold": _threshold(config, model), "min_area_um2": _min_area_um2(config, model)}
+        chosen: dict[str, Any] = {"threshold": _threshold(config, model), "min_area_um2": _min_area_um2(config, model)}
+        chosen |= {"open_um": None, "close_um": None, "discs_um": _discs_um(config, model)}
         chain.add("label", [_dump(config.objects) | chosen, mpp], ("predict",))
         chain.add("measure", [names, mpp], ("ingest", "predict", "label"))
     chain.add("pyramid", [names, mpp], ("ingest", "predict", "label"))
@@ -221,6 +227,24 @@ def _threshold(config: RunConfig, model: Model) -> float:
 def _min_area_um2(config: RunConfig, model: Model) -> float:
     asked = config.objects.min_area_um2 if config.objects else None
     return asked if asked is not None else model.spec.min_area_um2
+
+
+def _discs_um(config: RunConfig, model: Model) -> tuple[tuple[float, float], ...]:
+    if config.objects is None:
+        return ()
+    asked = {"open_um": config.objects.open_um, "close_um": config.objects.close_um}
+    opens, closes = (_per_class(key, value, model.spec.class_names) for key, value in asked.items())
+    return tuple(zip(opens, closes, strict=True))
+
+
+def _per_class(key: str, asked: float | Mapping[str, float], class_names: Sequence[str]) -> list[float]:
+    if not isinstance(asked, Mapping):
+        return [asked] * len(class_names)
+    if unknown := set(asked) - set(class_names):
+        raise ConfigError(
+            f"objects.{key}: expected classes of the model ({', '.join(class_names)}), found {', '.join(unknown)}"
+        )
+    return [asked.get(name, 0.0) for name in class_names]
 
 
 def _dump(section: Any) -> dict[str, Any]:

@@ -68,6 +68,7 @@ def _label(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
         min_area_um2=plan.min_area_um2,
         max_area_um2=asked.max_area_um2,
         fill_holes_um2=asked.fill_holes_um2,
+        discs_um=plan.discs_um,
     )
     return label.label_slide(work, section, map_blocks)
 

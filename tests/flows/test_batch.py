@@ -12,7 +12,7 @@ import tifffile
 from flows.batch import Batch, BatchRequest, Equipment, Outcome, State, plan_batch
 from pipeline.config import load_config
 from pipeline.plan import Compute, Model
-from tests.commands import CONTEXT
+from tests.commands import CLASSES, CONTEXT
 from unet_core.header import describe
 
 MODEL = Model("context", CONTEXT, "0" * 64, describe(CONTEXT).spec)
@@ -90,6 +90,9 @@ def test_what_cannot_change_pixels_changes_no_hash(tmp_path: Path) -> None:
     [
         ("objects.threshold=0.7", "label"),
         ("objects.min_area_um2=3", "label"),
+        ("objects.open_um=0.5", "label"),
+        ("objects.close_um={dark spot: 0.5}", "label"),
+        ("objects.open_um={dark spot: 0.0}", None),
         ("tissue=null", "tissue"),
         ("compute.precision=bf16", "predict"),
         ("tiles.block=512", "ingest"),
@@ -101,3 +104,14 @@ def test_a_setting_changes_its_stage_and_what_follows_only(tmp_path: Path, setti
     (after,) = plan_batch(request(tmp_path, "compute.precision=fp32", setting)).plans.values()
     changed = [stage for stage in after.hashes if after.hashes[stage] != before.hashes[stage]]
     assert changed[:1] == ([] if first is None else [first])
+
+
+def test_discs_are_given_by_class(tmp_path: Path) -> None:
+    asked = request(tmp_path, f"model.weights={CLASSES}", "objects.open_um=1", "objects.close_um={blue cell: 2.5}")
+    (plan,) = plan_batch(asked).plans.values()
+    assert plan.discs_um == ((1.0, 0.0), (1.0, 2.5))
+    unknown = plan_batch(request(tmp_path, f"model.weights={CLASSES}", "objects.open_um={nucleus: 1}"))
+    assert not unknown.plans
+    assert "objects.open_um: expected classes of the model (red cell, blue cell), found nucleus" in str(
+        unknown.outcomes
+    )

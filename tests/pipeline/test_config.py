@@ -28,6 +28,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "connectivity": 8,
         "min_area_um2": None,
         "max_area_um2": None,
+        "open_um": 0.0,
+        "close_um": 0.0,
         "fill_holes_um2": 0.0,
     },
     "outputs": {"geojson": True, "overview": True},
@@ -114,6 +116,8 @@ def test_every_fault_is_named_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
+        "objects: {open_um: -1}",
+        "objects: {close_um: {tumour: wide}}",
         "tiles: {block: 1000}",  # no multiple of 512
         "tiles: {block: 0}",
         "tiles: {block: 32768}",
