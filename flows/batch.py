@@ -296,7 +296,7 @@ def open_slide_run(batch: Batch, outcome: Outcome) -> OpenSlide | None:
         lock.close()
         outcome.failed("plan", error)
         return None
-    outcome.notices = [*plan.resolution.warnings, *run.notices]
+    outcome.notices = [*plan.warnings, *run.notices]
     if standing == "todo":
         return OpenSlide(run, outcome, iter((*plan.hashes, MANIFEST)), lock)
     lock.close()

@@ -147,7 +147,7 @@ def _dry_run(request: BatchRequest) -> int:
         height, width = plan.shape_yx
         blocks = -(-height // plan.block_px) * -(-width // plan.block_px)
         gigabytes = height * width * (plan.channels * 1.33 + 0.5) / 1e9
-        note = "; ".join(plan.resolution.warnings)
+        note = "; ".join(plan.warnings)
         table.add_row(
             escape(printable(outcome.key)),
             f"{width} x {height}",

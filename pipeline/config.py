@@ -38,14 +38,16 @@ class ModelSection(Section):
 
 
 class InputSection(Section):
-    """Which slides, at which resolution. ``mpp`` overrides what slides say (micrometres per pixel).
+    """Which slides and which parts of them, at which resolution.
 
-    ``cases`` is a CSV that names and orders the slides, and replaces model and resolution for one of them.
+    ``mpp`` overrides what slides say (micrometres per pixel); ``cases`` is a CSV that names and orders the slides, and
+    replaces model and resolution for one of them; ``regions`` is a folder of ``<key>.geojson``, or one such file.
     """
 
     pattern: Annotated[tuple[str, ...], Field(strict=False)] = SLIDE_PATTERNS  # not strict: YAML has lists only
     mpp: Annotated[float, Field(ge=0.05, le=10)] | Literal["native"] | None = None
     cases: str | None = None
+    regions: str | None = None
 
 
 class TissueSection(Section):

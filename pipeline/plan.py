@@ -8,7 +8,7 @@ pixels (tile side, workers, progress) changes no hash.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pipeline.config import RunConfig
 from pipeline.discover import Candidate
 from pipeline.errors import ConfigError, ModelError, SlideError
 from pipeline.files import digest
+from pipeline.regions import Regions, find_regions
 from pipeline.resample import Resolution, resolution
 from pipeline.slide import open_slide
 from unet_core.errors import NetworkError
@@ -71,6 +72,8 @@ class SlidePlan:
     config: RunConfig
     hashes: Mapping[str, str]
     case: Mapping[str, str] | None = None
+    regions: Regions | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def shape_yx(self) -> tuple[int, int]:
@@ -91,17 +94,23 @@ class SlidePlan:
     @property
     def threshold(self) -> float:
         """The user's threshold, else the model's own, else one half."""
-        return _threshold(self.config, self.model)
+        asked = self.config.objects.threshold if self.config.objects else None
+        return asked if asked is not None else self.model.spec.threshold or 0.5
 
     @property
     def min_area_um2(self) -> float:
         """The user's smallest area of an object, else the model's own."""
-        return _min_area_um2(self.config, self.model)
+        asked = self.config.objects.min_area_um2 if self.config.objects else None
+        return asked if asked is not None else self.model.spec.min_area_um2
 
     @property
     def discs_um(self) -> tuple[tuple[float, float], ...]:
         """For each class the radii of the discs that open and close its mask."""
-        return _discs_um(self.config, self.model)
+        if self.config.objects is None:
+            return ()
+        asked = {"open_um": self.config.objects.open_um, "close_um": self.config.objects.close_um}
+        opens, closes = (_per_class(key, value, self.model.spec.class_names) for key, value in asked.items())
+        return tuple(zip(opens, closes, strict=True))
 
     def summary(self) -> dict[str, Any]:
         """The plan as JSON: what was run, on what, with what."""
@@ -116,8 +125,9 @@ class SlidePlan:
                 "slide_mpp": self.resolution.slide_mpp,
                 "level": self.resolution.level,
                 "level0_from_image_yx": list(self.resolution.level0_from_image_yx),
-                "warnings": list(self.resolution.warnings),
+                "warnings": list(self.warnings),
             },
+            "regions": None if self.regions is None else self.regions.summary(),
             "model": {
                 "name": self.model.name,
                 "sha256": self.model.sha256,
@@ -177,6 +187,7 @@ def plan_slide(candidate: Candidate, model: Model, compute: Compute, config: Run
         )
     override = config.input.mpp if model.spec.mpp is not None else "native"
     resolved = resolution(reader, override, model.spec.mpp or 1.0)
+    regions, remarks = _regions(candidate, config, reader.levels[0].shape_yx)
     source = {
         "fingerprint": reader.fingerprint(),
         "channels": reader.channels,
@@ -185,7 +196,7 @@ def plan_slide(candidate: Candidate, model: Model, compute: Compute, config: Run
         "resampling": repr(resolved.resampling),
         "block": config.tiles.block,
     }
-    return SlidePlan(
+    plan = SlidePlan(
         key=candidate.key,
         slide=candidate.path,
         facts=reader.describe(),
@@ -195,46 +206,44 @@ def plan_slide(candidate: Candidate, model: Model, compute: Compute, config: Run
         model=model,
         compute=compute,
         config=config,
-        hashes=_hashes(source, resolved.mpp, model, compute, config),
         case=candidate.case,
+        hashes={},
+        regions=regions,
+        warnings=resolved.warnings + remarks,
     )
+    return replace(plan, hashes=_hashes(source, plan))
 
 
-def _hashes(source: Mapping[str, Any], mpp: float, model: Model, compute: Compute, config: RunConfig) -> dict[str, str]:
+def _regions(
+    candidate: Candidate, config: RunConfig, shape_yx: tuple[int, int]
+) -> tuple[Regions | None, tuple[str, ...]]:
+    """The slide's regions, if it is to have any, and remarks on those that reach beyond it."""
+    if config.input.regions is None:
+        return None, ()
+    regions = Regions.read(find_regions(Path(config.input.regions), candidate.key))
+    return regions, regions.check_inside(candidate.path, shape_yx)
+
+
+def _hashes(source: Mapping[str, Any], plan: SlidePlan) -> dict[str, str]:
+    config, model, compute, mpp = plan.config, plan.model, plan.compute, plan.resolution.mpp
     chain = _Chain({})
+    drawn = [] if plan.regions is None else [plan.regions.digest()]
+    named = [] if plan.regions is None else [plan.regions.names, plan.regions.classes]
     names = [list(model.spec.class_names), [list(colour) for colour in model.spec.colours or ()]]
     chain.add("ingest", [source], ())
-    chain.add("tissue", [_dump(config.tissue), mpp, model.shape.halo], ("ingest",))
+    chain.add("tissue", [_dump(config.tissue), mpp, model.shape.halo, *drawn], ("ingest",))
     chain.add("predict", [model.sha256, compute.device, compute.precision], ("ingest", "tissue"))
     if config.objects is not None:
-        chosen: dict[str, Any] = {"threshold": _threshold(config, model), "min_area_um2": _min_area_um2(config, model)}
-        chosen |= {"open_um": None, "close_um": None, "discs_um": _discs_um(config, model)}
+        chosen: dict[str, Any] = {"threshold": plan.threshold, "min_area_um2": plan.min_area_um2}
+        chosen |= {"open_um": None, "close_um": None, "discs_um": plan.discs_um}
         chain.add("label", [_dump(config.objects) | chosen, mpp], ("predict",))
-        chain.add("measure", [names, mpp], ("ingest", "predict", "label"))
+        chain.add("measure", [names, mpp, *named], ("ingest", "predict", "label"))
     chain.add("pyramid", [names, mpp], ("ingest", "predict", "label"))
     if config.objects is not None and config.outputs.geojson:
         chain.add("export", [names], ("label", "measure"))
     if config.outputs.overview:
         chain.add("overlay", [names, mpp], ("tissue", "label", "measure", "pyramid"))
     return chain.hashes
-
-
-def _threshold(config: RunConfig, model: Model) -> float:
-    asked = config.objects.threshold if config.objects else None
-    return asked if asked is not None else model.spec.threshold or 0.5
-
-
-def _min_area_um2(config: RunConfig, model: Model) -> float:
-    asked = config.objects.min_area_um2 if config.objects else None
-    return asked if asked is not None else model.spec.min_area_um2
-
-
-def _discs_um(config: RunConfig, model: Model) -> tuple[tuple[float, float], ...]:
-    if config.objects is None:
-        return ()
-    asked = {"open_um": config.objects.open_um, "close_um": config.objects.close_um}
-    opens, closes = (_per_class(key, value, model.spec.class_names) for key, value in asked.items())
-    return tuple(zip(opens, closes, strict=True))
 
 
 def _per_class(key: str, asked: float | Mapping[str, float], class_names: Sequence[str]) -> list[float]:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config import CELL_PX
@@ -37,7 +38,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True, slots=True)
 class PredictSection:
-    """Which network, on what, in tiles of which core. ``tissue_factor``: image px along one tissue px."""
+    """Which network, on what, in tiles of which core. ``tissue_factor``: image px along one tissue px.
+
+    ``cells`` (rows, cols): which cells of the image to compute, where there is tissue; None: all.
+    """
 
     weights: Path
     sha256: str
@@ -46,6 +50,7 @@ class PredictSection:
     device: str
     precision: str
     tile_px: int
+    cells: NDArray[np.bool_] | None = None
 
 
 class Calls(threading.local):
@@ -224,22 +229,28 @@ def _exact_gpu_arithmetic() -> None:
 
 
 def predict_block(work: Work, section: PredictSection, index: Index) -> Counts:
-    """Compute and write one block of probability (k, y, x) uint8; cells without tissue are 0 and cost no call."""
+    """Compute and write one block of probability (k, y, x) uint8; cells not asked for are 0 and cost no call."""
     core, store = work.core(index), work.store
     network = load_network(section)
-    tissue = tissue_pixels(store.read("tissue"), core, section.tissue_factor)
+    wanted = wanted_pixels(store.read("tissue"), section, core)
     before = network.calls.made
     pixels = np.zeros((section.foreground, *core.shape), np.uint8)
-    if tissue.any():
+    if wanted.any():
         grid = network.grid(core, section.tile_px)
         region = Region.around(store.read("0"), grid)
         for tile in grid:
             place = (slice(None), *tile.core.shift(-core.y0, -core.x0).slices)
-            if tissue[place[1:]].any():
+            if wanted[place[1:]].any():
                 pixels[place] = network.probability(region, tile.core, section.tile_px)
-        pixels[:, ~tissue] = 0
+        pixels[:, ~wanted] = 0
     store.write_block(ARRAY, work.plan, core, pixels)
     return {"network_calls": network.calls.made - before, "halved": int(network.largest_px is not None)}
+
+
+def wanted_pixels(tissue: StoredArray, section: PredictSection, box: Box) -> Array:
+    """Which pixels of the box (h, w) lie in a cell that holds any tissue and, with regions, touches one."""
+    found = tissue_pixels(tissue, box, section.tissue_factor)
+    return found if section.cells is None else found & cell_pixels(section.cells[box.cover(CELL_PX).slices], box)
 
 
 def tissue_pixels(tissue: StoredArray, box: Box, factor: int) -> Array:
@@ -250,8 +261,14 @@ def tissue_pixels(tissue: StoredArray, box: Box, factor: int) -> Array:
     mask = tissue.read(low)
     starts = [np.arange(0, length, CELL_PX // factor) for length in mask.shape]
     alive = np.logical_or.reduceat(np.logical_or.reduceat(mask, starts[0], axis=0), starts[1], axis=1)
-    whole = np.repeat(np.repeat(alive, CELL_PX, axis=0), CELL_PX, axis=1)
-    return np.asarray(whole[box.shift(-cells.y0 * CELL_PX, -cells.x0 * CELL_PX).slices])
+    return cell_pixels(alive, box)
+
+
+def cell_pixels(cells: Array, box: Box) -> Array:
+    """What holds for the cells (rows, cols) that cover a box, for each of its pixels (h, w)."""
+    covered = box.cover(CELL_PX)
+    whole = np.repeat(np.repeat(cells, CELL_PX, axis=0), CELL_PX, axis=1)
+    return np.asarray(whole[box.shift(-covered.y0 * CELL_PX, -covered.x0 * CELL_PX).slices])
 
 
 def single_pass(network: Network, image: ArrayLike, box: Box) -> Array:
@@ -277,9 +294,7 @@ def _facts(work: Work, section: PredictSection) -> dict[str, int]:
     """How much of the image the network was asked about."""
     whole = Box.of_shape(work.shape_yx)
     tissue = work.store.read("tissue")
-    alive = sum(
-        int(tissue_pixels(tissue, core, section.tissue_factor).sum()) for core in (tile.core for tile in work.grid)
-    )
+    alive = sum(int(wanted_pixels(tissue, section, core).sum()) for core in (tile.core for tile in work.grid))
     return {"pixels": whole.area_px, "skipped_pixels": whole.area_px - alive}
 
 

@@ -33,6 +33,7 @@ LARGEST_BYTES = 64 * 2**20
 """Of the GeoJSON, unpacked: a million corners need half of it."""
 
 Coordinates = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,10 @@ class Regions:
                 hashed.update(len(area).to_bytes(8, "little") + area)
         return hashed.hexdigest()
 
+    def summary(self) -> dict[str, Any]:
+        """As JSON: names and classes in the order of the indices, and the digest."""
+        return {"names": list(self.names), "classes": list(self.classes), "digest": self.digest()}
+
     def region_of(self, y_px: Coordinates, x_px: Coordinates) -> NDArray[np.int32]:
         """For each point the index of the first region that holds it; -1 outside all, or in an excluded area.
 
@@ -89,7 +94,7 @@ class Regions:
             found[_where(shapely.contains_xy, hole, yx, found >= 0)] = -1
         return found
 
-    def touched(self, y_px: Coordinates, x_px: Coordinates) -> NDArray[np.bool_]:
+    def touched(self, y_px: Coordinates, x_px: Coordinates) -> Mask:
         """Which rectangles (rows, cols) of the grid with these edges share some area with a region; an edge is none.
 
         ``y_px`` (rows + 1) and ``x_px`` (cols + 1) are level-0 coordinates, ascending.
@@ -102,6 +107,14 @@ class Regions:
                 cells = shapely.box(x_px[:-1], top, x_px[1:], bottom)
                 touched[row] = shapely.area(shapely.intersection(strip, cells)) > 0
         return touched
+
+    def cells(self, shape_yx: tuple[int, int], cell_px: int, level0_from_image: tuple[float, float]) -> Mask:
+        """Which cells (rows, cols) of an image of this shape share some area with a region."""
+        edges = [
+            np.append(np.arange(0, length, cell_px), length) * scale
+            for length, scale in zip(shape_yx, level0_from_image, strict=True)
+        ]
+        return self.touched(edges[0], edges[1])
 
     def check_inside(self, slide: Path, shape_yx: tuple[int, int]) -> tuple[str, ...]:
         """Remarks on regions that reach beyond a slide of this level-0 shape, or lie beside it.
@@ -148,13 +161,11 @@ def find_regions(source: Path, key: str) -> Path:
     )
 
 
-def _where(
-    holds: Callable[..., NDArray[np.bool_]], area: bytes, yx: Coordinates, asked: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
+def _where(holds: Callable[..., Mask], area: bytes, yx: Coordinates, asked: Mask) -> Mask:
     """For which of the points asked about ``holds(area, x, y)``."""
     shape, (y, x) = shapely.from_wkb(area), yx
     x0, y0, x1, y1 = shapely.bounds(shape)
-    found: NDArray[np.bool_] = asked & (y >= y0) & (y <= y1) & (x >= x0) & (x <= x1)
+    found: Mask = asked & (y >= y0) & (y <= y1) & (x >= x0) & (x <= x1)
     shapely.prepare(shape)
     found[found] = holds(shape, x[found], y[found])
     return found

@@ -227,6 +227,9 @@ def _difference(before: Mapping[str, Any], plan: SlidePlan) -> str:
             parts.append(f"{name}, {before['compute'][name]} -> {now['compute'][name]}")
     if before["config"].get("tissue") != now["config"].get("tissue"):
         parts.append("the tissue settings")
+    drawn_before, drawn = ((summary.get("regions") or {}).get("digest") for summary in (before, now))
+    if drawn_before != drawn:
+        parts.append("the regions, all of which would be computed anew")
     return ", ".join(parts) or "the code of a stage"
 
 

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline import export, ingest, label, measure, overlay, predict, pyramid, tissue
+from pipeline.config import CELL_PX
 from pipeline.display import Rgb, class_colours
 from pipeline.plan import SlidePlan
+from pipeline.regions import Mask
 from pipeline.tissue_mask import TissueParams
 from pipeline.work import MapBlocks, StageReport, Work
 
@@ -54,8 +56,15 @@ def _predict(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
         precision=plan.compute.precision,
         tile_px=plan.compute.tile_px,
         tissue_factor=tissue.tissue_factor(plan.resolution.mpp),
+        cells=_cells(plan),
     )
     return predict.predict_slide(work, section, map_blocks)
+
+
+def _cells(plan: SlidePlan) -> Mask | None:
+    if plan.regions is None:
+        return None
+    return plan.regions.cells(plan.shape_yx, CELL_PX, plan.resolution.level0_from_image_yx)
 
 
 def _label(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:

@@ -349,16 +349,27 @@ def segmented_here(source: Path, out: Path, *settings: str) -> None:
     run.finish()
 
 
+def drawn_regions(path: Path) -> Path:
+    """A triangle over part of the tissue and a square on glass, as QuPath exports them."""
+    triangle, square = [[210, 310], [900, 320], [500, 950], [210, 310]], [[9, 1500], [99, 1500], [99, 1599], [9, 1500]]
+    geometry = {"type": "MultiPolygon", "coordinates": [[triangle], [square]]}
+    path.write_text(json.dumps({"type": "Feature", "geometry": geometry, "properties": {"name": "tumour"}}))
+    return path
+
+
+@pytest.mark.parametrize("drawn", [False, True], ids=["whole slide", "regions"])
 def test_a_kill_while_predicting_changes_no_byte_and_repeats_no_block(
-    tmp_path: Path, environment: dict[str, str], prefect_server: str
+    tmp_path: Path, environment: dict[str, str], prefect_server: str, *, drawn: bool
 ) -> None:
     source = tissue_slide(tmp_path / "tissue.tif", (2000, 1900), (700, 800))
-    segmented_here(source, tmp_path / "undisturbed", "cluster.kind=serial")
+    settings = ["cluster.kind=serial"]
+    settings += [f"input.regions={drawn_regions(tmp_path / 'tissue.geojson')}"] if drawn else []
+    segmented_here(source, tmp_path / "undisturbed", *settings)
     out, undisturbed = tmp_path / "out", Slide(tmp_path / "undisturbed" / "tissue")
     slide, seed = Slide(out / "tissue"), 5
     point = Point("predict", random.Random(seed).randint(2, 7))
     print(f"seed {seed}: killed at {point}")
-    words = command(source, out, "cluster.kind=serial")
+    words = command(source, out, *settings)
     runner = Runner(words, {**environment, "PREFECT_API_URL": prefect_server})
     assert list(killed_and_resumed(runner, slide, [point], tmp_path / "killed.log")) == ["predict"]
     assert slide.manifest() == undisturbed.manifest()

@@ -19,7 +19,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "model": {"weights": "nuclei"},
-    "input": {"pattern": ("*.svs", "*.tif", "*.tiff", "*.ndpi", "*.btf"), "mpp": None, "cases": None},
+    "input": {"pattern": ("*.svs", "*.tif", "*.tiff", "*.ndpi", "*.btf"), "mpp": None, "cases": None, "regions": None},
     "tissue": {"method": "otsu", "min_area_um2": 4000.0, "fill_holes_um2": 40000.0},
     "tiles": {"tile": "auto", "block": 2048},
     "compute": {"device": "auto", "precision": "auto"},
