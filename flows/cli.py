@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from flows.model import app as model_app
 from flows.plain import printable
 from pipeline.errors import ConfigError, DiskError, LockedError, ModelError, OvertileError
 
@@ -40,6 +41,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Segment whole-slide images exactly.",
 )
+
+app.add_typer(model_app, name="model")
 
 Inputs = Annotated[
     list[Path], typer.Argument(metavar="SLIDE_OR_FOLDER...", help="Slides, or folders of slides.", show_default=False)

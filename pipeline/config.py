@@ -135,13 +135,22 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises ConfigError for a missing file, bad YAML, an unknown key (naming the nearest known one) or a bad value.
     """
-    content = _read_yaml(path) if path is not None else {}
-    for override in overrides:
-        _apply(content, override)
+    content = read_settings(path, overrides)
     try:
         return RunConfig.model_validate(content)
     except ValidationError as error:
         raise ConfigError(f"{path or 'configuration'}: " + "; ".join(_explain(error))) from error
+
+
+def read_settings(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The keys in a YAML (or JSON) file, None: none, with ``key=value`` or ``section.key=value`` applied; unchecked.
+
+    Raises ConfigError for a missing file and for what is not plain YAML.
+    """
+    content = _read_yaml(path) if path is not None else {}
+    for override in overrides:
+        _apply(content, override)
+    return content
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

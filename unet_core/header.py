@@ -49,7 +49,7 @@ def resolve(name_or_path: str | Path) -> Path:
     Raises UnknownModelError listing what exists.
     """
     text = str(name_or_path)
-    versions = {path.stem: path for path in WEIGHTS.glob("*.safetensors")}
+    versions = {path.stem: path for path in built_in()}
     if text in versions:
         return versions[text]
     numbered = [(int(stem.rpartition("@")[2]), path) for stem, path in versions.items() if _is_version(stem, text)]
@@ -60,6 +60,13 @@ def resolve(name_or_path: str | Path) -> Path:
         return path
     known = ", ".join(sorted(versions)) or "none"
     raise UnknownModelError(f"no model {text!r}: expected a built-in one ({known}) or an existing .safetensors file")
+
+
+def built_in() -> list[Path]:
+    """The files of the built-in models, `name@version`, by name and then by number."""
+    split = {path: re.fullmatch(r"(.+)@(\d+)", path.stem) for path in WEIGHTS.glob("*.safetensors")}
+    numbered = {path: (found[1], int(found[2])) for path, found in split.items() if found}
+    return sorted(numbered, key=lambda path: numbered[path])
 
 
 def _is_version(stem: str, name: str) -> bool:
@@ -85,7 +92,7 @@ def describe(path: Path) -> Header:
         if not own_kind and start.startswith(PICKLE_STARTS):
             raise CheckpointError(
                 f"{path}: expected a .safetensors file, found a pickle (.pt, .pth); it could run code and was not "
-                "opened. Convert it where you trust it: load it with torch, save with unet_core.checkpoint.save"
+                "opened. Run 'overtile model convert', which reads such a file without running it"
             )
         if not own_kind or not 2 <= length <= LARGEST_HEADER:
             raise CheckpointError(f"{path}: expected a .safetensors file, found {size} bytes of something else")

@@ -17,6 +17,10 @@ Colour = tuple[
 ]
 
 
+UNSEEN = ("padding", "up", "skip", "head", "mpp", "mean", "std")
+"""What the tensors of a network do not show: whoever converts foreign weights has to say it, defaults included."""
+
+
 def _half_each(data: dict[str, Any]) -> tuple[float, ...]:
     channels: int = data["in_channels"]
     return (0.5,) * channels
