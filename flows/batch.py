@@ -6,7 +6,7 @@ said by the exit code, by name, with the cause. Each slide has its own configura
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -121,13 +121,15 @@ class Equipment:
 class Batch:
     """Slides to be worked on, in order, and the outcomes of all that were asked for.
 
-    ``equipment`` holds each model once, by the name that configurations give it.
+    ``equipment`` holds each model once, by the name that configurations give it; ``cases`` what the cases table says of
+    a slide, by key.
     """
 
     request: BatchRequest
     equipment: dict[str, Equipment]
     outcomes: list[Outcome] = field(default_factory=list)
     plans: dict[str, SlidePlan] = field(default_factory=dict)
+    cases: dict[str, Mapping[str, str]] = field(default_factory=dict)
 
     def exit_code(self) -> int:
         """The code the command ends with."""
@@ -220,6 +222,8 @@ def _plan(batch: Batch, chosen: Chosen) -> None:
     candidate = chosen.candidate
     outcome = Outcome(candidate.key, candidate.path)
     batch.outcomes.append(outcome)
+    if candidate.case is not None:
+        batch.cases[candidate.key] = candidate.case
     try:
         if candidate.refused is not None:
             raise candidate.refused
@@ -237,7 +241,7 @@ def _warned(plan: SlidePlan, asked: RunConfig) -> SlidePlan:
     if not isinstance(mpp, float) or not isinstance(general, float) or abs(mpp / general - 1) <= TOLERANCE:
         return plan
     warning = f"{plan.slide}: the cases table's {mpp:g} um/px is used; --mpp gives {general:g}, more than 5 % off"
-    return replace(plan, resolution=replace(plan.resolution, warnings=(*plan.resolution.warnings, warning)))
+    return replace(plan, warnings=(*plan.warnings, warning))
 
 
 def _compute(batch: Batch, now: Compute, key: str) -> Compute:

@@ -165,7 +165,7 @@ def _dry_run(request: BatchRequest) -> int:
 
 def _report(batch: Batch) -> int:
     """Print the table of slides and the line that sums up; the exit code."""
-    from flows.report import slide_record
+    from flows.records import slide_record
     from pipeline.slide_run import slide_root
     from pipeline.store import SlideStore
 
@@ -215,7 +215,7 @@ def inspect(path: Place, as_json: Annotated[bool, typer.Option("--json", help="F
 @app.command()
 def verify(path: Place) -> None:
     """Check every file of every complete slide against its manifest. Exit 3 when one is damaged."""
-    from flows.report import slide_stores
+    from flows.records import slide_stores
     from pipeline.verify import verify_slide
 
     stores = list(slide_stores(path))

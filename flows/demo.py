@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from flows.batch import BatchRequest
-from flows.report import figures
+from flows.records import figures
 from pipeline.config import load_config
 from pipeline.errors import OvertileError
 from pipeline.geometry import Box

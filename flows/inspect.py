@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.plain import printable
-from flows.report import figures, slide_record, slide_stores
+from flows.records import figures, slide_record, slide_stores
 from pipeline.errors import ConfigError, DamagedError
 from pipeline.files import read_json
 from pipeline.manifest import read_manifest

@@ -1,7 +1,7 @@
-"""What a batch leaves in OUT for people and scripts: batch.json, summary.md, failures.csv, history.jsonl.
+"""What a batch leaves in OUT for people and scripts: results.csv, summary.md, batch.json, failures.csv, history.jsonl.
 
-The one decision made here: these files are rebuilt from the slide folders each time and written atomically; nothing
-reads them to decide what is done.
+The one decision made here: these files are rebuilt from the slide folders and written atomically, at the start, after
+each slide and at the end; nothing reads them to decide what is done. Each manifest is read once, when its slide ends.
 """
 
 from __future__ import annotations
@@ -10,113 +10,143 @@ import csv
 import getpass
 import io
 import os
+import shlex
 import socket
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from flows.batch import Batch, Outcome
 from flows.plain import printable
-from pipeline.errors import DamagedError
-from pipeline.files import append_json, read_json, write_bytes, write_json
+from flows.progress import Meter
+from flows.records import Record, figures, read_record, slide_stores
+from flows.results import Row, inert, results_csv
+from flows.summary import Page, plain
+from pipeline.files import append_json, write_bytes, write_json
 from pipeline.manifest import read_manifest
-from pipeline.slide_run import SlideRun
+from pipeline.slide_run import SlideRun, slide_root
 from pipeline.store import SlideStore
+
+NUMBERED = ("complete", "kept")
+"""States of slides whose numbers are in results.csv: all others have empty cells there."""
 
 
 def write_batch_files(batch: Batch) -> None:
-    """Rebuild the batch's files from the slide folders below OUT and note this run in the history."""
-    out = batch.request.out
-    slides = [slide_record(store) for store in slide_stores(out)]
-    outcomes = [_record(outcome) for outcome in batch.outcomes]
-    write_json(out / "batch.json", {"slides": slides, "run": {"exit_code": batch.exit_code(), "outcomes": outcomes}})
-    write_bytes(out / "summary.md", summary_markdown(batch, slides).encode())
-    write_bytes(out / "failures.csv", _failures_csv(batch.outcomes).encode())
-    _append_history(batch)
+    """Rebuild the files of a batch in which there was nothing to do."""
+    Report(batch).finish()
 
 
-def slide_stores(out: Path) -> Iterator[SlideStore]:
-    """Every slide folder below ``out``, complete or not, in order of key."""
-    for current, folders, _ in os.walk(out):
-        here = Path(current)
-        if here.suffix == ".zarr" or here.name == ".work":
-            folders.clear()
-            continue
-        folders.sort()
-        if ".work" in folders or (here / "manifest.json").exists():
-            yield SlideStore(here)
+@dataclass(slots=True)
+class Report:
+    """Watches a batch and keeps its files up to date."""
+
+    batch: Batch
+    records: dict[str, Record] = field(default_factory=dict)
+    meter: Meter = field(default_factory=Meter)
+    worked: float = 0.0
+    began: float = field(default_factory=time.monotonic)
+    guard: threading.Lock = field(default_factory=threading.Lock)
+
+    def batch_planned(self, batch: Batch) -> None:
+        """Write the files as they are before anything is done."""
+        self.meter.plan(batch)
+        self._look()
+        self._write(running=True)
+
+    def stage_started(self, key: str, stage: str) -> None:
+        """No file tells it."""
+
+    def block_done(self, key: str, stage: str, counts: Mapping[str, int]) -> None:
+        """Weigh the block, for the time left."""
+        with self.guard:
+            before = self.meter.finished
+            self.meter.block(key, stage)
+            self.worked += self.meter.finished - before
+
+    def slide_done(self, outcome: Outcome) -> None:
+        """Write the files with what became of the slide. When the disk refuses, the next slide's end tries again."""
+        with self.guard:
+            self.meter.end_slide(outcome.key)
+        key = outcome.key
+        with suppress(OSError):
+            self.records[key] = read_record(SlideStore(slide_root(self.batch.request.out, key)), key)
+            self._write(running=True)
+
+    def finish(self) -> None:
+        """Write the files anew from all folders, those of other runs too, and note this run in the history."""
+        self._look()
+        self._write(running=False)
+        _append_history(self.batch)
+
+    def _look(self) -> None:
+        out = self.batch.request.out
+        keys = ((store, store.root.relative_to(out).as_posix()) for store in slide_stores(out))
+        self.records = {key: read_record(store, key) for store, key in keys}
+
+    def _write(self, *, running: bool) -> None:
+        batch, out = self.batch, self.batch.request.out
+        slides = [dict(record.content) for _, record in sorted(self.records.items())]
+        run = {
+            "exit_code": None if running else batch.exit_code(),
+            "outcomes": [_record(one) for one in batch.outcomes],
+        }
+        write_json(out / "batch.json", {"slides": slides, "run": run})
+        write_bytes(out / "results.csv", self.results().encode())
+        write_bytes(out / "summary.md", self.page(running=running).markdown().encode())
+        write_bytes(out / "failures.csv", _failures_csv(batch.outcomes).encode())
+
+    def page(self, *, running: bool) -> Page:
+        """The summary."""
+        elapsed = time.monotonic() - self.began
+        with self.guard:
+            left = elapsed * (self.meter.total - self.meter.finished) / self.worked if self.worked else None
+        batch = self.batch
+        return Page(batch.request.out.name, batch.outcomes, self.records, elapsed, running, left, _command())
+
+    def results(self) -> str:
+        """results.csv: the slides asked for in their order, then the others that lie in OUT."""
+        pairs = [pair for outcome in self.batch.outcomes for pair in self._asked(outcome)]
+        asked = {outcome.key for outcome in self.batch.outcomes}
+        others = [record for key, record in sorted(self.records.items()) if key not in asked]
+        pairs += [pair for record in others for pair in _rows(record.key, record.state, record, record.case)]
+        return results_csv(*zip(*pairs, strict=True)) if pairs else results_csv((), ())
+
+    def _asked(self, outcome: Outcome) -> Iterator[tuple[Row, Mapping[str, str]]]:
+        record = self.records.get(outcome.key)
+        case = self.batch.cases.get(outcome.key)
+        if case is None:
+            case = record.case if record else {}
+        return _rows(outcome.key, self._state(outcome, record), record, case)
+
+    def _state(self, outcome: Outcome, record: Record | None) -> str:
+        """Of a slide that was not looked at yet: complete when it lies there under this very plan."""
+        if outcome.as_asked:
+            return "complete"
+        plan = self.batch.plans.get(outcome.key)
+        if outcome.state == "waiting" and plan and record and record.hashes == dict(plan.hashes):
+            return "complete"
+        return outcome.state
 
 
-def slide_record(store: SlideStore) -> dict[str, Any]:
-    """What is known of one slide folder: state, counts and figures, or the cause of its failure."""
-    try:
-        manifest = read_manifest(store)
-    except DamagedError as error:
-        return {"folder": store.root.name, "state": "damaged", "cause": str(error)}
-    if manifest is None:
-        failure = store.work / "failure.json"
-        cause = read_json(failure) if failure.exists() else {}
-        return {"folder": store.root.name, "state": "incomplete", **cause}
-    return {"folder": store.root.name, "state": "complete", "finished": manifest["finished"], **figures(manifest)}
-
-
-def figures(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The numbers people ask for first: tissue, objects, objects per mm2, area by class."""
-    plan, stages = manifest["plan"], manifest["stages"]
-    tissue_mm2 = stages["tissue"]["facts"]["tissue_px"] * plan["image"]["mpp"] ** 2 / 1e6
-    objects = stages.get("label", {}).get("facts", {}).get("objects", 0)
-    return {
-        "key": plan["key"],
-        "model": plan["model"]["name"],
-        "mpp": plan["image"]["mpp"],
-        "tissue_mm2": round(tissue_mm2, 4),
-        "objects": objects,
-        "objects_per_mm2": round(objects / tissue_mm2, 1) if tissue_mm2 else 0.0,
-        "seconds": round(sum(run["seconds"] for stage in stages.values() for run in stage["runs"]), 1),
-        "warnings": plan["image"]["warnings"],
-    }
+def _rows(
+    key: str, state: str, record: Record | None, case: Mapping[str, str]
+) -> Iterator[tuple[Row, Mapping[str, str]]]:
+    found: tuple[Row, ...] = record.rows if record and state in NUMBERED else ()
+    return ((row | {"slide": key, "state": state}, case) for row in found or ({},))
 
 
 def slide_markdown(run: SlideRun) -> str:
     """A slide's figures as a table, for Prefect's artifact page."""
     manifest = read_manifest(run.store)
     assert manifest is not None, "written just before"
-    rows = [f"| {name} | {_cell(value)} |" for name, value in figures(manifest).items()]
-    return "\n".join([f"# {_cell(run.plan.key)}", "", "| | |", "|---|---|", *rows])
-
-
-def summary_markdown(batch: Batch, slides: list[dict[str, Any]]) -> str:
-    """The batch on a page: what is complete, what is not and why."""
-    known = {slide.get("key"): slide for slide in slides}
-    lines = [
-        f"# {batch.request.out.name}",
-        "",
-        f"{sum(outcome.as_asked for outcome in batch.outcomes)} of {len(batch.outcomes)} slides complete.",
-        "",
-        "| slide | state | objects | per mm2 | tissue mm2 | cause |",
-        "|---|---|---:|---:|---:|---|",
-    ]
-    for outcome in batch.outcomes:
-        found = known.get(outcome.key, {})
-        numbers = [found.get(name, "") for name in ("objects", "objects_per_mm2", "tissue_mm2")]
-        cells = [outcome.key, outcome.state, *numbers, outcome.cause]
-        lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(value: object) -> str:
-    """Text that stays text in a Markdown table: no markup either."""
-    return (
-        printable(str(value))
-        .replace("&", "&amp;")
-        .replace("<", "&lt;")
-        .replace(">", "&gt;")
-        .replace("|", "\\|")
-        .replace("`", "'")
-    )
+    rows = [f"| {name} | {plain(value)} |" for name, value in figures(manifest).items()]
+    return "\n".join([f"# {plain(run.plan.key)}", "", "| | |", "|---|---|", *rows])
 
 
 def _record(outcome: Outcome) -> dict[str, Any]:
@@ -128,15 +158,16 @@ def _failures_csv(outcomes: list[Outcome]) -> str:
     writer = csv.writer(text)
     writer.writerow(["slide", "path", "state", "stage", "cause"])
     for outcome in outcomes:
-        if not outcome.as_asked:
+        if not outcome.as_asked and outcome.state != "waiting":
             cells = (outcome.key, str(outcome.slide), outcome.state, outcome.stage, outcome.cause)
-            writer.writerow([_inert(printable(cell)) for cell in cells])
+            writer.writerow([inert(printable(cell)) for cell in cells])
     return text.getvalue()
 
 
-def _inert(cell: str) -> str:
-    """Text that a spreadsheet does not take for a formula."""
-    return f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell
+def _command() -> str | None:
+    """What was typed, when it was."""
+    name, *words = sys.argv
+    return shlex.join(["overtile", *words]) if Path(name).name == "overtile" else None
 
 
 def _append_history(batch: Batch) -> None:

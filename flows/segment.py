@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from prefect.utilities.annotations import quote
 
 from flows.batch import MANIFEST, Batch, BatchRequest, OpenSlide, Outcome, open_slide_run, plan_batch
 from flows.plain import printable
-from flows.report import slide_markdown, write_batch_files
+from flows.report import Report, slide_markdown
 from pipeline.errors import OvertileError
 from pipeline.store import Index
 from pipeline.work import Counts, MapBlocks, StageReport, serial
@@ -51,20 +51,30 @@ class Watcher(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Silent:
-    """Nobody watches."""
+class Watchers:
+    """Several who want to know, told in order; nobody, when there are none."""
+
+    each: Sequence[Watcher] = ()
 
     def batch_planned(self, batch: Batch) -> None:
-        """Say nothing."""
+        """The slides are known."""
+        for watcher in self.each:
+            watcher.batch_planned(batch)
 
     def stage_started(self, key: str, stage: str) -> None:
-        """Say nothing."""
+        """A stage of a slide starts."""
+        for watcher in self.each:
+            watcher.stage_started(key, stage)
 
     def block_done(self, key: str, stage: str, counts: Counts) -> None:
-        """Say nothing."""
+        """One block is done."""
+        for watcher in self.each:
+            watcher.block_done(key, stage, counts)
 
     def slide_done(self, outcome: Outcome) -> None:
-        """Say nothing."""
+        """A slide is complete, or it failed."""
+        for watcher in self.each:
+            watcher.slide_done(outcome)
 
 
 class IncompleteError(OvertileError):
@@ -199,11 +209,12 @@ def segment_folder(request: BatchRequest, watcher: Any = None, planned: Any = No
     DiskError when nothing could start.
     """
     batch: Batch = (planned or plan_batch)(request)
-    watching: Watcher = watcher or Silent()
+    report = Report(batch)
+    watching = Watchers([report] if watcher is None else [report, watcher])
     watching.batch_planned(batch)
     with _mapper(batch) as map_blocks:
         Conductor(batch, map_blocks, watching).conduct()
-    write_batch_files(batch)
+    report.finish()
     if any(not outcome.as_asked for outcome in batch.outcomes):
         raise IncompleteError(batch)
     return batch

@@ -7,8 +7,11 @@ read; a slide that it names and that is not there is one failed slide, and the o
     slide          the key, the path below the input folder, the file's name where only one has it, or an absolute path
     model          a built-in name, or a .safetensors file; replaces --model for this slide
     mpp            micrometres per pixel of the slide, or native; replaces --mpp for this slide
+    regions        a GeoJSON file, or a folder of <key>.geojson; replaces input.regions for this slide
     priority       a number, larger ones first, empty is 0; equal ones in the table's order
     patient, and any other column: carried to the results as it is
+
+Files are named from where the table lies.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from pipeline.discover import Candidate
 from pipeline.errors import ConfigError, SlideError
 
 SLIDE = "slide"
-KNOWN = (SLIDE, "model", "mpp", "priority", "patient")
+KNOWN = (SLIDE, "model", "mpp", "regions", "priority", "patient")
 DELIMITERS = ",;\t"
 """The first under which the table has a column ``slide`` is the one that is meant."""
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
@@ -65,26 +68,34 @@ class Case:
         changes: dict[str, ModelSection | InputSection] = {}
         if model := self._cell("model"):
             changes["model"] = ModelSection(weights=self._weights(model))
-        if mpp := self._cell("mpp"):
-            changes["input"] = self._input(config, mpp)
+        own = {"mpp": self._mpp(), "regions": self._regions()}
+        if own := {name: value for name, value in own.items() if value is not None}:
+            changes["input"] = self._input(config, own)
         return config.model_copy(update=changes)
 
     def _cell(self, name: str) -> str:
         return self.columns.get(name, "").strip()
 
     def _weights(self, model: str) -> str:
-        """A file is named from where the table lies; anything else is a built-in name."""
+        """A file, or else a built-in name."""
         is_file = model.endswith(".safetensors") or "/" in model
         return str(self.table.parent / model) if is_file else model
 
-    def _input(self, config: RunConfig, mpp: str) -> InputSection:
-        value = mpp if mpp == "native" else _number(mpp)
+    def _mpp(self) -> float | str | None:
+        mpp = self._cell("mpp")
+        return mpp if mpp == "native" else _number(mpp) if mpp else None
+
+    def _regions(self) -> str | None:
+        regions = self._cell("regions")
+        return str(self.table.parent / regions) if regions else None
+
+    def _input(self, config: RunConfig, own: Mapping[str, float | str | None]) -> InputSection:
         try:
-            return InputSection.model_validate({**dict(config.input), "mpp": value})
+            return InputSection.model_validate({**dict(config.input), **own})
         except ValidationError as error:
             raise ConfigError(
                 f"{self.where}: expected micrometres per pixel from 0.05 to 10 with a decimal point, such as 0.25, or "
-                f"'native' as mpp, found {mpp!r}. Leave the cell empty to believe the slide"
+                f"'native' as mpp, found {self._cell('mpp')!r}. Leave the cell empty to believe the slide"
             ) from error
 
 

@@ -99,7 +99,7 @@ def test_every_bad_slide_is_named_and_every_sound_one_complete(bad: Batch) -> No
     for name in SOUND:
         assert is_complete(bad.ran.out / name)
     summary = (bad.ran.out / "summary.md").read_text()
-    assert f"{len(SOUND)} of {len(states)} slides complete." in summary
+    assert f"{len(SOUND)} of {len(states)} slides complete**" in summary
 
 
 def test_what_a_bad_slide_left_is_called_incomplete(bad: Batch, overtile_alone: Command) -> None:

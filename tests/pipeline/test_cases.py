@@ -216,7 +216,10 @@ def test_a_case_replaces_model_and_resolution_of_its_slide_only() -> None:
     assert case(model="nuclei", mpp="native").config(general).model.weights == "nuclei"
     assert case(model="nuclei", mpp="native").config(general).input.mpp == "native"
     assert case(model="/a/b.safetensors").config(general).model.weights == "/a/b.safetensors"
-    assert case(model="", mpp="", patient="P").config(general) == general
+    assert case(regions="drawn/a.geojson").config(general).input == general.input.model_copy(
+        update={"regions": "/tables/drawn/a.geojson"}
+    )
+    assert case(model="", mpp="", regions="", patient="P").config(general) == general
 
 
 def test_a_case_is_validated_like_the_rest() -> None:

@@ -1,0 +1,82 @@
+"""What the slide folders below OUT say of themselves.
+
+The one decision made here: only a manifest is believed; a folder without one is incomplete, whatever lies in it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from flows.results import Row, flags, manifest_rows
+from pipeline.errors import DamagedError
+from pipeline.files import read_json
+from pipeline.manifest import read_manifest
+from pipeline.store import SlideStore
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One slide folder. ``figures``, ``rows`` and ``case`` are empty unless it is complete."""
+
+    key: str
+    state: Literal["complete", "incomplete", "damaged"]
+    content: Mapping[str, Any]
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    rows: tuple[Row, ...] = ()
+    case: Mapping[str, str] = field(default_factory=dict)
+    hashes: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_record(store: SlideStore, key: str) -> Record:
+    """What is known of the folder of a slide: counts and figures, or the cause of its failure."""
+    try:
+        manifest = read_manifest(store)
+        if manifest is None:
+            failure = store.work / "failure.json"
+            cause = read_json(failure) if failure.exists() else {}
+            return Record(key, "incomplete", {"folder": store.root.name, "state": "incomplete", **cause})
+        rows = tuple(manifest_rows(store, manifest))
+    except DamagedError as error:
+        return Record(key, "damaged", {"folder": store.root.name, "state": "damaged", "cause": str(error)})
+    found, plan = figures(manifest), manifest["plan"]
+    content = {"folder": store.root.name, "state": "complete", "finished": manifest["finished"], **found}
+    return Record(key, "complete", content, found, rows, plan.get("case") or {}, plan["hashes"])
+
+
+def slide_record(store: SlideStore) -> dict[str, Any]:
+    """What is known of one slide folder, for scripts."""
+    return dict(read_record(store, store.root.name).content)
+
+
+def slide_stores(out: Path) -> Iterator[SlideStore]:
+    """Every slide folder below ``out``, complete or not, in order of key."""
+    for current, folders, _ in os.walk(out):
+        here = Path(current)
+        if here.suffix == ".zarr" or here.name == ".work":
+            folders.clear()
+            continue
+        folders.sort()
+        if ".work" in folders or (here / "manifest.json").exists():
+            yield SlideStore(here)
+
+
+def figures(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers people ask for first: tissue, objects, objects per mm2, and what to be careful about."""
+    plan, stages = manifest["plan"], manifest["stages"]
+    tissue_mm2 = stages["tissue"]["facts"]["tissue_px"] * plan["image"]["mpp"] ** 2 / 1e6
+    objects = stages.get("label", {}).get("facts", {}).get("objects", 0)
+    return {
+        "key": plan["key"],
+        "model": plan["model"]["name"],
+        "mpp": plan["image"]["mpp"],
+        "tissue_mm2": round(tissue_mm2, 4),
+        "objects": objects,
+        "objects_per_mm2": round(objects / tissue_mm2, 1) if tissue_mm2 else 0.0,
+        "seconds": round(sum(run["seconds"] for stage in stages.values() for run in stage["runs"]), 1),
+        "flags": flags(manifest),
+        "warnings": plan["image"]["warnings"],
+    }
