@@ -36,9 +36,8 @@ class Meter:
         """Weigh the slides that will be worked on."""
         for outcome in batch.todo():
             plan = batch.plans[outcome.key]
-            rows, cols = (-(-length // plan.block_px) for length in plan.shape_yx)
-            self.blocks[outcome.key] = rows * cols
-            self.planned[outcome.key] = rows * cols * sum(COST.get(stage, 0.0) for stage in plan.hashes)
+            self.blocks[outcome.key] = plan.blocks
+            self.planned[outcome.key] = plan.blocks * sum(COST.get(stage, 0.0) for stage in plan.hashes)
 
     def block(self, key: str, stage: str) -> None:
         """One block is done. A stage of several passes counts its blocks' cost once."""

@@ -1,7 +1,8 @@
 """The flow: a batch of slides, one Prefect task for each stage of each slide, blocks on dask inside a task.
 
 The one decision made here: Prefect shows and schedules, it is never the ledger. What is done is what lies on disk, so
-its database may be lost or lie and no pixel changes. One slide computes while the next is read.
+its database may be lost or lie and no pixel changes. Several slides are open at once, so that workers have blocks to do
+while one slide is read, joined or drawn.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Literal, Protocol
 
 from httpx import HTTPError  # what Prefect lets through when its server cannot be reached
 from prefect import flow, get_run_logger, task
@@ -26,12 +28,16 @@ from prefect.utilities.annotations import quote
 from flows.batch import MANIFEST, Batch, BatchRequest, OpenSlide, Outcome, open_slide_run, plan_batch
 from flows.plain import printable
 from flows.report import Report, slide_markdown
+from pipeline.config import MOST_SLIDES_ASKED
 from pipeline.errors import OvertileError
 from pipeline.store import Index
 from pipeline.work import Counts, MapBlocks, StageReport, serial
 
-SLIDES_AT_ONCE = 2
-"""One computes while the next is read from the slide."""
+NETWORK = "predict"
+"""The stage whose blocks keep workers busy."""
+
+LEAST_SLIDES, MOST_SLIDES, BLOCKS_A_THREAD = 2, 16, 3
+"""``auto``: how many slides are open, at least, at most, and until there are so many blocks left for a thread."""
 
 
 class Watcher(Protocol):
@@ -86,49 +92,69 @@ class IncompleteError(OvertileError):
         self.batch = batch
 
 
+@dataclass(frozen=True, slots=True)
+class Doorkeeper:
+    """Who says whether one more slide may be opened: as many at once as asked for, or (``auto``) as keep workers busy.
+
+    Two at least, so that one is read while the other is computed; more while those that are open have too few blocks
+    left for the network, as small slides do.
+    """
+
+    at_once: int | Literal["auto"]
+    threads: int
+
+    def admits(self, blocks_left: Collection[int]) -> bool:
+        """``blocks_left``: for each open slide, the blocks that the network has not answered yet."""
+        if self.at_once != "auto":
+            return len(blocks_left) < self.at_once
+        busy = sum(blocks_left) >= BLOCKS_A_THREAD * self.threads
+        return len(blocks_left) < (LEAST_SLIDES if busy else MOST_SLIDES)
+
+
 @dataclass(slots=True)
 class Conductor:
-    """Steps slides through their stages: at most ``SLIDES_AT_ONCE`` open, the next one let in once one predicts."""
+    """Steps slides through their stages, several at a time; ``map_for`` is given a slide's rank, the oldest has 0."""
 
     batch: Batch
-    map_blocks: MapBlocks
+    map_for: Callable[[int], MapBlocks]
+    door: Doorkeeper
     watcher: Watcher
-    finished: queue.SimpleQueue[tuple[OpenSlide, str, PrefectFuture[Any]]] = field(default_factory=queue.SimpleQueue)
+    events: queue.SimpleQueue[Callable[[], None]] = field(default_factory=queue.SimpleQueue)
     stopping: threading.Event = field(default_factory=threading.Event)
+    blocks_left: dict[str, int] = field(default_factory=dict)
 
     def conduct(self) -> None:
         """Work until no slide waits or runs. One bad slide never stops the others."""
-        waiting = iter(self.batch.todo())
-        running = self._admit(waiting)
+        waiting = enumerate(self.batch.todo())
         try:
-            while running:
-                slide, stage, future = self.finished.get()
-                following = self._follow(slide, stage, future)
-                if following is None:
-                    running -= 1
-                if following in (None, "predict") and running < SLIDES_AT_ONCE:
-                    running += self._admit(waiting)
+            self._admit(waiting)
+            while self.blocks_left:
+                self.events.get()()
+                self._admit(waiting)
         finally:
             self.stopping.set()
 
-    def _admit(self, waiting: Iterator[Outcome]) -> int:
-        """Open the next slide that has something to do; how many were let in (0 or 1)."""
-        for outcome in waiting:
+    def _admit(self, waiting: Iterator[tuple[int, Outcome]]) -> None:
+        """Open slides that have something to do, while there is room for them."""
+        while self.door.admits(self.blocks_left.values()):
+            rank, outcome = next(waiting, (0, None))
+            if outcome is None:
+                return
             slide = open_slide_run(self.batch, outcome)
-            if slide is not None:
-                self._submit(slide, next(slide.stages))
-                return 1
-            self.watcher.slide_done(outcome)
-        return 0
+            if slide is None:
+                self.watcher.slide_done(outcome)
+                continue
+            self.blocks_left[outcome.key] = self.batch.plans[outcome.key].blocks
+            self._submit(slide, next(slide.stages), self.map_for(rank))
 
-    def _submit(self, slide: OpenSlide, stage: str) -> None:
+    def _submit(self, slide: OpenSlide, stage: str, map_blocks: MapBlocks) -> None:
         self.watcher.stage_started(slide.outcome.key, stage)
-        job: Any = quote((slide, self._watched(slide.outcome, stage)))  # Prefect unwraps it
+        job: Any = quote((slide, self._watched(slide.outcome, stage, map_blocks)))  # Prefect unwraps it
         future = slide_stage.submit(printable(slide.outcome.key), stage, job)
-        future.add_done_callback(lambda done: self.finished.put((slide, stage, done)))
+        future.add_done_callback(lambda done: self.events.put(partial(self._follow, slide, stage, map_blocks, done)))
 
-    def _follow(self, slide: OpenSlide, stage: str, future: PrefectFuture[Any]) -> str | None:
-        """Submit what follows a stage that ended, and return it; None when the slide has come to its end."""
+    def _follow(self, slide: OpenSlide, stage: str, map_blocks: MapBlocks, future: PrefectFuture[Any]) -> None:
+        """Submit what follows a stage that ended, or close the slide when it has come to its end."""
         answer = future.result(raise_on_failure=False)
         outcome = slide.outcome
         if isinstance(answer, BaseException):
@@ -136,22 +162,28 @@ class Conductor:
             outcome.failed(stage, answer)
         else:
             outcome.add(answer.report, answer.seconds)
+            if stage == NETWORK:
+                self.blocks_left[outcome.key] = 0
             following = next(slide.stages, None)
             if following is not None:
-                self._submit(slide, following)
-                return following
+                return self._submit(slide, following, map_blocks)
             outcome.state = "complete"
         outcome.notices.extend(notice for notice in slide.run.notices if notice not in outcome.notices)
         slide.lock.close()
+        del self.blocks_left[outcome.key]
         self.watcher.slide_done(outcome)
-        return None
 
-    def _watched(self, outcome: Outcome, stage: str) -> MapBlocks:
+    def _predicted(self, key: str) -> None:
+        self.blocks_left[key] -= 1
+
+    def _watched(self, outcome: Outcome, stage: str, map_blocks: MapBlocks) -> MapBlocks:
         def mapped(function: Callable[[Index], Counts], indices: Iterable[Index]) -> Iterator[Counts]:
-            for counts in self.map_blocks(function, indices):
+            for counts in map_blocks(function, indices):
                 if self.stopping.is_set():
                     raise OvertileError("stopped. Run the same command again to go on")
                 self.watcher.block_done(outcome.key, stage, counts)
+                if stage == NETWORK:
+                    self.events.put(partial(self._predicted, outcome.key))
                 yield counts
 
         return mapped
@@ -197,7 +229,7 @@ def _batch_name() -> str:
 @flow(
     name="segment-folder",
     flow_run_name=_batch_name,
-    task_runner=ThreadPoolTaskRunner(max_workers=SLIDES_AT_ONCE + 1),  # type: ignore[arg-type]  # its futures are ours
+    task_runner=ThreadPoolTaskRunner(max_workers=MOST_SLIDES_ASKED),  # type: ignore[arg-type]  # its futures are ours
     persist_result=False,
 )
 def segment_folder(request: BatchRequest, watcher: Any = None, planned: Any = None) -> Batch:
@@ -212,19 +244,28 @@ def segment_folder(request: BatchRequest, watcher: Any = None, planned: Any = No
     report = Report(batch)
     watching = Watchers([report] if watcher is None else [report, watcher])
     watching.batch_planned(batch)
-    with _mapper(batch) as map_blocks:
-        Conductor(batch, map_blocks, watching).conduct()
+    with _conductor(batch, watching) as conductor:
+        conductor.conduct()
     report.finish()
     if any(not outcome.as_asked for outcome in batch.outcomes):
         raise IncompleteError(batch)
     return batch
 
 
-def _mapper(batch: Batch) -> AbstractContextManager[MapBlocks]:
+@contextmanager
+def _conductor(batch: Batch, watcher: Watcher) -> Iterator[Conductor]:
     cluster = batch.request.config.cluster
     if cluster.kind == "serial":
-        return nullcontext(serial)
+        yield Conductor(batch, lambda _rank: serial, Doorkeeper(_few(cluster.slides_at_once), 1), watcher)
+        return
     from pipeline.workers import local_cluster, resolve_workers
 
     on_gpu = any(one.compute.device == "cuda" for one in batch.equipment.values())
-    return local_cluster(resolve_workers(cluster.workers), threads=2 if on_gpu else 1)
+    workers, threads = resolve_workers(cluster.workers), 2 if on_gpu else 1
+    with local_cluster(workers, threads) as dask:
+        yield Conductor(batch, dask.ranked, Doorkeeper(cluster.slides_at_once, workers * threads), watcher)
+
+
+def _few(at_once: int | Literal["auto"]) -> int:
+    """In one process every open slide holds a block in its memory: no more than one reads while one computes."""
+    return LEAST_SLIDES if at_once == "auto" else at_once

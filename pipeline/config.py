@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import ConfigError
 
+MOST_SLIDES_ASKED = 64
+"""As many slides as may be asked to be open at once: each takes a thread, a lock and its tables in memory."""
+
 CELL_PX = 512
 """Side of an inner zarr chunk and of the cells in which tissue is decided."""
 
@@ -95,10 +98,11 @@ class OutputsSection(Section):
 
 
 class ClusterSection(Section):
-    """Who computes: dask workers on this machine, or this process alone."""
+    """Who computes: dask workers on this machine, or this process alone. ``slides_at_once`` are open at a time."""
 
     kind: Literal["local", "serial"] = "local"
     workers: Length | Literal["auto"] = "auto"
+    slides_at_once: Annotated[int, Field(gt=0, le=MOST_SLIDES_ASKED)] | Literal["auto"] = "auto"
 
 
 class RunConfig(Section):

@@ -86,6 +86,12 @@ class SlidePlan:
         return self.config.tiles.block
 
     @property
+    def blocks(self) -> int:
+        """How many blocks the image has."""
+        rows, cols = (-(-length // self.block_px) for length in self.shape_yx)
+        return rows * cols
+
+    @property
     def channel_names(self) -> tuple[str, ...]:
         """Red, green and blue; grey; or numbered."""
         named = {1: ("grey",), 3: ("red", "green", "blue")}

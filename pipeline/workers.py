@@ -1,9 +1,9 @@
 """Who maps the blocks: dask workers on this machine. The only room that knows dask.
 
 The one decision made here: a task is one block, a worker is one process with one computing thread, and at most two
-blocks a worker are in flight, so neither the scheduler nor the client grows with the slide. A block that fails is
-remembered while the others go on; a block that kills its worker is tried again alone, so that innocents queued behind
-it are not blamed.
+blocks a thread are in flight, of all slides together and the oldest slide's first, so neither the scheduler nor the
+client grows with the slide. A block that fails is remembered while the others go on; a block that kills its worker is
+tried again with nothing else in flight, so that innocents queued behind it are not blamed.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import uuid4
 
 import dask
-from distributed import Client, Future, KilledWorker, LocalCluster, as_completed
+from distributed import Client, Future, KilledWorker, LocalCluster
 
 from pipeline.errors import DiskError, OvertileError, WorkerError
+from pipeline.flight import Closed, Flight, Lane, Place
 from pipeline.store import Index
 from pipeline.work import Counts, attempt
 
@@ -53,16 +55,26 @@ class Failures:
 
 
 @dataclass(frozen=True, slots=True)
+class Landed:
+    """A block that is done, well or not."""
+
+    index: Index
+    future: Future[Counts]
+
+
+@dataclass(frozen=True, slots=True)
 class DaskMap:
-    """Map blocks on a dask cluster through ``client``, bounded in flight."""
+    """Map blocks on a dask cluster through ``client``. All slides share one ``flight``; lower ``rank`` goes first."""
 
     client: Client
+    flight: Flight[Landed]
+    rank: int = 0
 
     def __call__(self, function: Callable[[Index], Counts], indices: Iterable[Index]) -> Iterator[Counts]:
         """Answers as blocks finish. Raises the first failure after the others are done."""
         failures = Failures()
         suspects: list[Index] = []
-        for index, result in self._bounded(function, iter(indices)):
+        for index, result in self._fly(function, iter(indices)):
             if isinstance(result, KilledWorker):
                 suspects.append(index)
             elif isinstance(result, BaseException):
@@ -70,35 +82,51 @@ class DaskMap:
             else:
                 yield result
         for suspect in suspects:
-            for index, result in self._bounded(function, iter([suspect])):
+            for index, result in self._fly(function, iter([suspect]), alone=True):
                 if isinstance(result, BaseException):
                     failures.causes[index] = _explain(index, result)
                 else:
                     yield result
         failures.raise_first()
 
-    def _bounded(
-        self, function: Callable[[Index], Counts], indices: Iterator[Index]
+    def ranked(self, rank: int) -> DaskMap:
+        """The same workers and flight for another slide."""
+        return replace(self, rank=rank)
+
+    def _fly(
+        self, function: Callable[[Index], Counts], indices: Iterator[Index], *, alone: bool = False
     ) -> Iterator[tuple[Index, Counts | BaseException]]:
-        flight = as_completed(loop=self.client.loop)
-        names: dict[Any, Index] = {}
-        disk_failed = False
+        """Send blocks as places become free, until there are none left or the disk failed."""
+        sending, in_air = True, set[Future[Counts]]()
+        with self.flight.lane(self.rank, alone=alone) as lane:
+            try:
+                while sending or in_air:
+                    match lane.inbox.get():
+                        case Place():
+                            index = next(indices, None) if sending else None
+                            sending = index is not None
+                            if index is None:
+                                self.flight.give_back(lane)
+                                continue
+                            in_air.add(self._send(function, index, lane))
+                            self.flight.ask(lane)
+                        case Landed(index, future):
+                            in_air.remove(future)
+                            result = _result(future)
+                            sending = sending and not isinstance(result, DiskError)
+                            future.release()
+                            yield index, result
+                        case Closed():
+                            raise WorkerError("the workers were stopped. Run the same command again to go on")
+            finally:
+                for future in in_air:  # nobody listens any more
+                    future.release()
 
-        def submit_next() -> None:
-            index = None if disk_failed else next(indices, None)
-            if index is not None:
-                future = self.client.submit(attempt, function, index, pure=False)
-                names[future.key] = index
-                flight.add(future)
-
-        for _ in range(2 * max(1, len(self.client.scheduler_info(n_workers=-1)["workers"]))):
-            submit_next()
-        for future in flight:
-            result = _result(future)
-            disk_failed = disk_failed or isinstance(result, DiskError)
-            yield names.pop(future.key), result
-            future.release()
-            submit_next()
+    def _send(self, function: Callable[[Index], Counts], index: Index, lane: Lane[Landed]) -> Future[Counts]:
+        name = getattr(getattr(function, "func", function), "__name__", "block")
+        future = self.client.submit(attempt, function, index, key=f"{name}-{uuid4()}", priority=-self.rank)
+        future.add_done_callback(lambda done: self.flight.land(lane, Landed(index, done)))
+        return future
 
 
 def _result(future: Future[Counts]) -> Counts | BaseException:
@@ -151,7 +179,11 @@ def local_cluster(workers: int, threads: int = 1) -> Iterator[DaskMap]:
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
-        yield DaskMap(client)
+        flight: Flight[Landed] = Flight(2 * workers * threads)
+        try:
+            yield DaskMap(client, flight)
+        finally:
+            flight.close()
 
 
 def resolve_workers(workers: int | str) -> int:

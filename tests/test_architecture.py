@@ -31,6 +31,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "discover",
         "display picture page fields",
         "files",
+        "flight",
         "morphology",
         "object_table",
         "polygons",

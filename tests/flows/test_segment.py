@@ -13,6 +13,7 @@ import pytest
 import tifffile
 from skimage.data import immunohistochemistry
 
+from flows.segment import Doorkeeper
 from tests.commands import CONTEXT, Command, Ran
 
 
@@ -86,3 +87,26 @@ def test_an_artifact_for_each_slide(shown: Shown) -> None:
 
 def test_the_next_slide_is_read_while_one_is_computed(shown: Shown) -> None:
     assert shown.tasks["second: ingest"]["start_time"] < shown.tasks["first: predict"]["end_time"]
+
+
+# ---- how many slides are open --------------------------------------------------------------------------------------
+
+
+def opened(door: Doorkeeper, blocks_a_slide: int) -> int:
+    """How many slides of a long batch are open before the first is through the network."""
+    left: list[int] = []
+    while door.admits(left):
+        left.append(blocks_a_slide)
+    return len(left)
+
+
+def test_so_many_slides_are_open_that_workers_have_blocks() -> None:
+    auto = Doorkeeper("auto", threads=4)
+    assert [opened(auto, blocks) for blocks in (500, 12, 6, 4, 2)] == [2, 2, 2, 3, 6]
+    assert opened(auto, 0) == 16, "what is through the network does not count, but has its tables in memory"
+    assert auto.admits([5, 3, 3]), "nearly through: the next may come"
+    assert not auto.admits([5, 4, 3])
+
+
+def test_no_more_slides_are_open_than_asked_for() -> None:
+    assert [opened(Doorkeeper(number, threads=4), 1) for number in (1, 5)] == [1, 5]

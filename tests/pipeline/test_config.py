@@ -33,7 +33,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "fill_holes_um2": 0.0,
     },
     "outputs": {"geojson": True, "overview": True},
-    "cluster": {"kind": "local", "workers": "auto"},
+    "cluster": {"kind": "local", "workers": "auto", "slides_at_once": "auto"},
 }
 
 

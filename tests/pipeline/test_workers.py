@@ -12,11 +12,13 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
+from distributed import Scheduler
 
 from pipeline.errors import DiskError, SlideError, WorkerError
 from pipeline.geometry import Box
@@ -132,6 +134,41 @@ def test_few_blocks_are_in_flight_however_many_there_are(cluster: DaskMap) -> No
     assert most <= IN_FLIGHT
 
 
+def in_flight(dask_scheduler: Scheduler) -> int:
+    """Tasks that the scheduler knows and that have not ended."""
+    return sum(task.state in ("queued", "no-worker", "processing") for task in dask_scheduler.tasks.values())
+
+
+def test_slides_share_what_may_be_in_flight(cluster: DaskMap) -> None:
+    """Three slides at once have no more in flight than one, and every block is done."""
+    most = [0]
+
+    def source(slide: int) -> Iterator[Index]:
+        for number in range(30):
+            most.append(cluster.client.run_on_scheduler(in_flight))
+            yield slide, number
+
+    def mapped(slide: int) -> int:
+        return totals(list(cluster.ranked(slide)(blocks.count, source(slide))))["blocks"]
+
+    with ThreadPoolExecutor(3) as slides:
+        assert list(slides.map(mapped, range(3))) == [30] * 3
+    assert 1 < max(most) <= IN_FLIGHT
+
+
+def test_the_oldest_slides_blocks_go_first(cluster: DaskMap, tmp_path: Path) -> None:
+    """A young slide that is mapped first stands back as soon as an older one comes."""
+    grid = [(0, number) for number in range(40)]
+    young = cluster.ranked(7)(partial(blocks.ordered, tmp_path, 7), grid)
+    next(young)
+    with ThreadPoolExecutor(1) as aside:
+        old = aside.submit(list, cluster.ranked(2)(partial(blocks.ordered, tmp_path, 2), grid))
+        assert (len(list(young)), len(old.result(timeout=60))) == (39, 40)
+    order = (tmp_path / "order").read_text().split()
+    while_old = order[order.index("2") : len(order) - order[::-1].index("2")]
+    assert while_old.count("7") <= 10, order
+
+
 def test_serial_draws_one_at_a_time() -> None:
     drawn: list[int] = []
     answers = serial(blocks.count, ((0, number) for number in range(9) if drawn.append(number) is None))
@@ -235,6 +272,19 @@ def test_a_block_that_always_kills_its_worker_is_named_and_the_innocent_complete
     assert totals(found) == totals([blocks.count(index) for index in GRID if index != (0, 1)])
     assert tried(tmp_path)["0.1"] <= 4, "bounded retries"
     assert len(list(cluster(blocks.count, GRID))) == len(GRID), "and the workers are back"
+
+
+def test_a_block_that_kills_costs_the_other_slides_nothing(cluster: DaskMap, tmp_path: Path) -> None:
+    """It is tried again with nothing of any slide beside it."""
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    with ThreadPoolExecutor(2) as slides:
+        bad = slides.submit(consume, cluster.ranked(0)(partial(blocks.poison, tmp_path / "one", ((0, 1),), 99), GRID))
+        good = slides.submit(consume, cluster.ranked(1)(partial(blocks.noted, tmp_path / "two"), GRID * 3))
+        found, error = bad.result(timeout=120)
+        others, none = good.result(timeout=120)
+    assert (len(found), len(others), none) == (len(GRID) - 1, 3 * len(GRID), None)
+    assert "row 0, col 1" in str(error)
 
 
 # ---- who can reach it ----------------------------------------------------------------------------------------------

@@ -1,0 +1,177 @@
+"""A few places in the air, shared: oldest slide first, never more than there are, nobody left waiting."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.flight import Closed, Flight, Lane, Place
+
+Sent = tuple[int, int]
+"""A block: rank of its slide, its number."""
+
+
+def news(lane: Lane[Sent]) -> list[object]:
+    """All that is in a lane's inbox."""
+    found: list[object] = []
+    while not lane.inbox.empty():
+        found.append(lane.inbox.get())
+    return found
+
+
+@contextmanager
+def lanes(flight: Flight[Sent], *ranks: int) -> Iterator[list[Lane[Sent]]]:
+    """A lane for each rank, asking in this order."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(flight.lane(rank)) for rank in ranks]
+
+
+def test_a_free_place_goes_to_the_oldest_slide_that_waits() -> None:
+    flight: Flight[Sent] = Flight(1)
+    with lanes(flight, 3, 2, 1) as (first, second, third):
+        assert [news(lane) for lane in (first, second, third)] == [[Place()], [], []]
+        flight.land(first, (3, 0))
+        assert [news(lane) for lane in (first, second, third)] == [[(3, 0)], [], [Place()]]
+        flight.ask(first)
+        flight.land(third, (1, 0))
+        assert [news(lane) for lane in (first, second, third)] == [[], [Place()], [(1, 0)]]
+        flight.land(second, (2, 0))
+        assert news(first) == [Place()]
+
+
+def test_lanes_of_one_rank_take_turns_as_they_came() -> None:
+    flight: Flight[Sent] = Flight(1)
+    with lanes(flight, 1, 0, 0) as (holder, first, second):
+        flight.land(holder, (1, 0))
+        assert (news(first), news(second)) == ([Place()], [])
+
+
+def test_places_that_become_free_together_all_go_to_the_oldest() -> None:
+    flight: Flight[Sent] = Flight(3)
+    with lanes(flight, 5, 2) as (young, old):
+        assert news(young) == [Place()] * 3
+        for number in range(3):
+            flight.ask(young)
+            flight.land(young, (5, number))
+        assert news(old) == [Place()] * 3
+
+
+def test_alone_means_nothing_else_in_the_air() -> None:
+    flight: Flight[Sent] = Flight(2)
+    with lanes(flight, 1) as (others,), flight.lane(0, alone=True) as alone:
+        flight.ask(others)
+        flight.land(others, (1, 0))
+        assert (news(others), news(alone)) == ([Place(), Place(), (1, 0)], []), "one is in the air"
+        flight.land(others, (1, 1))
+        assert (news(others), news(alone)) == ([(1, 1)], [Place()])
+        flight.land(alone, (0, 1))
+        assert news(others) == [Place()]
+
+
+def test_an_older_slide_goes_before_a_younger_ones_lonely_block() -> None:
+    flight: Flight[Sent] = Flight(2)
+    with lanes(flight, 0) as (old,), flight.lane(1, alone=True) as alone:
+        flight.ask(old)
+        flight.land(old, (0, 0))
+        assert (news(old), news(alone)) == ([Place(), Place(), (0, 0), Place()], [])
+
+
+def test_who_leaves_frees_what_it_holds_and_its_place_in_line() -> None:
+    flight: Flight[Sent] = Flight(2)
+    with lanes(flight, 1) as (stays,):
+        with lanes(flight, 0) as (leaves,):
+            flight.land(stays, (1, 0))
+            assert news(leaves) == [Place()]
+        flight.ask(stays)
+        assert news(stays) == [Place(), Place(), (1, 0), Place()]
+        flight.land(leaves, (0, 0))
+        flight.ask(stays)
+        assert news(stays) == [], "a block that lands when its lane is gone frees no place of another's"
+
+
+def test_who_has_no_more_blocks_is_out_of_the_line() -> None:
+    flight: Flight[Sent] = Flight(2)
+    with lanes(flight, 0, 1) as (old, young):
+        flight.ask(old)
+        flight.give_back(old)
+        assert (news(old), news(young)) == ([Place(), Place()], [Place()])
+
+
+def test_a_closed_flight_tells_everybody_and_who_comes_later() -> None:
+    flight: Flight[Sent] = Flight(1)
+    with lanes(flight, 0, 1) as (first, second):
+        flight.close()
+        with lanes(flight, 2) as (late,):
+            assert [news(lane)[-1] for lane in (first, second, late)] == [Closed()] * 3
+
+
+@dataclass(slots=True)
+class Air:
+    """What is in the air, counted by its own means."""
+
+    now: int = 0
+    most: int = 0
+    seen: list[Sent] = field(default_factory=list)
+    guard: threading.Lock = field(default_factory=threading.Lock)
+
+    def up(self, block: Sent) -> None:
+        """One more."""
+        with self.guard:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            self.seen.append(block)
+
+    def down(self) -> None:
+        """One less."""
+        with self.guard:
+            self.now -= 1
+
+
+def fly(flight: Flight[Sent], air: Air, workers: ThreadPoolExecutor, rank: int, blocks: int) -> list[Sent]:
+    """Send blocks as a mapper does; what came back."""
+    todo, landed = iter(range(blocks)), list[Sent]()
+
+    def work(lane: Lane[Sent], block: Sent) -> None:
+        air.down()
+        flight.land(lane, block)
+
+    with flight.lane(rank) as lane:
+        while len(landed) < blocks or lane.held:
+            got = lane.inbox.get(timeout=30)
+            if isinstance(got, tuple):
+                landed.append(got)
+                continue
+            number = next(todo, None)
+            if number is None:
+                flight.give_back(lane)
+                continue
+            air.up((rank, number))
+            workers.submit(work, lane, (rank, number))
+            flight.ask(lane)
+    return landed
+
+
+@given(
+    places=st.integers(1, 5),
+    sizes=st.lists(st.integers(0, 30), min_size=1, max_size=6),
+    seed=st.integers(0, 2**16),
+)
+def test_all_blocks_of_all_slides_fly_once_and_never_too_many(places: int, sizes: list[int], seed: int) -> None:
+    flight: Flight[Sent] = Flight(places)
+    air = Air()
+    order = list(enumerate(sizes))
+    random.Random(seed).shuffle(order)
+    with ThreadPoolExecutor(4) as workers, ThreadPoolExecutor(len(sizes)) as slides:
+        answers = [slides.submit(fly, flight, air, workers, rank, blocks) for rank, blocks in order]
+        for (rank, blocks), answer in zip(order, answers, strict=True):
+            assert sorted(answer.result(timeout=60)) == [(rank, number) for number in range(blocks)]
+    assert air.most <= places
+    assert sorted(air.seen) == sorted((rank, number) for rank, blocks in order for number in range(blocks))
+    assert flight._held == 0
