@@ -22,7 +22,11 @@ MOST_SLIDES_ASKED = 64
 CELL_PX = 512
 """Side of an inner zarr chunk and of the cells in which tissue is decided."""
 
-SLIDE_PATTERNS = ("*.svs", "*.tif", "*.tiff", "*.ndpi", "*.btf")
+SLIDE_PATTERNS = (
+    *("*.svs", "*.tif", "*.tiff", "*.ndpi", "*.btf", "*.mrxs", "*.dcm", "*.scn", "*.bif", "*.vms", "*.vmu"),
+    *("*.svslide", "*.zarr", "*.png", "*.jpg", "*.jpeg", "*.czi", "*.vsi", "*.isyntax", "*.i2syntax", "*.lif", "*.nd2"),
+)
+"""Those of the second line from ``*.czi`` on cannot be read: they are found so that they fail by name."""
 
 Length = Annotated[int, Field(gt=0)]
 Radius = Annotated[float, Field(ge=0, le=50)]
@@ -45,12 +49,14 @@ class InputSection(Section):
 
     ``mpp`` overrides what slides say (micrometres per pixel); ``cases`` is a CSV that names and orders the slides, and
     replaces model and resolution for one of them; ``regions`` is a folder of ``<key>.geojson``, or one such file.
+    ``channels``: numbers, counted from 1, or names of the channels to use, in the model's order; null for all.
     """
 
     pattern: Annotated[tuple[str, ...], Field(strict=False)] = SLIDE_PATTERNS  # not strict: YAML has lists only
     mpp: Annotated[float, Field(ge=0.05, le=10)] | Literal["native"] | None = None
     cases: str | None = None
     regions: str | None = None
+    channels: Annotated[tuple[Annotated[int, Field(ge=1)] | str, ...], Field(strict=False, min_length=1)] | None = None
 
 
 class TissueSection(Section):

@@ -3,6 +3,10 @@
 The one decision made here: a slide's key is its path below the folder that was asked for, without its extension. Two
 slides with one key (also when only their case differs, which some file systems cannot tell apart), or one inside the
 other's (``a.svs`` beside ``a/b.svs``), are refused by name; overtile's own output is never taken for input.
+
+A slide that is several files counts once: an MRXS with its folder, an OME-Zarr, the DICOM instances of one series
+(keyed by their folder when it holds nothing else, else by the first of them). What cannot be read is found too, to fail
+by name, unless its conversion stands beside it.
 """
 
 from __future__ import annotations
@@ -17,8 +21,9 @@ from itertools import chain, permutations, product
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import ConfigError, OvertileError, SlideError
+from pipeline.slide_kinds import DICOM, UNREADABLE, group_by_series, is_ome_zarr, is_own_result, owned_names
 
-EXTENSIONS = (".ome.tiff", ".ome.tif")
+EXTENSIONS = (".ome.tiff", ".ome.tif", ".ome.zarr")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,26 +54,54 @@ def find_slides(inputs: Sequence[Path], patterns: Sequence[str], out: Path) -> l
 
 
 def _expand(source: Path, patterns: Sequence[str], out: Path) -> Iterable[tuple[Path, str]]:
-    if source.is_dir():
-        for path in _walk(source, out.resolve()):
-            if any(fnmatch(path.name.casefold(), pattern.casefold()) for pattern in patterns):
-                yield path, key_of(path.relative_to(source))
+    if source.is_dir() and not (is_ome_zarr(source) or is_own_result(source)):
+        for folder, names in _walk(source, out.resolve()):
+            matching = [name for name in names if any(fnmatch(name.casefold(), one.casefold()) for one in patterns)]
+            yield from _slides(source, folder, matching)
     elif os.path.lexists(source):
-        yield source, key_of(Path(source.name))
+        yield source, key_of(Path(source.name or source.resolve().name))
     else:
         raise ConfigError(f"{source} does not exist: expected a slide or a folder of slides")
 
 
-def _walk(folder: Path, out: Path) -> Iterable[Path]:
+def _walk(folder: Path, out: Path) -> Iterable[tuple[Path, list[str]]]:
+    """Every folder with the names in it that may be slides. What belongs to a slide, or to overtile, is left out."""
     for current, folders, files in os.walk(folder):
         here = Path(current)
-        kept = [name for name in sorted(folders) if not _is_output(here / name, out)]
-        folders[:] = kept
-        yield from (here / name for name in sorted([*files, *kept]))
+        owned = owned_names(here, files)
+        kept = [name for name in sorted(folders) if name not in owned and not _is_output(here / name, out)]
+        folders[:] = [name for name in kept if not _is_zarr(name)]
+        shown = [name for name in files if name not in owned and not name.startswith(".")]
+        yield here, sorted([*shown, *(name for name in kept if not _is_zarr(name) or is_ome_zarr(here / name))])
+
+
+def _slides(source: Path, folder: Path, names: Sequence[str]) -> Iterable[tuple[Path, str]]:
+    """Path and key of the slides among the names in a folder below ``source``."""
+    instances = [folder / name for name in names if name.casefold().endswith(DICOM) and (folder / name).is_file()]
+    series = group_by_series(instances)
+    if len(series) == 1 and len(instances) == len(names) > 1:
+        yield folder, folder.relative_to(source).as_posix() if folder != source else folder.resolve().name
+        return
+    left_out = {instance.name for members in series for instance in members[1:]} | _converted(names)
+    for path in (folder / name for name in names if name not in left_out):
+        yield path, key_of(path.relative_to(source))
+
+
+def _converted(names: Sequence[str]) -> set[str]:
+    """Of the names those of an unreadable format that have a readable twin: ``a.czi`` beside ``a.zarr``."""
+    unreadable = {name for name in names if Path(name).suffix.casefold() in UNREADABLE}
+    readable = {key_of(Path(name)) for name in names if name not in unreadable}
+    return {name for name in unreadable if key_of(Path(name)) in readable}
+
+
+def _is_zarr(name: str) -> bool:
+    return name.casefold().endswith(".zarr")
 
 
 def _is_output(path: Path, out: Path) -> bool:
-    return path.name.startswith(".") or path.name.casefold().endswith(".zarr") or path.resolve() == out
+    """True for the output folder of this run, for a slide's folder in that of another, and for what is hidden."""
+    result = (path / "slide.ome.zarr").is_dir() or (path / ".work" / "plan.json").is_file()
+    return path.name.startswith(".") or path.resolve() == out or result
 
 
 def key_of(relative: Path) -> str:
@@ -100,5 +133,5 @@ def _folded(key: str) -> str:
 def _refuse(candidate: Candidate, rivals: Sequence[Candidate]) -> Candidate:
     others = ", ".join(str(other.path) for other in rivals)
     reason = f"its output would be {candidate.key!r}, which is, holds or lies in that of {others}"
-    cure = "Rename one, or segment them into two folders"
+    cure = "Rename one, segment them into two folders, or leave one out with --set 'input.pattern=[\"*.svs\"]'"
     return Candidate(candidate.key, candidate.path, SlideError(f"{candidate.path}: {reason}. {cure}"))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline.resample import Resolution, resample, source_box
 from pipeline.slide import open_slide
+from pipeline.slide_channels import choose_channels
 from pipeline.store import ArraySpec, Index
 from pipeline.work import Counts, MapBlocks, StageReport, Work, run_blocks
 
@@ -20,12 +21,13 @@ ARRAY = "0"
 
 @dataclass(frozen=True, slots=True)
 class IngestSection:
-    """Which slide, at which level and scale, with how many channels of which sample type."""
+    """Which slide, at which level and scale, with how many channels of which sample type; which ones (None: all)."""
 
     slide: Path
     resolution: Resolution
     channels: int
     dtype: str
+    channel_numbers: tuple[int, ...] | None = None
 
 
 def ingest_block(work: Work, section: IngestSection, index: Index) -> Counts:
@@ -35,7 +37,8 @@ def ingest_block(work: Work, section: IngestSection, index: Index) -> Counts:
     """
     core = work.core(index)
     source = source_box(section.resolution.resampling, core)
-    pixels_CYX = open_slide(section.slide).read(section.resolution.level, source)
+    reader = choose_channels(open_slide(section.slide), section.channel_numbers)
+    pixels_CYX = reader.read(section.resolution.level, source)
     image_CYX = resample(pixels_CYX, section.resolution.resampling, source, core)
     work.store.write_block(ARRAY, work.plan, core, image_CYX)
     return {"pixels": core.area_px}

@@ -19,6 +19,7 @@ from pipeline.files import digest
 from pipeline.regions import Regions, find_regions
 from pipeline.resample import Resolution, resolution
 from pipeline.slide import open_slide
+from pipeline.slide_channels import channel_numbers, choose_channels
 from unet_core.errors import NetworkError
 from unet_core.header import describe, resolve, sha256
 from unet_core.shapes import ValidShape
@@ -64,7 +65,8 @@ class SlidePlan:
     key: str
     slide: Path
     facts: Mapping[str, Any]
-    channels: int
+    channel_names: tuple[str, ...]
+    channel_numbers: tuple[int, ...] | None
     dtype: str
     resolution: Resolution
     model: Model
@@ -92,10 +94,9 @@ class SlidePlan:
         return rows * cols
 
     @property
-    def channel_names(self) -> tuple[str, ...]:
-        """Red, green and blue; grey; or numbered."""
-        named = {1: ("grey",), 3: ("red", "green", "blue")}
-        return named.get(self.channels) or tuple(f"channel {number}" for number in range(1, self.channels + 1))
+    def channels(self) -> int:
+        """Channels of the image."""
+        return len(self.channel_names)
 
     @property
     def threshold(self) -> float:
@@ -126,6 +127,7 @@ class SlidePlan:
             "case": self.case and dict(self.case),
             "facts": dict(self.facts),
             "image": {
+                "channels": list(self.channel_names),
                 "shape_yx": list(self.shape_yx),
                 "mpp": self.resolution.mpp,
                 "slide_mpp": self.resolution.slide_mpp,
@@ -185,18 +187,21 @@ def plan_slide(candidate: Candidate, model: Model, compute: Compute, config: Run
     """
     if candidate.refused is not None:
         raise candidate.refused
-    reader = open_slide(candidate.path)
+    slide = open_slide(candidate.path)
+    numbers = channel_numbers(slide, config.input.channels)
+    reader = choose_channels(slide, numbers)
     if reader.channels != model.spec.in_channels and not (reader.channels == 1 and model.spec.in_channels == 3):
         raise SlideError(
-            f"{candidate.path}: expected {model.spec.in_channels} channels for model {model.name}, "
-            f"found {reader.channels}. Choose a model trained on such slides with --model"
+            f"{candidate.path}: expected {model.spec.in_channels} channels for model {model.name}, found "
+            f"{reader.channels} ({', '.join(reader.channel_names)}). Choose a model trained on such slides with "
+            "--model, or channels with --set 'input.channels=[1]'"
         )
     override = config.input.mpp if model.spec.mpp is not None else "native"
     resolved = resolution(reader, override, model.spec.mpp or 1.0)
     regions, remarks = _regions(candidate, config, reader.levels[0].shape_yx)
     source = {
         "fingerprint": reader.fingerprint(),
-        "channels": reader.channels,
+        "channels": reader.channels if numbers is None else list(numbers),
         "dtype": str(reader.dtype),
         "level": resolved.level,
         "resampling": repr(resolved.resampling),
@@ -206,7 +211,8 @@ def plan_slide(candidate: Candidate, model: Model, compute: Compute, config: Run
         key=candidate.key,
         slide=candidate.path,
         facts=reader.describe(),
-        channels=reader.channels,
+        channel_names=reader.channel_names,
+        channel_numbers=numbers,
         dtype=str(reader.dtype),
         resolution=resolved,
         model=model,
@@ -215,7 +221,7 @@ def plan_slide(candidate: Candidate, model: Model, compute: Compute, config: Run
         case=candidate.case,
         hashes={},
         regions=regions,
-        warnings=resolved.warnings + remarks,
+        warnings=(*resolved.warnings, *reader.warnings, *remarks),
     )
     return replace(plan, hashes=_hashes(source, plan))
 
@@ -235,7 +241,11 @@ def _hashes(source: Mapping[str, Any], plan: SlidePlan) -> dict[str, str]:
     chain = _Chain({})
     drawn = [] if plan.regions is None else [plan.regions.digest()]
     named = [] if plan.regions is None else [plan.regions.names, plan.regions.classes]
-    names = [list(model.spec.class_names), [list(colour) for colour in model.spec.colours or ()]]
+    names = [
+        list(model.spec.class_names),
+        [list(colour) for colour in model.spec.colours or ()],
+        list(plan.channel_names),
+    ]
     chain.add("ingest", [source], ())
     chain.add("tissue", [_dump(config.tissue), mpp, model.shape.halo, *drawn], ("ingest",))
     chain.add("predict", [model.sha256, compute.device, compute.precision], ("ingest", "tissue"))

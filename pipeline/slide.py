@@ -1,160 +1,50 @@
 """Open a slide and read any box of any of its levels: the only door to a slide's pixels.
 
-The one decision made here: tiles are read with ``pread`` and decoded one by one by tifffile's page decoder, without
-its file position, its cache or its repairs. So any number of threads may read at once, a box costs only the tiles it
-touches, and a tile that does not decode to exactly what the directory promises is an error with a place, not a
-black square.
+The one decision made here: who reads a slide follows from what it is, never from a setting. TIFF is read by our own
+reader, which checks more than any library does; OpenSlide has what only it knows (MRXS, DICOM and TIFF with
+overlapping tiles); an OME-Zarr and a photo have readers of their own. All answer to SlideReader.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import weakref
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from pipeline.geometry import Box
-from pipeline.slide_check import COMPRESSIONS, ImageFacts, check_image, has_alpha
 from pipeline.slide_file import open_file, stat_file
-from pipeline.slide_formats import Pyramid, find_pyramid
-from pipeline.slide_ifd import RawFile
-from pipeline.slide_reader import Level, Pixels, SlideReader, downsample_yx
-from pipeline.slide_tags import ImageTags, check_tags, image_facts, read_images
-from pipeline.slide_tiles import StoredImage, over_white, stored_image, tiff_of
+from pipeline.slide_kinds import Found, recognise
+from pipeline.slide_reader import SlideReader
+from pipeline.slide_tiff import load_tiff
 
 _OPEN_SLIDES = 8
-_SAMPLES, _SAMPLE_BYTES = 256, 4096
 
 
 def open_slide(path: str | Path) -> SlideReader:
-    """The slide at ``path``, checked but not decoded; one reader per file and process.
+    """The slide at ``path``, checked but not decoded; one reader per slide and process.
 
-    Raises SlideError when it is no TIFF slide, is damaged, or is of a kind that cannot be read exactly.
+    Raises SlideError when it is no slide, is damaged, or is of a kind that cannot be read exactly.
     """
-    where = Path(path)
-    found = stat_file(where)
-    return _open(where, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
+    found = recognise(Path(path))
+    return _open(Path(path), found, tuple(_state(file) for file in found.files))
+
+
+def _state(file: Path) -> tuple[int, int, int, int]:
+    found = stat_file(file)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @lru_cache(maxsize=_OPEN_SLIDES)
-def _open(path: Path, _state: tuple[int, int, int, int]) -> TiffSlide:
-    """Cached by path and file state: workers come back to the same slide for every block."""
-    file = open_file(path)
-    try:
-        slide = _load(file)
-    except BaseException:
-        os.close(file.fd)
-        raise
-    weakref.finalize(slide, os.close, file.fd)
-    return slide
+def _open(path: Path, found: Found, _states: tuple[tuple[int, int, int, int], ...]) -> SlideReader:
+    """Cached by path and the state of all its files: workers come back to the same slide for every block."""
+    if found.kind == "tiff" and (slide := load_tiff(open_file(path))) is not None:
+        return slide
+    if found.kind == "photo":
+        from pipeline.slide_photo import load_photo  # each format's library costs time; most runs need one
 
+        return load_photo(path)
+    if found.kind == "zarr":
+        from pipeline.slide_zarr import load_zarr
 
-def _load(file: RawFile) -> TiffSlide:
-    """Walk, choose, check: nothing is decoded, and tifffile sees the file only when its levels are in order."""
-    images = read_images(file)
-    pyramid = find_pyramid(images)
-    checked = [[_checked(tags, level) for tags in stack] for level, stack in enumerate(pyramid.levels)]
-    check_tags(images[0])
-    with tiff_of(file, images[0].layout) as tiff:
-        stored = tuple(
-            tuple(stored_image(tiff, tags, facts, level) for tags, facts in zip(stack, checked[level], strict=True))
-            for level, stack in enumerate(pyramid.levels)
-        )
-    shapes = [stack[0].shape_yx for stack in pyramid.levels]
-    levels = tuple(Level(shape_yx, downsample_yx(shapes[0], shape_yx)) for shape_yx in shapes)
-    return TiffSlide(file, pyramid, stored, levels)
+        return load_zarr(path)
+    from pipeline.slide_openslide import load_openslide
 
-
-def _checked(tags: ImageTags, level: int) -> ImageFacts:
-    facts = image_facts(tags)
-    check_image(facts, level, tags.file.size_bytes)
-    return facts
-
-
-@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
-class TiffSlide:
-    """A TIFF slide: see SlideReader. Holds one file descriptor until it is collected."""
-
-    file: RawFile
-    pyramid: Pyramid
-    images: tuple[tuple[StoredImage, ...], ...]
-    levels: tuple[Level, ...]
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return Path(self.file.name)
-
-    @property
-    def format(self) -> str:
-        """Name of the file format."""
-        return self.pyramid.format
-
-    @property
-    def mpp_yx(self) -> tuple[float, float] | None:
-        """Micrometres per pixel of level 0 as stated."""
-        return self.pyramid.mpp_yx
-
-    @property
-    def channels(self) -> int:
-        """Channels of ``read``: those of all images of a level, less the alpha."""
-        facts = self._facts
-        return len(self.images[0]) * facts.samples - (has_alpha(facts) is not None)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """uint8 or uint16."""
-        return self.images[0][0].dtype
-
-    @property
-    def _facts(self) -> ImageFacts:
-        return self.images[0][0].facts
-
-    def read(self, level: int, box: Box) -> Pixels:
-        """Pixels of ``box`` of ``level`` as a new (c, y, x) array. Raises TileError, ValueError outside the level."""
-        if Box.of_shape(self.levels[level].shape_yx).intersect(box) != box:
-            raise ValueError(f"{self.file.name}: box {box} is not inside level {level}, {self.levels[level].shape_yx}")
-        images, samples = self.images[level], self._facts.samples
-        out_CYX = np.empty((len(images) * samples, *box.shape), self.dtype)
-        for k, image in enumerate(images):
-            image.fill(out_CYX[k * samples : (k + 1) * samples], box)
-        alpha = has_alpha(self._facts)
-        return out_CYX if alpha is None else over_white(out_CYX, alpha)
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the size, the shape and tile tables of every level, and 256 samples of 4 KiB of the file."""
-        digest = hashlib.sha256(f"slide 1 {self.file.size_bytes} {self.pyramid.mpp_yx}".encode())
-        for image in (image for stack in self.images for image in stack):
-            segments = image.facts.segments
-            digest.update(f"{image.facts.shape_yx} {segments.side_yx} {image.facts.compression}".encode())
-            digest.update(segments.offsets.tobytes() + segments.counts.tobytes())
-        for offset in np.linspace(0, max(0, self.file.size_bytes - _SAMPLE_BYTES), _SAMPLES).astype(np.int64):
-            length = min(_SAMPLE_BYTES, self.file.size_bytes - int(offset))
-            digest.update(self.file.read(int(offset), length, "a sample for the fingerprint"))
-        return digest.hexdigest()
-
-    def describe(self) -> dict[str, Any]:
-        """Format, vendor, channels and levels. Nothing a person wrote into the file."""
-        return {
-            "format": self.format,
-            "vendor": self.pyramid.vendor or None,
-            "bytes": self.file.size_bytes,
-            "channels": self.channels,
-            "dtype": str(self.dtype),
-            "mpp_yx": list(self.mpp_yx) if self.mpp_yx else None,
-            "levels": [self._describe_level(level) for level in range(len(self.levels))],
-        }
-
-    def _describe_level(self, level: int) -> dict[str, Any]:
-        facts = self.images[level][0].facts
-        return {
-            "shape_yx": list(facts.shape_yx),
-            "downsample_yx": list(self.levels[level].downsample_yx),
-            "tile_yx": list(facts.segments.side_yx),
-            "compression": COMPRESSIONS[facts.compression],
-        }
+    return load_openslide(path, found)

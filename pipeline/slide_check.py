@@ -107,6 +107,12 @@ def check_image(facts: ImageFacts, level: int, file_bytes: int) -> None:
     _check_table(facts, level, file_bytes)
 
 
+def check_size(facts: ImageFacts, level: int) -> None:
+    """Refuse an image whose sides, or its tiles' sides, no slide has. For files that another library decodes."""
+    for problem in _size_problems(facts):
+        raise SlideError(f"{facts.name}: level {level}: {problem}")
+
+
 def _problems(facts: ImageFacts) -> Iterator[str]:
     yield from _size_problems(facts)
     yield from _coding_problems(facts)

@@ -1,4 +1,4 @@
-"""Open what the user named, if it is a file that can be a TIFF; otherwise say what it really is.
+"""Open what the user named, if it is a file that can be a TIFF; otherwise say what it really is. Sample many files.
 
 The one decision made here: nothing is opened before it is known to be an ordinary file. Opening a FIFO waits for
 ever and opening a device may do anything.
@@ -6,9 +6,13 @@ ever and opening a device may do anything.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from pipeline.errors import SlideError
 from pipeline.slide_ifd import RawFile
@@ -31,6 +35,7 @@ _MAGIC = {
     b"II\xbc\x01": "a JPEG XR image",
 }  # fmt: skip
 _HEAD_BYTES = 512
+SAMPLES, SAMPLE_BYTES = 256, 4096
 
 
 def stat_file(path: Path) -> os.stat_result:
@@ -48,13 +53,38 @@ def stat_file(path: Path) -> os.stat_result:
     return found
 
 
+def read_head(path: Path) -> bytes:
+    """The first bytes of an ordinary file. Raises SlideError when it cannot be opened."""
+    fd = _open(path)
+    try:
+        return os.pread(fd, _HEAD_BYTES, 0)
+    finally:
+        os.close(fd)
+
+
+def sampled_digest(files: Sequence[Path], facts: str) -> str:
+    """SHA-256 of ``facts``, of the sizes of the files in their order, and of 256 samples of 4 KiB of them all."""
+    sizes = np.array([file.stat().st_size for file in files], np.int64)
+    ends, digest = np.cumsum(sizes), hashlib.sha256(facts.encode() + sizes.tobytes())
+    for place in np.unique(np.linspace(0, max(0, int(ends[-1]) - SAMPLE_BYTES), SAMPLES).astype(np.int64)):
+        number = int(np.searchsorted(ends, place, side="right"))
+        with files[number].open("rb") as opened:
+            opened.seek(int(place - ends[number] + sizes[number]))
+            digest.update(opened.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (PermissionError, FileNotFoundError) as error:
+        raise SlideError(f"{path}: cannot be opened ({error.strerror}); expected a readable file. Check it.") from error
+
+
 def open_file(path: Path) -> RawFile:
     """Open the file for reading when its first bytes are those of a TIFF; otherwise raise SlideError naming it."""
     stat_file(path)
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (PermissionError, FileNotFoundError) as error:
-        raise SlideError(f"{path}: cannot be opened ({error.strerror}); expected a readable file. Check it.") from error
+    fd = _open(path)
     try:
         return _checked(fd, path)
     except BaseException:
@@ -67,7 +97,7 @@ def _checked(fd: int, path: Path) -> RawFile:
     head = os.pread(fd, _HEAD_BYTES, 0)
     if head[:4] not in _TIFF:
         raise SlideError(
-            f"{path}: {_name(head, size)}, {size} bytes; expected a TIFF slide (SVS, NDPI, OME-TIFF, TIFF). "
+            f"{path}: {_name(head, size)}, {size} bytes; expected a slide (TIFF and its kin, MRXS, DICOM, ..). "
             "Fetch the slide again, or convert it."
         )
     if size < 8:

@@ -36,6 +36,7 @@ class Pyramid:
     vendor: str
     levels: tuple[Stack, ...]
     mpp_yx: MppYX | None
+    channel_names: tuple[str, ...] = ()
 
 
 def find_pyramid(images: Sequence[ImageTags]) -> Pyramid:
@@ -52,13 +53,22 @@ def find_pyramid(images: Sequence[ImageTags]) -> Pyramid:
     return Pyramid("TIFF", "", _levels(images), _stated_mpp(_largest(images)))
 
 
+def left_to_openslide(first: ImageTags) -> str | None:
+    """The layout of a TIFF whose tiles overlap, or whose levels are padded or several areas; None for all others."""
+    description, software = first.text(DESCRIPTION), first.text(SOFTWARE)
+    layouts = {
+        "Ventana BIF": first.entry(700) is not None and software.startswith(("ScanOutputManager", "Ventana")),
+        "Leica SCN": description.rstrip().endswith("</scn>"),
+        "Philips TIFF": software.startswith("Philips DP"),
+        "Trestle TIFF": software.startswith("MedScan"),
+    }
+    return next((name for name, found in layouts.items() if found), None)
+
+
 def _refuse_layouts(first: ImageTags, n_images: int) -> None:
     description, software = first.text(DESCRIPTION), first.text(SOFTWARE)
     stack = re.search(r"^images=(\d+)", description, re.MULTILINE) if description.startswith("ImageJ=") else None
     layouts = {
-        "Ventana BIF (overlapping tiles)": first.entry(700) and software.startswith(("ScanOutputManager", "Ventana")),
-        "Leica SCN (several areas)": description.rstrip().endswith("</scn>"),
-        "Philips TIFF (padded levels)": software.startswith("Philips DP"),
         "PerkinElmer QPTIFF (one image a channel)": software.startswith("PerkinElmer-QPI"),
         "Zeiss LSM": first.entry(34412),
         "MetaMorph STK": first.entry(33628),
@@ -107,7 +117,7 @@ def _ome(images: Sequence[ImageTags]) -> Pyramid:
     reduced = [image for image in images if image.number(SUBFILE, 0) & _REDUCED] if len(planes) == 1 else []
     stacks = list(zip(*(plane.children() for plane in planes), strict=False)) or [(image,) for image in reduced]
     levels = tuple(planes), *_fitting(planes[0], stacks)
-    return Pyramid("OME-TIFF", "", levels, ome.mpp_yx or _stated_mpp(planes[0]))
+    return Pyramid("OME-TIFF", "", levels, ome.mpp_yx or _stated_mpp(planes[0]), ome.channel_names)
 
 
 def _compare(plane: ImageTags, n_planes: int, ome: OmeImage) -> None:

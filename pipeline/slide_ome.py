@@ -28,6 +28,7 @@ class OmeImage:
     size_c: int
     directories: tuple[int, ...]
     mpp_yx: tuple[float, float] | None
+    channel_names: tuple[str, ...]
 
 
 def is_ome(description: str) -> bool:
@@ -60,6 +61,7 @@ def read_ome(xml: str, slide: str, samples: int) -> OmeImage:
         size_c=size_c,
         directories=_directories(pixels, slide, max(1, size_c // max(1, samples))),
         mpp_yx=_mpp_yx(pixels),
+        channel_names=tuple(channel.get("Name", "") for channel in _elements(pixels, "Channel")),
     )
 
 

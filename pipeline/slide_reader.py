@@ -7,6 +7,7 @@ not stretch the image, so 2967 px halved to 1483 is 2, not 2.0007 (which is off 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,8 @@ from pipeline.errors import SlideError
 from pipeline.geometry import Box
 
 Pixels = NDArray[Any]
+
+_NAME_CHARS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +75,20 @@ class SlideReader(Protocol):
         """Number of channels ``read`` returns."""
 
     @property
+    def channel_names(self) -> tuple[str, ...]:
+        """One distinct name a channel, as the file states them; see ``name_channels``."""
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """uint8 or uint16, in native byte order."""
 
     @property
     def mpp_yx(self) -> tuple[float, float] | None:
         """Micrometres per pixel of level 0 as the file states them, however absurd; None when it does not."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should know about the file although it can be read; mostly nothing."""
 
     def read(self, level: int, box: Box) -> Pixels:
         """Pixels of ``box`` (in pixels of ``level``, inside it) as a new (c, y, x) array.
@@ -90,6 +101,20 @@ class SlideReader(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Facts about the file that say nothing about a person: no label, user, date or name. JSON types only."""
+
+
+def name_channels(stated: Sequence[str], channels: int) -> tuple[str, ...]:
+    """A name for each of ``channels``: as stated when the file names them all, each once; else by colour or number.
+
+    A stated name is shortened to one line of 60 characters; one that is empty or comes twice is its number instead.
+    """
+    numbered = tuple(f"channel {number}" for number in range(1, channels + 1))
+    if len(stated) != channels or not any(stated):
+        return {1: ("grey",), 3: ("red", "green", "blue")}.get(channels, numbered)
+    short = [" ".join(name.split())[:_NAME_CHARS] for name in stated]
+    return tuple(
+        name if name and short.count(name) == 1 else number for name, number in zip(short, numbered, strict=True)
+    )
 
 
 def downsample_yx(base_yx: tuple[int, int], shape_yx: tuple[int, int]) -> tuple[float, float]:

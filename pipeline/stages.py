@@ -31,7 +31,7 @@ def run_stage(stage: str, plan: SlidePlan, root: Path, map_blocks: MapBlocks) ->
 
 
 def _ingest(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
-    section = ingest.IngestSection(plan.slide, plan.resolution, plan.channels, plan.dtype)
+    section = ingest.IngestSection(plan.slide, plan.resolution, plan.channels, plan.dtype, plan.channel_numbers)
     return ingest.ingest_slide(work, section, map_blocks)
 
 

@@ -112,9 +112,13 @@ def write_svs(path: Path, image: NDArray[Any], mpp: float | None = 0.25, levels:
     return path
 
 
-def write_ome(path: Path, planes_CYX: NDArray[Any], mpp: float = 0.5, levels: int = 1) -> Path:
+def write_ome(
+    path: Path, planes_CYX: NDArray[Any], mpp: float = 0.5, levels: int = 1, names: tuple[str, ...] = ()
+) -> Path:
     """An OME-TIFF with one image a channel, and ``levels - 1`` sub-images each."""
-    metadata = {"axes": "CYX", "PhysicalSizeX": mpp, "PhysicalSizeY": mpp}
+    metadata: dict[str, Any] = {"axes": "CYX", "PhysicalSizeX": mpp, "PhysicalSizeY": mpp}
+    if names:
+        metadata["Channel"] = {"Name": list(names)}
     options: dict[str, Any] = {"photometric": "minisblack", "tile": TILE, "compression": "deflate"}
     with tifffile.TiffWriter(path, ome=True) as writer:
         writer.write(planes_CYX, subifds=levels - 1, metadata=metadata, **options)

@@ -28,7 +28,6 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     (  # pure files and single rooms. Within a family (one line) files may import one another, families may not
         "components holes moments",
         "config",
-        "discover",
         "display picture page fields",
         "files",
         "flight",
@@ -36,8 +35,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "object_table",
         "polygons",
         "regions",
-        "resample slide slide_check slide_file slide_formats slide_ifd slide_jpeg slide_ome slide_reader slide_tags "
-        "slide_tiles",
+        "discover resample slide slide_channels slide_check slide_file slide_formats slide_ifd slide_jpeg slide_kinds "
+        "slide_ome slide_openslide slide_photo slide_reader slide_tags slide_tiff slide_tiles slide_zarr",
         "tissue_mask",
     ),
     ("cases", "lock", "plan", "store"),
@@ -60,12 +59,13 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "tifffile": ("pipeline/slide*.py", "pipeline/export.py", "flows/demo.py"),
     "imagecodecs": ("pipeline/slide*.py", "pipeline/export.py", "flows/demo.py"),
     "simplejpeg": ("pipeline/slide*.py",),
-    "zarr": ("pipeline/store.py", "pipeline/pyramid.py"),
+    "zarr": ("pipeline/store.py", "pipeline/pyramid.py", "pipeline/slide_zarr.py"),
     "numcodecs": ("pipeline/store.py", "pipeline/pyramid.py"),
-    "ome_zarr_models": ("pipeline/store.py", "pipeline/pyramid.py"),
+    "ome_zarr_models": ("pipeline/store.py", "pipeline/pyramid.py", "pipeline/slide_zarr.py"),
     "rasterio": ("pipeline/polygons.py",),
     "yaml": ("pipeline/config.py",),
-    "openslide": (),
+    "openslide": ("pipeline/slide_openslide.py",),
+    "pydicom": ("pipeline/slide_kinds.py",),
     "pickle": (),
 }
 """One library, one room: the files that may import it."""

@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.config import RunConfig, load_config
+from pipeline.config import SLIDE_PATTERNS, RunConfig, load_config
 from pipeline.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "model": {"weights": "nuclei"},
-    "input": {"pattern": ("*.svs", "*.tif", "*.tiff", "*.ndpi", "*.btf"), "mpp": None, "cases": None, "regions": None},
+    "input": {"pattern": SLIDE_PATTERNS, "mpp": None, "cases": None, "regions": None, "channels": None},
     "tissue": {"method": "otsu", "min_area_um2": 4000.0, "fill_holes_um2": 40000.0},
     "tiles": {"tile": "auto", "block": 2048},
     "compute": {"device": "auto", "precision": "auto"},
