@@ -11,6 +11,7 @@ Memory: one pyramid level of at most 3,200 px a side, the fields, and 17 bytes a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,8 @@ from pipeline.picture import (
     plain,
     scale_bar,
 )
-from pipeline.store import StoredArray
-from pipeline.work import StageReport, Work
+from pipeline.store import Index, StoredArray
+from pipeline.work import Counts, MapBlocks, StageReport, Work, serial
 
 STAGE = "overlay"
 FILE = "overview.png"
@@ -118,11 +119,20 @@ class Scene:
         return Palette(self.objects.classes, self.colours)
 
 
-def overlay_slide(work: Work, section: OverlaySection) -> StageReport:
-    """Draw and write ``overview.png``, whole or not at all; the same bytes every time.
+def overlay_slide(work: Work, section: OverlaySection, map_blocks: MapBlocks = serial) -> StageReport:
+    """Draw ``overview.png`` where blocks are computed: the slide is one block, and whoever maps has other slides to do.
 
     Raises DamagedError when an array or the table it reads is missing or damaged.
     """
+    report = StageReport(STAGE, blocks=1)
+    for counts in map_blocks(partial(overlay_block, work, section), [(0, 0)]):
+        report.add(counts)
+    report.facts = work.store.facts(STAGE)
+    return report
+
+
+def overlay_block(work: Work, section: OverlaySection, _whole: Index) -> Counts:
+    """Draw, write and stamp ``overview.png``, whole or not at all; the same bytes every time."""
     scene, rgb = _scene(work, section)
     legend = _draw_overview(scene, rgb)
     objects, view = scene.objects, scene.view
@@ -134,11 +144,10 @@ def overlay_slide(work: Work, section: OverlaySection) -> StageReport:
         _mark(overview, view.overview_from_image(box), letter)
         badge(field.picture, (0, 0), letter, 24)
     page = lay_out(Panel(overview), fields, _caption(scene, legend))
-    write_atomic(work.root / FILE, lambda file: page.save(file, "PNG", compress_level=6))
+    write_atomic(work.root / FILE, lambda file: page.save(file, "PNG", compress_level=3))
     fsync_dir(work.root)
-    report = StageReport(STAGE, blocks=1, computed=1, facts={"fields": [str(box) for box in boxes]})
-    work.store.stamp(STAGE, work.plan, report.facts)
-    return report
+    work.store.stamp(STAGE, work.plan, {"fields": [str(box) for box in boxes]})
+    return {"fields": len(boxes)}
 
 
 def _scene(work: Work, section: OverlaySection) -> tuple[Scene, NDArray[np.uint8]]:

@@ -27,7 +27,7 @@ from unet_core.spec import UNetSpec
 
 STAGES = ("ingest", "tissue", "predict", "label", "measure", "pyramid", "export", "overlay")
 NETWORK_STAGES = ("ingest", "tissue", "predict")
-CODE_VERSIONS = {stage: 1 for stage in STAGES}
+CODE_VERSIONS = {stage: 1 for stage in STAGES} | {"overlay": 2}
 """Raised by one when a change to a stage's code changes what it writes."""
 
 

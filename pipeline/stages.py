@@ -126,7 +126,7 @@ def _overlay(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
         tissue_mm2=work.store.facts("tissue")["tissue_px"] * mpp**2 / 1e6 if plan.config.tissue else None,
         objects="label" in plan.hashes,
     )
-    return overlay.overlay_slide(work, section)
+    return overlay.overlay_slide(work, section, map_blocks)
 
 
 def _colours(plan: SlidePlan) -> tuple[Rgb, ...]:

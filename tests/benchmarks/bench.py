@@ -3,7 +3,7 @@
 The one decision made here: each benchmark is a script of its own that prints JSON, run in a fresh process, so that
 what one sets for its process (allocator, threads) touches no other. A benchmark that fails misses its bars.
 
-    python tests/benchmarks/bench.py [predict] [memory] [labels]
+    python tests/benchmarks/bench.py [NAME...]
 """
 
 from __future__ import annotations
@@ -23,7 +23,12 @@ from pipeline.workers import ENVIRONMENT
 
 HERE = Path(__file__).parent
 RESULT = HERE.parents[1] / "bench.json"
-BENCHMARKS: dict[str, dict[str, str]] = {"predict": ENVIRONMENT, "memory": {}, "labels": ENVIRONMENT}
+BENCHMARKS: dict[str, dict[str, str]] = {
+    "predict": ENVIRONMENT,
+    "memory": {},
+    "labels": ENVIRONMENT,
+    "slides": {},
+}
 """Each with the environment it needs: what works on blocks in its own process does so as a worker process would."""
 
 
@@ -49,6 +54,7 @@ BARS = (
     Bar("two workers over one, wall", "predict", "two_workers_over_one", "at least", 1.8),
     Bar("peak memory, 16,384 px over 4,096 px squared", "memory", "large_over_small", "at most", 1.10),
     Bar("label + measure, MPx per CPU second", "labels", "ours_mpx_per_cpu_s", "at least", 25.0),
+    Bar("four workers busy with fifty small slides", "slides", "busy", "at least", 0.90),
 )
 BESIDE = (
     ("label + measure over scikit-image in memory", "labels", "ours_over_skimage"),
