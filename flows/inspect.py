@@ -15,6 +15,7 @@ from rich.table import Table
 
 from flows.plain import printable
 from flows.records import figures, slide_record, slide_stores
+from pipeline.dropped import unwanted_before
 from pipeline.errors import ConfigError, DamagedError
 from pipeline.files import read_json
 from pipeline.manifest import read_manifest
@@ -36,6 +37,8 @@ def _record(store: SlideStore) -> dict[str, Any]:
     manifest = read_manifest(store)
     assert manifest is not None, "its state is complete"
     stages = {name: {"facts": stage["facts"], "seconds": _seconds(stage)} for name, stage in manifest["stages"].items()}
+    dropped = sorted(path for path in unwanted_before(manifest) if not (store.zarr / path).exists())
+    record |= {"dropped": dropped}
     return {**record, **figures(manifest), "plan": manifest["plan"], "stages": stages, "software": manifest["software"]}
 
 
@@ -109,6 +112,7 @@ def _show_figures(record: dict[str, Any], console: Console) -> None:
         f"model {record['model']} in {plan['compute']['precision']} on {plan['compute']['device']}, "
         f"threshold {plan['threshold']:g}, smallest object {plan['min_area_um2']:g} um2",
         "seconds: " + ", ".join(f"{name} {stage['seconds']}" for name, stage in record["stages"].items()),
+        *(f"dropped once complete: {path}, the full resolution" for path in record["dropped"]),
         *(f"warning: {warning}" for warning in record["warnings"]),
     ]
     for line in lines:

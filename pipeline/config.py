@@ -97,8 +97,10 @@ class ObjectsSection(Section):
 
 
 class OutputsSection(Section):
-    """What is written beside the arrays."""
+    """What is written, and which full-resolution arrays a complete slide keeps; their coarser levels always stay."""
 
+    image: Literal["keep", "drop"] = "keep"
+    probability: Literal["keep", "drop"] = "keep"
     geojson: bool = True
     overview: bool = True
 

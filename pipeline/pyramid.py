@@ -31,9 +31,9 @@ from ome_zarr_models.v05.labels import LabelsAttrs
 from ome_zarr_models.v05.multiscales import Dataset, Multiscale
 
 from pipeline.display import Rgb, channel_colours, windows
-from pipeline.errors import StoreError
+from pipeline.errors import DamagedError, StoreError
 from pipeline.files import digest, fsync_dir, remove, write_json
-from pipeline.geometry import Box
+from pipeline.geometry import Box, TileGrid
 from pipeline.store import ArraySpec, Index, SlideStore, StoredArray
 from pipeline.work import Counts, MapBlocks, StageReport, Work, run_blocks
 
@@ -167,15 +167,32 @@ def pyramid_slide(work: Work, section: PyramidSection, map_blocks: MapBlocks) ->
 
 def _levels(path: str, plan: str, work: Work) -> Iterator[tuple[Level, tuple[int, int]]]:
     """The levels above ``path``, finest first, with their shapes. Raises StoreError when it is not the image's size."""
-    found = work.store.read(path).shape[-2:]
-    if found != work.shape_yx:
-        raise StoreError(f"{work.store.zarr / path}: expected {work.shape_yx} px like the image, found {found}")
+    if (work.store.zarr / path).exists():  # else it was dropped when its levels were complete
+        found = work.store.read(path).shape[-2:]
+        if found != work.shape_yx:
+            raise StoreError(f"{work.store.zarr / path}: expected {work.shape_yx} px like the image, found {found}")
     parent, parent_plan = path, plan
     for number, shape_yx in enumerate(level_shapes(work.shape_yx)[1:], start=1):
-        made = digest({"of": plan, "level": number, "block": work.block_px, "version": VERSION})
-        level = Level(_level_path(path, number), made, parent, parent_plan)
+        level = Level(_level_path(path, number), _level_plan(plan, number, work.block_px), parent, parent_plan)
         yield level, shape_yx
         parent, parent_plan = level.path, level.plan
+
+
+def _level_plan(plan: str, number: int, block_px: int) -> str:
+    return digest({"of": plan, "level": number, "block": block_px, "version": VERSION})
+
+
+def lacks_levels(store: SlideStore, path: str, plan: str) -> bool:
+    """Whether the level above ``path`` is not there whole, so that ``path`` itself is needed to make it."""
+    above = _level_path(path, 1)
+    try:
+        level = store.read(above)
+        if level.plan != _level_plan(plan, 1, level.block_px):
+            return True
+        whole = {tile.index for tile in TileGrid(Box(0, 0, *level.shape[-2:]), level.block_px)}
+        return store.done(above, level.plan) != whole
+    except DamagedError:
+        return True
 
 
 def _level_path(path: str, number: int) -> str:
@@ -184,10 +201,11 @@ def _level_path(path: str, number: int) -> str:
 
 def _fill(work: Work, level: Level, map_blocks: MapBlocks) -> StageReport:
     """Create one level, compute the blocks it lacks and put it in its place."""
-    parent = _parent(work.store, level)
-    shape = (*parent.shape[:-2], *work.shape_yx)
-    spec = ArraySpec(level.path, shape, str(parent.dtype), work.block_px, level.plan)
-    work.store.create(spec if "/" in level.path else replace(spec, codec="lz4"))  # the image's levels like the image
+    if not work.store.holds(level.path, level.plan):  # else its parent may be dropped
+        parent = _parent(work.store, level)
+        shape = (*parent.shape[:-2], *work.shape_yx)
+        spec = ArraySpec(level.path, shape, str(parent.dtype), work.block_px, level.plan)
+        work.store.create(spec if "/" in level.path else replace(spec, codec="lz4"))  # the image's like the image
     done = work.store.done(level.path, level.plan)
     report = run_blocks(STAGE, work, done, partial(pyramid_block, work, level), map_blocks)
     work.store.commit(level.path, level.plan)

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.dropped import Again, bring_back, drop, made_again, unwanted, unwanted_before
 from pipeline.errors import DamagedError
 from pipeline.files import append_json, fsync_dir, read_json, read_json_lines, remove, sweep_partials, write_json
 from pipeline.manifest import read_manifest, rewrite_case, write_manifest
@@ -65,6 +66,7 @@ class SlideRun:
                 return standing
             self.store.manifest.unlink(missing_ok=True)
             fsync_dir(self.store.root)
+        self._bring_back()
         sweep_partials(self.store.root)
         write_json(self.store.work / "plan.json", self.plan.summary())
         return "todo"
@@ -75,7 +77,7 @@ class SlideRun:
             manifest = read_manifest(self.store)
         except DamagedError:
             return False
-        if manifest is None or manifest["plan"]["hashes"] != dict(self.plan.hashes) or self._case_changed(manifest):
+        if manifest is None or not self._is_as_asked(manifest) or self._case_changed(manifest):
             return False
         return not damaged_files(self.store, manifest)
 
@@ -102,6 +104,7 @@ class SlideRun:
                 remove(self.store.root / name)
                 self.store.unstamp([stage])
         self._require_whole()
+        retried(lambda: drop(self.store, self.plan.config.outputs))
         remove(self.store.work / "failure.json")
         remove(self.store.work / "export")  # its outlines, when it was killed between its stamp and their removal
         end_repair(self.store)
@@ -150,7 +153,35 @@ class SlideRun:
             )
             prepare_repair(self.store, self.damaged, manifest["metadata"])
             return "todo"
-        return "complete" if before == dict(now) else "todo"
+        if self._is_as_asked(manifest):
+            return "complete"
+        again = self._made_again()
+        if again.network and not forced:
+            self.notices.append(
+                f"{self.plan.key}: kept: what is asked for now needs an array that was dropped when the slide was "
+                f"complete: {self._cost(again)}. Add --force {self.plan.key} to do it"
+            )
+            return "kept"
+        return "todo"
+
+    def _is_as_asked(self, manifest: Mapping[str, Any]) -> bool:
+        """Whether a complete result is of this plan and leaves out what the configuration drops, no more."""
+        same = manifest["plan"]["hashes"] == dict(self.plan.hashes)
+        return same and unwanted_before(manifest) == unwanted(self.plan.config.outputs)
+
+    def _made_again(self) -> Again:
+        return made_again(self.store, self.plan.hashes, self.plan.config.outputs)
+
+    def _cost(self, again: Again) -> str:
+        rows, cols = (-(-length // self.plan.block_px) for length in self.plan.shape_yx)
+        return again.cost(rows * cols)
+
+    def _bring_back(self) -> None:
+        """Let what was dropped and is needed be made again."""
+        again = self._made_again()
+        if again.stages:
+            self.notices.append(f"{self.plan.key}: an array that was dropped is needed again: {self._cost(again)}")
+            bring_back(self.store, again)
 
     def _case_changed(self, manifest: Mapping[str, Any]) -> bool:
         """Whether a cases table says something else of the slide than it did."""

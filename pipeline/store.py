@@ -202,6 +202,10 @@ class SlideStore:
                 remove(staged)
             _create(staged, spec)
 
+    def holds(self, path: str, plan: str) -> bool:
+        """Whether an array of this plan is in its place, complete or begun."""
+        return _plan_of(self.zarr / path) == plan
+
     def write_block(self, path: str, plan: str, core: Box, pixels: Array) -> None:
         """Write one whole shard: ``pixels`` ((c,) h, w) of ``core``.
 

@@ -42,7 +42,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("cases", "lock", "plan", "store"),
     ("manifest", "work"),
     ("export", "ingest", "label", "measure", "overlay", "predict", "pyramid", "tissue", "verify", "workers"),
-    ("stages",),
+    ("dropped", "stages"),
     ("slide_run",),
 )
 """Files of ``pipeline``, lowest first. A file imports lower levels only."""

@@ -32,7 +32,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "close_um": 0.0,
         "fill_holes_um2": 0.0,
     },
-    "outputs": {"geojson": True, "overview": True},
+    "outputs": {"image": "keep", "probability": "keep", "geojson": True, "overview": True},
     "cluster": {"kind": "local", "workers": "auto", "slides_at_once": "auto"},
 }
 
