@@ -23,6 +23,8 @@ from pipeline.store import SlideStore
 from pipeline.work import MapBlocks, serial
 from pipeline.workers import local_cluster
 from tests import oracle
+from tests.make_dicom import write_dicom
+from tests.make_photos import write_png, write_zarr
 
 CONTEXT = Path(__file__).parent / "golden" / "context.safetensors"
 CROP = (slice(100, 1437), slice(33, 1810))
@@ -65,6 +67,13 @@ def write_tiff(path: Path, image_CYX: NDArray[Any]) -> Path:
     return path
 
 
+FORMATS: dict[str, Callable[[Path, NDArray[Any]], Path]] = {
+    "PNG": lambda path, image: write_png(path.with_suffix(".png"), np.moveaxis(image, 0, -1), None),
+    "OME-Zarr": lambda path, image: write_zarr(path.with_suffix(".zarr"), image, "0.5", mpp=None, levels=1, chunk=300),
+    "DICOM": lambda path, image: write_dicom(path.with_suffix(""), np.moveaxis(image, 0, -1), None, levels=1),
+}
+
+
 def segmented(slide: Path, out: Path, settings: list[str], map_blocks: MapBlocks) -> SlideStore:
     """The slide through the stages up to labels."""
     common = ["input.mpp=0.25", "compute.precision=fp32", f"model.weights={CONTEXT}"]
@@ -96,14 +105,11 @@ def test_control_a_stride_off_the_step_grid_shows(crop: NDArray[np.uint8], whole
     assert on.max() == 0
 
 
-def prove(
-    crop: NDArray[np.uint8], whole: NDArray[np.uint8], out: Path, case: tuple[int, int, str], mapper: MapBlocks
-) -> None:
+def prove(slide: Path, whole: NDArray[np.uint8], case: tuple[int, int, str], mapper: MapBlocks) -> None:
     """One tile, one block, one way of mapping: bytes and labels."""
     tile, block, _ = case
-    slide = write_tiff(out / "crop.tif", crop)
     settings = [f"tiles.tile={tile}", f"tiles.block={block}", "tissue=null"]
-    store = segmented(slide, out / "out", settings, mapper)
+    store = segmented(slide, slide.parent / "out", settings, mapper)
     stored = store.read("probability/0")[:]
     assert_equal(stored, whole)
     assert np.array_equal(store.read("labels/objects/0")[:], oracle.objects(stored, 0.5))
@@ -113,7 +119,19 @@ def prove(
 def test_tiled_equals_whole(
     crop: NDArray[np.uint8], whole: NDArray[np.uint8], tmp_path: Path, mappers: Callable[[str], MapBlocks], case: Any
 ) -> None:
-    prove(crop, whole, tmp_path, case, mappers(case[2]))
+    prove(write_tiff(tmp_path / "crop.tif", crop), whole, case, mappers(case[2]))
+
+
+@pytest.mark.parametrize(("name", "how"), [("PNG", "dask"), ("OME-Zarr", "dask"), ("DICOM", "serial")])
+def test_tiled_equals_whole_of_slides_that_are_no_tiff(
+    crop: NDArray[np.uint8],
+    whole: NDArray[np.uint8],
+    tmp_path: Path,
+    mappers: Callable[[str], MapBlocks],
+    name: str,
+    how: str,
+) -> None:
+    prove(FORMATS[name](tmp_path / "crop", crop), whole, (384, 512, how), mappers(how))
 
 
 @pytest.mark.long
@@ -121,7 +139,7 @@ def test_tiled_equals_whole(
 def test_tiled_equals_whole_at_every_size(
     crop: NDArray[np.uint8], whole: NDArray[np.uint8], tmp_path: Path, mappers: Callable[[str], MapBlocks], case: Any
 ) -> None:
-    prove(crop, whole, tmp_path, case, mappers(case[2]))
+    prove(write_tiff(tmp_path / "crop.tif", crop), whole, case, mappers(case[2]))
 
 
 def test_objects_across_seams_equal_skimage(crop: NDArray[np.uint8], tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from pipeline.config import load_config
 from pipeline.slide_run import SlideRun
 from pipeline.store import SlideStore
 from pipeline.work import serial
+from tests.make_photos import write_zarr
 
 MODEL = Path(__file__).parent / "golden" / "context.safetensors"
 SETTINGS = ("tiles.block=512", "tiles.tile=512", "objects.threshold=0.4")
@@ -224,12 +225,14 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def tissue_slide(path: Path, shape_yx: tuple[int, int], tissue_yx: tuple[int, int]) -> Path:
-    """Glass with a rectangle of real tissue, repeated with a period that is odd on both sides."""
+    """Glass with a rectangle of real tissue, repeated with a period that is odd on both sides; a TIFF or OME-Zarr."""
     height, width = tissue_yx
     piece = skimage.data.immunohistochemistry()[:509, :503]
     image = np.full((*shape_yx, 3), 243, np.uint8)
     tissue = np.tile(piece, (height // 509 + 1, width // 503 + 1, 1))
     image[300 : 300 + height, 200 : 200 + width] = tissue[:height, :width]
+    if path.suffix == ".zarr":
+        return write_zarr(path, image.transpose(2, 0, 1), mpp=None, levels=1, chunk=512)
     tifffile.imwrite(path, image, tile=(256, 256), photometric="rgb", compression="deflate")
     return path
 
@@ -357,11 +360,15 @@ def drawn_regions(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("drawn", [False, True], ids=["whole slide", "regions"])
+@pytest.mark.parametrize(
+    ("name", "drawn"),
+    [("tissue.tif", False), ("tissue.tif", True), ("tissue.zarr", False)],
+    ids=["whole slide", "regions", "OME-Zarr"],
+)
 def test_a_kill_while_predicting_changes_no_byte_and_repeats_no_block(
-    tmp_path: Path, environment: dict[str, str], prefect_server: str, *, drawn: bool
+    tmp_path: Path, environment: dict[str, str], prefect_server: str, *, name: str, drawn: bool
 ) -> None:
-    source = tissue_slide(tmp_path / "tissue.tif", (2000, 1900), (700, 800))
+    source = tissue_slide(tmp_path / name, (2000, 1900), (700, 800))
     settings = ["cluster.kind=serial"]
     settings += [f"input.regions={drawn_regions(tmp_path / 'tissue.geojson')}"] if drawn else []
     segmented_here(source, tmp_path / "undisturbed", *settings)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.commands import CONTEXT, Command, FileState, Ran, files_of, history
+from tests.make_photos import write_png
 from tests.make_slides import Recipe, stained_image, write_tiff
 
 UNEQUAL = {"manifest.json", ".work/history.jsonl", ".work/lock"}
@@ -24,11 +25,14 @@ class Runs:
     fresh: Ran
 
 
-@pytest.fixture(scope="module")
-def runs(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+@pytest.fixture(scope="module", params=["tif", "png"])
+def runs(overtile: Command, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Runs:
     folder = tmp_path_factory.mktemp("threshold")
     enlarged = stained_image(150, 350).repeat(2, axis=0).repeat(2, axis=1)
-    slide = write_tiff(folder / "slide.tif", enlarged, Recipe(mpp=0.25))
+    if request.param == "png":
+        slide = write_png(folder / "slide.png", enlarged, mpp=0.25)
+    else:
+        slide = write_tiff(folder / "slide.tif", enlarged, Recipe(mpp=0.25))
     first = overtile.segment(slide, folder / "out", model=CONTEXT)
     assert first.code == 0, first.said
     before = files_of(folder / "out" / "slide")
