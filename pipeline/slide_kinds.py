@@ -176,10 +176,16 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _zarr_documents(folder: Path) -> tuple[Path, ...]:
     """Metadata of the group, of its arrays and, in a bioformats2raw tree, of its images' arrays."""
-    if not any((folder / name).is_file() for name in _ZARR_DOCUMENTS):
-        return ()
-    depths = ("", "*/", "*/*/")
-    return tuple(sorted(file for depth in depths for name in _ZARR_DOCUMENTS for file in folder.glob(depth + name)))
+    top = _documents(folder)
+    below = [child for child in folder.iterdir() if child.is_dir()] if top else []
+    if "bioformats2raw.layout" in zarr_attributes(folder):
+        below += [inner for child in below if _documents(child) for inner in child.iterdir() if inner.is_dir()]
+    return tuple(sorted([*top, *(document for child in below for document in _documents(child))]))
+
+
+def _documents(folder: Path) -> list[Path]:
+    """Metadata of one group or array; its chunks, of which there may be very many, are not listed."""
+    return [file for name in _ZARR_DOCUMENTS if (file := folder / name).is_file()]
 
 
 def _text(path: Path) -> str:
