@@ -8,4 +8,4 @@ from __future__ import annotations
 
 def printable(text: str) -> str:
     """Text without line breaks, terminal escapes and other control characters: safe on a terminal and in a log."""
-    return "".join(char if char.isprintable() else "?" for char in text)
+    return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)

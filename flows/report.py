@@ -1,7 +1,7 @@
 """What a batch leaves in OUT for people and scripts: results.csv, summary.md, batch.json, failures.csv, history.jsonl.
 
-The one decision made here: these files are rebuilt from the slide folders and written atomically, at the start, after
-each slide and at the end; nothing reads them to decide what is done. Each manifest is read once, when its slide ends.
+The one decision made here: these files are rebuilt from the slide folders and written atomically; nothing reads them to
+decide what is done. What people look at in the night is written after each slide too, for which one manifest is read.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Report:
     records: dict[str, Record] = field(default_factory=dict)
     meter: Meter = field(default_factory=Meter)
     worked: float = 0.0
-    began: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=lambda: time.monotonic())
     guard: threading.Lock = field(default_factory=threading.Lock)
 
     def batch_planned(self, batch: Batch) -> None:
@@ -82,6 +82,7 @@ class Report:
         """Write the files anew from all folders, those of other runs too, and note this run in the history."""
         self._look()
         self._write(running=False)
+        write_json(self.batch.request.out / "batch.json", self._content())
         _append_history(self.batch)
 
     def _look(self) -> None:
@@ -90,16 +91,16 @@ class Report:
         self.records = {key: read_record(store, key) for store, key in keys}
 
     def _write(self, *, running: bool) -> None:
-        batch, out = self.batch, self.batch.request.out
-        slides = [dict(record.content) for _, record in sorted(self.records.items())]
-        run = {
-            "exit_code": None if running else batch.exit_code(),
-            "outcomes": [_record(one) for one in batch.outcomes],
-        }
-        write_json(out / "batch.json", {"slides": slides, "run": run})
+        out = self.batch.request.out
         write_bytes(out / "results.csv", self.results().encode())
         write_bytes(out / "summary.md", self.page(running=running).markdown().encode())
-        write_bytes(out / "failures.csv", _failures_csv(batch.outcomes).encode())
+        write_bytes(out / "failures.csv", _failures_csv(self.batch.outcomes).encode())
+
+    def _content(self) -> dict[str, Any]:
+        """batch.json."""
+        slides = [dict(record.content) for _, record in sorted(self.records.items())]
+        outcomes = [_record(outcome) for outcome in self.batch.outcomes]
+        return {"slides": slides, "run": {"exit_code": self.batch.exit_code(), "outcomes": outcomes}}
 
     def page(self, *, running: bool) -> Page:
         """The summary."""
@@ -125,12 +126,12 @@ class Report:
         return _rows(outcome.key, self._state(outcome, record), record, case)
 
     def _state(self, outcome: Outcome, record: Record | None) -> str:
-        """Of a slide that was not looked at yet: complete when it lies there under this very plan."""
+        """A slide that was not looked at yet is complete when it lies there under this very plan."""
         if outcome.as_asked:
-            return "complete"
+            return record.state if record else "incomplete"
         plan = self.batch.plans.get(outcome.key)
         if outcome.state == "waiting" and plan and record and record.hashes == dict(plan.hashes):
-            return "complete"
+            return record.state
         return outcome.state
 
 

@@ -104,8 +104,7 @@ def _quartiles(name: str, values: Sequence[float] | None) -> Row:
 def _tissue_mm2(manifest: Mapping[str, Any]) -> dict[str | None, float]:
     """Of each region; of the whole slide (None) where there are none."""
     plan, facts = manifest["plan"], manifest["stages"]["tissue"]["facts"]
-    of_pixel = plan["image"]["mpp"] ** 2 / 1e6
-    return {None: facts["tissue_px"] * of_pixel}
+    return {None: facts["tissue_px"] * plan["image"]["mpp"] ** 2 / 1e6}
 
 
 def flags(manifest: Mapping[str, Any]) -> list[str]:

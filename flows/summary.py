@@ -42,7 +42,7 @@ class Page:
 
     def _complete(self) -> list[tuple[Outcome, Record]]:
         found = ((outcome, self.records.get(outcome.key)) for outcome in self.outcomes if outcome.as_asked)
-        return [(outcome, record) for outcome, record in found if record is not None]
+        return [(outcome, record) for outcome, record in found if record is not None and record.state == "complete"]
 
     # ---- the first lines ---------------------------------------------------------------------------------------------
 
