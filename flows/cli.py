@@ -90,7 +90,7 @@ def segment(  # noqa: PLR0913  one parameter an option
     mpp: Mpp = None,
     cases: Cases = None,
     force: Force = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,  # noqa: FBT002  typer's way to declare a flag
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Price it in hours, disk and memory, and stop.")] = False,  # noqa: FBT002  typer's way to declare a flag
 ) -> None:
     """Segment slides. Run the same command again to resume, or to add new slides."""
     from pipeline.config import load_config
@@ -136,31 +136,9 @@ def _segment(request: BatchRequest) -> int:
 
 
 def _dry_run(request: BatchRequest) -> int:
-    from flows.batch import plan_batch
+    from flows.dry_run import dry_run
 
-    batch = plan_batch(request, writing=False)
-    table = Table(
-        Column("slide", overflow="fold"), "image px", "um/px", "blocks", "up to GB", "note", title="What would be done"
-    )
-    for outcome in batch.outcomes:
-        plan = batch.plans.get(outcome.key)
-        if plan is None:
-            table.add_row(escape(printable(outcome.key)), "", "", "", "", f"[red]{escape(printable(outcome.cause))}[/]")
-            continue
-        height, width = plan.shape_yx
-        blocks = -(-height // plan.block_px) * -(-width // plan.block_px)
-        gigabytes = height * width * (plan.channels * 1.33 + 0.5) / 1e9
-        note = "; ".join(plan.warnings)
-        table.add_row(
-            escape(printable(outcome.key)),
-            f"{width} x {height}",
-            f"{plan.resolution.mpp:g}",
-            str(blocks),
-            f"{gigabytes:.2f}",
-            escape(printable(note)),
-        )
-    Console().print(table)
-    return batch.exit_code() if not batch.plans else 0
+    return dry_run(request, Console())
 
 
 def _report(batch: Batch) -> int:

@@ -173,8 +173,7 @@ class SlideRun:
         return made_again(self.store, self.plan.hashes, self.plan.config.outputs)
 
     def _cost(self, again: Again) -> str:
-        rows, cols = (-(-length // self.plan.block_px) for length in self.plan.shape_yx)
-        return again.cost(rows * cols)
+        return again.cost(self.plan.blocks)
 
     def _bring_back(self) -> None:
         """Let what was dropped and is needed be made again."""

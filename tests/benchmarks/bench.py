@@ -28,6 +28,7 @@ BENCHMARKS: dict[str, dict[str, str]] = {
     "memory": {},
     "labels": ENVIRONMENT,
     "slides": {},
+    "price": {},
 }
 """Each with the environment it needs: what works on blocks in its own process does so as a worker process would."""
 
@@ -54,6 +55,8 @@ BARS = (
     Bar("two workers over one, wall", "predict", "two_workers_over_one", "at least", 1.8),
     Bar("peak memory, 16,384 px over 4,096 px squared", "memory", "large_over_small", "at most", 1.10),
     Bar("label + measure, MPx per CPU second", "labels", "ours_mpx_per_cpu_s", "at least", 25.0),
+    Bar("price of five slides beside what they take, hours off by", "price", "off_in_hours", "at most", 0.30),
+    Bar("price of five slides beside what they take, bytes off by", "price", "off_in_bytes", "at most", 0.15),
     Bar("four workers busy with fifty small slides", "slides", "busy", "at least", 0.90),
 )
 BESIDE = (

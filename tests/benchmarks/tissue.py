@@ -20,6 +20,7 @@ from pipeline.geometry import Box, TileGrid
 
 PERIOD_PX = (509, 505)
 MPP = 0.25
+GLASS = 243
 _STORED_TILE_PX = 512
 
 
@@ -29,9 +30,13 @@ def _one_period() -> NDArray[np.uint8]:
 
 @dataclass(frozen=True, slots=True)
 class Tissue:
-    """Endless tissue (skimage.data.immunohistochemistry) from which boxes are cut; ``period`` is (y, x, c)."""
+    """Endless tissue (skimage.data.immunohistochemistry) from which boxes are cut; ``period`` is (y, x, c).
+
+    Beyond ``covered_px`` rows and columns there is glass.
+    """
 
     period: NDArray[np.uint8] = field(default_factory=_one_period)
+    covered_px: int | None = None
 
     def cut(self, box: Box, reduction: int = 1) -> NDArray[np.uint8]:
         """Pixels (y, x, c) of a box in coordinates reduced by ``reduction`` (nearest neighbour)."""
@@ -39,12 +44,16 @@ class Tissue:
             np.arange(start, stop) * reduction % period
             for start, stop, period in zip((box.y0, box.x0), (box.y1, box.x1), PERIOD_PX, strict=True)
         )
-        return self.period[np.ix_(rows, cols)]
+        pixels = self.period[np.ix_(rows, cols)]
+        if self.covered_px is not None:
+            pixels[np.arange(box.y0, box.y1) * reduction >= self.covered_px] = GLASS
+            pixels[:, np.arange(box.x0, box.x1) * reduction >= self.covered_px] = GLASS
+        return pixels
 
 
-def write_slide(path: Path, side_px: int, levels: int = 4) -> Path:
-    """A pyramidal tiled JPEG TIFF of ``side_px`` squared, all tissue, 0.25 um per pixel."""
-    tissue = Tissue()
+def write_slide(path: Path, side_px: int, levels: int = 4, covered: float = 1.0) -> Path:
+    """A pyramidal tiled JPEG TIFF of ``side_px`` squared, 0.25 um per pixel; tissue covers this part of each side."""
+    tissue = Tissue(covered_px=round(covered * side_px))
     with TiffWriter(path, bigtiff=True) as tiff:
         for level in range(levels):
             reduction = 2**level
