@@ -21,7 +21,8 @@ from itertools import chain, permutations, product
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import ConfigError, OvertileError, SlideError
-from pipeline.slide_kinds import DICOM, UNREADABLE, group_by_series, is_ome_zarr, is_own_result, owned_names
+from pipeline.slide_dicom import DICOM, group_by_series
+from pipeline.slide_kinds import UNREADABLE, is_ome_zarr, is_own_result, owned_names
 
 EXTENSIONS = (".ome.tiff", ".ome.tif", ".ome.zarr")
 

@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import SlideError
+from pipeline.slide_dicom import DICOM, series_of
 from pipeline.slide_file import read_head, stat_file
 
 Kind = Literal["tiff", "photo", "openslide", "zarr"]
 
-DICOM = ".dcm"
 _OPENSLIDE = (".mrxs", ".vms", ".vmu", ".svslide")
 _PHOTO_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 _ZARR_DOCUMENTS = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
@@ -102,39 +100,6 @@ def owned_names(folder: Path, names: Iterable[str]) -> set[str]:
         elif name.casefold().endswith((".vms", ".vmu")):
             owned |= {file.name for file in companions(folder / name)}
     return owned
-
-
-# ---- DICOM ---------------------------------------------------------------------------------------------------------
-
-
-def series_of(instance: Path) -> list[Path]:
-    """The DICOM instances beside ``instance`` that are of its series, itself included."""
-    beside = {file for file in instance.parent.iterdir() if file.suffix.casefold() == DICOM and file.is_file()}
-    return next(series for series in group_by_series(beside | {instance}) if instance in series)
-
-
-def group_by_series(instances: Iterable[Path]) -> list[list[Path]]:
-    """DICOM files by their series, each sorted; a file that names no series is one by itself."""
-    groups: dict[str, list[Path]] = defaultdict(list)
-    for instance in sorted(instances):
-        groups[_series_uid(instance, _mtime_ns(instance)) or str(instance)].append(instance)
-    return list(groups.values())
-
-
-def _mtime_ns(path: Path) -> int:
-    return path.stat().st_mtime_ns
-
-
-@lru_cache(maxsize=4096)
-def _series_uid(instance: Path, _mtime: int) -> str | None:
-    """Series Instance UID; cached, because workers come back to a slide for every block."""
-    import pydicom  # half a second, for those who have DICOM
-
-    try:
-        header = pydicom.dcmread(instance, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
-    except (pydicom.errors.InvalidDicomError, ValueError, OSError, EOFError, AttributeError, NotImplementedError):
-        return None
-    return str(uid) if (uid := header.get("SeriesInstanceUID")) else None
 
 
 # ---- OME-Zarr ------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from openslide import OpenSlide, OpenSlideError
 from pipeline.errors import SlideError
 from pipeline.geometry import Box
 from pipeline.slide_check import MAX_PIXELS, MAX_SIDE_PX
+from pipeline.slide_dicom import FrameTable, frame_tables
 from pipeline.slide_file import sampled_digest
 from pipeline.slide_kinds import Found
 from pipeline.slide_reader import Level, Pixels, TileError, TilePlace, downsample_yx, name_channels
@@ -85,6 +86,7 @@ class OpenSlideReader:
     levels: tuple[Level, ...]
     numbers: tuple[int, ...]
     properties: Mapping[str, str]
+    frames: Mapping[tuple[int, int], FrameTable]
 
     @property
     def format(self) -> str:
@@ -135,6 +137,10 @@ class OpenSlideReader:
         """Pixels of ``box`` of ``level`` as a new (c, y, x) array. Raises TileError, ValueError outside the level."""
         if Box.of_shape(self.levels[level].shape_yx).intersect(box) != box:
             raise ValueError(f"{self.path}: box {box} is not inside level {level}, {self.levels[level].shape_yx}")
+        table = self.frames.get(self.levels[level].shape_yx)
+        if table is not None and (found := table.problem(box)):
+            (row, col), tile, fault = found
+            raise self._tile_error(TilePlace(level, row, col, tile), fault)
         try:
             rgba_YXC = self._rgba(level, box)
         except OpenSlideError as error:
@@ -151,12 +157,12 @@ class OpenSlideReader:
             try:
                 self._rgba(level, piece)
             except OpenSlideError as found:
-                return self._tile_error(level, piece, found)
-        return self._tile_error(level, box, error)
+                return self._tile_error(_placed(level, piece), str(found))
+        return self._tile_error(_placed(level, box), str(error))
 
-    def _tile_error(self, level: int, box: Box, error: OpenSlideError) -> TileError:
-        place = TilePlace(level, box.y0 // _PIECE_PX, box.x0 // _PIECE_PX, box)
-        return TileError(f"{self.path}: level {level}, {box} ({self.format}) is damaged: {error}. {_ADVICE}", place)
+    def _tile_error(self, place: TilePlace, fault: str) -> TileError:
+        where = f"level {place.level}, {place.box} ({self.format})"
+        return TileError(f"{self.path}: {where} is damaged: {fault}. {_ADVICE}", place)
 
     def fingerprint(self) -> str:
         """SHA-256 of the levels, the size of every file of the slide, and 256 samples of 4 KiB of them."""
@@ -195,7 +201,8 @@ def load_openslide(path: Path, found: Found) -> OpenSlideReader:
     _check_shape(path, shapes[0])
     numbers = tuple(_exact_levels(slide))
     levels = tuple(Level(shapes[k], (slide.level_downsamples[k],) * 2) for k in numbers)
-    return OpenSlideReader(path, found, Handle(found.path, slide), levels, numbers, dict(slide.properties))
+    frames = frame_tables(found.files) if OpenSlide.detect_format(found.path) == "dicom" else {}
+    return OpenSlideReader(path, found, Handle(found.path, slide), levels, numbers, dict(slide.properties), frames)
 
 
 def _exact_levels(slide: OpenSlide) -> Iterator[int]:
@@ -227,6 +234,11 @@ def _probe(path: Path, opened: Path) -> None:
     if done.returncode:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
         raise SlideError(f"{path}: OpenSlide cannot read it: {said[-1]}. {_ADVICE}")
+
+
+def _placed(level: int, piece: Box) -> TilePlace:
+    """A piece of a box, where the library does not say which tile it failed at."""
+    return TilePlace(level, piece.y0 // _PIECE_PX, piece.x0 // _PIECE_PX, piece)
 
 
 def _pieces(box: Box) -> Iterator[Box]:

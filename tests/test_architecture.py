@@ -35,8 +35,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "object_table",
         "polygons",
         "regions",
-        "discover resample slide slide_channels slide_check slide_file slide_formats slide_ifd slide_jpeg slide_kinds "
-        "slide_ome slide_openslide slide_photo slide_reader slide_tags slide_tiff slide_tiles slide_zarr",
+        "discover resample slide slide_channels slide_check slide_dicom slide_file slide_formats slide_ifd slide_jpeg "
+        "slide_kinds slide_ome slide_openslide slide_photo slide_reader slide_tags slide_tiff slide_tiles slide_zarr",
         "tissue_mask",
     ),
     ("cases", "lock", "plan", "store"),
@@ -65,7 +65,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "rasterio": ("pipeline/polygons.py",),
     "yaml": ("pipeline/config.py",),
     "openslide": ("pipeline/slide_openslide.py",),
-    "pydicom": ("pipeline/slide_kinds.py",),
+    "pydicom": ("pipeline/slide_dicom.py",),
     "pickle": (),
 }
 """One library, one room: the files that may import it."""
