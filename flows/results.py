@@ -104,7 +104,11 @@ def _quartiles(name: str, values: Sequence[float] | None) -> Row:
 def _tissue_mm2(manifest: Mapping[str, Any]) -> dict[str | None, float]:
     """Of each region; of the whole slide (None) where there are none."""
     plan, facts = manifest["plan"], manifest["stages"]["tissue"]["facts"]
-    return {None: facts["tissue_px"] * plan["image"]["mpp"] ** 2 / 1e6}
+    of_pixel = plan["image"]["mpp"] ** 2 / 1e6
+    if not plan.get("regions"):
+        return {None: facts["tissue_px"] * of_pixel}
+    named = zip(plan["regions"]["names"], facts["region_tissue_px"], strict=True)
+    return {name: tissue_px * of_pixel for name, tissue_px in named}
 
 
 def flags(manifest: Mapping[str, Any]) -> list[str]:

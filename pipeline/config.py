@@ -60,11 +60,15 @@ class InputSection(Section):
 
 
 class TissueSection(Section):
-    """Where there is anything to compute."""
+    """Where there is anything to compute: ``method`` is ``otsu``, a mask file, or a folder of ``<key>.png``.
 
-    method: Literal["otsu"] = "otsu"
+    ``exclude_qc``: cells found blurred or under ink are no tissue.
+    """
+
+    method: str = "otsu"
     min_area_um2: Annotated[float, Field(ge=0)] = 4000.0
     fill_holes_um2: Annotated[float, Field(ge=0)] = 40000.0
+    exclude_qc: bool = False
 
 
 class TilesSection(Section):

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from pipeline.config import CELL_PX
 from pipeline.display import Rgb, Window, compose, windows
 from pipeline.fields import FIELD_PX, View, choose_fields, field_side
 from pipeline.files import fsync_dir, write_atomic
@@ -38,16 +39,21 @@ from pipeline.picture import (
     plain,
     scale_bar,
 )
+from pipeline.quality import Quality
+from pipeline.regions import Regions
 from pipeline.store import Index, StoredArray
 from pipeline.work import Counts, MapBlocks, StageReport, Work, serial
 
 STAGE = "overlay"
 FILE = "overview.png"
-IMAGE, OBJECTS, TISSUE = "0", "labels/objects/0", "tissue"
+IMAGE, OBJECTS, TISSUE, QUALITY = "0", "labels/objects/0", "tissue", "quality"
 
 _DARK = 100  # mean grey level
 _LIGHT: Rgb = (235, 235, 215)
 _LEGEND_CLASSES = 6
+MARKS: dict[str, Rgb] = {"blurred": (230, 120, 0), "pen": (0, 160, 60)}
+ALERT: Rgb = (200, 30, 30)
+_REGION: Rgb = (0, 110, 200)
 _SEEN_PX = 5.0
 """Diameter on the overview from which an outline says more than a tint."""
 
@@ -57,6 +63,7 @@ class OverlaySection:
     """What the numbers and colours mean, and what is written above the picture.
 
     ``tissue_mm2`` None: no tissue was looked for, the whole image counts. ``objects`` False: there are no labels.
+    ``flags`` is what was said about the slide's quality; ``regions`` what was drawn, ``level0_from_image`` their scale.
     """
 
     name: str
@@ -67,6 +74,16 @@ class OverlaySection:
     class_colours: tuple[Rgb, ...]
     tissue_mm2: float | None
     objects: bool = True
+    flags: tuple[str, ...] = ()
+    regions: Regions | None = None
+    level0_from_image: tuple[float, float] = (1.0, 1.0)
+
+    @property
+    def searched(self) -> str:
+        """Where objects were looked for, in words."""
+        if self.regions is not None:
+            return "regions"
+        return "image" if self.tissue_mm2 is None else "tissue"
 
     def area_mm2(self, shape_yx: tuple[int, int]) -> float:
         """Area searched for objects."""
@@ -194,7 +211,30 @@ def _draw_overview(scene: Scene, rgb: NDArray[np.uint8]) -> Legend | None:
         legend = _draw_density(scene, rgb, tissue)
     if tissue is not None:
         outline_mask(rgb, tissue, _LIGHT if scene.dark else INK)
+    _mark_cells(scene, rgb)
+    _draw_regions(scene, rgb)
     return legend
+
+
+def _mark_cells(scene: Scene, rgb: NDArray[np.uint8]) -> None:
+    """Outline the cells that were found blurred or under ink, in place, each kind in its colour."""
+    quality = Quality(scene.work.store.read(QUALITY)[:], 0.0)
+    y, x = (np.arange(side) / scene.view.scale // CELL_PX for side in scene.view.shape_yx)
+    for flag, cells in (("blurred", quality.blurred), ("pen", quality.inked)):
+        rows, cols = (at.astype(np.int64).clip(0, side - 1) for at, side in zip((y, x), cells.shape, strict=True))
+        outline_mask(rgb, cells[np.ix_(rows, cols)], MARKS[flag])
+
+
+def _draw_regions(scene: Scene, rgb: NDArray[np.uint8]) -> None:
+    """Draw the outlines of the regions and of what is excluded from them, in place."""
+    if scene.section.regions is None:
+        return
+    picture = Image.fromarray(rgb)
+    scales = [scene.view.scale / scale for scale in scene.section.level0_from_image[::-1]]
+    for ring in scene.section.regions.rings():
+        corners = [tuple(corner) for corner in (ring * scales).tolist()]
+        ImageDraw.Draw(picture).line(corners, fill=_REGION, width=3)
+    rgb[:] = np.asarray(picture)
 
 
 def _draw_density(scene: Scene, rgb: NDArray[np.uint8], tissue: NDArray[np.bool_] | None) -> Legend:
@@ -253,10 +293,10 @@ def _caption(scene: Scene, legend: Legend | None) -> Caption:
         named = zip(section.class_names, section.class_colours, counts, strict=True)
         notes += [Note(f"{plain(name)} {count:,}", colour) for name, colour, count in named]
         notes += [Note(f"{_figures(number / area_mm2)} objects/mm\u00b2")] if area_mm2 > 0 else []
-    searched = "image" if section.tissue_mm2 is None else "tissue"
-    notes.append(Note(f"{searched} {_figures(area_mm2)} mm\u00b2"))
+    notes.append(Note(f"{section.searched} {_figures(area_mm2)} mm\u00b2"))
     notes.append(Note(f"{section.mpp_um:.3g} \u00b5m per pixel"))
     notes.append(Note(f"model {plain(section.model)}"))
+    notes += [Note(flag.replace("_", " "), MARKS.get(flag, ALERT)) for flag in section.flags]
     return Caption(plain(section.name), notes, legend)
 
 

@@ -16,6 +16,7 @@ from pipeline.config import RunConfig
 from pipeline.discover import Candidate
 from pipeline.errors import ConfigError, ModelError, SlideError
 from pipeline.files import digest
+from pipeline.mask_file import MaskFile, find_mask
 from pipeline.regions import Regions, find_regions
 from pipeline.resample import Resolution, resolution
 from pipeline.slide import open_slide
@@ -26,8 +27,9 @@ from unet_core.shapes import ValidShape
 from unet_core.spec import UNetSpec
 
 STAGES = ("ingest", "tissue", "predict", "label", "measure", "pyramid", "export", "overlay")
+OTSU = "otsu"
 NETWORK_STAGES = ("ingest", "tissue", "predict")
-CODE_VERSIONS = {stage: 1 for stage in STAGES} | {"overlay": 2}
+CODE_VERSIONS = {stage: 1 for stage in STAGES} | {"tissue": 2, "overlay": 3}
 """Raised by one when a change to a stage's code changes what it writes."""
 
 
@@ -75,6 +77,7 @@ class SlidePlan:
     hashes: Mapping[str, str]
     case: Mapping[str, str] | None = None
     regions: Regions | None = None
+    mask: MaskFile | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -221,6 +224,7 @@ def plan_slide(candidate: Candidate, model: Model, compute: Compute, config: Run
         case=candidate.case,
         hashes={},
         regions=regions,
+        mask=_mask(candidate, config),
         warnings=(*resolved.warnings, *reader.warnings, *remarks),
     )
     return replace(plan, hashes=_hashes(source, plan))
@@ -236,6 +240,13 @@ def _regions(
     return regions, regions.check_inside(candidate.path, shape_yx)
 
 
+def _mask(candidate: Candidate, config: RunConfig) -> MaskFile | None:
+    """The slide's own mask of its tissue, if that is how tissue is found."""
+    if config.tissue is None or config.tissue.method == OTSU:
+        return None
+    return find_mask(Path(config.tissue.method), candidate.key)
+
+
 def _hashes(source: Mapping[str, Any], plan: SlidePlan) -> dict[str, str]:
     config, model, compute, mpp = plan.config, plan.model, plan.compute, plan.resolution.mpp
     chain = _Chain({})
@@ -247,7 +258,9 @@ def _hashes(source: Mapping[str, Any], plan: SlidePlan) -> dict[str, str]:
         list(plan.channel_names),
     ]
     chain.add("ingest", [source], ())
-    chain.add("tissue", [_dump(config.tissue), mpp, model.shape.halo, *drawn], ("ingest",))
+    looked = _dump(config.tissue) | ({} if plan.mask is None else {"method": plan.mask.sha256})
+    stain = [model.spec.stain_mean, model.spec.stain_covariance]
+    chain.add("tissue", [looked, mpp, model.shape.halo, stain, *drawn], ("ingest",))
     chain.add("predict", [model.sha256, compute.device, compute.precision], ("ingest", "tissue"))
     if config.objects is not None:
         chosen: dict[str, Any] = {"threshold": plan.threshold, "min_area_um2": plan.min_area_um2}

@@ -138,6 +138,12 @@ class Regions:
             if part < 1
         )
 
+    def rings(self) -> Iterator[Coordinates]:
+        """The (x, y) corners of every outline of regions, their holes and what is excluded; first and last are one."""
+        for area in (*self.areas, *self.holes):
+            for ring in shapely.get_rings(shapely.get_parts(shapely.from_wkb(area))):
+                yield shapely.get_coordinates(ring)
+
     def _whole(self) -> Any:
         """All regions less what is excluded, as one geometry."""
         areas, holes = (shapely.union_all(shapely.from_wkb(list(group))) for group in (self.areas, self.holes))

@@ -201,8 +201,8 @@ class SlideRun:
         later = stages[stages.index(stage) + 1 :]
         self.notices.append(f"{self.plan.key}: {stage} was repaired to other bytes than before; redoing what follows")
         self.store.unstamp(later)
-        arrays = {"predict": "probability", "label": "labels", "tissue": "tissue"}
-        for name in (arrays[one] for one in later if one in arrays):
+        arrays = {"predict": ["probability"], "label": ["labels"], "tissue": ["tissue", "quality"]}
+        for name in (name for one in later for name in arrays.get(one, ())):
             remove(self.store.zarr / name)
         for one in later:
             remove(self.store.work / one)

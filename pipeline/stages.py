@@ -36,15 +36,28 @@ def _ingest(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
 
 
 def _tissue(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
-    factor = tissue.tissue_factor(plan.resolution.mpp)
-    wanted = plan.config.tissue
-    params = wanted and TissueParams(
+    section = tissue.TissueSection(
+        plan.mask or _tissue_params(plan),
+        tissue.tissue_factor(plan.resolution.mpp),
+        plan.resolution.mpp,
+        level0_from_image=plan.resolution.level0_from_image_yx,
+        regions=plan.regions,
+        stain=plan.model.spec.stain,
+        exclude_qc=plan.config.tissue is not None and plan.config.tissue.exclude_qc,
+    )
+    return tissue.tissue_slide(work, section, map_blocks)
+
+
+def _tissue_params(plan: SlidePlan) -> TissueParams | None:
+    wanted, factor = plan.config.tissue, tissue.tissue_factor(plan.resolution.mpp)
+    if wanted is None:
+        return None
+    return TissueParams(
         mpp_um=plan.resolution.mpp * factor,
         min_area_um2=wanted.min_area_um2,
         fill_holes_um2=wanted.fill_holes_um2,
         dilate_px=-(-plan.model.shape.halo // factor),
     )
-    return tissue.tissue_slide(work, tissue.TissueSection(params or None, factor), map_blocks)
 
 
 def _predict(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
@@ -115,16 +128,20 @@ def _export(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
 
 
 def _overlay(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
-    mpp = plan.resolution.mpp
+    facts = work.store.facts("tissue")
+    searched_px = facts["tissue_px"] if plan.regions is None else sum(facts["region_tissue_px"])
     section = overlay.OverlaySection(
         name=plan.key,
         model=plan.model.name,
-        mpp_um=mpp,
+        mpp_um=plan.resolution.mpp,
         channel_names=plan.channel_names,
         class_names=plan.model.spec.class_names,
         class_colours=_colours(plan),
-        tissue_mm2=work.store.facts("tissue")["tissue_px"] * mpp**2 / 1e6 if plan.config.tissue else None,
+        tissue_mm2=searched_px * plan.resolution.mpp**2 / 1e6 if plan.config.tissue or plan.regions else None,
         objects="label" in plan.hashes,
+        flags=tuple(facts["flags"]),
+        regions=plan.regions,
+        level0_from_image=plan.resolution.level0_from_image_yx,
     )
     return overlay.overlay_slide(work, section, map_blocks)
 

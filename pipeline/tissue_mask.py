@@ -11,7 +11,7 @@ Otsu: IEEE Transactions on Systems, Man, and Cybernetics 9 (1979), 62-66.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ _BINS = 256
 _NEAR_UM = 16.0
 
 Mask = NDArray[np.bool_]
+Polarity = Literal["bright-field", "dark-field"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +46,14 @@ class TissueResult:
 
     mask: Mask
     method: str
-    threshold: float | None
-    flags: tuple[str, ...]
-    bright_field: bool
+    threshold: float | None = None
+    flags: tuple[str, ...] = ()
+
+
+def polarity_of(thumb_CYX: NDArray[Any]) -> Polarity:
+    """Whether a picture is bright with something dark on it, or dark with something bright: by its median."""
+    full = float(np.iinfo(thumb_CYX.dtype).max)
+    return "dark-field" if np.median(thumb_CYX.mean(axis=0)) < BRIGHT_FIELD * full else "bright-field"
 
 
 def find_tissue(thumb_CYX: NDArray[Any], params: TissueParams) -> TissueResult:
@@ -55,19 +61,20 @@ def find_tissue(thumb_CYX: NDArray[Any], params: TissueParams) -> TissueResult:
 
     Everything is tissue when the picture is not RGB on a bright field, or shows hardly any glass.
     """
-    shape_yx = thumb_CYX.shape[1:]
-    everything = np.ones(shape_yx, bool)
+    everything = np.ones(thumb_CYX.shape[1:], bool)
+    if polarity_of(thumb_CYX) == "dark-field":
+        return TissueResult(everything, "off: not bright-field")
+    if thumb_CYX.shape[0] != 3:
+        return TissueResult(everything, "off: not RGB")
     value_CYX = thumb_CYX.astype(np.float64) / np.iinfo(thumb_CYX.dtype).max
-    if thumb_CYX.shape[0] != 3 or np.median(value_CYX.mean(axis=0)) < BRIGHT_FIELD:
-        return TissueResult(everything, "off: not bright-field", None, (), bright_field=False)
     saturation, brightness = _saturation_and_brightness(value_CYX)
     threshold = float(np.clip(_otsu(saturation), *SATURATION_LIMITS))
     stained = (saturation > threshold) | (brightness < DARK)
     if np.mean(~stained) < LEAST_GLASS:
-        return TissueResult(everything, "otsu: no glass, all tissue", threshold, (), bright_field=True)
+        return TissueResult(everything, "otsu: no glass, all tissue", threshold)
     mask = _grown(_cleaned(stained, params), params.dilate_px)
     flags = () if mask.any() else ("no tissue found",)
-    return TissueResult(mask, "otsu", threshold, flags, bright_field=True)
+    return TissueResult(mask, "otsu", threshold, flags)
 
 
 def _saturation_and_brightness(value_CYX: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -94,6 +101,8 @@ def _cleaned(mask: Mask, params: TissueParams) -> Mask:
     pixel_um2 = params.mpp_um**2
     near = _grown(mask, round(_NEAR_UM / params.mpp_um))
     kept = mask & (_areas(near, mask) * pixel_um2 >= params.min_area_um2)
+    if not kept.any():
+        return kept  # what is not tissue is no hole then, however small the slide
     filled: Mask = kept | (~kept & (_areas(~kept, ~kept) * pixel_um2 <= params.fill_holes_um2))
     return filled
 

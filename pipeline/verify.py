@@ -205,5 +205,6 @@ def stage_of(name: str) -> str:
     if name in whole_files:
         return whole_files[name]
     inside = name.removeprefix("slide.ome.zarr/")
-    writers = {"0/": "ingest", "tissue/": "tissue", "probability/0/": "predict", "labels/objects/0/": "label"}
+    writers = {"0/": "ingest", "probability/0/": "predict", "labels/objects/0/": "label"}
+    writers |= {"tissue/": "tissue", "quality/": "tissue"}
     return next((stage for prefix, stage in writers.items() if inside.startswith(prefix)), "pyramid")

@@ -17,10 +17,12 @@ import torch
 from numpy.typing import NDArray
 from skimage import io
 from torch import Generator, Tensor
+from torch.nn import functional
 
 from unet_core.augment import Augmentation, jitter_colour, sample_at, source_offsets
 from unet_core.loss import part_touching, separation_weights
 from unet_core.mirror import read_mirrored
+from unet_core.stain import SQUARE_UM, Stain, mean_density
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,23 @@ def draw_batch(
     chosen = torch.randint(len(cases), (count,), generator=generator).tolist()
     tiles = [draw_tile(cases[i], sizes_px, settings, generator) for i in chosen]
     return Batch(*(torch.stack(parts) for parts in zip(*tiles, strict=True)))
+
+
+def stain_shown(
+    cases: Sequence[Annotated], mpp: float, settings: Augmentation, generator: Generator, draws: int = 1500
+) -> Stain:
+    """Return the colours a network is trained on: of so many random images, recoloured as for training, on about 8 um.
+
+    Images too pale to hold any stain are left out.
+    """
+    densities = []
+    for _ in range(draws):
+        case = cases[int(torch.randint(len(cases), (), generator=generator))]
+        shown_CYX = jitter_colour(torch.from_numpy(case.image_CYX.copy()).float() / 255, settings, generator)
+        side = min(max(1, round(SQUARE_UM / mpp)), *shown_CYX.shape[1:])
+        squares_CYX = functional.avg_pool2d(shown_CYX[None], side)[0]
+        densities.append(mean_density((squares_CYX * 255).round().to(torch.uint8).numpy()))
+    return Stain.of(np.stack([density for density in densities if density is not None]))
 
 
 def _patch(pixels: NDArray[Any], box: Square) -> Tensor:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from unet_core.stain import Stain
 
 Colour = tuple[
     Annotated[int, Field(ge=0, le=255)],
@@ -39,7 +42,8 @@ class UNetSpec(BaseModel):
     """A U-Net (Ronneberger, Fischer, Brox 2015) and how to feed it: x = (image / dtype max - mean) / std.
 
     `classes` counts the background: 1 + k. Class 0 is background; a softmax head has a channel for it, a sigmoid head
-    has not. Channels at level i: width * growth**i.
+    has not. Channels at level i: width * growth**i. The stain is that of the cells it was trained on: mean and
+    covariance of their mean optical density (`unet_core.stain`); None where that says nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -62,6 +66,8 @@ class UNetSpec(BaseModel):
     colours: tuple[Colour, ...] | None = None
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
     min_area_um2: Annotated[float, Field(ge=0)] = 0.0
+    stain_mean: tuple[float, ...] | None = None
+    stain_covariance: tuple[tuple[float, ...], ...] | None = None
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> Self:
@@ -69,14 +75,35 @@ class UNetSpec(BaseModel):
         expected = {"mean": self.in_channels, "std": self.in_channels, "class_names": self.foreground}
         if self.colours is not None:
             expected["colours"] = self.foreground
+        if self.stain_mean is not None:
+            expected |= {"stain_mean": self.in_channels, "stain_covariance": self.in_channels}
         for name, length in expected.items():
-            found = len(getattr(self, name))
+            found = len(getattr(self, name) or ())
             if found != length:
-                source = "in_channels" if length == self.in_channels and name in ("mean", "std") else "classes - 1"
+                source = "classes - 1" if name in ("class_names", "colours") else "in_channels"
                 raise ValueError(f"{name}: expected {length} entries ({source}), found {found}")
         if len(set(self.class_names)) != self.foreground:
             raise ValueError(f"class_names: expected distinct names, found {list(self.class_names)}")
         return self
+
+    @model_validator(mode="after")
+    def _covariance_can_be_one(self) -> Self:
+        """Refuse what has no inverse or could give a negative distance."""
+        if self.stain_covariance is None:
+            return self
+        covariance = np.array(self.stain_covariance, float) if len({*map(len, self.stain_covariance)}) == 1 else None
+        if covariance is None or covariance.shape[0] != covariance.shape[1] or self.stain_mean is None:
+            raise ValueError("stain_covariance: expected as many rows as columns, and a stain_mean beside it")
+        if not np.array_equal(covariance, covariance.T) or np.linalg.eigvalsh(covariance)[0] <= 0:
+            raise ValueError("stain_covariance: expected a symmetric matrix whose eigenvalues are above 0")
+        return self
+
+    @property
+    def stain(self) -> Stain | None:
+        """The colours of the training, where they are known."""
+        if self.stain_mean is None or self.stain_covariance is None:
+            return None
+        return Stain(self.stain_mean, self.stain_covariance)
 
     @property
     def foreground(self) -> int:

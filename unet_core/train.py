@@ -25,7 +25,7 @@ from unet_core.evaluate import best_min_area, best_threshold, in_folds, least_px
 from unet_core.header import describe, sha256
 from unet_core.loss import weighted_cross_entropy
 from unet_core.model import UNet
-from unet_core.samples import Annotated, Batch, draw_batch, read_annotated
+from unet_core.samples import Annotated, Batch, draw_batch, read_annotated, stain_shown
 from unet_core.shapes import ValidShape
 from unet_core.spec import UNetSpec, preset
 
@@ -50,10 +50,14 @@ class Recipe:
 
 
 def spec_for(cases: Sequence[Annotated], chosen: UNetSpec) -> UNetSpec:
-    """Return `chosen` with mean and deviation of the images' channels filled in."""
+    """Return `chosen` with mean and deviation of the images' channels filled in, and the stain of coloured ones."""
     pixels = np.concatenate([case.image_CYX.reshape(chosen.in_channels, -1) for case in cases], axis=1) / 255
     mean, std = ([round(float(value), 4) for value in stat(axis=1)] for stat in (pixels.mean, pixels.std))
-    return UNetSpec.model_validate({**chosen.model_dump(), "mean": mean, "std": std})
+    known = {**chosen.model_dump(), "mean": mean, "std": std}
+    if chosen.in_channels == 3 and chosen.mpp is not None:
+        stain = stain_shown(cases, chosen.mpp, Augmentation(), torch.Generator().manual_seed(0))
+        known |= {"stain_mean": stain.mean, "stain_covariance": stain.covariance}
+    return UNetSpec.model_validate(known)
 
 
 def train_step(model: UNet, batch: Batch, optimiser: torch.optim.Optimizer) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from skimage.segmentation import find_boundaries
 from pipeline.display import compose, contrast, windows
 from pipeline.errors import DamagedError
 from pipeline.fields import FIELD_PX, View, choose_fields, field_side
-from pipeline.overlay import FILE, OverlaySection, overlay_slide
+from pipeline.overlay import ALERT, FILE, MARKS, OverlaySection, overlay_slide
 from pipeline.picture import (
     INK,
     Palette,
@@ -32,6 +33,8 @@ from pipeline.picture import (
     text_width,
 )
 from pipeline.pyramid import PyramidSection, pyramid_slide
+from pipeline.quality import MEASURES
+from pipeline.regions import Regions
 from pipeline.store import SlideStore
 from pipeline.work import Work, serial
 from tests.make_store import put_array, put_objects
@@ -50,11 +53,19 @@ def discs(shape_yx: tuple[int, int], radius: int, number: int, seed: int = 0) ->
     return np.asarray(label(mask), np.uint32)
 
 
+def measures(shape_yx: tuple[int, int]) -> NDArray[np.float32]:
+    """Quality of all cells: nothing but tissue, sharp and clean."""
+    clean = np.zeros((len(MEASURES), *(-(-side // 512) for side in shape_yx)), np.float32)
+    clean[:2] = 1
+    return clean
+
+
 def make_slide(root: Path, image: NDArray[Any], labels: NDArray[np.uint32], section: OverlaySection = SECTION) -> Work:
     store = SlideStore(root)
     plans = {"0": "a" * 64, "labels/objects/0": "c" * 64}
     put_array(store, "0", image, plans["0"])
     put_array(store, "labels/objects/0", labels, plans["labels/objects/0"])
+    put_array(store, "quality", measures(labels.shape), "q" * 64)
     count = int(labels.max(initial=0))
     put_objects(store, labels, {"nucleus": range(1, count), "mitosis": range(max(1, count), count + 1)}, MPP)
     work = Work(root, labels.shape, 512, "p" * 64)
@@ -108,6 +119,38 @@ def test_large_objects_are_outlined_on_the_overview(tmp_path: Path) -> None:
     overlay_slide(work, SECTION)
     border_px = 2 * 2 * (50 + 30) * 32 * 1600 / 2500
     assert share(page, INK) - share(drawn(tmp_path), INK) > 0.8 * border_px, "the tissue's border is drawn"
+
+
+def test_blurred_and_inked_cells_are_outlined_and_flags_are_said(tmp_path: Path) -> None:
+    labels = np.zeros((1600, 2000), np.uint32)
+    work = make_slide(tmp_path, glass(labels), labels)
+    overlay_slide(work, SECTION)
+    plain = drawn(tmp_path)
+    found = measures(labels.shape)
+    found[MEASURES.index("sharpness"), 0, 1] = 0
+    found[MEASURES.index("pen"), 1, :3] = 1
+    put_array(work.store, "quality", found, "r" * 64)
+    overlay_slide(work, replace(SECTION, flags=("blurred", "pen", "little_tissue")))
+    page = drawn(tmp_path)
+    side_px = 512 * 1600 / 2000
+    for flag, border_px in (("blurred", 4 * side_px), ("pen", 8 * side_px)):
+        seen = share(page, MARKS[flag]) - share(plain, MARKS[flag])
+        assert 0.8 * border_px < seen < 3 * border_px + 2000, flag
+    assert share(page, ALERT) > share(plain, ALERT), "the third flag is in the caption"
+
+
+def test_regions_are_outlined(tmp_path: Path) -> None:
+    labels = np.zeros((1600, 2000), np.uint32)
+    work = make_slide(tmp_path, glass(labels), labels)
+    area = shapely.box(100, 200, 700, 600)
+    regions = Regions(("a",), ("",), (shapely.to_wkb(area),))
+    overlay_slide(work, replace(SECTION, regions=regions, level0_from_image=(0.5, 0.5)))
+    colour = (0, 110, 200)
+    page = drawn(tmp_path)
+    at = np.argwhere((page == colour).all(axis=2))
+    size = np.ptp(at, axis=0) + 1
+    assert size == pytest.approx([800 * 0.8, 1200 * 0.8], abs=5), "twice the drawn size, on a page at 0.8"
+    assert share(page, colour) > 2 * (800 + 1200) * 0.8
 
 
 def test_the_same_bytes_every_time(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.geometry import Box
 from pipeline.resample import Override, resample, resolution, source_box
 from pipeline.slide import open_slide
-from pipeline.tissue_mask import TissueParams, find_tissue
+from pipeline.tissue_mask import TissueParams, find_tissue, polarity_of
 
 MPP = 8.0
 PARAMS = TissueParams(mpp_um=MPP, min_area_um2=4000, fill_holes_um2=40000)
@@ -40,7 +40,7 @@ def test_tissue_on_glass() -> None:
     result = find_tissue(paint(glass(), Box(30, 40, 70, 90), PINK), PARAMS)
     expected = np.zeros((100, 120), bool)
     expected[30:70, 40:90] = True
-    assert (result.method, result.bright_field, result.flags) == ("otsu", True, ())
+    assert (result.method, result.flags) == ("otsu", ())
     assert (result.mask & expected).sum() == expected.sum()
     assert result.mask.sum() <= 46 * 56
 
@@ -91,16 +91,26 @@ def test_an_empty_slide_has_none_and_says_so() -> None:
     assert result.flags == ("no tissue found",)
 
 
+@pytest.mark.parametrize("side", [3, 20, 25])
+def test_a_small_empty_slide_is_no_hole_in_tissue(side: int) -> None:
+    """25 px of 8 um: 40,000 um2, all of which would be filled were it a hole."""
+    assert not find_tissue(glass(side, side), PARAMS).mask.any()
+
+
 @pytest.mark.parametrize("value", [0, 20])
 def test_a_dark_field_is_not_judged(value: int) -> None:
-    result = find_tissue(np.full((3, 30, 40), value, np.uint8), PARAMS)
+    picture = np.full((3, 30, 40), value, np.uint8)
+    result = find_tissue(picture, PARAMS)
     assert result.mask.all()
-    assert (result.method, result.bright_field, result.threshold) == ("off: not bright-field", False, None)
+    assert (result.method, result.threshold) == ("off: not bright-field", None)
+    assert polarity_of(picture) == polarity_of(picture[:1].astype(np.uint16) * 257) == "dark-field"
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
 def test_other_than_rgb_is_not_judged(channels: int) -> None:
-    assert find_tissue(np.full((channels, 30, 40), 240, np.uint8), PARAMS).mask.all()
+    picture = np.full((channels, 30, 40), 240, np.uint8)
+    assert find_tissue(picture, PARAMS).mask.all()
+    assert (find_tissue(picture, PARAMS).method, polarity_of(picture)) == ("off: not RGB", "bright-field")
 
 
 def test_sixteen_bit_equals_eight_bit() -> None:
@@ -136,7 +146,9 @@ def test_real_slide_with_glass(shared_data: Path) -> None:
     assert not result.mask[100:180, :25].any()
 
 
-def test_real_fluorescence_is_not_judged(shared_data: Path) -> None:
-    result = find_tissue(thumbnail(shared_data / "wsi" / "test3-DAPI-2-(387).ndpi"), PARAMS)
-    assert not result.bright_field
-    assert result.mask.all()
+@pytest.mark.parametrize("name", ["test3-DAPI-2-(387).ndpi", "test3-TRITC 2 (560).ndpi"])
+def test_real_fluorescence_is_not_judged(shared_data: Path, name: str) -> None:
+    picture = thumbnail(shared_data / "wsi" / name)
+    assert polarity_of(picture) == "dark-field"
+    assert find_tissue(picture, PARAMS).method == "off: not bright-field"
+    assert find_tissue(picture, PARAMS).mask.all()

@@ -1,0 +1,117 @@
+"""A mask of the tissue that somebody made elsewhere: a picture of the whole slide at any size.
+
+The one decision made here: a pixel of tissue is tissue when any pixel of the mask lies over any part of it. So a mask
+may be finer or coarser than the tissue's own picture, nothing is interpolated, and a thin piece is never lost.
+
+Nonzero is tissue: in any colour channel, unless the pixel is fully transparent; of a palette the index counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.errors import SlideError
+
+EXTENSIONS = (".png", ".tif", ".tiff")
+LARGEST_PX = 1 << 27
+"""A mask is decoded whole, outside the bound that holds for slides."""
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class MaskFile:
+    """A mask, and the SHA-256 it had when the run was planned."""
+
+    path: Path
+    sha256: str
+
+    def read(self, slide_yx: tuple[int, int]) -> Mask:
+        """As ``read_mask``. Raises SlideError also when the file is not what it was."""
+        mask = read_mask(self.path, slide_yx)
+        if hash_mask(self.path) != self.sha256:
+            raise SlideError(f"{self.path}: the mask changed during the run. Run segment again")
+        return mask
+
+
+def find_mask(source: Path, key: str) -> MaskFile:
+    """The mask of a slide: ``source`` itself, or ``<key>.png`` (.tif, .tiff) in a folder.
+
+    Raises SlideError, naming what was looked for, when there is none.
+    """
+    if source.is_file():
+        return MaskFile(source, hash_mask(source))
+    tried = [source / f"{key}{extension}" for extension in EXTENSIONS]
+    for path in tried:
+        if path.is_file():
+            return MaskFile(path, hash_mask(path))
+    what = ", ".join(map(str, tried)) if source.is_dir() else "otsu, a mask (PNG or TIFF), or a folder of masks"
+    raise SlideError(f"{key}: tissue.method={source}: expected {what}; found no such file")
+
+
+def hash_mask(path: Path) -> str:
+    """Hex SHA-256 of the file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_mask(path: Path, slide_yx: tuple[int, int]) -> Mask:
+    """The mask (y, x) as stored. ``slide_yx`` is any (height, width) in the proportions of the slide.
+
+    Raises SlideError when it cannot be read, is too large, or has other proportions than the slide.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours, below
+            picture = Image.open(path, formats=("PNG", "TIFF"))
+        with picture:
+            _check_size(path, (picture.height, picture.width), slide_yx)
+            pixels = np.asarray(picture)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, SlideError):
+            raise
+        raise SlideError(f"{path}: expected a mask, PNG or TIFF, found something else ({error})") from error
+    return _nonzero(pixels)
+
+
+def tissue_of(mask: Mask, image_yx: tuple[int, int], factor: int) -> Mask:
+    """For each square of ``factor`` x ``factor`` image pixels whether any mask pixel over any part of it is set."""
+    for axis, length in enumerate(image_yx):
+        starts = np.arange(0, length, factor)
+        stops = np.minimum(starts + factor, length)
+        first, last = starts * mask.shape[axis] // length, -(-stops * mask.shape[axis] // length)
+        ends = np.stack([first, last], axis=1).ravel()  # from first to last, then on to the next: every other one
+        padded = np.concatenate([mask, np.zeros_like(mask.take([0], axis))], axis)
+        mask = np.logical_or.reduceat(padded, ends, axis=axis).take(np.arange(0, len(ends), 2), axis)
+    return mask
+
+
+def _check_size(path: Path, mask_yx: tuple[int, int], slide_yx: tuple[int, int]) -> None:
+    """One scale must give both sides to within a pixel, whichever way they were rounded."""
+    if mask_yx[0] * mask_yx[1] > LARGEST_PX:
+        raise SlideError(
+            f"{path}: expected at most {LARGEST_PX >> 20} million pixels, found {mask_yx[1]} x {mask_yx[0]}. Reduce "
+            f"it: tissue is decided at about 8 um"
+        )
+    low = max((found - 1) / side for found, side in zip(mask_yx, slide_yx, strict=True))
+    high = min((found + 1) / side for found, side in zip(mask_yx, slide_yx, strict=True))
+    if low > high:
+        raise SlideError(
+            f"{path}: expected a mask of the whole slide, in proportions of {slide_yx[1]} x {slide_yx[0]}, found "
+            f"{mask_yx[1]} x {mask_yx[0]}: it is of another slide, or of a part of this one"
+        )
+
+
+def _nonzero(pixels: NDArray[np.generic]) -> Mask:
+    if pixels.ndim == 2:
+        return np.asarray(pixels != 0)
+    colours, alpha = (pixels[..., :-1], pixels[..., -1]) if pixels.shape[2] in (2, 4) else (pixels, None)
+    found: Mask = (colours != 0).any(axis=2)
+    return found if alpha is None else found & (alpha != 0)
