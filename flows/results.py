@@ -52,7 +52,8 @@ def manifest_rows(store: SlideStore, manifest: Mapping[str, Any]) -> list[Row]:
     }
     tissue_mm2 = _tissue_mm2(manifest)
     measured = _measured(store, manifest) if "measure" in stages else [{"region": name} for name in tissue_mm2]
-    return [_class_row(found, tissue_mm2[found["region"]]) | same for found in measured]
+    anywhere = sum(tissue_mm2.values())
+    return [_class_row(found, tissue_mm2.get(found["region"], anywhere)) | same for found in measured]
 
 
 def _measured(store: SlideStore, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
