@@ -9,7 +9,8 @@ pieces or on the order in which blocks were done, only on pixels.
       ----------+----------      a horizontal seam joins two rows of blocks over the image's whole width, so that
       block 3   | block 4        diagonal neighbours across a four-block corner are met there, once
 
-Memory, in bytes: at most 70 a piece and 140 a contact (a distinct pair of pieces that touch across a seam).
+Memory, in bytes: at most 70 a piece and 140 a contact (a distinct pair of pieces that touch across a seam); columns
+beyond area and first pixel come on top.
 """
 
 from __future__ import annotations
@@ -24,13 +25,11 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pipeline.errors import SlideError
 from pipeline.geometry import Box
 
 Array = NDArray[Any]
 
 MAX_CLASSES = 255
-MAX_OBJECTS = 2**32 - 1
 VERTICAL, HORIZONTAL = 0, 1
 _LINES = ("top", "bottom", "left", "right")
 
@@ -282,62 +281,3 @@ def linked(joined: Joined) -> Array:
     pieces = (joined.contacts >= 0).all(axis=0)
     first, second = joined.group[np.where(pieces, joined.contacts, 0)]
     return np.asarray(pieces & (first == second))
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Smallest and largest area of an object that is kept, in pixels, both inclusive."""
-
-    min_px: int = 0
-    max_px: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Numbered:
-    """The final id (uint32, 0 = removed) of every piece in block order, and what was kept.
-
-    ``objects`` and ``area_px`` count kept objects and their pixels for classes 0.. (0 is background: none).
-    ``across`` counts kept objects that cross a vertical seam, a horizontal seam, a four-block corner (at least two
-    diagonally opposite of the four pixels that meet there are its own).
-    """
-
-    ids: Array
-    removed: int
-    objects: Array
-    area_px: Array
-    across: dict[str, int]
-
-
-def number_objects(joined: Joined, limits: Limits) -> Numbered:
-    """Unite pieces, drop objects outside ``limits``, number the others 1.. in raster order of their first pixel.
-
-    Raises SlideError when there are more objects than a uint32 can tell apart.
-    """
-    union = unite(joined)
-    area = union.merge(np.add, joined.columns["area"])
-    first = union.merge(np.minimum, joined.columns["first"])
-    whole = np.ones(len(area), np.bool_)
-    whole[union.other.piece] = False
-    kept = whole & (area >= limits.min_px) & (area <= (np.inf if limits.max_px is None else limits.max_px))
-    roots = np.flatnonzero(kept)
-    if len(roots) > MAX_OBJECTS:
-        raise SlideError(
-            f"expected at most {MAX_OBJECTS} objects, found {len(roots)}: the mask is noise, not objects. "
-            f"Raise objects.threshold or objects.min_area_um2"
-        )
-    ids = np.zeros(len(area), np.uint32)
-    ids[roots[np.argsort(first[roots])]] = np.arange(1, len(roots) + 1, dtype=np.uint32)
-    ids[union.piece] = ids[union.root]
-    objects, area_px = np.zeros((2, int(joined.group.max(initial=0)) + 1), np.int64)
-    np.add.at(objects, joined.group[roots], 1)
-    np.add.at(area_px, joined.group[roots], area[roots])
-    return Numbered(ids, int(whole.sum()) - len(roots), objects, area_px, _across(joined, ids))
-
-
-def _across(joined: Joined, ids: Array) -> dict[str, int]:
-    owner = ids[joined.contacts[0, linked(joined)]]
-    seam = joined.seam[linked(joined)]
-    first, second = ids[joined.corners]
-    crossing = {"vertical": owner[seam == VERTICAL], "horizontal": owner[seam == HORIZONTAL]}
-    crossing["corner"] = first[first == second]
-    return {name: int(np.count_nonzero(np.unique(found))) for name, found in crossing.items()}

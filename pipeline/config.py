@@ -88,7 +88,8 @@ class ComputeSection(Section):
 class ObjectsSection(Section):
     """What is one object. Null means the model's own; several classes use the largest probability, no threshold.
 
-    ``open_um`` and ``close_um`` are radii of discs, one for all classes or one for each class named.
+    ``open_um`` and ``close_um`` are radii of discs, one for all classes or one for each class named. With ``split``,
+    objects up to ``split_max_um`` long are parted where they narrow by ``split_depth_um`` on either side.
     """
 
     threshold: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -98,6 +99,9 @@ class ObjectsSection(Section):
     open_um: Radius | dict[str, Radius] = 0.0
     close_um: Radius | dict[str, Radius] = 0.0
     fill_holes_um2: Annotated[float, Field(ge=0)] = 0.0
+    split: Literal["none", "watershed"] = "none"
+    split_depth_um: Annotated[float, Field(gt=0)] = 0.75
+    split_max_um: Annotated[float, Field(gt=0)] = 200.0
 
 
 class OutputsSection(Section):

@@ -1,50 +1,47 @@
 """Objects: connected components of the stored probabilities, found block by block, out of core.
 
-The one decision made here: every shard is written once. First passes keep only small files (piece sums and border
-lines), this process joins them into one small table a block, and the last pass labels the block again, which is cheap,
-and writes its shard through the table. So a shard that exists is a block that is done, here too.
+The one decision made here: every shard is written once. First passes keep only small files (runs, piece sums and border
+lines), this process joins them into one small table a block, and the last pass paints the runs through the table and
+writes its shard. So a shard that exists is a block that is done, here too, and probabilities are read once.
 
-    probability --hole_block--> holes --join--> fill          only when holes are filled
-    probability + fill --piece_block--> pieces --join--> lookup --label_block--> labels/objects/0
+    probability --hole_block--> holes --join--> fill                                  only when holes are filled
+    probability + fill --piece_block--> runs, pieces --join--> lookup                 ids of pieces
+                              pieces --join--> wholes --split_block--> parts          only when objects are split
+    runs + lookup (+ parts) --label_block--> labels/objects/0
 
-Block results ``label/lookup`` hold ``ids`` (uint32, 0 = removed) and ``group`` (class from 1) of each of a block's
-pieces: whoever reads the objects finds their classes there.
+Block results ``label/lookup`` hold the final ids and classes of each of a block's pieces: whoever reads the objects
+finds their classes there, and with the runs the objects themselves (``object_runs``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.components import (
-    Joined,
-    Limits,
-    Numbered,
-    Part,
-    class_map,
-    join,
-    label_pieces,
-    number_objects,
-    object_part,
-    paint,
-)
+from pipeline.components import Joined, Part, class_map, join, label_pieces, object_part, paint
 from pipeline.files import fsync_dir
 from pipeline.holes import background_connectivity, fill_classes, fill_holes, hole_part
 from pipeline.morphology import Morphology
+from pipeline.numbering import Limits, Numbered, Whole, across, boxes, coordinate_sums, number_objects
+from pipeline.object_runs import EDGES, LOOKUP, PARTS, RUNS, object_runs, save_edges, save_runs
+from pipeline.regions import Regions
+from pipeline.split import WHOLES, AllParts, lookup_tables, split_block, too_large, whole_tables
 from pipeline.store import ArraySpec, Index
+from pipeline.watershed import LARGEST_PX, Splitting
 from pipeline.work import Counts, MapBlocks, StageReport, Work, run_blocks
 
 Array = NDArray[Any]
 
 STAGE = "label"
 PROBABILITY, OBJECTS = "probability/0", "labels/objects/0"
-HOLES, FILL, PIECES, LOOKUP = "label/holes", "label/fill", "label/pieces", "label/lookup"
+HOLES, FILL, PIECES = "label/holes", "label/fill", "label/pieces"
 _ROUNDING = 1e-9
 
 
@@ -53,7 +50,9 @@ class LabelSection:
     """What is an object. ``mpp`` is the image's, in um per pixel; areas are of merged objects, limits inclusive.
 
     ``discs_um`` are for each class the radii of the discs that open and close its mask, before holes are filled; none
-    when it is empty.
+    when it is empty. Objects with a box of at most ``split_max_um`` are split where the distance to their edge falls
+    ``split_depth_um`` below two tops; limits, and regions (by centroid), act on what is whole then.
+    ``level0_from_image`` (y, x) is how many pixels of the slide's level 0 one pixel of the image spans.
     """
 
     threshold: float
@@ -63,6 +62,19 @@ class LabelSection:
     max_area_um2: float | None = None
     fill_holes_um2: float = 0.0
     discs_um: tuple[tuple[float, float], ...] = ()
+    split: Literal["none", "watershed"] = "none"
+    split_depth_um: float = 0.75
+    split_max_um: float = 200.0
+    regions: Regions | None = None
+    level0_from_image: tuple[float, float] = (1.0, 1.0)
+
+    @property
+    def splitting(self) -> Splitting | None:
+        """How objects are split, in pixels; None when they are not."""
+        if self.split == "none":
+            return None
+        largest = min(math.floor(self.split_max_um / self.mpp * (1 + _ROUNDING)), LARGEST_PX)
+        return Splitting(self.split_depth_um / self.mpp, largest, self.connectivity)
 
     @property
     def morphology(self) -> Morphology:
@@ -103,22 +115,26 @@ def hole_block(work: Work, section: LabelSection, index: Index) -> Counts:
 
 
 def piece_block(work: Work, section: LabelSection, index: Index) -> Counts:
-    """Keep a block's object pieces: class, area, first pixel, borders."""
-    classes = _filled_classes(work, section, index)
+    """Keep a block's object pieces: their runs, class, area, first pixel, borders."""
+    classes, core = _filled_classes(work, section, index), work.core(index)
     pieces = label_pieces(classes, section.connectivity)
-    part = object_part(pieces, classes, work.core(index), work.shape_yx[1])
-    work.store.save_result(PIECES, work.plan, index, part.arrays())
+    part = object_part(pieces, classes, core, work.shape_yx[1])
+    extra = (boxes(pieces, core) if section.splitting else {}) | (
+        coordinate_sums(pieces, core) if section.regions else {}
+    )
+    save_runs(work.store, work.plan, index, pieces, core.shape[0])
+    arrays = replace(part, columns=part.columns | extra).arrays()
+    work.store.save_result(PIECES, work.plan, index, arrays)
     return {"pieces_blocks": 1}
 
 
-def label_block(work: Work, section: LabelSection, index: Index) -> Counts:
+def label_block(work: Work, index: Index) -> Counts:
     """Write a block's shard of final ids."""
-    ids = work.store.load_result(LOOKUP, work.plan, index)["ids"]
-    pixels = np.zeros(work.core(index).shape, np.uint32)
-    if ids.any():
-        pieces = label_pieces(_filled_classes(work, section, index), section.connectivity)
-        pixels = paint(pieces, ids[pieces.label - 1], pixels.shape)
-    work.store.write_block(OBJECTS, work.plan, work.core(index), pixels)
+    core = work.core(index)
+    runs = object_runs(work.store, work.plan, index, core).runs
+    ids = paint(runs, runs.label, core.shape)
+    save_edges(work.store, work.plan, index, ids)
+    work.store.write_block(OBJECTS, work.plan, core, ids)
     return {"label_blocks": 1}
 
 
@@ -130,15 +146,24 @@ def label_slide(work: Work, section: LabelSection, map_blocks: MapBlocks) -> Sta
     objects.
     """
     store, plan = work.store, work.plan
-    for stage in (HOLES, FILL, PIECES, LOOKUP):
+    for stage in (HOLES, FILL, PIECES, RUNS, WHOLES, PARTS, LOOKUP, EDGES):
         store.sweep_results(stage, plan)
     store.create(ArraySpec(OBJECTS, work.shape_yx, "uint32", work.block_px, plan))
-    before = _find_fill(work, section, map_blocks) if section.fill_holes_px else {}
-    pieces = run_blocks(STAGE, work, store.results(PIECES, plan), partial(piece_block, work, section), map_blocks)
-    numbered = _find_lookup(work, section)
-    report = run_blocks(STAGE, work, store.done(OBJECTS, plan), partial(label_block, work, section), map_blocks)
-    report.counts |= before | pieces.counts
-    report.facts = _facts(work, section, numbered)
+    counts = _find_fill(work, section, map_blocks) if section.fill_holes_px else {}
+    kept = store.results(PIECES, plan) & store.results(RUNS, plan)
+    counts |= run_blocks(STAGE, work, kept, partial(piece_block, work, section), map_blocks).counts
+    joined = join(_rows(work, PIECES), section.connectivity)
+    whole = Whole.of(joined)
+    parts = AllParts.none(len(work.grid))
+    if section.splitting is not None:
+        counts |= _split(work, joined, whole, section.splitting, map_blocks)
+        parts = AllParts.load(work)
+    chosen = _choose(parts.instead(whole), section)
+    _save_tables(work, LOOKUP, lookup_tables(work, joined, chosen.whole, chosen.numbered.ids, parts))
+    done = store.done(OBJECTS, plan) & store.results(EDGES, plan)
+    report = run_blocks(STAGE, work, done, partial(label_block, work), map_blocks)
+    report.counts |= counts
+    report.facts = _facts(work, section, joined, whole, chosen)
     store.commit(OBJECTS, plan)
     fsync_dir(store.work / LOOKUP)
     store.stamp(STAGE, plan, report.facts)
@@ -167,16 +192,36 @@ def _find_fill(work: Work, section: LabelSection, map_blocks: MapBlocks) -> Coun
     report = run_blocks(STAGE, work, done, partial(hole_block, work, section), map_blocks)
     if len(work.store.results(FILL, work.plan)) < len(work.grid):
         joined = join(_rows(work, HOLES), background_connectivity(section.connectivity))
-        _save_tables(work, FILL, joined, {"fill": fill_classes(joined, section.fill_holes_px)})
+        fill = fill_classes(joined, section.fill_holes_px)
+        _save_tables(work, FILL, ({"fill": fill[start:stop]} for start, stop in pairwise(joined.starts)))
     return report.counts
 
 
-def _find_lookup(work: Work, section: LabelSection) -> Numbered:
-    """One small table a block: the final id and the class of each of its pieces."""
-    joined = join(_rows(work, PIECES), section.connectivity)
-    numbered = number_objects(joined, section.limits)
-    _save_tables(work, LOOKUP, joined, {"ids": numbered.ids, "group": joined.group})
-    return numbered
+def _split(work: Work, joined: Joined, whole: Whole, splitting: Splitting, map_blocks: MapBlocks) -> Counts:
+    """The parts of split objects, in one small file a block."""
+    _save_tables(work, WHOLES, whole_tables(work, joined, whole, splitting.largest_px))
+    done = work.store.results(PARTS, work.plan)
+    return run_blocks(STAGE, work, done, partial(split_block, work, splitting), map_blocks).counts
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """Objects after splitting, which of them have a fitting area and a centroid inside the regions, and their ids."""
+
+    whole: Whole
+    fitting: Array
+    inside: Array
+    numbered: Numbered
+
+
+def _choose(whole: Whole, section: LabelSection) -> _Chosen:
+    fitting = section.limits.hold(whole.columns["area"])
+    inside = np.ones(len(fitting), np.bool_)
+    if section.regions is not None:
+        area, scale = whole.columns["area"], section.level0_from_image
+        y, x = ((whole.columns[name] / area + 0.5) * of for name, of in zip(("sum_y", "sum_x"), scale, strict=True))
+        inside = section.regions.region_of(y, x) >= 0
+    return _Chosen(whole, fitting, inside, number_objects(whole, fitting & inside))
 
 
 def _rows(work: Work, stage: str) -> Iterator[list[Part]]:
@@ -185,27 +230,37 @@ def _rows(work: Work, stage: str) -> Iterator[list[Part]]:
         yield [Part.of_arrays(arrays) for arrays in found]
 
 
-def _save_tables(work: Work, stage: str, joined: Joined, tables: dict[str, Array]) -> None:
+def _save_tables(work: Work, stage: str, tables: Iterable[dict[str, Array]]) -> None:
+    """Keep a small table for each block, in order, where there is none yet."""
     done = work.store.results(stage, work.plan)
-    for tile, start, stop in zip(work.grid, joined.starts, joined.starts[1:], strict=False):
+    for tile, table in zip(work.grid, tables, strict=True):
         if tile.index not in done:
-            slices = {name: table[start:stop] for name, table in tables.items()}
-            work.store.save_result(stage, work.plan, tile.index, slices)
+            work.store.save_result(stage, work.plan, tile.index, table)
 
 
-def _facts(work: Work, section: LabelSection, numbered: Numbered) -> dict[str, Any]:
-    classes = work.store.read(PROBABILITY).shape[0]
-    return {
+def _facts(work: Work, section: LabelSection, joined: Joined, whole: Whole, chosen: _Chosen) -> dict[str, Any]:
+    classes, numbered, stands = work.store.read(PROBABILITY).shape[0], chosen.numbered, chosen.whole.stands
+    facts = {
         "objects": int(numbered.objects.sum()),
         "objects_per_class": _per_class(numbered.objects, classes),
         "area_px_per_class": _per_class(numbered.area_px, classes),
-        "objects_removed_by_area": numbered.removed,
-        "objects_across_seams": numbered.across,
+        "objects_removed_by_area": int((stands & ~chosen.fitting).sum()),
+        "objects_across_seams": across(joined, numbered.ids),
         "connectivity": section.connectivity,
         "threshold_byte": section.threshold_byte if classes == 1 else None,
         "open_close_px": [list(radii) for radii in section.morphology.discs_px],
         "fill_holes_px": section.fill_holes_px,
     }
+    if section.regions is not None:
+        facts["objects_outside_regions"] = int((stands & chosen.fitting & ~chosen.inside).sum())
+    if section.splitting is not None:
+        facts["split"] = {
+            "objects": int(whole.stands.sum() - stands[: len(whole.stands)].sum()),
+            "parts": int(stands[len(whole.stands) :].sum()),
+            "too_large_px": section.splitting.largest_px,
+            "too_large": int(too_large(whole, section.splitting.largest_px).sum()),
+        }
+    return facts
 
 
 def _per_class(column: Array, classes: int) -> list[int]:

@@ -29,7 +29,7 @@ from unet_core.spec import UNetSpec
 STAGES = ("ingest", "tissue", "predict", "label", "measure", "pyramid", "export", "overlay")
 OTSU = "otsu"
 NETWORK_STAGES = ("ingest", "tissue", "predict")
-CODE_VERSIONS = {stage: 1 for stage in STAGES} | {"tissue": 2, "overlay": 3}
+CODE_VERSIONS = {stage: 1 for stage in STAGES} | {"tissue": 2, "label": 2, "measure": 2, "overlay": 3}
 """Raised by one when a change to a stage's code changes what it writes."""
 
 
@@ -265,6 +265,8 @@ def _hashes(source: Mapping[str, Any], plan: SlidePlan) -> dict[str, str]:
     if config.objects is not None:
         chosen: dict[str, Any] = {"threshold": plan.threshold, "min_area_um2": plan.min_area_um2}
         chosen |= {"open_um": None, "close_um": None, "discs_um": plan.discs_um}
+        if config.objects.split == "none":
+            chosen |= {"split_depth_um": None, "split_max_um": None}
         chain.add("label", [_dump(config.objects) | chosen, mpp], ("predict",))
         chain.add("measure", [names, mpp, *named], ("ingest", "predict", "label"))
     chain.add("pyramid", [names, mpp], ("ingest", "predict", "label"))

@@ -12,6 +12,7 @@ from pathlib import Path
 from pipeline import export, ingest, label, measure, overlay, predict, pyramid, tissue
 from pipeline.config import CELL_PX
 from pipeline.display import Rgb, class_colours
+from pipeline.object_rows import MeasureSection
 from pipeline.plan import SlidePlan
 from pipeline.regions import Mask
 from pipeline.tissue_mask import TissueParams
@@ -91,16 +92,22 @@ def _label(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
         max_area_um2=asked.max_area_um2,
         fill_holes_um2=asked.fill_holes_um2,
         discs_um=plan.discs_um,
+        split=asked.split,
+        split_depth_um=asked.split_depth_um,
+        split_max_um=asked.split_max_um,
+        regions=plan.regions,
+        level0_from_image=plan.resolution.level0_from_image_yx,
     )
     return label.label_slide(work, section, map_blocks)
 
 
 def _measure(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
-    section = measure.MeasureSection(
+    section = MeasureSection(
         mpp=plan.resolution.mpp,
         level0_from_image=plan.resolution.level0_from_image_yx,
         class_names=plan.model.spec.class_names,
         channels=plan.channel_names,
+        regions=plan.regions,
     )
     return measure.measure_slide(work, section, map_blocks)
 

@@ -17,7 +17,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -272,6 +272,13 @@ class SlideStore:
             raise DamagedError(f"{location / 'zarr.json'} is missing: there is no array {path!r} here yet. Run segment")
         return StoredArray(location, _open(LocalStore(location, read_only=True), "r"))
 
+    def plan_of(self, path: str) -> str:
+        """The plan that wrote the committed array at ``path``. Raises DamagedError when there is none."""
+        plan = _plan_of(self.zarr / path)
+        if plan is None:
+            raise DamagedError(f"{self.zarr / path / 'zarr.json'} is missing: there is no array here yet. Run segment")
+        return plan
+
     def _locate(self, path: str, plan: str) -> Path:
         for location in (self.zarr / path, self.work / "new" / path):
             if _plan_of(location) == plan:
@@ -289,12 +296,14 @@ class SlideStore:
         np.savez(buffer, allow_pickle=False, **arrays)
         write_bytes(self.result_path(stage, plan, index), buffer.getbuffer())
 
-    def load_result(self, stage: str, plan: str, index: Index) -> dict[str, Array]:
-        """A block's small result. Raises DamagedError naming the file when it cannot be read."""
+    def load_result(
+        self, stage: str, plan: str, index: Index, names: Collection[str] | None = None
+    ) -> dict[str, Array]:
+        """A block's small result, or what is named of it. Raises DamagedError naming the file that cannot be read."""
         path = self.result_path(stage, plan, index)
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
+                return {name: archive[name] for name in (names or archive.files)}
         except (FileNotFoundError, EOFError, zipfile.BadZipFile, zlib.error, struct.error, *DAMAGE) as error:
             raise DamagedError(
                 f"{path} cannot be read ({error}). Delete {path.parent} and run segment again"

@@ -26,7 +26,7 @@ FUNCTION_LINES, FILE_LINES, PARAMETERS = 60, 400, 5
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors", "geometry"),
     (  # pure files and single rooms. Within a family (one line) files may import one another, families may not
-        "components holes moments",
+        "components holes hull moments numbering watershed",
         "config",
         "display picture page fields",
         "files",
@@ -34,6 +34,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "mask_file",
         "morphology",
         "object_table",
+        "perimeter",
         "polygons",
         "regions",
         "discover resample slide slide_channels slide_check slide_dicom slide_file slide_formats slide_ifd slide_jpeg "
@@ -41,8 +42,19 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "tissue_mask",
     ),
     ("cases", "lock", "plan", "quality", "store"),
-    ("manifest", "work"),
-    ("export", "ingest", "label", "measure", "overlay", "predict", "pyramid", "tissue", "verify", "workers"),
+    ("manifest", "object_runs", "work"),
+    (
+        "export",
+        "ingest",
+        "label split",
+        "measure object_rows",
+        "overlay",
+        "predict",
+        "pyramid",
+        "tissue",
+        "verify",
+        "workers",
+    ),
     ("dropped", "stages"),
     ("slide_run",),
 )

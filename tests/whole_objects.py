@@ -5,13 +5,15 @@ Imports nothing from ``pipeline``. Class maps are uint8, 0 = background.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.measure import label
-from skimage.morphology import closing, disk, opening
+from scipy import ndimage
+from skimage.measure import label, regionprops
+from skimage.morphology import closing, disk, local_maxima, opening, reconstruction
+from skimage.segmentation import watershed
 
 Array = NDArray[Any]
 
@@ -29,6 +31,58 @@ def smoothed(classes: Array, discs_px: Sequence[tuple[int, int]]) -> Array:
     return closed
 
 
+def filled(classes: Array, connectivity: int, max_px: int) -> Array:
+    """Holes of at most ``max_px`` that one class alone surrounds, filled; background is connected the other way."""
+    structure = ndimage.generate_binary_structure(2, HOPS[12 - connectivity])
+    holes = label(classes == 0, connectivity=HOPS[12 - connectivity])
+    answer = classes.copy()
+    for one in regionprops(holes):
+        y0, x0, y1, x1 = one.bbox
+        if one.area > max_px or 0 in (y0, x0) or y1 == classes.shape[0] or x1 == classes.shape[1]:
+            continue
+        around = np.s_[y0 - 1 : y1 + 1, x0 - 1 : x1 + 1]
+        mine = holes[around] == one.label
+        found = np.unique(classes[around][ndimage.binary_dilation(mine, structure) & ~mine])
+        if len(found) == 1:
+            answer[around][mine] = found[0]
+    return answer
+
+
 def numbered(classes: Array, connectivity: int) -> Array:
     """Objects of equal class in raster order of their first pixel."""
     return np.asarray(label(classes, background=0, connectivity=HOPS[connectivity]))
+
+
+def renumbered(marks: Array) -> Array:
+    """Areas of equal mark, 0 = nothing, numbered 1.. in raster order of their first pixel."""
+    values, first, place = np.unique(marks, return_index=True, return_inverse=True)
+    number = np.zeros(len(values), np.int64)
+    order = np.argsort(first[values > 0])
+    number[np.flatnonzero(values > 0)[order]] = np.arange(1, len(order) + 1)
+    return number[place].reshape(marks.shape)
+
+
+def basins(mask: Array, connectivity: int, depth: int) -> Array:
+    """One object, alone with a pixel of nothing around it, parted at dents ``depth`` / 256 pixels deep."""
+    hops = HOPS[connectivity]
+    distance = np.rint(256 * ndimage.distance_transform_edt(mask)).astype(np.int64)
+    never = -(10**9)
+    ground, seed = np.where(mask, distance, never), np.where(mask, distance - depth, never)
+    flat = reconstruction(seed, ground, footprint=ndimage.generate_binary_structure(2, hops))
+    tops = label(local_maxima(flat, connectivity=hops) & mask, connectivity=hops)
+    return np.asarray(watershed(-distance, tops, connectivity=hops, mask=mask))
+
+
+def split(labels: Array, connectivity: int, depth: int, largest: int) -> Array:
+    """Every object with a box of at most ``largest`` parted in its own box, and all numbered anew."""
+    marks = labels.astype(np.int64) * 10_000
+    for one in regionprops(labels):
+        if max(one.image.shape) <= largest:
+            marks[one.slice][one.image] += basins(np.pad(one.image, 1), connectivity, depth)[1:-1, 1:-1][one.image]
+    return renumbered(marks)
+
+
+def kept(labels: Array, keep: Callable[[Any], bool]) -> Array:
+    """The objects whose region properties are as asked, numbered anew."""
+    numbers = [0, *(one.label if keep(one) else 0 for one in regionprops(labels))]
+    return renumbered(np.array(numbers)[labels])

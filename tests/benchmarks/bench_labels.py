@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from skimage.measure import label, regionprops_table
 
 from pipeline.label import LabelSection, label_slide
-from pipeline.measure import MeasureSection, measure_slide
+from pipeline.measure import measure_slide
+from pipeline.object_rows import MeasureSection
 from pipeline.store import ArraySpec
 from pipeline.work import Work, serial
 

@@ -92,6 +92,8 @@ def test_what_cannot_change_pixels_changes_no_hash(tmp_path: Path) -> None:
         ("objects.min_area_um2=3", "label"),
         ("objects.open_um=0.5", "label"),
         ("objects.close_um={dark spot: 0.5}", "label"),
+        ("objects.split=watershed", "label"),
+        ("objects.split_depth_um=2", None),
         ("objects.open_um={dark spot: 0.0}", None),
         ("tissue=null", "tissue"),
         ("compute.precision=bf16", "predict"),

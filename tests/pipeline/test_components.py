@@ -14,23 +14,21 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.measure import label
 
-from pipeline import components
+from pipeline import numbering
 from pipeline.components import (
     Joined,
-    Limits,
-    Numbered,
     Part,
     class_map,
     find_runs,
     join,
     label_pieces,
-    number_objects,
     object_part,
     paint,
 )
 from pipeline.errors import SlideError
 from pipeline.geometry import Box
 from pipeline.holes import background_connectivity, fill_classes, fill_holes, hole_part
+from pipeline.numbering import Limits, Numbered, Whole, across, number_objects
 
 SEED = 20261
 HOPS = {4: 1, 8: 2}
@@ -65,13 +63,20 @@ def label_blocks(
 ) -> tuple[NDArray[np.uint32], Numbered]:
     """The stage without files: pieces, join, lookup, relabel."""
     joined = join_objects(classes, block, connectivity)
-    numbered = number_objects(joined, limits)
+    whole = Whole.of(joined)
+    numbered = number_objects(whole, limits.hold(whole.columns["area"]))
     labels = np.zeros(classes.shape, np.uint32)
     for number, core in enumerate(itertools.chain.from_iterable(cores(classes.shape, block))):
         ids = numbered.ids[joined.starts[number] : joined.starts[number + 1]]
         pieces = label_pieces(classes[core.slices], connectivity)
         labels[core.slices] = paint(pieces, ids[pieces.label - 1], core.shape)
     return labels, numbered
+
+
+def removed(classes: Classes, block: Block, connectivity: int, limits: Limits) -> int:
+    """Merged objects outside the limits."""
+    whole = Whole.of(join_objects(classes, block, connectivity))
+    return int((whole.stands & ~limits.hold(whole.columns["area"])).sum())
 
 
 def fill_blocks(classes: Classes, block: Block, connectivity: int, max_px: int) -> Classes:
@@ -154,7 +159,7 @@ def test_blocks_give_the_labels_of_the_whole_class_map(
     np.testing.assert_array_equal(labels, expected)
     everything = label(classes, connectivity=HOPS[connectivity])
     assert numbered.objects.sum() == expected.max()
-    assert numbered.removed == everything.max() - expected.max()
+    assert numbered.objects.sum() + removed(classes, block, connectivity, Limits(low, high)) == everything.max()
     np.testing.assert_array_equal(numbered.area_px, np.bincount(classes[expected > 0], minlength=len(numbered.area_px)))
 
 
@@ -162,7 +167,9 @@ def test_blocks_give_the_labels_of_the_whole_class_map(
 @settings(max_examples=100, deadline=None)
 def test_crossings_of_seams_are_counted(classes: Classes, block: Block, connectivity: int) -> None:
     labels, numbered = label_blocks(classes, block, connectivity)
-    assert numbered.across == reference_across(labels, block, connectivity)
+    assert across(join_objects(classes, block, connectivity), numbered.ids) == reference_across(
+        labels, block, connectivity
+    )
 
 
 @given(small_classes, blocks, connectivities, st.integers(1, 30))
@@ -218,7 +225,8 @@ def test_objects_that_meet_at_a_four_block_corner_only(down: bool) -> None:
     mask = mask if down else mask[:, ::-1]
     assert label_blocks(mask, (4, 4), 8)[0].max() == 1
     assert label_blocks(mask, (4, 4), 4)[0].max() == 2
-    assert label_blocks(mask, (4, 4), 8)[1].across == {"vertical": 0, "horizontal": 1, "corner": 1}
+    ids = label_blocks(mask, (4, 4), 8)[1].ids
+    assert across(join_objects(mask, (4, 4), 8), ids) == {"vertical": 0, "horizontal": 1, "corner": 1}
 
 
 def test_touching_classes_stay_apart_across_every_seam() -> None:
@@ -242,7 +250,7 @@ def test_areas_are_judged_after_merging() -> None:
     mask[3, 0] = 1
     assert label_blocks(mask, (4, 4), 8, Limits(5, None))[0].max() == 1
     assert label_blocks(mask, (4, 4), 8, Limits(0, 4))[0].tolist()[3][0] == 1
-    assert label_blocks(mask, (4, 4), 8, Limits(0, 4))[1].removed == 1
+    assert removed(mask, (4, 4), 8, Limits(0, 4)) == 1
 
 
 def test_a_hole_at_the_border_stays() -> None:
@@ -277,7 +285,7 @@ def test_diagonal_background_is_one_hole_only_for_4_connected_objects() -> None:
 
 
 def test_more_objects_than_ids_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(components, "MAX_OBJECTS", 3)
+    monkeypatch.setattr(numbering, "MAX_OBJECTS", 3)
     mask = np.zeros((4, 8), np.uint8)
     mask[::2, ::2] = 1
     with pytest.raises(SlideError, match="at most 3 objects, found 8"):

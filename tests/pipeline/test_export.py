@@ -20,7 +20,7 @@ from skimage.measure import label
 
 from pipeline.errors import DamagedError, StoreError
 from pipeline.export import FILE, OBJECTS, ExportSection, export_slide
-from pipeline.measure import MeasureSection, table_schema
+from pipeline.object_rows import MeasureSection, table_schema
 from pipeline.polygons import Parts, join, outlines, trace
 from pipeline.store import SlideStore
 from pipeline.work import Work, serial

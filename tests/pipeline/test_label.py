@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.measure import label
 
-from pipeline.components import Limits
 from pipeline.errors import DamagedError
 from pipeline.label import FILL, HOLES, LOOKUP, OBJECTS, PIECES, LabelSection, label_block, label_slide
+from pipeline.numbering import Limits
 from pipeline.store import Index, SlideStore
 from pipeline.work import Counts, MapBlocks, StageReport, Work, serial
 from tests.make_store import StopAfter, StoppedError, backwards, put_array, tree_bytes
@@ -247,7 +247,7 @@ def test_a_missing_probability_shard_is_never_background(tmp_path: Path) -> None
 
 
 def test_block_functions_travel_to_workers(tmp_path: Path) -> None:
-    function = partial(label_block, Work(tmp_path, (5, 5), 512, PLAN), SECTION)
+    function = partial(label_block, Work(tmp_path, (5, 5), 512, PLAN))
     assert pickle.loads(pickle.dumps(function)).args == function.args
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -18,12 +19,14 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.measure import label, regionprops_table
 
-from pipeline import measure
+from pipeline import object_rows
 from pipeline.components import find_runs
-from pipeline.errors import DamagedError, StoreError
+from pipeline.errors import StoreError
 from pipeline.label import LabelSection, label_slide
-from pipeline.measure import STAGE, TABLE, MeasureSection, measure_slide, run_sums, table_schema
+from pipeline.measure import STAGE, TABLE, measure_slide, run_sums
 from pipeline.moments import BlockSums, Ellipse, Shapes
+from pipeline.object_rows import MeasureSection, table_schema
+from pipeline.regions import Regions
 from pipeline.store import SlideStore
 from pipeline.work import Work, serial
 from tests.make_store import StopAfter, StoppedError, backwards, put_array
@@ -50,13 +53,19 @@ def slide(classes: int, dtype: str = "uint8") -> tuple[NDArray[Any], NDArray[Any
     return probability, image
 
 
-def make_work(root: Path, probability: NDArray[Any], image: NDArray[Any], block_px: int = 512) -> Work:
+def make_work(
+    root: Path,
+    probability: NDArray[Any],
+    image: NDArray[Any],
+    block_px: int = 512,
+    section: LabelSection = LABELS,
+) -> Work:
     """A slide whose label stage is done."""
     store = SlideStore(root)
     put_array(store, "probability/0", probability, "0" * 64, block_px)
     put_array(store, "0", image, "1" * 64, block_px)
     shape = probability.shape[1], probability.shape[2]
-    label_slide(Work(root, shape, block_px, "2" * 64), LABELS, serial)
+    label_slide(Work(root, shape, block_px, "2" * 64), section, serial)
     return Work(root, shape, block_px, PLAN)
 
 
@@ -76,6 +85,8 @@ def reference(work: Work, image: NDArray[Any]) -> Table:
         "axis_minor_length",
         "orientation",
         "eccentricity",
+        "perimeter",
+        "area_convex",
         "intensity_mean",
     )
     return regionprops_table(labels, np.moveaxis(image, 0, -1), properties=properties)  # type: ignore[no-any-return]
@@ -94,6 +105,13 @@ def assert_shapes_agree(table: Table, expected: Table) -> None:
     # The smaller eigenvalue is a difference: its rounding is relative to the larger one, in skimage too.
     assert (np.abs(minor**2 - expected["axis_minor_length"] ** 2) <= 1e-9 * major**2).all()
     assert (np.abs(table["eccentricity"] ** 2 - expected["eccentricity"] ** 2) <= 1e-9).all()
+    perimeter = table["perimeter_um"] / MPP
+    np.testing.assert_allclose(perimeter, expected["perimeter"], rtol=1e-12)
+    np.testing.assert_array_equal(table["solidity"], expected["area"] / expected["area_convex"])
+    some = expected["perimeter"] > 0
+    circularity = 4 * np.pi * expected["area"][some] / expected["perimeter"][some] ** 2
+    np.testing.assert_allclose(table["circularity"][some], circularity, rtol=1e-12)
+    assert np.isnan(table["circularity"][~some]).all()
     turned = np.abs(np.sin(table["orientation_rad"] - expected["orientation"]))
     assert (turned * table["eccentricity"] ** 2 <= 1e-9).all()  # a round object has no orientation
 
@@ -182,7 +200,8 @@ def test_no_objects_give_a_table_with_the_same_columns(tmp_path: Path) -> None:
     assert len(table) == 0
     assert table.schema.equals(table_schema(SECTION), check_metadata=False)
     assert table.schema.field("area_um2").metadata[b"description"] == b"square micrometres"
-    assert report.facts == {"objects": {"nucleus": 0}, "area_um2": {"nucleus": 0.0}}
+    assert report.facts["objects"] == {"nucleus": 0}
+    assert report.facts["area_um2"] == {"nucleus": 0.0}
 
 
 def test_row_groups_make_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +209,7 @@ def test_row_groups_make_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     work = make_work(tmp_path, probability, image)
     measure_slide(work, SECTION, serial)
     whole = pq.read_table(tmp_path / TABLE)
-    monkeypatch.setattr(measure, "ROW_GROUP", 400)
+    monkeypatch.setattr(object_rows, "ROW_GROUP", 400)
     measure_slide(work, SECTION, serial)
     assert pq.ParquetFile(tmp_path / TABLE).num_row_groups == -(-len(whole) // 400) > 2
     assert pq.read_table(tmp_path / TABLE).equals(whole)
@@ -201,18 +220,6 @@ def test_an_image_with_other_channels_is_refused(tmp_path: Path) -> None:
     work = make_work(tmp_path, probability, image)
     with pytest.raises(StoreError, match="channels grey, found 3"):
         measure_slide(work, replace(SECTION, channels=("grey",)), serial)
-
-
-@pytest.mark.parametrize("strange", [7_000_000, 1])
-def test_ids_that_labelling_did_not_give_are_damage(tmp_path: Path, strange: int) -> None:
-    probability, image = slide(1)
-    work = make_work(tmp_path, probability, image)
-    labels = np.full(SHAPE_YX, strange, np.uint32)
-    put_array(work.store, "labels/new", labels, "2" * 64)
-    shards = tmp_path / "slide.ome.zarr/labels"
-    (shards / "new/c/1/1").replace(shards / "objects/0/c/1/1")
-    with pytest.raises(DamagedError, match="did not put there"):
-        measure_slide(work, SECTION, serial)
 
 
 masks = hnp.arrays(np.uint16, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.integers(0, 3))
@@ -275,3 +282,51 @@ def test_an_object_as_large_as_the_largest_slide_does_not_overflow() -> None:
     assert abs(shapes.moment[2, 0]) < 1e-12 * expected
     assert shapes.centroid(slice(None))[0] == pytest.approx([(side - 1) / 2])
     assert Ellipse.of(shapes, slice(None)).major[0] == pytest.approx(4 * (expected / side**2) ** 0.5, rel=1e-12)
+
+
+def test_regions_have_a_column_and_rows_of_their_own(tmp_path: Path) -> None:
+    probability, image = slide(2)
+    areas = [shapely.box(0, 0, 3000, 1500), shapely.box(2000, 1000, 5200, 2200), shapely.box(-50, -50, -10, -10)]
+    regions = Regions(("left", "right", "beside"), ("", "", ""), tuple(shapely.to_wkb(one) for one in areas))
+    labels = replace(LABELS, regions=regions, level0_from_image=(2.0, 4.0))
+    work = make_work(tmp_path, probability, image, section=labels)
+    section = replace(SECTION, level0_from_image=(2.0, 4.0), class_names=("tumour", "stroma"), regions=regions)
+    report = measure_slide(work, section, serial)
+    table, expected = table_of(work), reference(work, image)
+    y, x = (expected["centroid-0"] + 0.5) * 2, (expected["centroid-1"] + 0.5) * 4
+    held = [(y0 <= y) & (y <= y1) & (x0 <= x) & (x <= x1) for x0, y0, x1, y1 in (one.bounds for one in areas)]
+    assert table["region"].tolist() == np.where(held[0], "left", np.where(held[1], "right", "")).tolist()
+    assert held[0].sum() > 100
+    rows = {(row["region"], row["class"]): row for row in report.facts["rows"]}
+    assert list(rows) == [(place, name) for place in regions.names for name in section.class_names]
+    for (place, name), row in rows.items():
+        mine = (table["region"] == place) & (table["class"] == name)
+        area, mean = table["area_um2"][mine], table["mean_probability"][mine]
+        assert row["count"] == mine.sum()
+        if place == "beside":
+            assert row["area_um2"] == 0
+            assert row["area_um2_quartiles"] is row["mean_probability"] is None
+            continue
+        assert row["area_um2"] == pytest.approx(area.sum(), rel=1e-12)
+        assert row["mean_area_um2"] == pytest.approx(area.mean(), rel=1e-12)
+        assert row["mean_probability"] == pytest.approx(mean.mean(), rel=1e-12)
+        assert row["area_um2_quartiles"] == np.quantile(area, [0.25, 0.5, 0.75]).tolist()
+        assert row["probability_quartiles"] == np.quantile(mean, [0.25, 0.5, 0.75]).tolist()
+    assert sum(row["count"] for row in rows.values()) == len(table["id"])
+
+
+def test_without_regions_there_is_a_row_for_each_class(tmp_path: Path) -> None:
+    probability, image = slide(1)
+    report = measure_slide(make_work(tmp_path, probability, image), SECTION, serial)
+    (row,) = report.facts["rows"]
+    assert (row["region"], row["class"], row["count"]) == (None, "nucleus", report.facts["objects"]["nucleus"])
+    assert row["area_um2"] == report.facts["area_um2"]["nucleus"]
+    assert "region" not in pq.read_schema(tmp_path / TABLE).names
+
+
+def test_shapes_of_objects_that_were_split(tmp_path: Path) -> None:
+    probability, image = slide(1)
+    split = replace(LABELS, split="watershed", connectivity=4)
+    work = make_work(tmp_path, probability, image, section=split)
+    measure_slide(work, SECTION, serial)
+    assert_shapes_agree(table_of(work), reference(work, image))
