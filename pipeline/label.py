@@ -129,13 +129,23 @@ def piece_block(work: Work, section: LabelSection, index: Index) -> Counts:
 
 
 def label_block(work: Work, index: Index) -> Counts:
-    """Write a block's shard of final ids."""
+    """Write a block's shard of final ids, and before it the outermost lines that measuring asks for."""
+    work.store.write_block(OBJECTS, work.plan, work.core(index), _painted(work, index))
+    return {"label_blocks": 1}
+
+
+def edges_block(work: Work, index: Index) -> Counts:
+    """Keep the outermost lines of a block whose shard is there, but not its small files."""
+    _painted(work, index)
+    return {"edges_blocks": 1}
+
+
+def _painted(work: Work, index: Index) -> Array:
     core = work.core(index)
     runs = object_runs(work.store, work.plan, index, core).runs
     ids = paint(runs, runs.label, core.shape)
     save_edges(work.store, work.plan, index, ids)
-    work.store.write_block(OBJECTS, work.plan, core, ids)
-    return {"label_blocks": 1}
+    return ids
 
 
 def label_slide(work: Work, section: LabelSection, map_blocks: MapBlocks) -> StageReport:
@@ -160,8 +170,8 @@ def label_slide(work: Work, section: LabelSection, map_blocks: MapBlocks) -> Sta
         parts = AllParts.load(work)
     chosen = _choose(parts.instead(whole), section)
     _save_tables(work, LOOKUP, lookup_tables(work, joined, chosen.whole, chosen.numbered.ids, parts))
-    done = store.done(OBJECTS, plan) & store.results(EDGES, plan)
-    report = run_blocks(STAGE, work, done, partial(label_block, work), map_blocks)
+    report = run_blocks(STAGE, work, store.done(OBJECTS, plan), partial(label_block, work), map_blocks)
+    counts |= run_blocks(STAGE, work, store.results(EDGES, plan), partial(edges_block, work), map_blocks).counts
     report.counts |= counts
     report.facts = _facts(work, section, joined, whole, chosen)
     store.commit(OBJECTS, plan)
