@@ -25,9 +25,10 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 
-from flows.batch import MANIFEST, Batch, BatchRequest, OpenSlide, Outcome, open_slide_run, plan_batch
+from flows.batch import MANIFEST, Batch, BatchRequest, OpenSlide, Outcome, is_complete, open_slide_run, plan_batch
 from flows.plain import printable
 from flows.report import Report, slide_markdown
+from flows.room import Room
 from pipeline.config import MOST_SLIDES_ASKED
 from pipeline.errors import OvertileError
 from pipeline.store import Index
@@ -119,13 +120,14 @@ class Conductor:
     map_for: Callable[[int], MapBlocks]
     door: Doorkeeper
     watcher: Watcher
+    room: Room
     events: queue.SimpleQueue[Callable[[], None]] = field(default_factory=queue.SimpleQueue)
     stopping: threading.Event = field(default_factory=threading.Event)
     blocks_left: dict[str, int] = field(default_factory=dict)
 
     def conduct(self) -> None:
         """Work until no slide waits or runs. One bad slide never stops the others."""
-        waiting = enumerate(self.batch.todo())
+        waiting = list(enumerate(self.batch.todo()))
         try:
             self._admit(waiting)
             while self.blocks_left:
@@ -133,19 +135,32 @@ class Conductor:
                 self._admit(waiting)
         finally:
             self.stopping.set()
+        for _, outcome in waiting:
+            outcome.cause = self.room.cause(self.batch.plans[outcome.key])
+            self.watcher.slide_done(outcome)
 
-    def _admit(self, waiting: Iterator[tuple[int, Outcome]]) -> None:
+    def _admit(self, waiting: list[tuple[int, Outcome]]) -> None:
         """Open slides that have something to do, while there is room for them."""
         while self.door.admits(self.blocks_left.values()):
-            rank, outcome = next(waiting, (0, None))
-            if outcome is None:
+            chosen = next((one for one in waiting if self._has_room(one[1])), None)
+            self.room.full = chosen is None
+            if chosen is None:
                 return
+            waiting.remove(chosen)
+            rank, outcome = chosen
             slide = open_slide_run(self.batch, outcome)
             if slide is None:
                 self.watcher.slide_done(outcome)
                 continue
             self.blocks_left[outcome.key] = self.batch.plans[outcome.key].blocks
             self._submit(slide, next(slide.stages), self.map_for(rank))
+
+    def _has_room(self, outcome: Outcome) -> bool:
+        """Whether a slide may be begun; one that is complete already needs no room."""
+        plans = self.batch.plans
+        return self.room.admits(plans[outcome.key], [plans[key] for key in self.blocks_left]) or (
+            not self.room.full and is_complete(self.batch, outcome)
+        )
 
     def _submit(self, slide: OpenSlide, stage: str, map_blocks: MapBlocks) -> None:
         self.watcher.stage_started(slide.outcome.key, stage)
@@ -171,6 +186,7 @@ class Conductor:
         outcome.notices.extend(notice for notice in slide.run.notices if notice not in outcome.notices)
         slide.lock.close()
         del self.blocks_left[outcome.key]
+        self.room.ended(self.batch.plans[outcome.key])
         self.watcher.slide_done(outcome)
 
     def _predicted(self, key: str) -> None:
@@ -255,15 +271,16 @@ def segment_folder(request: BatchRequest, watcher: Any = None, planned: Any = No
 @contextmanager
 def _conductor(batch: Batch, watcher: Watcher) -> Iterator[Conductor]:
     cluster = batch.request.config.cluster
+    room = Room.of(batch.request.out, batch.request.config.outputs.max_gb)
     if cluster.kind == "serial":
-        yield Conductor(batch, lambda _rank: serial, Doorkeeper(_few(cluster.slides_at_once), 1), watcher)
+        yield Conductor(batch, lambda _rank: serial, Doorkeeper(_few(cluster.slides_at_once), 1), watcher, room)
         return
     from pipeline.workers import local_cluster, resolve_workers
 
     on_gpu = any(one.compute.device == "cuda" for one in batch.equipment.values())
     workers, threads = resolve_workers(cluster.workers), 2 if on_gpu else 1
     with local_cluster(workers, threads) as dask:
-        yield Conductor(batch, dask.ranked, Doorkeeper(cluster.slides_at_once, workers * threads), watcher)
+        yield Conductor(batch, dask.ranked, Doorkeeper(cluster.slides_at_once, workers * threads), watcher, room)
 
 
 def _few(at_once: int | Literal["auto"]) -> int:
