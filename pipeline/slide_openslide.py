@@ -34,7 +34,7 @@ from pipeline.slide_reader import Level, Pixels, TileError, TilePlace, downsampl
 
 FORMATS = {
     "mirax": "3DHISTECH MRXS", "dicom": "DICOM", "leica": "Leica SCN", "ventana": "Ventana BIF",
-    "philips-tiff": "Philips TIFF", "trestle": "Trestle TIFF", "hamamatsu": "Hamamatsu VMS", "sakura": "Sakura SVSLIDE",
+    "philips": "Philips TIFF", "trestle": "Trestle TIFF", "hamamatsu": "Hamamatsu VMS", "sakura": "Sakura SVSLIDE",
     "aperio": "Aperio SVS", "generic-tiff": "TIFF",
 }  # fmt: skip
 UINT8: np.dtype[Any] = np.dtype(np.uint8)

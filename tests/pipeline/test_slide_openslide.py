@@ -55,6 +55,39 @@ def test_a_made_svs_has_the_same_pixels_through_both_readers(tmp_path: Path) -> 
         assert_reads(theirs, level, ours.read(level, Box.of_shape(size.shape_yx)))
 
 
+PHILIPS = """<?xml version="1.0" encoding="UTF-8" ?>
+<DataObject ObjectType="DPUfsImport">
+  <Attribute Name="PIM_DP_SCANNED_IMAGES" Group="0x301D" Element="0x1003" PMSVR="IDataObjectArray"><Array>
+    <DataObject ObjectType="DPScannedImage">
+      <Attribute Name="PIM_DP_IMAGE_TYPE" Group="0x301D" Element="0x1004" PMSVR="IString">WSI</Attribute>
+      <Attribute Name="PIIM_PIXEL_DATA_REPRESENTATION_SEQUENCE" Group="0x1001" Element="0x8B01"
+          PMSVR="IDataObjectArray"><Array><DataObject ObjectType="PixelDataRepresentation">
+        <Attribute Name="DICOM_PIXEL_SPACING" Group="0x0028" Element="0x0030"
+            PMSVR="IDoubleArray">&quot;0.00025&quot; &quot;0.00025&quot;</Attribute>
+      </DataObject></Array></Attribute>
+    </DataObject></Array></Attribute>
+</DataObject>"""
+TRESTLE = "Background Color=0a0b0c;OverlapsXY=0 0 0 0;Objective Magnification=20"
+
+
+@pytest.mark.parametrize(
+    ("software", "description", "name"),
+    [("Philips DP v1.0", PHILIPS, "Philips TIFF"), ("MedScan 1", TRESTLE, "Trestle TIFF")],
+)
+def test_a_tiff_whose_layout_only_openslide_knows_is_left_to_it(
+    tmp_path: Path, software: str, description: str, name: str
+) -> None:
+    image = noise_image(256, 320, 3)
+    options = {"tile": (64, 64), "photometric": "rgb", "metadata": None, "compression": "deflate"}
+    tifffile.imwrite(tmp_path / "a.tif", image, software=software, description=description, **options)
+    slide = open_slide(tmp_path / "a.tif")
+    assert slide.format == name
+    assert_reads(slide, 0, planes_of(image))
+    overwrite_tag(tmp_path / "a.tif", 322, 8208)
+    with pytest.raises(SlideError, match="tiles of 8208 x 64 px"):
+        open_slide(tmp_path / "a.tif")
+
+
 @pytest.mark.parametrize("shape", [(400, 612), (64, 64), (130, 70)])
 def test_a_dicom_series_reads_as_what_was_written(tmp_path: Path, shape: tuple[int, int]) -> None:
     image = noise_image(*shape, 3)

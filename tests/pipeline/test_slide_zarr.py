@@ -210,3 +210,9 @@ def test_labels_below_an_image_are_not_its_levels(tmp_path: Path) -> None:
     write_zarr(path / "labels" / "nuclei", noise_image(150, 203)[None], axes="cyx")
     assert len(open_slide(path).levels) == 2
     assert os.fspath(open_slide(path).path) == str(path)
+
+
+def test_a_result_of_overtile_is_no_slide(tmp_path: Path) -> None:
+    path = write_zarr(tmp_path / "a.zarr", CHANNELS, "0.5")
+    edit_json(path / "0" / "zarr.json", lambda found: found["attributes"].update(overtile={"plan": "x"}))
+    refuse(path, "a result of overtile, not a slide. Name the slide")
