@@ -67,7 +67,7 @@ def _expand(source: Path, patterns: Sequence[str], out: Path) -> Iterable[tuple[
 
 def _walk(folder: Path, out: Path) -> Iterable[tuple[Path, list[str]]]:
     """Every folder with the names in it that may be slides. What belongs to a slide, or to overtile, is left out."""
-    for current, folders, files in os.walk(folder):
+    for current, folders, files in os.walk(folder) if not _is_result(folder) else ():
         here = Path(current)
         owned = owned_names(here, files)
         kept = [name for name in sorted(folders) if name not in owned and not _is_output(here / name, out)]
@@ -101,8 +101,12 @@ def _is_zarr(name: str) -> bool:
 
 def _is_output(path: Path, out: Path) -> bool:
     """True for the output folder of this run, for a slide's folder in that of another, and for what is hidden."""
-    result = (path / "slide.ome.zarr").is_dir() or (path / ".work" / "plan.json").is_file()
-    return path.name.startswith(".") or path.resolve() == out or result
+    return path.name.startswith(".") or path.resolve() == out or _is_result(path)
+
+
+def _is_result(folder: Path) -> bool:
+    """True for what a slide was made into, complete or not."""
+    return (folder / "slide.ome.zarr").is_dir() or (folder / ".work" / "plan.json").is_file()
 
 
 def key_of(relative: Path) -> str:

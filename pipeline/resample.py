@@ -113,7 +113,10 @@ def _mean(mpp_yx: tuple[float, float] | None) -> float | None:
 def _slide_mpp(reader: SlideReader, override: float | None) -> tuple[float, tuple[str, ...]]:
     """Micrometres per level-0 pixel to believe, and what to say about it."""
     low, high = MPP_RANGE_UM
-    stated, cure = _mean(reader.mpp_yx), "Give it with --mpp X (micrometres per pixel), or --mpp native."
+    stated, cure = (
+        _mean(reader.mpp_yx),
+        "Give it with --mpp X (micrometres per pixel), in a column mpp of --cases, or --mpp native.",
+    )
     found = stated if override is None else override
     if found is None:
         raise SlideError(f"{reader.path}: the slide states no resolution; micrometres per pixel expected. {cure}")

@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Literal
 
 import imagecodecs
 import numpy as np
-from PIL import Image
 
 from pipeline.errors import SlideError
 from pipeline.geometry import Box
@@ -38,6 +37,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_SAMPLES = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 _UM_PER_JFIF_UNIT = {1: 25400.0, 2: 10000.0}
 _ORIENTATION = 274
+_BYTE_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II": "little", b"MM": "big"}
 _CUT = "The file is cut short or damaged: copy it again from its source."
 
 
@@ -246,9 +246,12 @@ def _credible(density: tuple[float, tuple[int, int]] | None) -> tuple[float, flo
 
 def _orientation(exif_bytes: bytes) -> int:
     """The orientation an Exif block states; 1 when it states none or cannot be read."""
-    exif = Image.Exif()
-    try:
-        exif.load(exif_bytes)
-        return int(exif.get(_ORIENTATION, 1))
-    except (ValueError, TypeError, SyntaxError, KeyError, OSError, IndexError):
+    tiff = exif_bytes.removeprefix(b"Exif\0\0")
+    order = _BYTE_ORDERS.get(tiff[:2])
+    if order is None:
         return 1
+    first = int.from_bytes(tiff[4:8], order) + 2
+    for at in range(first, first + 12 * int.from_bytes(tiff[first - 2 : first], order), 12):
+        if int.from_bytes(tiff[at : at + 2], order) == _ORIENTATION:
+            return int.from_bytes(tiff[at + 8 : at + 10], order)
+    return 1

@@ -16,10 +16,12 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 
+from flows.batch import BatchRequest, plan_batch
+from pipeline.config import load_config
 from pipeline.geometry import Box, TileGrid
 from pipeline.resample import Override, resample, resolution, source_box
 from pipeline.slide import open_slide
-from tests.commands import Command, Ran, is_complete, result_digests
+from tests.commands import CLASSES, Command, Ran, is_complete, result_digests
 from tests.faults.pictures import draw, red_and_blue, write
 from tests.make_dicom import write_dicom
 from tests.make_photos import write_jpeg, write_png, write_zarr
@@ -181,6 +183,14 @@ def test_a_changed_choice_of_channels_is_another_image(night: Night, overtile: C
     assert overtile.segment(slide, tmp_path / "out").code == 0
     ran = overtile.segment(slide, tmp_path / "out", "input.channels=[3, 2, 1]")
     assert ran.states() == {"a": "kept"}, ran.said
+
+
+def test_a_lost_chunk_is_in_the_plan_and_so_in_the_manifest(tmp_path: Path) -> None:
+    slide = write_zarr(tmp_path / "a.zarr", PLANES)
+    (slide / "0" / "2" / "3" / "4").unlink()
+    config = load_config(None, [f"model.weights={CLASSES}"])
+    (plan,) = plan_batch(BatchRequest(inputs=(slide,), out=tmp_path / "out", config=config)).plans.values()
+    assert "level 0: 1 of 360 chunks have no file" in " ".join(plan.summary()["image"]["warnings"])
 
 
 # ---- resolution, for every reader ----------------------------------------------------------------------------------

@@ -257,6 +257,9 @@ def test_results_of_other_runs_are_never_input(tmp_path: Path) -> None:
         (folder / "0").mkdir()
         (folder / "0" / "zarr.json").write_text(json.dumps({"attributes": {"overtile": {"plan": "x"}}}))
     assert keys(find(tmp_path)) == ["a"]
+    for result in ("a", "b"):
+        with pytest.raises(ConfigError, match="no slide found"):
+            find(tmp_path / "last" / result)
 
 
 def test_hidden_files_are_not_slides(tmp_path: Path) -> None:
