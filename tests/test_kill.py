@@ -361,23 +361,30 @@ def drawn_regions(path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "drawn"),
-    [("tissue.tif", False), ("tissue.tif", True), ("tissue.zarr", False)],
-    ids=["whole slide", "regions", "OME-Zarr"],
+    ("name", "stage", "drawn"),
+    [
+        ("tissue.tif", "predict", False),
+        ("tissue.tif", "predict", True),
+        ("tissue.zarr", "predict", False),
+        ("tissue.tif", "label", True),
+    ],
+    ids=["whole slide", "regions", "OME-Zarr", "splitting"],
 )
-def test_a_kill_while_predicting_changes_no_byte_and_repeats_no_block(
-    tmp_path: Path, environment: dict[str, str], prefect_server: str, *, name: str, drawn: bool
+def test_a_kill_in_a_stage_changes_no_byte_and_repeats_no_block(
+    tmp_path: Path, environment: dict[str, str], prefect_server: str, *, name: str, stage: str, drawn: bool
 ) -> None:
     source = tissue_slide(tmp_path / name, (2000, 1900), (700, 800))
     settings = ["cluster.kind=serial"]
     settings += [f"input.regions={drawn_regions(tmp_path / 'tissue.geojson')}"] if drawn else []
+    settings += ["objects.split=watershed", "objects.open_um=0.25"] if stage == "label" else []
     segmented_here(source, tmp_path / "undisturbed", *settings)
     out, undisturbed = tmp_path / "out", Slide(tmp_path / "undisturbed" / "tissue")
     slide, seed = Slide(out / "tissue"), 5
-    point = Point("predict", random.Random(seed).randint(2, 7))
+    # All 16 blocks have their pieces: what is being done is splitting.
+    point = Point("label", 16) if stage == "label" else Point("predict", random.Random(seed).randint(2, 7))
     print(f"seed {seed}: killed at {point}")
     words = command(source, out, *settings)
     runner = Runner(words, {**environment, "PREFECT_API_URL": prefect_server})
-    assert list(killed_and_resumed(runner, slide, [point], tmp_path / "killed.log")) == ["predict"]
+    assert list(killed_and_resumed(runner, slide, [point], tmp_path / "killed.log")) == [stage]
     assert slide.manifest() == undisturbed.manifest()
     assert slide.tree() == undisturbed.tree()

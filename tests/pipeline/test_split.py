@@ -20,6 +20,7 @@ from pipeline.work import MapBlocks, Work, serial
 from pipeline.workers import local_cluster
 from tests import whole_objects
 from tests.make_store import StopAfter, StoppedError, backwards, put_array, tree_bytes
+from tests.pipeline.killing import KILLED, killed_at
 
 SEED = 5
 SHAPE_YX = (1100, 1300)  # 3 x 3 blocks of 512, the last ones cut
@@ -174,3 +175,21 @@ def test_no_object_at_all(tmp_path: Path) -> None:
     report = label_slide(work, section(regions=REGIONS), serial)
     assert report.facts["objects"] == 0
     assert not labels_of(work).any()
+
+
+def test_killed_before_any_change_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows of blocks around the four-block corner; every ninth change of the file system is the last one."""
+    stored = np.ascontiguousarray(probability(1)[:, :600, :600])
+    label_slide(make_work(tmp_path / "undisturbed", stored), section(), serial)
+    expected_bytes, step = tree_bytes(tmp_path / "undisturbed"), 4
+    while True:
+        work = make_work(tmp_path / str(step), stored)
+        with killed_at(step, monkeypatch) as steps:
+            label_slide(work, section(), serial)
+        if steps[-1] != KILLED:
+            break
+        label_slide(work, section(), serial)
+        found = tree_bytes(tmp_path / str(step))
+        assert {name: found[name] for name in found if not name.endswith(".partial")} == expected_bytes, step
+        step += 9
+    assert step > 60
