@@ -12,9 +12,10 @@ white, never black.
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -199,18 +200,21 @@ def load_openslide(path: Path, found: Found) -> OpenSlideReader:
         )
     shapes = [(height, width) for width, height in slide.level_dimensions]
     _check_shape(path, shapes[0])
-    numbers = tuple(_exact_levels(slide))
-    levels = tuple(Level(shapes[k], (slide.level_downsamples[k],) * 2) for k in numbers)
+    numbers, levels = zip(*exact_levels(shapes, slide.level_downsamples), strict=True)
     frames = frame_tables(found.files) if OpenSlide.detect_format(found.path) == "dicom" else {}
     return OpenSlideReader(path, found, Handle(found.path, slide), levels, numbers, dict(slide.properties), frames)
 
 
-def _exact_levels(slide: OpenSlide) -> Iterator[int]:
-    """Numbers of the levels whose downsample is whole, and is what the sizes of the level say."""
-    base_yx = slide.dimensions[::-1]
-    for number, (size, down) in enumerate(zip(slide.level_dimensions, slide.level_downsamples, strict=True)):
-        if down == round(down) and downsample_yx(base_yx, size[::-1]) == (down, down):
-            yield number
+def exact_levels(shapes_yx: Sequence[tuple[int, int]], downsamples: Sequence[float]) -> Iterator[tuple[int, Level]]:
+    """Number and level of those whose downsample is whole, and is what the sizes of the level say.
+
+    Levels that are filled up to whole tiles (Philips) lose what lies beyond the pixels of level 0.
+    """
+    base_yx = shapes_yx[0]
+    for number, (shape_yx, down) in enumerate(zip(shapes_yx, downsamples, strict=True)):
+        seen_y, seen_x = (min(side, math.ceil(base / down)) for side, base in zip(shape_yx, base_yx, strict=True))
+        if down == round(down) and downsample_yx(base_yx, (seen_y, seen_x)) == (down, down):
+            yield number, Level((seen_y, seen_x), (down, down))
 
 
 def _check_shape(path: Path, shape_yx: tuple[int, int]) -> None:

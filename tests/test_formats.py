@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from flows.batch import BatchRequest, plan_batch
 from pipeline.config import load_config
 from pipeline.geometry import Box, TileGrid
+from pipeline.plan import SlidePlan
 from pipeline.resample import Override, resample, resolution, source_box
 from pipeline.slide import open_slide
 from tests.commands import CLASSES, Command, Ran, is_complete, result_digests
 from tests.faults.pictures import draw, red_and_blue, write
 from tests.make_dicom import write_dicom
-from tests.make_photos import write_jpeg, write_png, write_zarr
+from tests.make_photos import edit_json, write_jpeg, write_png, write_zarr
 from tests.make_slides import Recipe, noise_image, write_svs, write_tiff
 
 SHAPE = (600, 764)
@@ -191,6 +192,25 @@ def test_a_lost_chunk_is_in_the_plan_and_so_in_the_manifest(tmp_path: Path) -> N
     config = load_config(None, [f"model.weights={CLASSES}"])
     (plan,) = plan_batch(BatchRequest(inputs=(slide,), out=tmp_path / "out", config=config)).plans.values()
     assert "level 0: 1 of 360 chunks have no file" in " ".join(plan.summary()["image"]["warnings"])
+
+
+def test_channels_are_hashed_by_their_numbers_and_their_names_only_label(tmp_path: Path) -> None:
+    """One of many is grey to a model of three; asked for by name or number it is the same slide."""
+    slide = write_zarr(tmp_path / "a.zarr", np.concatenate([PLANES, PLANES[:2]]), names=("a", "b", "c", "DAPI", "e"))
+
+    def plan(*settings: str) -> SlidePlan:
+        config = load_config(None, [f"model.weights={CLASSES}", *settings])
+        return plan_batch(BatchRequest(inputs=(slide,), out=tmp_path / "out", config=config)).plans["a"]
+
+    by_name, by_number, other = (plan(f"input.channels={asked}") for asked in ("[DAPI]", "[4]", "[1]"))
+    assert (by_name.channel_names, by_name.channel_numbers) == (("DAPI",), (4,))
+    assert by_name.hashes == by_number.hashes
+    assert by_name.hashes["ingest"] != other.hashes["ingest"]
+    edit_json(slide / ".zattrs", lambda found: found["omero"]["channels"][3].update(label="Hoechst"))
+    renamed = plan("input.channels=[4]")
+    changed = {stage for stage, value in renamed.hashes.items() if value != by_name.hashes[stage]}
+    assert {"measure", "pyramid"} <= changed
+    assert not changed & {"ingest", "tissue", "predict", "label"}
 
 
 # ---- resolution, for every reader ----------------------------------------------------------------------------------

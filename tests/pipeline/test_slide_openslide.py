@@ -22,7 +22,7 @@ from pipeline.errors import SlideError
 from pipeline.geometry import Box
 from pipeline.slide import open_slide
 from pipeline.slide_kinds import Found
-from pipeline.slide_openslide import laid_over, load_openslide
+from pipeline.slide_openslide import exact_levels, laid_over, load_openslide
 from pipeline.slide_reader import SlideReader, TileError
 from tests.make_dicom import write_dicom
 from tests.make_slides import CANARIES, noise_image, overwrite_bytes, overwrite_tag, stained_image, write_svs
@@ -131,6 +131,25 @@ def test_a_level_that_cannot_be_read_exactly_is_not_used(tmp_path: Path) -> None
     slide = open_slide(folder)
     assert len(slide.levels) == 1
     assert_reads(slide, 0, planes_of(image))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "downsamples", "expected"),
+    [
+        ([(400, 600), (200, 300), (50, 75)], [1.0, 2.0, 8.0], [(0, (400, 600)), (1, (200, 300)), (2, (50, 75))]),
+        ([(401, 601), (200, 300)], [1.0, 2.0], [(0, (401, 601)), (1, (200, 300))]),
+        ([(401, 601), (200, 300)], [1.0, 2.004], [(0, (401, 601))]),
+        ([(400, 600), (512, 512), (512, 512)], [1.0, 2.0, 4.0], [(0, (400, 600)), (1, (200, 300)), (2, (100, 150))]),
+        ([(400, 600), (100, 300)], [1.0, 2.0], [(0, (400, 600))]),
+    ],
+    ids=["halved", "rounded", "not whole", "filled up", "cut"],
+)
+def test_levels_are_used_where_their_sizes_bear_out_a_whole_downsample(
+    shapes: list[tuple[int, int]], downsamples: list[float], expected: list[tuple[int, tuple[int, int]]]
+) -> None:
+    found = list(exact_levels(shapes, downsamples))
+    assert [(number, level.shape_yx) for number, level in found] == expected
+    assert [level.downsample_yx for _, level in found] == [(downsamples[k],) * 2 for k, _ in expected]
 
 
 # ---- where there are no pixels -------------------------------------------------------------------------------------
