@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from flows.results import Row, flags, manifest_rows
+from flows.results import Row, flags, manifest_rows, tissue_areas_mm2
 from pipeline.errors import DamagedError
 from pipeline.files import read_json
 from pipeline.manifest import read_manifest
@@ -39,7 +39,7 @@ def read_record(store: SlideStore, key: str) -> Record:
             failure = store.work / "failure.json"
             cause = read_json(failure) if failure.exists() else {}
             return Record(key, "incomplete", {"folder": store.root.name, "state": "incomplete", **cause})
-        rows = tuple(manifest_rows(store, manifest))
+        rows = tuple(manifest_rows(manifest))
     except DamagedError as error:
         return Record(key, "damaged", {"folder": store.root.name, "state": "damaged", "cause": str(error)})
     found, plan = figures(manifest), manifest["plan"]
@@ -65,9 +65,12 @@ def slide_stores(out: Path) -> Iterator[SlideStore]:
 
 
 def figures(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers people ask for first: tissue, objects, objects per mm2, and what to be careful about."""
+    """The numbers people ask for first: tissue, objects, objects per mm2, and what to be careful about.
+
+    Where regions are drawn, tissue is what lies in them, as objects do.
+    """
     plan, stages = manifest["plan"], manifest["stages"]
-    tissue_mm2 = stages["tissue"]["facts"]["tissue_px"] * plan["image"]["mpp"] ** 2 / 1e6
+    tissue_mm2 = sum(tissue_areas_mm2(manifest).values())
     objects = stages.get("label", {}).get("facts", {}).get("objects", 0)
     return {
         "key": plan["key"],

@@ -12,11 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from flows.plain import printable
-from pipeline.object_table import TABLE, read_objects
-from pipeline.store import SlideStore
 
 Cell = str | int | float | None
 Row = dict[str, Cell]
@@ -36,7 +32,7 @@ ENLARGED = 1 / 1.05
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
-def manifest_rows(store: SlideStore, manifest: Mapping[str, Any]) -> list[Row]:
+def manifest_rows(manifest: Mapping[str, Any]) -> list[Row]:
     """The rows of a complete slide. Without objects there is one for each region, of tissue alone.
 
     Areas are of the image at ``mpp``; density and fraction are of tissue, and empty where there is none.
@@ -50,33 +46,9 @@ def manifest_rows(store: SlideStore, manifest: Mapping[str, Any]) -> list[Row]:
         "plan": hashes["measure" if "measure" in hashes else "predict"][:HASH_DIGITS],
         "mpp": plan["image"]["mpp"],
     }
-    tissue_mm2 = _tissue_mm2(manifest)
-    measured = _measured(store, manifest) if "measure" in stages else [{"region": name} for name in tissue_mm2]
-    anywhere = sum(tissue_mm2.values())
-    return [_class_row(found, tissue_mm2.get(found["region"], anywhere)) | same for found in measured]
-
-
-def _measured(store: SlideStore, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    names = manifest["plan"]["model"]["spec"]["class_names"]
-    of_pixel = manifest["plan"]["image"]["mpp"] ** 2
-    table = read_objects(store.root / TABLE, ["class", "area_px", "area_um2", "mean_probability"], names)
-    rows = []
-    for number, name in enumerate(names):
-        mine = table["class"] == number
-        count, area, probability = int(mine.sum()), table["area_um2"][mine], table["mean_probability"][mine]
-        rows.append(
-            {
-                "region": None,
-                "class": name,
-                "count": count,
-                "area_um2": int(table["area_px"][mine].sum()) * of_pixel,
-                "mean_area_um2": float(area.mean()) if count else None,
-                "area_um2_quartiles": np.quantile(area, [0.25, 0.5, 0.75]).tolist() if count else None,
-                "mean_probability": float(probability.mean()) if count else None,
-                "probability_quartiles": np.quantile(probability, [0.25, 0.5, 0.75]).tolist() if count else None,
-            }
-        )
-    return rows
+    tissue_mm2 = tissue_areas_mm2(manifest)
+    measured = stages["measure"]["facts"]["rows"] if "measure" in stages else [{"region": name} for name in tissue_mm2]
+    return [_class_row(found, tissue_mm2[found["region"]]) | same for found in measured]
 
 
 def _class_row(found: Mapping[str, Any], tissue_mm2: float) -> Row:
@@ -102,14 +74,12 @@ def _quartiles(name: str, values: Sequence[float] | None) -> Row:
     return dict(zip(places, values or (None, None, None), strict=True))
 
 
-def _tissue_mm2(manifest: Mapping[str, Any]) -> dict[str | None, float]:
-    """Of each region; of the whole slide (None) where there are none."""
+def tissue_areas_mm2(manifest: Mapping[str, Any]) -> dict[str | None, float]:
+    """Tissue of each region; of the whole slide (None) where none are drawn."""
     plan, facts = manifest["plan"], manifest["stages"]["tissue"]["facts"]
-    of_pixel = plan["image"]["mpp"] ** 2 / 1e6
-    if not plan.get("regions"):
-        return {None: facts["tissue_px"] * of_pixel}
-    named = zip(plan["regions"]["names"], facts["region_tissue_px"], strict=True)
-    return {name: tissue_px * of_pixel for name, tissue_px in named}
+    drawn = plan.get("regions")
+    pixels = dict(zip(drawn["names"], facts["region_tissue_px"], strict=True)) if drawn else {None: facts["tissue_px"]}
+    return {region: px * plan["image"]["mpp"] ** 2 / 1e6 for region, px in pixels.items()}
 
 
 def flags(manifest: Mapping[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,17 @@ from tests.commands import CLASSES, CONTEXT, Command, Ran, result_digests
 from tests.faults.pictures import BLUE, DARK, RED, Disc, draw, red_and_blue, write
 
 PATIENT = "Patient-4711-secret"
-TABLE = f"""slide;model;mpp;patient;stain;priority;count;delta
-red.tif;;;{PATIENT};=HYPERLINK("x");;x;-0.5
-deep/dots;networks/context.safetensors;0.3;;IHC, weak;2.5;y;+1e-3
-red-fine.tif;;0.25;{PATIENT};@a;;;
-gone/away.svs;;;{PATIENT};;;;
+TABLE = f"""slide;model;mpp;patient;stain;priority;count;delta;regions
+red.tif;;;{PATIENT};=HYPERLINK("x");;x;-0.5;
+deep/dots;networks/context.safetensors;0.3;;IHC, weak;2.5;y;+1e-3;
+red-fine.tif;;0.25;{PATIENT};@a;;;;
+drawn.tif;;;;;-1;;;drawn/two.geojson
+gone/away.svs;;;{PATIENT};;;;;
 """
 OPTIONS = ("cluster.kind=serial", "tiles.block=512", "compute.precision=fp32", "tissue.min_area_um2=100.0")
 SHAPE = (600, 1100)
+BOXES = {"left": (0, 500), "right": (601, 1100)}
+"""Regions of the slide ``drawn``: from and to which column they reach."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +57,29 @@ def morning(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> Morn
     write(folder / "slides" / "red-fine.tif", draw(SHAPE, [Disc(200, 300, 90, RED), Disc(480, 700, 60, RED)]))
     write(folder / "slides" / "deep" / "dots.tif", draw(SHAPE, dark), mpp=None)
     write(folder / "slides" / "not-asked.tif", draw((100, 100), [Disc(50, 50, 20, BLUE)]))
+    write(folder / "slides" / "drawn.tif", draw(SHAPE, red_and_blue(SHAPE)))
+    draw_regions(folder / "tables" / "drawn" / "two.geojson")
     (folder / "tables" / "networks").mkdir(parents=True)
     shutil.copy(CONTEXT, folder / "tables" / "networks" / "context.safetensors")
     (folder / "tables" / "tonight.csv").write_text(TABLE, encoding="utf-8-sig")
-    return Morning(folder, segment(overtile, folder, folder / "tables" / "tonight.csv"))
+    ran = segment(overtile, folder, folder / "tables" / "tonight.csv", "cluster.kind=local", "cluster.workers=2")
+    return Morning(folder, ran)
 
 
-def segment(overtile: Command, folder: Path, table: Path) -> Ran:
-    return overtile.segment(folder / "slides", folder / "out", "--cases", table, *OPTIONS)
+def draw_regions(path: Path) -> None:
+    """As QuPath exports annotations."""
+    features = []
+    for name, (x0, x1) in BOXES.items():
+        ring = [[x0, 0], [x1, 0], [x1, SHAPE[0]], [x0, SHAPE[0]], [x0, 0]]
+        properties = {"objectType": "annotation", "name": name}
+        geometry = {"type": "Polygon", "coordinates": [ring]}
+        features.append({"type": "Feature", "geometry": geometry, "properties": properties})
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+
+
+def segment(overtile: Command, folder: Path, table: Path, *more: str) -> Ran:
+    return overtile.segment(folder / "slides", folder / "out", "--cases", table, *OPTIONS, *more)
 
 
 # ---- which slides, and how -------------------------------------------------------------------------------------------
@@ -73,8 +92,9 @@ def test_the_table_selects_orders_and_names_what_is_missing(morning: Morning) ->
         ("red", "complete"),
         ("red-fine", "complete"),
         ("gone/away.svs", "failed"),
+        ("drawn", "complete"),
     ]
-    assert "tonight.csv, line 5: no slide 'gone/away.svs'" in morning.ran.error_of("gone/away.svs")
+    assert "tonight.csv, line 6: no slide 'gone/away.svs'" in morning.ran.error_of("gone/away.svs")
 
 
 @pytest.mark.parametrize(
@@ -118,13 +138,15 @@ def count_flows(database: Path) -> int:
 
 def test_a_row_for_each_slide_and_class_in_the_tables_order(morning: Morning) -> None:
     rows = morning.results()
-    assert list(zip(rows["slide"], rows["class"], rows["state"], strict=True)) == [
-        ("deep/dots", "dark spot", "complete"),
-        ("red", "red cell", "complete"),
-        ("red", "blue cell", "complete"),
-        ("red-fine", "red cell", "complete"),
-        ("red-fine", "blue cell", "complete"),
-        ("gone/away.svs", pytest.approx(np.nan, nan_ok=True), "failed"),
+    found = rows[["slide", "region", "class", "state"]].fillna("").itertuples(index=False)
+    assert [tuple(row) for row in found] == [
+        ("deep/dots", "", "dark spot", "complete"),
+        ("red", "", "red cell", "complete"),
+        ("red", "", "blue cell", "complete"),
+        ("red-fine", "", "red cell", "complete"),
+        ("red-fine", "", "blue cell", "complete"),
+        ("gone/away.svs", "", "", "failed"),
+        *(("drawn", region, f"{colour} cell", "complete") for region in BOXES for colour in ("red", "blue")),
     ]
     missing = rows[rows["state"] == "failed"].iloc[0].dropna()
     assert missing.to_dict() == {"slide": "gone/away.svs", "patient": PATIENT, "state": "failed"}
@@ -132,7 +154,8 @@ def test_a_row_for_each_slide_and_class_in_the_tables_order(morning: Morning) ->
 
 def test_every_column_of_the_table_is_carried_and_none_is_a_formula(morning: Morning) -> None:
     rows = morning.results().groupby("slide", sort=False).first()
-    assert list(rows.columns[:7]) == ["case_model", "case_mpp", "patient", "stain", "priority", "case_count", "delta"]
+    carried = ["case_model", "case_mpp", "patient", "stain", "priority", "case_count", "delta", "regions"]
+    assert list(rows.columns[:8]) == carried
     assert rows.loc["red", "stain"] == '\'=HYPERLINK("x")'
     assert rows.loc["red-fine", "stain"] == "'@a"
     assert rows.loc["deep/dots", "stain"] == "IHC, weak"
@@ -142,31 +165,31 @@ def test_every_column_of_the_table_is_carried_and_none_is_a_formula(morning: Mor
     assert rows.loc["red", "case_count"] == "x"
 
 
-@pytest.mark.parametrize("key", ["red", "red-fine", "deep/dots"])
+@pytest.mark.parametrize("key", ["red", "red-fine", "deep/dots", "drawn"])
 def test_every_number_is_what_other_code_counts(morning: Morning, key: str) -> None:
     rows, expected = morning.results(), recounted(morning.out / key)
     assert len(expected) == (rows["slide"] == key).sum()
-    for name, numbers in expected.items():
-        (row,) = rows[(rows["slide"] == key) & (rows["class"] == name)].to_dict("records")
+    for row in rows[rows["slide"] == key].to_dict("records"):
+        numbers = expected["" if pd.isna(row["region"]) else row["region"], row["class"]]
         found = {column: row[column] for column in numbers}
         assert {name: None if pd.isna(value) else value for name, value in found.items()} == numbers
 
 
-def recounted(slide: Path) -> dict[str, dict[str, Any]]:
-    """The numbers of each class, from labels, object table and manifest, by pandas and numpy."""
+def recounted(slide: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """The numbers of each region and class, from labels, object table and manifest, by pandas and numpy."""
     manifest = json.loads((slide / "manifest.json").read_text())
     plan, mpp = manifest["plan"], manifest["plan"]["image"]["mpp"]
     objects = pd.read_parquet(slide / "objects.parquet")
     labels = np.asarray(zarr.open_array(slide / "slide.ome.zarr" / "labels" / "objects" / "0", mode="r")[:])
     ids, pixels = np.unique(labels[labels > 0], return_counts=True)
     assert ids.tolist() == objects["id"].tolist()
-    tissue_mm2 = manifest["stages"]["tissue"]["facts"]["tissue_px"] * mpp**2 / 1e6
-    found = {}
-    for name in plan["model"]["spec"]["class_names"]:
-        mine = (objects["class"] == name).to_numpy()
+    tissue_px, found = tissue_of_regions(slide, manifest), {}
+    for region, name in product(tissue_px, plan["model"]["spec"]["class_names"]):
+        tissue_mm2 = tissue_px[region] * mpp**2 / 1e6
+        mine = (objects["class"] == name).to_numpy() & (objects["region"] == region if region else True)
         count, area_mm2 = int(mine.sum()), int(pixels[mine].sum()) * mpp**2 / 1e6
         area, probability = objects["area_um2"][mine], objects["mean_probability"][mine]
-        found[name] = {
+        found[region, name] = {
             "tissue_mm2": tissue_mm2,
             "area_mm2": area_mm2,
             "fraction": area_mm2 / tissue_mm2,
@@ -183,6 +206,19 @@ def recounted(slide: Path) -> dict[str, dict[str, Any]]:
             "mpp": mpp,
         }
     return found
+
+
+def tissue_of_regions(slide: Path, manifest: dict[str, Any]) -> dict[str, int]:
+    """Image pixels of the squares of tissue whose centre lies in a region; '' is the whole slide."""
+    facts = manifest["stages"]["tissue"]["facts"]
+    if slide.name != "drawn":
+        return {"": facts["tissue_px"]}
+    tissue = np.asarray(zarr.open_array(slide / "slide.ome.zarr" / "tissue", mode="r")[:])
+    tops, starts = (np.arange(0, length, facts["factor"]) for length in SHAPE)
+    heights, widths = (np.diff([*at, length]) for at, length in zip((tops, starts), SHAPE, strict=True))
+    centres = starts + widths / 2
+    inside = {region: (centres >= x0) & (centres <= x1) for region, (x0, x1) in BOXES.items()}
+    return {region: int((tissue * np.outer(heights, widths))[:, mine].sum()) for region, mine in inside.items()}
 
 
 def quartiles(name: str, column: pd.Series[float]) -> dict[str, float | None]:
@@ -208,7 +244,7 @@ def test_another_word_in_the_table_reaches_the_results_and_no_block(
     folder = Path(shutil.copytree(morning.folder, tmp_path / "again", symlinks=True))
     table = folder / "tables" / "tonight.csv"
     table.write_text(TABLE.replace("IHC, weak", "IHC, strong").replace("gone/away.svs", "not-asked"), "utf-8")
-    before = {key: result_digests(folder / "out" / key) for key in ("red", "red-fine", "deep/dots")}
+    before = {key: result_digests(folder / "out" / key) for key in ("red", "red-fine", "deep/dots", "drawn")}
     ran = segment(overtile, folder, table)
     assert ran.code == 0, ran.said
     assert {key: sum(ran.computed(key).values()) for key in before} == dict.fromkeys(before, 0)
@@ -217,7 +253,8 @@ def test_another_word_in_the_table_reaches_the_results_and_no_block(
     again = overtile.segment(folder / "slides" / "red.tif", folder / "out", *OPTIONS)
     assert again.code == 0, again.said
     rows = Morning(folder, again).results().groupby("slide", sort=False).first()
-    assert list(rows.index) == ["red", "deep/dots", "not-asked", "red-fine"], "asked for first, then what lies there"
+    others = ["deep/dots", "drawn", "not-asked", "red-fine"]
+    assert list(rows.index) == ["red", *others], "asked for first, then what lies there"
     assert rows.loc["deep/dots", "stain"] == "IHC, strong"
     assert rows.loc["red", "patient"] == PATIENT
 
@@ -225,13 +262,13 @@ def test_another_word_in_the_table_reaches_the_results_and_no_block(
 def test_the_summary_says_what_needs_somebody_first(morning: Morning) -> None:
     page = (morning.out / "summary.md").read_text()
     lines = page.splitlines()
-    assert lines[2] == "**3 of 4 slides complete**, 1 failed."
+    assert lines[2] == "**4 of 5 slides complete**, 1 failed."
     attention = page[page.index("## Needs attention") : page.index("## Slides")]
     assert "no slide 'gone/away.svs'" in attention
     assert "    overtile segment " in attention
     assert "flagged enlarged**: deep/dots" in attention
-    assert [line.split(" | ")[0] for line in lines if line.startswith("| ")][1:5] == [
-        f"| {key}" for key in ("deep/dots", "red", "red-fine", "gone/away.svs")
+    assert [line.split(" | ")[0] for line in lines if line.startswith("| ")][1:6] == [
+        f"| {key}" for key in ("deep/dots", "red", "red-fine", "gone/away.svs", "drawn")
     ]
 
 

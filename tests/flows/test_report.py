@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import tifffile
 
@@ -52,11 +50,9 @@ def complete(batch: Batch, key: str, stage_changed: str | None = None) -> None:
     facts: dict[str, Any] = {stage: {} for stage in summary["hashes"]}
     facts["tissue"] = {"tissue_px": 360000, "flags": []}
     facts["label"] = {"objects": 3}
-    columns = {"id": np.arange(1, 4), "area_px": np.array([16, 32, 64]), "area_um2": np.array([1.0, 2.0, 4.0])}
-    names = pa.DictionaryArray.from_arrays(np.zeros(3, np.int16), ["dark spot"])
-    folder.mkdir(parents=True, exist_ok=True)
-    table = pa.table({**columns, "class": names, "mean_probability": np.array([0.5, 0.75, 1.0])})
-    pq.write_table(table, folder / "objects.parquet")
+    quartiles = {"area_um2_quartiles": [1.5, 2.0, 3.0], "probability_quartiles": [0.625, 0.75, 0.875]}
+    means = {"mean_area_um2": 7 / 3, "mean_probability": 0.75}
+    facts["measure"] = {"rows": [{"region": None, "class": "spot", "count": 3, "area_um2": 7.0, **means, **quartiles}]}
     stages = {name: {"facts": found, "runs": []} for name, found in facts.items()}
     content = {"plan": summary, "stages": stages, "finished": "now"}
     write_json(folder / "manifest.json", content | {"sha256": digest(content)})
@@ -146,8 +142,8 @@ def test_the_numbers_of_a_table_known_by_hand(planned: Planned) -> None:
     Report(batch).finish()
     row = rows(batch)["s000"]
     assert row["plan"] == batch.plans["s000"].hashes["measure"][:12]
-    expected = {"tissue_mm2": 0.0225, "area_mm2": 112 / 16 / 1e6, "count": 3, "density_per_mm2": 3 / 0.0225}
-    expected |= {"fraction": 112 / 16 / 1e6 / 0.0225, "mean_area_um2": 7 / 3, "area_um2_q25": 1.5}
+    expected = {"tissue_mm2": 0.0225, "area_mm2": 7e-6, "count": 3, "density_per_mm2": 3 / 0.0225}
+    expected |= {"fraction": 7e-6 / 0.0225, "mean_area_um2": 7 / 3, "area_um2_q25": 1.5}
     expected |= {"area_um2_median": 2.0, "area_um2_q75": 3.0, "mean_probability": 0.75, "probability_q75": 0.875}
     assert {name: float(row[name]) for name in expected} == expected
 
