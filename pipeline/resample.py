@@ -129,7 +129,7 @@ def _slide_mpp(reader: SlideReader, override: float | None) -> tuple[float, tupl
     if stated is None or abs(override / stated - 1) <= TOLERANCE:
         return override, ()
     return override, (
-        f"{reader.path}: --mpp {override:g} is used; the slide states {stated:g} um/px, more than 5 % off",
+        f"{reader.path}: {override:g} um/px is used, as told; the slide states {stated:g} um/px, more than 5 % off",
     )
 
 
