@@ -187,7 +187,8 @@ def _models(chosen: Sequence[Chosen]) -> dict[str, Model]:
             try:
                 models[weights] = load_model(one.config)
             except ModelError as error:
-                raise ModelError(f"{one.case.where}: {error}" if one.case else str(error)) from error
+                where = one.case.where if one.case and one.case.columns.get("model", "").strip() else None
+                raise ModelError(f"{where}: {error}" if where else str(error)) from error
     return models
 
 
