@@ -183,6 +183,8 @@ def recounted(slide: Path) -> dict[tuple[str, str], dict[str, Any]]:
     labels = np.asarray(zarr.open_array(slide / "slide.ome.zarr" / "labels" / "objects" / "0", mode="r")[:])
     ids, pixels = np.unique(labels[labels > 0], return_counts=True)
     assert ids.tolist() == objects["id"].tolist()
+    flags = manifest["stages"]["tissue"]["facts"]["flags"]
+    enlarged = ["enlarged"] if plan["image"]["slide_mpp"] > 1.05 * mpp else []
     tissue_px, found = tissue_of_regions(slide, manifest), {}
     for region, name in product(tissue_px, plan["model"]["spec"]["class_names"]):
         tissue_mm2 = tissue_px[region] * mpp**2 / 1e6
@@ -199,7 +201,7 @@ def recounted(slide: Path) -> dict[tuple[str, str], dict[str, Any]]:
             **quartiles("area_um2", area),
             "mean_probability": float(np.mean(probability.to_numpy())) if count else None,
             **quartiles("probability", probability),
-            "flags": "enlarged" if plan["image"]["slide_mpp"] > 1.05 * mpp else None,
+            "flags": ";".join([*flags, *enlarged]) or None,
             "model": plan["model"]["name"],
             "sha256": plan["model"]["sha256"][:12],
             "plan": plan["hashes"]["measure"][:12],
