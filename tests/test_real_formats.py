@@ -57,6 +57,25 @@ def test_the_fluorescent_slides_are_read_at_the_level_their_resolution_asks_for(
     assert manifest["stages"]["tissue"]["facts"]["tissue_px"] > 0
 
 
+@pytest.mark.parametrize("key", FLUORESCENT)
+def test_the_manifest_says_how_tissue_was_found_and_on_what_ground(ran: Ran, key: str) -> None:
+    for name, polarity, method in (
+        (key, "dark-field", "off: not bright-field"),
+        ("OS-1-detail", "bright-field", "otsu"),
+    ):
+        facts = json.loads((ran.out / name / "manifest.json").read_text())["stages"]["tissue"]["facts"]
+        assert facts["polarity"] == polarity
+        assert facts["method"].startswith(method)
+
+
+def test_results_have_a_row_for_each_slide_and_class(ran: Ran) -> None:
+    with (ran.out / "results.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["slide"] for row in rows} == set(ran.states())
+    assert len(rows) == len({(row["slide"], row["class"]) for row in rows})
+    assert all(row["patient"] == "p" and float(row["tissue_mm2"]) > 0 and row["count"] != "" for row in rows)
+
+
 def test_the_channels_of_the_ome_zarr_have_their_names(ran: Ran) -> None:
     (key,) = (key for key in ran.states() if key.startswith("cardiomyocyte"))
     manifest = json.loads((ran.out / key / "manifest.json").read_text())
