@@ -84,6 +84,11 @@ class Outcome:
         """Complete under the plan that was asked for."""
         return self.state in ("complete", "complete before")
 
+    @property
+    def stopped(self) -> bool:
+        """Not as asked, and there is something to say about it: it does not merely wait for its turn."""
+        return not self.as_asked and (self.state != "waiting" or self.cause != "")
+
     def add(self, report: StageReport, seconds: float) -> None:
         """Count what a stage did in this run."""
         self.seconds += seconds

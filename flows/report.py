@@ -159,7 +159,7 @@ def _failures_csv(outcomes: list[Outcome]) -> str:
     writer = csv.writer(text)
     writer.writerow(["slide", "path", "state", "stage", "cause"])
     for outcome in outcomes:
-        if not outcome.as_asked and outcome.state != "waiting":
+        if outcome.stopped:
             cells = (outcome.key, str(outcome.slide), outcome.state, outcome.stage, outcome.cause)
             writer.writerow([inert(printable(cell)) for cell in cells])
     return text.getvalue()

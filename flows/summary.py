@@ -55,7 +55,7 @@ class Page:
         now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
         if self.running:
             left = "too early to tell how long" if self.left_s is None else f"about {_span(self.left_s)} left"
-            yield f"Still running, for {_span(self.seconds)}: {left}. Written {now}."
+            yield f"Still running when this was written, {now}: for {_span(self.seconds)}, {left}."
         else:
             yield f"Took {_span(self.seconds)}. Written {now}."
         yield from self._throughput()
@@ -76,7 +76,7 @@ class Page:
     def _failures(self) -> Iterator[str]:
         groups: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
         for outcome in self.outcomes:
-            if not outcome.as_asked and outcome.state != "waiting":
+            if outcome.stopped:
                 groups[outcome.state, _kind(_cause(outcome))].append(outcome)
         for (state, _), group in sorted(groups.items(), key=lambda item: -len(item[1])):
             first = group[0]

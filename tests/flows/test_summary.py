@@ -48,7 +48,8 @@ def test_the_headline_says_how_many_how_long_and_how_fast() -> None:
 )
 def test_while_it_runs_the_time_left_is_told(left: float | None, words: str) -> None:
     text = page([outcome("a", "waiting")], running=True, left_s=left, seconds=700.0)
-    assert f"Still running, for 12 min: {words}." in text
+    assert "Still running when this was written, 2" in text
+    assert f": for 12 min, {words}." in text
     assert "**0 of 1 slides complete**, 1 waiting." in text
     assert section(text, "Needs attention") == []
 
@@ -64,6 +65,11 @@ def test_causes_that_differ_in_names_and_numbers_only_are_one_group() -> None:
     assert lines[1] == f"  ({', '.join(f's{n}' for n in range(10))} and 4 more)"
     assert lines[2].startswith("- **1 slide failed** at ingest: something else")
     assert "    overtile segment slides" in lines
+
+
+def test_a_slide_that_waits_with_a_reason_needs_somebody() -> None:
+    lines = section(page([outcome("a", "waiting", "no room below outputs.max_gb")]), "Needs attention")
+    assert lines[0] == "- **1 slide waiting** at ingest: no room below outputs.max_gb"
 
 
 def test_flags_and_warnings_are_told_with_their_slides() -> None:
