@@ -166,7 +166,9 @@ def plan_batch(request: BatchRequest, *, writing: bool = True) -> Batch:
         raise ConfigError("; ".join(str(one.candidate.refused) for one in chosen))
     models = _models(chosen)
     if writing:
-        _require_writable(request.out)
+        _require_writable(request.out, "output folder", "--out")
+        if request.config.outputs.scratch is not None:
+            _require_writable(Path(request.config.outputs.scratch), "scratch folder", "outputs.scratch")
     batch = Batch(request, _equip(request.config, models))
     for one in chosen:
         _plan(batch, one)
@@ -275,17 +277,17 @@ def _require_weights(model: Model) -> None:
         raise ModelError(str(error)) from error
 
 
-def _require_writable(out: Path) -> None:
-    """Do once in ``out`` what every result needs: write a file, fsync it, rename it, remove it."""
-    probe = out / ".overtile.probe"
+def _require_writable(folder: Path, what: str, option: str) -> None:
+    """Do once in ``folder`` what every result needs: write a file, fsync it, rename it, remove it."""
+    probe = folder / ".overtile.probe"
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         write_bytes(probe, b"")
         remove(probe)
     except OSError as error:
         raise DiskError(
-            f"the output folder {out}: expected a folder where files can be written and renamed, found: "
-            f"{error.strerror}. Choose another --out"
+            f"the {what} {folder}: expected a folder where files can be written and renamed, found: "
+            f"{error.strerror}. Choose another {option}"
         ) from error
 
 

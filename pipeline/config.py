@@ -109,6 +109,7 @@ class OutputsSection(Section):
 
     image: Literal["keep", "drop"] = "keep"
     probability: Literal["keep", "drop"] = "keep"
+    scratch: str | None = None
     max_gb: Annotated[float, Field(gt=0)] | None = None
     geojson: bool = True
     overview: bool = True

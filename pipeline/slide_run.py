@@ -19,6 +19,7 @@ from pipeline.errors import DamagedError
 from pipeline.files import append_json, fsync_dir, read_json, read_json_lines, remove, sweep_partials, write_json
 from pipeline.manifest import read_manifest, rewrite_case, write_manifest
 from pipeline.plan import NETWORK_STAGES, SlidePlan
+from pipeline.staging import leftover, place_of_work, publish
 from pipeline.store import SlideStore
 from pipeline.verify import (
     damaged_files,
@@ -44,21 +45,30 @@ OUTPUTS = {
 
 @dataclass(slots=True)
 class SlideRun:
-    """A slide being worked on under its lock. ``notices`` are for the user, ``reports`` are what this run did."""
+    """A slide being worked on under its lock. ``notices`` are for the user, ``reports`` are what this run did.
+
+    ``store`` is the slide's folder in OUT, ``place`` where its stages work: the same, or a folder on a scratch disk.
+    """
 
     plan: SlidePlan
     store: SlideStore
     notices: list[str] = field(default_factory=list)
     reports: dict[str, StageReport] = field(default_factory=dict)
     damaged: Mapping[str, str] = field(default_factory=dict)
+    place: SlideStore = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.place = self.store
 
     def prepare(self, *, forced: bool = False) -> Standing:
         """Compare what is on disk with the plan, and clear the way for what has to be done again."""
         manifest = self._manifest()
         if manifest is None:
-            self.damaged = pending_repair(self.store)
-            self._notice_changes(previous_plan(self.store))
+            self.place = place_of_work(self.store, self._scratch)
+            self.damaged = pending_repair(self.place)
+            self._notice_changes(previous_plan(self.place))
         else:
+            self._clear_scratch()
             standing = self._compare(manifest, forced=forced)
             if standing != "todo":
                 if self.plan.case is not None and self._case_changed(manifest):
@@ -67,8 +77,9 @@ class SlideRun:
             self.store.manifest.unlink(missing_ok=True)
             fsync_dir(self.store.root)
         self._bring_back()
-        sweep_partials(self.store.root)
-        write_json(self.store.work / "plan.json", self.plan.summary())
+        for place in dict.fromkeys((self.store, self.place)):
+            sweep_partials(place.root)
+            write_json(place.work / "plan.json", self.plan.summary())
         return "todo"
 
     def is_complete(self) -> bool:
@@ -79,7 +90,17 @@ class SlideRun:
             return False
         if manifest is None or not self._is_as_asked(manifest) or self._case_changed(manifest):
             return False
-        return not damaged_files(self.store, manifest)
+        return leftover(self.store, self._scratch) is None and not damaged_files(self.store, manifest)
+
+    @property
+    def _scratch(self) -> str | None:
+        return self.plan.config.outputs.scratch
+
+    def _clear_scratch(self) -> None:
+        """Remove what a run that was killed after its manifest left on the scratch disk."""
+        staged = leftover(self.store, self._scratch)
+        if staged is not None:
+            remove(staged.root)
 
     def step(self, stage: str, map_blocks: MapBlocks) -> StageReport:
         """Run one stage and note what it did. What is found damaged on the way is removed for the next run to make."""
@@ -87,13 +108,13 @@ class SlideRun:
 
         began = time.monotonic()
         try:
-            report = retried(lambda: run_stage(stage, self.plan, self.store.root, map_blocks))
+            report = retried(lambda: run_stage(stage, self.plan, self.place.root, map_blocks))
         except DamagedError:
-            remove_damaged(self.store, self.plan.hashes)
+            remove_damaged(self.place, self.plan.hashes)
             raise
         self.reports[stage] = report
         self._record(report, time.monotonic() - began)
-        if repaired_differs(self.store, stage, self.damaged):
+        if repaired_differs(self.place, stage, self.damaged):
             self._redo_after(stage)
         return report
 
@@ -101,21 +122,24 @@ class SlideRun:
         """Remove what the plan no longer makes, then write the manifest: the slide is complete."""
         for stage, name in OUTPUTS.items():
             if stage not in self.plan.hashes:
-                remove(self.store.root / name)
-                self.store.unstamp([stage])
+                remove(self.place.root / name)
+                self.place.unstamp([stage])
         self._require_whole()
-        retried(lambda: drop(self.store, self.plan.config.outputs))
+        retried(lambda: drop(self.place, self.plan.config.outputs))
         remove(self.store.work / "failure.json")
-        remove(self.store.work / "export")  # its outlines, when it was killed between its stamp and their removal
-        end_repair(self.store)
-        sweep_partials(self.store.root, age_s=0)
+        remove(self.place.work / "export")  # its outlines, when it was killed between its stamp and their removal
+        end_repair(self.place)
+        sweep_partials(self.place.root, age_s=0)
+        if self.place != self.store:
+            publish(self.place, self.store)
         retried(lambda: write_manifest(self.store, self.plan.summary(), self._stage_records()))
+        self._clear_scratch()
 
     def _require_whole(self) -> None:
         try:
-            require_whole(self.store)
+            require_whole(self.place)
         except DamagedError:
-            remove_damaged(self.store, self.plan.hashes)
+            remove_damaged(self.place, self.plan.hashes)
             raise
 
     def fail(self, stage: str, error: BaseException) -> None:
@@ -170,7 +194,7 @@ class SlideRun:
         return same and unwanted_before(manifest) == unwanted(self.plan.config.outputs)
 
     def _made_again(self) -> Again:
-        return made_again(self.store, self.plan.hashes, self.plan.config.outputs)
+        return made_again(self.place, self.plan.hashes, self.plan.config.outputs)
 
     def _cost(self, again: Again) -> str:
         return again.cost(self.plan.blocks)
@@ -180,7 +204,7 @@ class SlideRun:
         again = self._made_again()
         if again.stages:
             self.notices.append(f"{self.plan.key}: an array that was dropped is needed again: {self._cost(again)}")
-            bring_back(self.store, again)
+            bring_back(self.place, again)
 
     def _case_changed(self, manifest: Mapping[str, Any]) -> bool:
         """Whether a cases table says something else of the slide than it did."""
@@ -200,12 +224,12 @@ class SlideRun:
         stages = list(self.plan.hashes)
         later = stages[stages.index(stage) + 1 :]
         self.notices.append(f"{self.plan.key}: {stage} was repaired to other bytes than before; redoing what follows")
-        self.store.unstamp(later)
+        self.place.unstamp(later)
         arrays = {"predict": ["probability"], "label": ["labels"], "tissue": ["tissue", "quality"]}
         for name in (name for one in later for name in arrays.get(one, ())):
-            remove(self.store.zarr / name)
+            remove(self.place.zarr / name)
         for one in later:
-            remove(self.store.work / one)
+            remove(self.place.work / one)
 
     # ---- what this run did --------------------------------------------------------------------------------------
 
@@ -219,13 +243,13 @@ class SlideRun:
             "seconds": round(seconds, 3),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        append_json(self.store.work / "history.jsonl", line)
+        append_json(self.place.work / "history.jsonl", line)
 
     def _stage_records(self) -> dict[str, Any]:
-        lines = read_json_lines(self.store.work / "history.jsonl")
+        lines = read_json_lines(self.place.work / "history.jsonl")
         return {
             stage: {
-                "facts": self.store.facts(stage),
+                "facts": self.place.facts(stage),
                 "runs": [line for line in lines if line["stage"] == stage and line["plan"] == plan],
             }
             for stage, plan in self.plan.hashes.items()

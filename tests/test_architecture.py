@@ -55,7 +55,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "verify",
         "workers",
     ),
-    ("dropped", "stages"),
+    ("dropped", "staging", "stages"),
     ("slide_run",),
 )
 """Files of ``pipeline``, lowest first. A file imports lower levels only."""

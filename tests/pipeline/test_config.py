@@ -35,7 +35,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "split_depth_um": 0.75,
         "split_max_um": 200.0,
     },
-    "outputs": {"image": "keep", "probability": "keep", "max_gb": None, "geojson": True, "overview": True},
+    "outputs": {
+        "image": "keep",
+        "probability": "keep",
+        "scratch": None,
+        "max_gb": None,
+        "geojson": True,
+        "overview": True,
+    },
     "cluster": {"kind": "local", "workers": "auto", "slides_at_once": "auto"},
 }
 
