@@ -35,10 +35,11 @@ def count_outline(ids_YX: Array) -> tuple[Array, Array]:
     """
     same_x, same_y = ids_YX[1:-1, 1:] == ids_YX[1:-1, :-1], ids_YX[1:, 1:-1] == ids_YX[:-1, 1:-1]
     ids = ids_YX[1:-1, 1:-1]
-    outline = np.where(same_x[:, 1:] & same_x[:, :-1] & same_y[1:] & same_y[:-1], 0, ids)
-    inside = np.zeros(ids.shape, np.bool_)
-    inside[1:-1, 1:-1] = outline[1:-1, 1:-1]
-    place, flat, row = np.flatnonzero(inside), outline.ravel(), ids.shape[1]
+    edge = ~(same_x[:, 1:] & same_x[:, :-1] & same_y[1:] & same_y[:-1])
+    edge &= ids > 0
+    flat, row = (ids * edge).ravel(), ids.shape[1]
+    edge[[0, -1]] = edge[:, [0, -1]] = False
+    place = np.flatnonzero(edge)
     own = flat[place]
     code = np.ones(len(place), np.uint8)
     for weight, steps in ((2, (-row, -1, 1, row)), (10, (-row - 1, -row + 1, row - 1, row + 1))):
