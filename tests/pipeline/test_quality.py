@@ -149,6 +149,25 @@ def test_every_measure_of_a_cell_by_hand() -> None:
     assert all(np.isnan(named[name][1]) for name in ("sharpness", "saturation", "dark", "stain_distance"))
 
 
+INK = [(20, 130, 60), (30, 60, 170), (15, 120, 150), (25, 22, 28)]
+STAINS = [(90, 60, 140), (225, 100, 160), (120, 70, 30), (116, 149, 189)]
+
+
+@pytest.mark.parametrize(("colour", "is_ink"), [(one, one in INK) for one in (*INK, *STAINS)])
+def test_solid_strokes_of_ink_are_found_and_stains_and_specks_are_not(
+    colour: tuple[int, int, int], is_ink: bool
+) -> None:
+    """Haematoxylin, eosin, DAB and blue counterstain are no ink; neither is ink's colour in specks of two squares."""
+    picture = np.full((3, 60, 60), 243, np.uint8)
+    picture[:, 10:20, 5:50] = np.array(colour, np.uint8)[:, None, None]
+    for y, x in np.ndindex(6, 15):
+        picture[:, 26 + 5 * y : 28 + 5 * y, 4 * x : 4 * x + 2] = np.array(colour, np.uint8)[:, None, None]
+    expected = np.zeros((60, 60), bool)
+    expected[10:20, 5:50] = is_ink
+    assert np.array_equal(pen_mask(picture, 8.0), expected)
+    assert np.array_equal(pen_mask(picture.astype(np.uint16) * 257, 8.0), expected)
+
+
 def test_flags_follow_from_so_many_cells() -> None:
     """Of eight cells one has too little tissue to be judged; what it shows does not count."""
     measures = np.zeros((len(MEASURES), 2, 4), np.float32)
@@ -199,7 +218,7 @@ def test_sharpness_does_not_know_how_strong_the_stain_is(shared_data: Path, name
         assert "blurred" in flags_of(blurred(one, 4.0))
 
 
-@pytest.mark.parametrize("colour", [(20, 130, 60), (30, 60, 170), (15, 120, 150), (25, 22, 28)], ids=str)
+@pytest.mark.parametrize("colour", INK, ids=str)
 @pytest.mark.parametrize("name", ["wsi/CMU-1-Small-Region.svs", "wsi/OS-2-vsi.ome.tif", "mosaics/he_mosaic.tif"])
 def test_pen_on_tissue_and_on_glass_is_noticed(shared_data: Path, name: str, colour: tuple[int, int, int]) -> None:
     image = image_of(shared_data / name)
