@@ -35,7 +35,7 @@ def ran(overtile: Command, shared_data: Path, tmp_path_factory: pytest.TempPathF
         rows = csv.writer(file)
         rows.writerow(["slide", "mpp", "patient"])
         rows.writerows([path.name, "0.5" if path.name == "snapshot.jpg" else "", "p"] for path in (*made, *real))
-    settings = ("outputs.geojson=false", "tiles.block=1024")
+    settings = ("outputs.geojson=false", "outputs.overview=false", "tiles.block=1024")
     return overtile.segment([*made, *real], folder / "out", "--cases", folder / "cases.csv", *settings)
 
 
