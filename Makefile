@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONHASHSEED ?= 0
 
-.PHONY: demo test test-long lint prove bench gpu clean
+.PHONY: demo test test-long lint prove bench bench-long gpu clean
 
 .venv: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -31,6 +31,9 @@ prove: .venv  ## break each promise on purpose and demand a red test
 
 bench: .venv  ## speed and memory against their bars; writes bench.json
 	$(BIN)/python tests/benchmarks/bench.py
+
+bench-long: .venv  ## a slide of 60,000 px squared in the memory of a small one; half an hour, 20 GB of disk
+	$(BIN)/python tests/benchmarks/bench.py long
 
 gpu: .venv  ## the CUDA path against the CPU, where there is a device; writes gpu.json
 	$(BIN)/python tests/benchmarks/gpu.py

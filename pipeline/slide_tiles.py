@@ -26,6 +26,7 @@ from pipeline.slide_check import (
     JPEG,
     JPEG_2000,
     JPEG_2000_YCC,
+    YCBCR,
     ImageFacts,
     Segments,
     check_image,
@@ -33,7 +34,15 @@ from pipeline.slide_check import (
     split_strips,
 )
 from pipeline.slide_ifd import Layout, RawFile
-from pipeline.slide_jpeg import Frame, codestream_problem, read_frame, read_frame_2000, scan_problem, whole_stream
+from pipeline.slide_jpeg import (
+    Frame,
+    codestream_problem,
+    decode_rgb,
+    read_frame,
+    read_frame_2000,
+    scan_problem,
+    whole_stream,
+)
 from pipeline.slide_reader import Pixels, TileError, TilePlace
 from pipeline.slide_tags import ImageTags
 
@@ -91,7 +100,17 @@ class StoredImage:
             raise self._error(place, f"pixels of {self.dtype} expected, {tile.dtype} found")
         return rgb_from_ycbcr(tile) if self.facts.compression == JPEG_2000_YCC else tile
 
+    @property
+    def _strict(self) -> bool:
+        """Whether libjpeg needs no more than the stream to make RGB: then one strict decoding is check and pixels."""
+        facts = self.facts
+        return (
+            facts.compression == JPEG and facts.photometric == YCBCR and (facts.samples_per_plane, facts.bits) == (3, 8)
+        )
+
     def _library_decode(self, data: bytes, index: int) -> Pixels:
+        if self._strict:
+            return decode_rgb(whole_stream(data, self.page.jpegtables, self.page.jpegheader))
         tables: dict[str, bytes | None] = {}
         if self.facts.compression == JPEG:
             tables = {"jpegtables": self.page.jpegtables, "jpegheader": self.page.jpegheader}
@@ -114,7 +133,9 @@ class StoredImage:
             return None
         header = self.page.jpegheader
         problem = self._frame_problem(read_frame(data if header is None else header), place)
-        return problem or scan_problem(whole_stream(data, self.page.jpegtables, header))
+        if problem or self._strict:
+            return problem
+        return scan_problem(whole_stream(data, self.page.jpegtables, header))
 
     def _frame_problem(self, frame: Frame | str, place: TilePlace) -> str | None:
         if isinstance(frame, str):

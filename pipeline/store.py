@@ -23,41 +23,25 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-import numcodecs.blosc
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, MemoryStore
 
 from pipeline.config import CELL_PX
 from pipeline.errors import DamagedError, StoreError
-from pipeline.files import fsync_dir, fsync_tree, read_json, remove, write_bytes, write_json
+from pipeline.files import fsync_dir, fsync_tree, read_json, remove, write_atomic, write_bytes, write_json
 from pipeline.geometry import Box
+from pipeline.shard import ShardLayout
 
 Index = tuple[int, int]
 Array = NDArray[Any]
 
 DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
 """What decoders raise for changed bytes. Not OSError: trouble with reading may pass, and is tried again."""
-
-
-class DurableStore(LocalStore):
-    """A LocalStore whose files are fsynced before they are renamed into place."""
-
-    async def _set(self, key: str, value: Buffer, exclusive: bool = False) -> None:  # noqa: FBT001, FBT002  the library's signature
-        if not self._is_open:
-            await self._open()
-        self._check_writable()
-        write_bytes(self.root / key, memoryview(value.as_buffer_like()))
-
-    def set_sync(self, key: str, value: Buffer) -> None:
-        """Write one file durably."""
-        self._ensure_open_sync()
-        self._check_writable()
-        write_bytes(self.root / key, memoryview(value.as_buffer_like()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,19 +196,20 @@ class SlideStore:
         Raises StoreError when ``core`` is not exactly one shard, or when the array belongs to another plan.
         """
         location = self._locate(path, plan)
-        array = _open(DurableStore(location), "r+").with_config({"write_empty_chunks": True})
-        block = (array.shards or array.chunks)[-1]
+        metadata = _metadata(location)
+        layout = _layout(location, metadata)
+        block, shape, dtype = layout.block_px, tuple(metadata["shape"]), metadata["data_type"]
         aligned = all(
             start % block == 0 and stop == min(start + block, length)
-            for start, stop, length in zip((core.y0, core.x0), (core.y1, core.x1), array.shape[-2:], strict=True)
+            for start, stop, length in zip((core.y0, core.x0), (core.y1, core.x1), shape[-2:], strict=True)
         )
-        if not aligned or pixels.shape != (*array.shape[:-2], *core.shape) or pixels.dtype != array.dtype:
+        if not aligned or pixels.shape != (*shape[:-2], *core.shape) or pixels.dtype != dtype:
             raise StoreError(
-                f"{location}: expected one whole shard of {block} px, {array.dtype}; found {pixels.shape} "
+                f"{location}: expected one whole shard of {block} px, {dtype}; found {pixels.shape} "
                 f"{pixels.dtype} for {core}. A partial write would lose its neighbours' pixels"
             )
-        numcodecs.blosc.use_threads = False  # several threads place their blocks in the order they finish
-        array[(..., *core.slices)] = pixels
+        shard = shard_path(location, (core.y0 // block, core.x0 // block), len(shape))
+        write_atomic(shard, lambda file: file.writelines(layout.parts(pixels)))
 
     def done(self, path: str, plan: str) -> set[Index]:
         """The (row, col) of the blocks whose shard exists with bytes in it, under this plan."""
@@ -270,7 +255,7 @@ class SlideStore:
         location = self.zarr / path
         if _plan_of(location) is None:
             raise DamagedError(f"{location / 'zarr.json'} is missing: there is no array {path!r} here yet. Run segment")
-        return StoredArray(location, _open(LocalStore(location, read_only=True), "r"))
+        return StoredArray(location, _open(LocalStore(location, read_only=True)))
 
     def plan_of(self, path: str) -> str:
         """The plan that wrote the committed array at ``path``. Raises DamagedError when there is none."""
@@ -368,22 +353,34 @@ def _plan_of(location: Path) -> str | None:
     return str(_metadata(location)["attributes"]["overtile"]["plan"])
 
 
-def _open(store: LocalStore, mode: Literal["r", "r+"]) -> zarr.Array[Any]:
+def _layout(location: Path, metadata: dict[str, Any]) -> ShardLayout:
     try:
-        return zarr.open_array(store, mode=mode)
+        return ShardLayout.read(metadata)
     except DAMAGE as error:
-        raise DamagedError(
-            f"{store.root / 'zarr.json'} is not the array metadata that was written ({error}): it is damaged. "
-            f"Delete it and rerun"
-        ) from error
+        raise _damaged_metadata(location, error) from error
+
+
+def _damaged_metadata(location: Path, error: Exception) -> DamagedError:
+    return DamagedError(
+        f"{location / 'zarr.json'} is not the array metadata that was written ({error}): it is damaged. "
+        f"Delete it and rerun"
+    )
+
+
+def _open(store: LocalStore) -> zarr.Array[Any]:
+    try:
+        return zarr.open_array(store, mode="r")
+    except DAMAGE as error:
+        raise _damaged_metadata(store.root, error) from error
 
 
 def _create(location: Path, spec: ArraySpec) -> None:
     compress: BytesBytesCodec = (
         ZstdCodec(level=1) if spec.codec == "zstd" else BloscCodec(cname="lz4", clevel=5, shuffle="shuffle")
     )
+    described: dict[str, Buffer] = {}
     zarr.create_array(
-        DurableStore(location),
+        MemoryStore(described),
         shape=spec.shape,
         dtype=spec.dtype,
         chunks=(*spec.leading, CELL_PX, CELL_PX),
@@ -394,3 +391,4 @@ def _create(location: Path, spec: ArraySpec) -> None:
         attributes={"overtile": {"plan": spec.plan}},
         config={"write_empty_chunks": True},
     )
+    write_bytes(location / "zarr.json", described["zarr.json"].to_bytes())

@@ -39,6 +39,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "regions",
         "discover resample slide slide_channels slide_check slide_dicom slide_file slide_formats slide_ifd slide_jpeg "
         "slide_kinds slide_ome slide_openslide slide_photo slide_reader slide_tags slide_tiff slide_tiles slide_zarr",
+        "shard",
         "tissue_mask",
     ),
     ("cases", "lock", "plan", "quality", "store"),
@@ -73,7 +74,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "imagecodecs": ("pipeline/slide*.py", "pipeline/export.py", "flows/demo.py"),
     "simplejpeg": ("pipeline/slide*.py",),
     "zarr": ("pipeline/store.py", "pipeline/pyramid.py", "pipeline/slide_zarr.py"),
-    "numcodecs": ("pipeline/store.py", "pipeline/pyramid.py"),
+    "numcodecs": ("pipeline/shard.py",),
+    "google_crc32c": ("pipeline/shard.py",),
     "ome_zarr_models": ("pipeline/store.py", "pipeline/pyramid.py", "pipeline/slide_zarr.py"),
     "rasterio": ("pipeline/polygons.py",),
     "yaml": ("pipeline/config.py",),

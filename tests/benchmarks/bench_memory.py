@@ -26,7 +26,7 @@ from tissue import write_slide
 
 SMALL_PX, LARGE_PX = 4096, 16384
 INTERVAL_S = 0.25
-WORKERS = 2
+WORKERS, WORKER = 2, "worker"
 MODEL = Path(__file__).parents[1] / "golden" / "context.safetensors"
 SETTINGS = ("compute.precision=fp32", "tiles.tile=1024", "tiles.block=2048", f"cluster.workers={WORKERS}")
 
@@ -47,13 +47,14 @@ class Peaks:
             peaks[name] = max(peaks.get(name, 0), round(mib))
 
     def of(self, role: str) -> float:
-        """The largest sum of one role's processes."""
-        return max(peaks.get(role, 0) for peaks in self.stages.values())
+        """The largest sum of one role's processes; of workers, each of which has a number, the largest alone."""
+        return max(mib for peaks in self.stages.values() for name, mib in peaks.items() if name.startswith(role))
 
 
 def sample(root: psutil.Process) -> dict[str, float]:
     """PSS in MiB of a process and all below it, by role; a process that ends meanwhile counts nothing."""
     by_role: dict[str, float] = defaultdict(float)
+    workers = 0
     for process in (root, *root.children(recursive=True)):
         try:
             command = " ".join(process.cmdline())
@@ -61,6 +62,8 @@ def sample(root: psutil.Process) -> dict[str, float]:
         except (psutil.Error, OSError):
             continue
         role = "command" if process == root else role_of(command)
+        workers += role == WORKER
+        role = f"{role} {workers}" if role == WORKER else role
         by_role[role] += next((int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")), 0)
     return {role: kib / 1024 for role, kib in by_role.items()}
 
@@ -68,7 +71,7 @@ def sample(root: psutil.Process) -> dict[str, float]:
 def role_of(command: str) -> str:
     """What a child process is there for."""
     if "spawn_main" in command:
-        return "workers"
+        return WORKER
     return "prefect server" if "prefect" in command or "uvicorn" in command else "other"
 
 
@@ -78,10 +81,10 @@ def last_stamp(folder: Path) -> str:
     return f"after {stamps[-1].stem}" if stamps else "start"
 
 
-def measure_command(slide: Path, out: Path) -> tuple[Peaks, float]:
+def measure_command(slide: Path, out: Path, model: Path = MODEL) -> tuple[Peaks, float]:
     """Run ``overtile segment`` on one slide to its end; its peaks and wall seconds. Raises when it fails."""
     arguments = [sys.executable, "-c", "from flows.cli import main; main()", "segment", str(slide), "--out", str(out)]
-    arguments += ["--model", str(MODEL), *(word for setting in SETTINGS for word in ("--set", setting))]
+    arguments += ["--model", str(model), *(word for setting in SETTINGS for word in ("--set", setting))]
     peaks, began = Peaks(), time.monotonic()
     with (
         tempfile.TemporaryFile() as log,

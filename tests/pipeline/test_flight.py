@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.flight import Closed, Flight, Lane, Place
@@ -158,6 +158,7 @@ def fly(flight: Flight[Sent], air: Air, workers: ThreadPoolExecutor, rank: int, 
     return landed
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     places=st.integers(1, 5),
     sizes=st.lists(st.integers(0, 30), min_size=1, max_size=6),

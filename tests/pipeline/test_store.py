@@ -83,8 +83,9 @@ def test_the_shard_path_is_where_zarr_puts_it(store: SlideStore) -> None:
 
 def test_every_file_of_an_array_is_written_durably(store: SlideStore, monkeypatch: pytest.MonkeyPatch) -> None:
     durable: set[Path] = set()
-    write = store_module.write_bytes
-    monkeypatch.setattr(store_module, "write_bytes", lambda path, data: (durable.add(path), write(path, data)))
+    for name in ("write_bytes", "write_atomic"):
+        write = getattr(store_module, name)
+        monkeypatch.setattr(store_module, name, lambda path, what, write=write: (durable.add(path), write(path, what)))
     put_array(store, "0", picture(SHAPE), PLAN)
     assert {path for path in store.zarr.rglob("*") if path.is_file()} == durable
 

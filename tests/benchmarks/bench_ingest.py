@@ -1,0 +1,85 @@
+"""How much of the pure decode rate is left when a JPEG pyramid is ingested.
+
+The one decision made here: the bare side decodes the same tiles with tifffile, their bytes in memory already, and keeps
+nothing. Ingest opens, reads, checks every stream for damage, decodes, copies, compresses and writes.
+
+    python tests/benchmarks/bench_ingest.py
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tifffile import TiffFile
+from tissue import write_slide
+
+from pipeline.ingest import IngestSection, ingest_slide
+from pipeline.resample import resolution
+from pipeline.slide import open_slide
+from pipeline.work import Work, serial
+
+SIDE_PX, BLOCK_PX, ROUNDS = 8192, 2048, 5
+
+
+def cpu_seconds(function: Callable[[], object]) -> float:
+    """CPU seconds of this process, all threads."""
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
+def bare_decode(slide: Path) -> Callable[[], None]:
+    """Decode all tiles of the first level."""
+    with TiffFile(slide) as tiff:
+        page = tiff.pages.first
+        page.init_decode()
+        places = zip(page.dataoffsets, page.databytecounts, strict=True)
+        stored = [_bytes_at(tiff, offset, count) for offset, count in places]
+
+    def decode() -> None:
+        for index, data in enumerate(stored):
+            page.decode(data, index, jpegtables=page.jpegtables)
+
+    return decode
+
+
+def _bytes_at(tiff: TiffFile, offset: int, count: int) -> bytes:
+    tiff.filehandle.seek(offset)
+    data: bytes = tiff.filehandle.read(count)
+    return data
+
+
+def measure_ingest(rounds: int = ROUNDS) -> dict[str, float]:
+    """Medians over interleaved rounds, in MPx per CPU second, and the median of the rounds' ratios."""
+    seconds: dict[str, list[float]] = {"ingest": [], "decode": []}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        slide = write_slide(folder / "slide.tif", SIDE_PX)
+        decode, reader = bare_decode(slide), open_slide(slide)
+        section = IngestSection(slide, resolution(reader, "native", 1.0), reader.channels, str(reader.dtype))
+        for number in range(rounds + 1):  # the first warms up
+            work = Work(folder / "out", (SIDE_PX, SIDE_PX), BLOCK_PX, f"{number:08d}")
+            spent = {
+                "ingest": cpu_seconds(lambda work=work: ingest_slide(work, section, serial)),  # type: ignore[misc]
+                "decode": cpu_seconds(decode),
+            }
+            for side in seconds:
+                seconds[side].extend([spent[side]] if number else [])
+    mpx = SIDE_PX**2 / 1e6
+    ratios = [bare_s / ours_s for bare_s, ours_s in zip(seconds["decode"], seconds["ingest"], strict=True)]
+    return {
+        "rounds": float(rounds),
+        "ingest_mpx_per_cpu_s": mpx / statistics.median(seconds["ingest"]),
+        "decode_mpx_per_cpu_s": mpx / statistics.median(seconds["decode"]),
+        "ingest_over_decode": statistics.median(ratios),
+        "ingest_over_decode_lowest": min(ratios),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure_ingest(), indent=1))
