@@ -47,8 +47,24 @@ def manifest_rows(manifest: Mapping[str, Any]) -> list[Row]:
         "mpp": plan["image"]["mpp"],
     }
     tissue_mm2 = tissue_areas_mm2(manifest)
-    measured = stages["measure"]["facts"]["rows"] if "measure" in stages else [{"region": name} for name in tissue_mm2]
+    measured = (
+        _measured(stages["measure"]["facts"]) if "measure" in stages else [{"region": name} for name in tissue_mm2]
+    )
     return [_class_row(found, tissue_mm2[found["region"]]) | same for found in measured]
+
+
+def _measured(facts: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """What was measured of each region and class. Version 0.1.0 noted counts and areas only: the rest stays empty."""
+    if "rows" in facts:
+        rows: Sequence[Mapping[str, Any]] = facts["rows"]
+        return rows
+    unknown = dict.fromkeys(("area_um2_quartiles", "mean_probability", "probability_quartiles"))
+    areas = facts["area_um2"]
+    return [
+        {"region": None, "class": name, "count": count, "area_um2": areas[name], **unknown}
+        | {"mean_area_um2": areas[name] / count if count else None}
+        for name, count in facts["objects"].items()
+    ]
 
 
 def _class_row(found: Mapping[str, Any], tissue_mm2: float) -> Row:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.results import COLUMNS, Row, flags, results_csv
+from flows.results import COLUMNS, Row, flags, manifest_rows, results_csv
 
 IMAGE = {"mpp": 0.5, "level0_from_image_yx": [1.0, 1.0]}
 
@@ -80,3 +80,12 @@ def test_an_interpolated_image_is_flagged(span: tuple[float, float], expected: l
 def test_flags_of_every_stage_are_named_once() -> None:
     found = manifest(tissue={"flags": ["pen", "blurred"]}, predict={}, overlay={"flags": ["pen"]})
     assert flags(found) == ["pen", "blurred"]
+
+
+def test_a_manifest_of_version_0_1_0_gives_what_it_knows() -> None:
+    measure = {"objects": {"a": 4, "b": 0}, "area_um2": {"a": 100.0, "b": 0.0}}
+    old = manifest(tissue={"flags": [], "tissue_px": 2_000_000}, measure=measure)
+    old["plan"] |= {"model": {"name": "n@1", "sha256": "f" * 64}, "hashes": {"measure": "e" * 64}}
+    first, second = manifest_rows(old)
+    assert (first["class"], first["count"], first["mean_area_um2"], first["tissue_mm2"]) == ("a", 4, 25.0, 0.5)
+    assert (second["count"], second["mean_area_um2"], second["area_um2_median"]) == (0, None, None)
