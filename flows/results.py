@@ -29,6 +29,7 @@ COLUMNS = ("slide", "region", "class", *FACTS)
 HASH_DIGITS = 12
 ENLARGED = 1 / 1.05
 """An image whose pixels span less of the slide's than this was interpolated."""
+ENLARGED_FLAG = "enlarged"
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
@@ -102,7 +103,7 @@ def flags(manifest: Mapping[str, Any]) -> list[str]:
     """What a slide's numbers should be read with caution for: every stage's flags, and ``enlarged``."""
     found = [flag for stage in manifest["stages"].values() for flag in stage["facts"].get("flags", ())]
     if min(manifest["plan"]["image"]["level0_from_image_yx"]) < ENLARGED:
-        found.append("enlarged")
+        found.append(ENLARGED_FLAG)
     return list(dict.fromkeys(found))
 
 

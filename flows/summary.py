@@ -16,6 +16,7 @@ from datetime import datetime
 from flows.batch import Outcome
 from flows.plain import printable
 from flows.records import Record
+from flows.results import ENLARGED_FLAG
 
 FAR = 3.5
 """Modified z-scores beyond this are worth a look (Iglewicz and Hoaglin 1993)."""
@@ -93,7 +94,8 @@ class Page:
         flagged: dict[str, list[str]] = defaultdict(list)
         for outcome, record in self._complete():
             for flag in record.figures["flags"]:
-                flagged[flag].append(outcome.key)
+                if flag != ENLARGED_FLAG:  # its warning says more
+                    flagged[flag].append(outcome.key)
         for flag, keys in flagged.items():
             yield f"- **{_slides(len(keys))} flagged {plain(flag)}**: {_names(keys)}"
 
@@ -104,8 +106,8 @@ class Page:
                 text = warning.removeprefix(f"{outcome.slide}: ")
                 warned[_kind(text)].append((outcome.key, text))
         for found in warned.values():
-            keys = [key for key, _ in found]
-            yield f"- {_slides(len(keys))}: {plain(found[0][1])} ({_names(keys)})"
+            keys, like = [key for key, _ in found], "" if len({text for _, text in found}) == 1 else "such as "
+            yield f"- {_slides(len(keys))}: {like}{plain(found[0][1])} ({_names(keys)})"
 
     # ---- what there is -----------------------------------------------------------------------------------------------
 

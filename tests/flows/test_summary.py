@@ -73,13 +73,13 @@ def test_a_slide_that_waits_with_a_reason_needs_somebody() -> None:
 
 
 def test_flags_and_warnings_are_told_with_their_slides() -> None:
-    one = record("a", flags=["blurred", "pen"], warnings=["slides/a.tif: enlarged 1.5 times"])
+    one = record("a", flags=["blurred", "pen", "enlarged"], warnings=["slides/a.tif: enlarged 1.5 times"])
     two = record("b", flags=["pen"], warnings=["slides/b.tif: enlarged 2.0 times"])
     lines = section(page([outcome("a"), outcome("b")], one, two), "Needs attention")
     assert lines == [
         "- **1 slide flagged blurred**: a",
         "- **2 slides flagged pen**: a, b",
-        "- 2 slides: enlarged 1.5 times (a, b)",
+        "- 2 slides: such as enlarged 1.5 times (a, b)",
     ]
 
 
