@@ -51,7 +51,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskMap]:
 @pytest.fixture
 def cluster(started: DaskMap) -> DaskMap:
     """The file's cluster, all its workers back whatever the test before did to them."""
-    started.client.wait_for_workers(WORKERS, timeout=60)
+    started.client.wait_for_workers(WORKERS, timeout=180)
     return started
 
 
