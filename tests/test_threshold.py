@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +15,16 @@ from tests.make_slides import Recipe, stained_image, write_tiff
 UNEQUAL = {"manifest.json", ".work/history.jsonl", ".work/lock"}
 """Files that say when and how it went."""
 NEXT = "objects.threshold=0.35"
+EVERYTHING = ("objects.open_um=0.25", "objects.close_um=0.25", "objects.split=watershed", "objects.split_depth_um=0.25")
 NETWORK, OBJECTS = ("ingest", "tissue", "predict"), ("label", "measure", "export", "overlay")
+
+
+def drawn(path: Path) -> Path:
+    """A region over the left part of the slide, as QuPath exports it."""
+    ring = [[20, 10], [600, 10], [560, 280], [30, 290], [20, 10]]
+    region = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {"name": "left"}}
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": [region]}))
+    return path
 
 
 @dataclass(frozen=True)
@@ -25,20 +36,22 @@ class Runs:
     fresh: Ran
 
 
-@pytest.fixture(scope="module", params=["tif", "png"])
+@pytest.fixture(scope="module", params=["tif", "png", "png, all of it on"])
 def runs(overtile: Command, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Runs:
+    """Slides of two formats; the second once more with regions, opening, closing and splitting."""
     folder = tmp_path_factory.mktemp("threshold")
+    more = (f"input.regions={drawn(folder / 'slide.geojson')}", *EVERYTHING) if "all" in request.param else ()
     enlarged = stained_image(150, 350).repeat(2, axis=0).repeat(2, axis=1)
-    if request.param == "png":
+    if "png" in request.param:
         slide = write_png(folder / "slide.png", enlarged, mpp=0.25)
     else:
         slide = write_tiff(folder / "slide.tif", enlarged, Recipe(mpp=0.25))
-    first = overtile.segment(slide, folder / "out", model=CONTEXT)
+    first = overtile.segment(slide, folder / "out", *more, model=CONTEXT)
     assert first.code == 0, first.said
     before = files_of(folder / "out" / "slide")
-    changed = overtile.segment(slide, folder / "out", NEXT, model=CONTEXT)
+    changed = overtile.segment(slide, folder / "out", NEXT, *more, model=CONTEXT)
     assert changed.code == 0, changed.said
-    fresh = overtile.segment(slide, folder / "fresh", NEXT, model=CONTEXT)
+    fresh = overtile.segment(slide, folder / "fresh", NEXT, *more, model=CONTEXT)
     assert fresh.code == 0, fresh.said
     return Runs(before, changed, fresh)
 
