@@ -153,8 +153,10 @@ def _squares(cells: Mask, mask: Mask, section: TissueSection) -> Mask:
 
 def _write(work: Work, path: str, pixels: Array) -> None:
     work.store.create(ArraySpec(path, pixels.shape, str(pixels.dtype), work.block_px, work.plan))
+    done = work.store.done(path, work.plan)
     for tile in TileGrid(Box.of_shape((pixels.shape[-2], pixels.shape[-1])), work.block_px):
-        work.store.write_block(path, work.plan, tile.core, pixels[(..., *tile.core.slices)])
+        if tile.index not in done:
+            work.store.write_block(path, work.plan, tile.core, pixels[(..., *tile.core.slices)])
     work.store.commit(path, work.plan)
 
 

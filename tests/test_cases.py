@@ -98,7 +98,12 @@ def test_the_table_selects_orders_and_names_what_is_missing(morning: Morning) ->
 
 
 @pytest.mark.parametrize(
-    ("key", "model", "mpp"), [("red", CLASSES, None), ("red-fine", CLASSES, "0.25"), ("deep/dots", CONTEXT, "0.3")]
+    ("key", "model", "mpp"),
+    [
+        pytest.param("red", CLASSES, None, marks=pytest.mark.long),
+        pytest.param("red-fine", CLASSES, "0.25", marks=pytest.mark.long),
+        ("deep/dots", CONTEXT, "0.3"),
+    ],
 )
 def test_each_slide_is_what_a_run_of_it_alone_makes(
     morning: Morning, overtile: Command, tmp_path: Path, key: str, model: Path, mpp: str | None
@@ -268,7 +273,8 @@ def test_the_summary_says_what_needs_somebody_first(morning: Morning) -> None:
     attention = page[page.index("## Needs attention") : page.index("## Slides")]
     assert "no slide 'gone/away.svs'" in attention
     assert "    overtile segment " in attention
-    assert "flagged enlarged**: deep/dots" in attention
+    assert "- 1 slide: enlarged 1.20 times" in attention
+    assert "(deep/dots)" in attention
     assert [line.split(" | ")[0] for line in lines if line.startswith("| ")][1:6] == [
         f"| {key}" for key in ("deep/dots", "red", "red-fine", "gone/away.svs", "drawn")
     ]

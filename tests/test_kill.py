@@ -364,11 +364,10 @@ def drawn_regions(path: Path) -> Path:
     ("name", "stage", "drawn"),
     [
         ("tissue.tif", "predict", False),
-        ("tissue.tif", "predict", True),
-        ("tissue.zarr", "predict", False),
+        ("tissue.zarr", "predict", True),
         ("tissue.tif", "label", True),
     ],
-    ids=["whole slide", "regions", "OME-Zarr", "splitting"],
+    ids=["whole slide", "regions on OME-Zarr", "splitting"],
 )
 def test_a_kill_in_a_stage_changes_no_byte_and_repeats_no_block(
     tmp_path: Path, environment: dict[str, str], prefect_server: str, *, name: str, stage: str, drawn: bool

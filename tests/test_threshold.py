@@ -36,9 +36,9 @@ class Runs:
     fresh: Ran
 
 
-@pytest.fixture(scope="module", params=["tif", "png", "png, all of it on"])
+@pytest.fixture(scope="module", params=["tif", "png, all of it on"])
 def runs(overtile: Command, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Runs:
-    """Slides of two formats; the second once more with regions, opening, closing and splitting."""
+    """Slides of two formats; the second with regions, opening, closing and splitting."""
     folder = tmp_path_factory.mktemp("threshold")
     more = (f"input.regions={drawn(folder / 'slide.geojson')}", *EVERYTHING) if "all" in request.param else ()
     enlarged = stained_image(150, 350).repeat(2, axis=0).repeat(2, axis=1)
