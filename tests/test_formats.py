@@ -152,6 +152,7 @@ def test_a_second_run_computes_nothing_although_its_output_lies_among_the_slides
         assert again.outcome(night.key(name))["state"] == "complete before", name
 
 
+@pytest.mark.long
 def test_sixteen_bit_channels_in_another_order_give_the_same_result(
     night: Night, overtile: Command, tmp_path: Path
 ) -> None:
@@ -178,6 +179,7 @@ def test_sixteen_bit_channels_in_another_order_give_the_same_result(
     assert [channel["label"] for channel in shown] == ["red", "green", "blue"]
 
 
+@pytest.mark.long
 def test_a_changed_choice_of_channels_is_another_image(night: Night, overtile: Command, tmp_path: Path) -> None:
     slide = write_zarr(tmp_path / "a.zarr", PLANES)
     assert overtile.segment(slide, tmp_path / "out").code == 0

@@ -363,7 +363,7 @@ def drawn_regions(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "stage", "drawn"),
     [
-        ("tissue.tif", "predict", False),
+        pytest.param("tissue.tif", "predict", False, marks=pytest.mark.long),
         ("tissue.zarr", "predict", True),
         ("tissue.tif", "label", True),
     ],

@@ -36,7 +36,7 @@ class Runs:
     fresh: Ran
 
 
-@pytest.fixture(scope="module", params=["tif", "png, all of it on"])
+@pytest.fixture(scope="module", params=[pytest.param("tif", marks=pytest.mark.long), "png, all of it on"])
 def runs(overtile: Command, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Runs:
     """Slides of two formats; the second with regions, opening, closing and splitting."""
     folder = tmp_path_factory.mktemp("threshold")
