@@ -108,7 +108,8 @@ def initialise_he(module: nn.Module) -> None:
         incoming = module.in_channels
     else:
         return
-    nn.init.normal_(module.weight, std=math.sqrt(2 / incoming))
+    if not module.weight.is_meta:  # there is nothing to draw, and torch would import its compiler for it (1.6 s)
+        nn.init.normal_(module.weight, std=math.sqrt(2 / incoming))
     if module.bias is not None:
         nn.init.zeros_(module.bias)
 
