@@ -19,15 +19,15 @@ from flows.price import PICTURE, Extent, Seen
 from pipeline.config import CELL_PX
 from pipeline.errors import DamagedError
 from pipeline.geometry import Box, TileGrid
+from pipeline.ingest import read_image
 from pipeline.manifest import write_manifest
 from pipeline.plan import SlidePlan
-from pipeline.resample import resample, source_box
 from pipeline.slide import open_slide
 from pipeline.slide_channels import choose_channels
-from pipeline.stages import run_stage
+from pipeline.stages import ingest_section, run_stage, tissue_params
 from pipeline.store import Array, ArraySpec, SlideStore
 from pipeline.tissue import TARGET_UM, area_mean
-from pipeline.tissue_mask import TissueParams, find_tissue
+from pipeline.tissue_mask import find_tissue
 from pipeline.work import StageReport, Work, serial
 from unet_core.cost import operations_per_px
 
@@ -58,8 +58,8 @@ def look(plan: SlidePlan) -> Look:
         thumb_CYX = _thumb(plan)
         if thumb_CYX is None:
             guessed = "no small level to look at: priced as if all of it were tissue"
-        else:
-            cells = _cells(_mask(plan, thumb_CYX), plan.shape_yx)
+        elif params := tissue_params(plan, plan.shape_yx[0] / thumb_CYX.shape[1]):
+            cells = _cells(find_tissue(thumb_CYX, params).mask, plan.shape_yx)
     if plan.regions is not None:
         cells &= plan.regions.cells(plan.shape_yx, CELL_PX, plan.resolution.level0_from_image_yx)
     return Look(cells, guessed)
@@ -76,19 +76,6 @@ def _thumb(plan: SlidePlan) -> Array | None:
         return None
     factor = max(1, int(TARGET_UM / (reader.levels[number].downsample_yx[0] * image_um)))
     return area_mean(reader.read(number, Box.of_shape(shape)), factor)
-
-
-def _mask(plan: SlidePlan, thumb_CYX: Array) -> Cells:
-    wanted = plan.config.tissue
-    assert wanted is not None, "who does not look for tissue has no mask"
-    image_px = plan.shape_yx[0] / thumb_CYX.shape[1]
-    params = TissueParams(
-        mpp_um=plan.resolution.mpp * image_px,
-        min_area_um2=wanted.min_area_um2,
-        fill_holes_um2=wanted.fill_holes_um2,
-        dilate_px=int(np.ceil(plan.model.shape.halo / image_px)),
-    )
-    return find_tissue(thumb_CYX, params).mask
 
 
 def _cells(mask_YX: Cells, shape_yx: tuple[int, int]) -> Cells:
@@ -179,10 +166,7 @@ def sample(plan: SlidePlan, box: Box) -> Seen:
 def _read(plan: SlidePlan, box: Box, store: SlideStore) -> None:
     """What ingest does for a block, for any box of the image."""
     work = Work(store.root, box.shape, plan.block_px, plan.hashes["ingest"])
-    resampling = plan.resolution.resampling
-    source = source_box(resampling, box)
-    reader = choose_channels(open_slide(plan.slide), plan.channel_numbers)
-    image_CYX = resample(reader.read(plan.resolution.level, source), resampling, source, box)
+    image_CYX = read_image(ingest_section(plan), box)
     store.create(ArraySpec("0", image_CYX.shape, str(image_CYX.dtype), work.block_px, work.plan, codec="lz4"))
     store.write_block("0", work.plan, Box.of_shape(box.shape), image_CYX)
     store.commit("0", work.plan)

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from pipeline.geometry import Box
 from pipeline.resample import Resolution, resample, source_box
 from pipeline.slide import open_slide
 from pipeline.slide_channels import choose_channels
+from pipeline.slide_reader import Pixels
 from pipeline.store import ArraySpec, Index
 from pipeline.work import Counts, MapBlocks, StageReport, Work, run_blocks
 
@@ -36,12 +38,16 @@ def ingest_block(work: Work, section: IngestSection, index: Index) -> Counts:
     Raises SlideError naming slide, level and tile when the slide cannot be decoded there.
     """
     core = work.core(index)
-    source = source_box(section.resolution.resampling, core)
-    reader = choose_channels(open_slide(section.slide), section.channel_numbers)
-    pixels_CYX = reader.read(section.resolution.level, source)
-    image_CYX = resample(pixels_CYX, section.resolution.resampling, source, core)
-    work.store.write_block(ARRAY, work.plan, core, image_CYX)
+    work.store.write_block(ARRAY, work.plan, core, read_image(section, core))
     return {"pixels": core.area_px}
+
+
+def read_image(section: IngestSection, box: Box) -> Pixels:
+    """Any box of the image (c, y, x), from the slide. Raises SlideError as ``ingest_block`` does."""
+    resampling = section.resolution.resampling
+    source = source_box(resampling, box)
+    reader = choose_channels(open_slide(section.slide), section.channel_numbers)
+    return resample(reader.read(section.resolution.level, source), resampling, source, box)
 
 
 def ingest_slide(work: Work, section: IngestSection, map_blocks: MapBlocks) -> StageReport:

@@ -6,6 +6,7 @@ already done is the stage's own business.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,14 +33,19 @@ def run_stage(stage: str, plan: SlidePlan, root: Path, map_blocks: MapBlocks) ->
 
 
 def _ingest(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
-    section = ingest.IngestSection(plan.slide, plan.resolution, plan.channels, plan.dtype, plan.channel_numbers)
-    return ingest.ingest_slide(work, section, map_blocks)
+    return ingest.ingest_slide(work, ingest_section(plan), map_blocks)
+
+
+def ingest_section(plan: SlidePlan) -> ingest.IngestSection:
+    """How the image of a plan is read from its slide."""
+    return ingest.IngestSection(plan.slide, plan.resolution, plan.channels, plan.dtype, plan.channel_numbers)
 
 
 def _tissue(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
+    factor = tissue.tissue_factor(plan.resolution.mpp)
     section = tissue.TissueSection(
-        plan.mask or _tissue_params(plan),
-        tissue.tissue_factor(plan.resolution.mpp),
+        plan.mask or tissue_params(plan, factor),
+        factor,
         plan.resolution.mpp,
         level0_from_image=plan.resolution.level0_from_image_yx,
         regions=plan.regions,
@@ -49,15 +55,16 @@ def _tissue(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
     return tissue.tissue_slide(work, section, map_blocks)
 
 
-def _tissue_params(plan: SlidePlan) -> TissueParams | None:
-    wanted, factor = plan.config.tissue, tissue.tissue_factor(plan.resolution.mpp)
+def tissue_params(plan: SlidePlan, factor: float) -> TissueParams | None:
+    """How tissue is found on a picture of which one pixel spans ``factor`` of the image's; None: everywhere."""
+    wanted = plan.config.tissue
     if wanted is None:
         return None
     return TissueParams(
         mpp_um=plan.resolution.mpp * factor,
         min_area_um2=wanted.min_area_um2,
         fill_holes_um2=wanted.fill_holes_um2,
-        dilate_px=-(-plan.model.shape.halo // factor),
+        dilate_px=math.ceil(plan.model.shape.halo / factor),
     )
 
 

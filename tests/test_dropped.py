@@ -17,7 +17,6 @@ from ome_zarr_models.v05 import Image
 from flows.batch import BatchRequest, plan_batch
 from pipeline.config import load_config
 from pipeline.manifest import read_manifest, result_files
-from pipeline.plan import SlidePlan
 from pipeline.slide_run import SlideRun
 from pipeline.store import SlideStore
 from pipeline.verify import verify_slide
@@ -27,43 +26,18 @@ from tests.faults.pictures import draw, red_and_blue
 from tests.make_store import tree_bytes
 from tests.pipeline.killing import KILLED, killed_at
 from tests.pipeline.test_pyramid import ome, scales_of
+from tests.run_slide import Plan, computed, plans_of_discs, run
 
 SHAPE = (700, 1100)
 IMAGE, PROBABILITY = "outputs.image=drop", "outputs.probability=drop"
 BOTH = (IMAGE, PROBABILITY)
 LARGER = "objects.min_area_um2=40"
 
-Plan = Callable[..., SlidePlan]
-
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """Plans for one generated slide of two classes, in six blocks, with any settings."""
-    slide = tmp_path_factory.mktemp("slide") / "discs.tif"
-    scale = {"resolution": (2e4, 2e4), "resolutionunit": "CENTIMETER"}
-    tifffile.imwrite(slide, draw(SHAPE, red_and_blue(SHAPE)), tile=(128, 128), photometric="rgb", **scale)
-
-    def planned(*settings: str) -> SlidePlan:
-        common = (f"model.weights={CLASSES}", "tiles.block=512", "tiles.tile=512", "compute.precision=fp32")
-        config = load_config(None, [*common, *settings])
-        batch = plan_batch(BatchRequest(inputs=(slide,), out=slide.parent / "planned", config=config))
-        return batch.plans["discs"]
-
-    return planned
-
-
-def run(plan: SlidePlan, root: Path, *, forced: bool = False) -> SlideRun:
-    """Run what has to be done, to the manifest."""
-    slide = SlideRun(plan, SlideStore(root))
-    if slide.prepare(forced=forced) == "todo":
-        for stage in plan.hashes:
-            slide.step(stage, serial)
-        slide.finish()
-    return slide
-
-
-def computed(slide: SlideRun) -> dict[str, int]:
-    return {stage: report.computed for stage, report in slide.reports.items() if report.computed}
+    return plans_of_discs(tmp_path_factory.mktemp("slide"), SHAPE)
 
 
 def result(root: Path) -> dict[str, bytes]:

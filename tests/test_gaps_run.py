@@ -20,9 +20,11 @@ from pipeline.store import SlideStore
 from pipeline.tissue import area_mean
 from pipeline.verify import verify_slide
 from pipeline.work import serial
+from tests import run_slide
 from tests.commands import CLASSES
 from tests.faults.pictures import draw, red_and_blue
 from tests.make_store import tree_bytes
+from tests.run_slide import computed
 from unet_core.header import resolve
 
 Plan = Callable[..., SlidePlan]
@@ -51,18 +53,8 @@ def plan(tmp_path: Path) -> Plan:
 
 
 def run(plan: SlidePlan, out: Path, *, forced: bool = False) -> SlideRun:
-    """Run what has to be done, to the manifest."""
-    slide = SlideRun(plan, SlideStore(slide_root(out, plan.key)))
-    if slide.prepare(forced=forced) == "todo":
-        for stage in plan.hashes:
-            slide.step(stage, serial)
-        slide.finish()
-    return slide
-
-
-def computed(slide: SlideRun) -> dict[str, int]:
-    """Blocks computed by this run, by stage; those that had nothing to do are left out."""
-    return {stage: report.computed for stage, report in slide.reports.items() if report.computed}
+    """Run what has to be done below OUT, to the manifest."""
+    return run_slide.run(plan, slide_root(out, plan.key), forced=forced)
 
 
 def changed(before: SlidePlan, after: SlidePlan) -> set[str]:

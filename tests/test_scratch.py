@@ -4,42 +4,29 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tifffile
 
-from flows.batch import BatchRequest, plan_batch
-from pipeline.config import load_config
 from pipeline.plan import SlidePlan
 from pipeline.slide_run import SlideRun
 from pipeline.store import SlideStore
 from pipeline.work import serial
-from tests.commands import CLASSES, Command, is_complete, result_digests
+from tests.commands import Command, is_complete, result_digests
 from tests.faults.pictures import draw, red_and_blue, write
 from tests.faults.preload import Preload, Rule
 from tests.make_store import tree_bytes
 from tests.pipeline.killing import KILLED, killed_at
-from tests.test_dropped import assert_consistent, computed, result, run
+from tests.run_slide import Plan, computed, plans_of_discs, run
+from tests.test_dropped import assert_consistent, result
 
 SHAPE = (300, 400)
-Plan = Callable[..., SlidePlan]
 
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """Plans for one generated slide of one block, with any settings."""
-    slide = tmp_path_factory.mktemp("slide") / "discs.tif"
-    scale = {"resolution": (2e4, 2e4), "resolutionunit": "CENTIMETER"}
-    tifffile.imwrite(slide, draw(SHAPE, red_and_blue(SHAPE)), tile=(128, 128), photometric="rgb", **scale)
-
-    def planned(*settings: str) -> SlidePlan:
-        common = (f"model.weights={CLASSES}", "tiles.block=512", "tiles.tile=512", "compute.precision=fp32")
-        request = BatchRequest(inputs=(slide,), out=slide.parent / "o", config=load_config(None, [*common, *settings]))
-        return plan_batch(request, writing=False).plans["discs"]
-
-    return planned
+    return plans_of_discs(tmp_path_factory.mktemp("slide"), SHAPE)
 
 
 @pytest.fixture(scope="module")
