@@ -6,11 +6,14 @@ and refusals cost a fraction of a second.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,10 +33,9 @@ if TYPE_CHECKING:
 ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
 }
-"""Set unless the user did: nothing leaves this machine, a slow first start is awaited, one voice on the terminal."""
+"""Set unless the user did: nothing leaves this machine, one voice on the terminal."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -114,6 +116,9 @@ def segment(  # noqa: PLR0913  one parameter an option
 
 
 def _segment(request: BatchRequest) -> int:
+    from flows.server import Server, used
+
+    server = Server.start()  # it boots while the rest is imported and planned
     from flows.batch import plan_batch, settle
     from flows.progress import Display
     from flows.report import write_batch_files
@@ -125,11 +130,11 @@ def _segment(request: BatchRequest) -> int:
     console = Console()
     from prefect.utilities.annotations import quote
 
-    from flows.segment import IncompleteError, segment_folder
+    from flows.segment import IncompleteError, crew_of, segment_folder
 
     try:
-        with Display(console) as display:
-            batch = segment_folder(request, quote(display), quote(lambda _: batch))
+        with crew_of(batch) as crew, used(server), Display(console) as display:
+            batch = segment_folder(request, quote(display), quote(lambda _: nullcontext((batch, crew))))
     except IncompleteError as incomplete:
         batch = incomplete.batch
     return _report(batch)
@@ -276,6 +281,7 @@ def main() -> None:
         os.environ.setdefault(name, value)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
+    atexit.register(gc.freeze)  # the interpreter ends without a last collection of all it imported: a second
     arguments = _bare_force(sys.argv[1:])
     sys.exit(_guarded(lambda: app(arguments, standalone_mode=False)))
 

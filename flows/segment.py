@@ -29,7 +29,7 @@ from flows.batch import MANIFEST, Batch, BatchRequest, OpenSlide, Outcome, is_co
 from flows.plain import printable
 from flows.report import Report, slide_markdown
 from flows.room import Room
-from pipeline.config import MOST_SLIDES_ASKED
+from pipeline.config import MOST_SLIDES_ASKED, ClusterSection
 from pipeline.errors import OvertileError
 from pipeline.store import Index
 from pipeline.work import Counts, MapBlocks, StageReport, serial
@@ -104,6 +104,12 @@ class Doorkeeper:
     at_once: int | Literal["auto"]
     threads: int
 
+    @classmethod
+    def of(cls, cluster: ClusterSection, threads: int) -> Doorkeeper:
+        """In one process every open slide holds a block in its memory: no more than one reads while one computes."""
+        alone = cluster.kind == "serial" and cluster.slides_at_once == "auto"
+        return cls(LEAST_SLIDES if alone else cluster.slides_at_once, threads)
+
     def admits(self, blocks_left: Collection[int]) -> bool:
         """``blocks_left``: for each open slide, the blocks that the network has not answered yet."""
         if self.at_once != "auto":
@@ -114,16 +120,21 @@ class Doorkeeper:
 
 @dataclass(slots=True)
 class Conductor:
-    """Steps slides through their stages, several at a time; ``map_for`` is given a slide's rank, the oldest has 0."""
+    """Steps slides through their stages, several at a time."""
 
     batch: Batch
-    map_for: Callable[[int], MapBlocks]
-    door: Doorkeeper
+    crew: Crew
     watcher: Watcher
-    room: Room
+    door: Doorkeeper = field(init=False)
+    room: Room = field(init=False)
     events: queue.SimpleQueue[Callable[[], None]] = field(default_factory=queue.SimpleQueue)
     stopping: threading.Event = field(default_factory=threading.Event)
     blocks_left: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        config = self.batch.request.config
+        self.door = Doorkeeper.of(config.cluster, self.crew.threads)
+        self.room = Room.of(self.batch.request.out, config.outputs.max_gb)
 
     def conduct(self) -> None:
         """Work until no slide waits or runs. One bad slide never stops the others."""
@@ -135,6 +146,7 @@ class Conductor:
                 self._admit(waiting)
         finally:
             self.stopping.set()
+            self.crew.stop()
         for _, outcome in waiting:
             outcome.cause = self.room.cause(self.batch.plans[outcome.key])
             self.watcher.slide_done(outcome)
@@ -153,7 +165,7 @@ class Conductor:
                 self.watcher.slide_done(outcome)
                 continue
             self.blocks_left[outcome.key] = self.batch.plans[outcome.key].blocks
-            self._submit(slide, next(slide.stages), self.map_for(rank))
+            self._submit(slide, next(slide.stages), self.crew.map_for(rank))
 
     def _has_room(self, outcome: Outcome) -> bool:
         """Whether a slide may be begun; one that is complete already needs no room."""
@@ -242,47 +254,58 @@ def _batch_name() -> str:
     return printable(f"{request.inputs[0].name} -> {request.out.name}")
 
 
-@flow(
-    name="segment-folder",
-    flow_run_name=_batch_name,
-    task_runner=ThreadPoolTaskRunner(max_workers=MOST_SLIDES_ASKED),  # type: ignore[arg-type]  # its futures are ours
-    persist_result=False,
-)
-def segment_folder(request: BatchRequest, watcher: Any = None, planned: Any = None) -> Batch:
-    """Segment every slide of a folder; what is complete already is left as it is.
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """Who does the blocks: ``map_for`` is given a slide's rank, the oldest has 0; ``stop`` makes all mapping end."""
 
-    ``planned`` makes the batch of the request, for a caller who has planned it already: a function, because Prefect
-    would show whatever else it is given, and patients are nobody's business.
-    Raises IncompleteError, after all slides were tried, when one is not complete as asked; ConfigError, ModelError or
-    DiskError when nothing could start.
-    """
-    batch: Batch = (planned or plan_batch)(request)
-    report = Report(batch)
-    watching = Watchers([report] if watcher is None else [report, watcher])
-    watching.batch_planned(batch)
-    with _conductor(batch, watching) as conductor:
-        conductor.conduct()
-    report.finish()
-    if any(not outcome.as_asked for outcome in batch.outcomes):
-        raise IncompleteError(batch)
-    return batch
+    map_for: Callable[[int], MapBlocks]
+    threads: int
+    stop: Callable[[], None]
 
 
 @contextmanager
-def _conductor(batch: Batch, watcher: Watcher) -> Iterator[Conductor]:
+def crew_of(batch: Batch) -> Iterator[Crew]:
+    """Workers as the batch asks for them, or this process alone."""
     cluster = batch.request.config.cluster
-    room = Room.of(batch.request.out, batch.request.config.outputs.max_gb)
     if cluster.kind == "serial":
-        yield Conductor(batch, lambda _rank: serial, Doorkeeper(_few(cluster.slides_at_once), 1), watcher, room)
+        yield Crew(lambda _rank: serial, 1, lambda: None)
         return
     from pipeline.workers import local_cluster, resolve_workers
 
     on_gpu = any(one.compute.device == "cuda" for one in batch.equipment.values())
     workers, threads = resolve_workers(cluster.workers), 2 if on_gpu else 1
     with local_cluster(workers, threads) as dask:
-        yield Conductor(batch, dask.ranked, Doorkeeper(cluster.slides_at_once, workers * threads), watcher, room)
+        dask.prepare("pipeline.stages")
+        yield Crew(dask.ranked, workers * threads, dask.flight.close)
 
 
-def _few(at_once: int | Literal["auto"]) -> int:
-    """In one process every open slide holds a block in its memory: no more than one reads while one computes."""
-    return LEAST_SLIDES if at_once == "auto" else at_once
+@contextmanager
+def _begin(request: BatchRequest) -> Iterator[tuple[Batch, Crew]]:
+    batch = plan_batch(request)
+    with crew_of(batch) as crew:
+        yield batch, crew
+
+
+@flow(
+    name="segment-folder",
+    flow_run_name=_batch_name,
+    task_runner=ThreadPoolTaskRunner(max_workers=MOST_SLIDES_ASKED),  # type: ignore[arg-type]  # its futures are ours
+    persist_result=False,
+)
+def segment_folder(request: BatchRequest, watcher: Any = None, begun: Any = None) -> Batch:
+    """Segment every slide of a folder; what is complete already is left as it is.
+
+    ``begun`` gives the batch of the request and its crew, for a caller who has both already: a function, because
+    Prefect would show whatever else it is given, and patients are nobody's business.
+    Raises IncompleteError, after all slides were tried, when one is not complete as asked; ConfigError, ModelError or
+    DiskError when nothing could start.
+    """
+    with (begun or _begin)(request) as (batch, crew):
+        report = Report(batch)
+        watching = Watchers([report] if watcher is None else [report, watcher])
+        watching.batch_planned(batch)
+        Conductor(batch, crew, watching).conduct()
+        report.finish()
+    if any(not outcome.as_asked for outcome in batch.outcomes):
+        raise IncompleteError(batch)
+    return batch

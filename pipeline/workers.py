@@ -8,16 +8,18 @@ tried again with nothing else in flight, so that innocents queued behind it are 
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
 import dask
-from distributed import Client, Future, KilledWorker, LocalCluster
+from distributed import Client, Future, KilledWorker, LocalCluster, fire_and_forget
 
 from pipeline.errors import DiskError, OvertileError, WorkerError
 from pipeline.flight import Closed, Flight, Lane, Place
@@ -88,6 +90,11 @@ class DaskMap:
                 else:
                     yield result
         failures.raise_first()
+
+    def prepare(self, module: str) -> None:
+        """Let every worker import a module that its blocks will need, and do not wait for it."""
+        for worker in self.client.scheduler_info()["workers"]:
+            fire_and_forget(self.client.submit(import_module, module, workers=[worker], pure=False))
 
     def ranked(self, rank: int) -> DaskMap:
         """The same workers and flight for another slide."""
@@ -182,6 +189,7 @@ def local_cluster(workers: int, threads: int = 1) -> Iterator[DaskMap]:
         flight: Flight[Landed] = Flight(2 * workers * threads)
         try:
             yield DaskMap(client, flight)
+            client.run(gc.freeze)  # workers end without a last collection of all that they imported: half a second
         finally:
             flight.close()
 

@@ -63,6 +63,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "prefect": ("flows/*",),
+    "uvicorn": ("flows/server.py",),
     "typer": ("flows/cli.py", "flows/model.py"),
     "click": ("flows/cli.py",),
     "rich": ("flows/*",),

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tissue import write_slide
 
-SIDES_PX, ROUNDS, CELL_PX, WORKERS = (4096, 8192, 12288), 2, 512, 2
+SIDES_PX, ROUNDS, CELL_PX, WORKERS = (4096, 8192, 12288), 3, 512, 2
 
 
 def seconds_of(slide: Path, out: Path) -> float:

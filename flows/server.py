@@ -1,0 +1,129 @@
+"""A Prefect server of the run's own, where none is configured: it boots beside the imports and ends with its parent.
+
+The one decision made here: Prefect would start one itself, but only after everything is imported, and ``kill -9`` of
+the parent would leave it behind. This one boots on another core from the first moment, is asked on a socket that was
+open before it, so nobody polls, and ends when the pipe from its parent does.
+
+    python -m flows.server DESCRIPTOR
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
+from tempfile import TemporaryFile
+from threading import Thread
+from typing import IO
+
+from pipeline.errors import OvertileError
+
+API_URL = "PREFECT_API_URL"
+HOST = "127.0.0.1"
+BOOT_S, STOP_S = 120, 5
+"""Longest waits: for a first start, which writes Prefect's database, on a slow disk; and for the end."""
+
+
+@dataclass(slots=True)
+class Server:
+    """A process that serves Prefect's API on a port of 127.0.0.1."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+    said: IO[bytes]
+
+    @classmethod
+    def start(cls) -> Server | None:
+        """Start one and return at once; none where the environment names one."""
+        if os.environ.get(API_URL):
+            return None
+        with socket.create_server((HOST, 0)) as listening:
+            descriptor = listening.fileno()
+            said = TemporaryFile()  # noqa: SIM115  it is read when the server is no more
+            process = subprocess.Popen(  # noqa: S603  this very interpreter
+                [sys.executable, "-P", "-m", "flows.server", str(descriptor)],
+                stdin=subprocess.PIPE,
+                stdout=said,
+                stderr=said,
+                pass_fds=(descriptor,),
+                start_new_session=True,  # Ctrl-C is for the parent, which still has to tell it how the run ended
+            )
+            server = cls(listening.getsockname()[1], process, said)
+        atexit.register(server.stop)  # not before Prefect's own last words, which are registered later
+        return server
+
+    def stop(self) -> None:
+        """End it, and wait until it has ended."""
+        assert self.process.stdin is not None, "it was started with a pipe"
+        self.process.stdin.close()
+        try:
+            self.process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def wait(self) -> None:
+        """Wait until it answers. Raises OvertileError when it does not."""
+        connection = HTTPConnection(HOST, self.port, timeout=BOOT_S)
+        try:
+            connection.request("GET", "/api/health")
+            connection.getresponse()
+        except (OSError, HTTPException) as error:
+            raise OvertileError(
+                f"the temporary Prefect server did not start ({self._last_words() or error}). Start one with 'prefect "
+                f"server start' and name it: export {API_URL}=http://127.0.0.1:4200/api"
+            ) from error
+        finally:
+            connection.close()
+
+    def _last_words(self) -> str:
+        self.said.seek(0)
+        lines = self.said.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else ""
+
+
+@contextmanager
+def used(server: Server | None) -> Iterator[None]:
+    """What is run inside talks to this server, unless Prefect's settings name another one or forbid it."""
+    if server is None or not _is_needed():
+        yield
+        return
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    server.wait()
+    with temporary_settings({PREFECT_API_URL: f"http://{HOST}:{server.port}/api"}):
+        yield
+
+
+def _is_needed() -> bool:
+    from prefect.client.base import ServerType, determine_server_type
+
+    return determine_server_type() is ServerType.EPHEMERAL
+
+
+def serve(descriptor: int) -> None:
+    """Serve on an open socket until standard input ends."""
+    Thread(target=_end_with_parent, daemon=True).start()
+    if not _is_needed():
+        return
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    config = uvicorn.Config(create_app(ephemeral=True, final=True), log_level="error", timeout_graceful_shutdown=1)
+    uvicorn.Server(config).run(sockets=[socket.socket(fileno=descriptor)])
+
+
+def _end_with_parent() -> None:
+    os.read(sys.stdin.fileno(), 1)  # nothing is ever written: it returns when the parent closes it, or is no more
+    os.kill(os.getpid(), signal.SIGTERM)  # at once while importing, politely when serving
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))
