@@ -15,7 +15,7 @@ NETWORK, PICTURE = "predict", "overlay"
 
 EFFICIENCY = 0.93
 """Of several workers beside each other, for they share caches and memory."""
-START_S, SLIDE_S = 12.0, 0.5
+START_S, SLIDE_S = 10.0, 0.5
 """A batch's and a slide's share of Prefect and dask: starting servers and workers, handing stages over."""
 SLIDE_BYTES = 60_000
 """A slide's manifest and other small files."""

@@ -31,6 +31,7 @@ BENCHMARKS: dict[str, dict[str, str]] = {
     "ingest": ENVIRONMENT,
     "monai": {},
     "linear": {},
+    "price": {},
 }
 """Each with the environment it needs: what works on blocks in its own process does so as a worker process would."""
 LONG: dict[str, dict[str, str]] = {"long": {}}
@@ -68,6 +69,8 @@ BARS = (
     Bar("auto over MONAI's sliding window as it is used", "monai", "ours_auto_over_monai_as_shipped", "at least", 5.0),
     Bar("seconds before the first tissue cell, t0", "linear", "t0_s", "at most", 12.0),
     Bar("a cell's seconds, largest difference between sizes", "linear", "c_spread", "at most", 0.05),
+    Bar("price in hours over what was taken, off by", "price", "off_in_hours", "at most", 0.30),
+    Bar("price in bytes over what was stored, off by", "price", "off_in_bytes", "at most", 0.15),
     Bar("peak memory, 60,000 px over 4,096 px squared", "long", "long_over_small", "at most", 1.10),
     Bar("GiB of the largest worker at 60,000 px squared", "long", "worker_gib", "at most", 1.5),
     Bar("four workers busy with fifty small slides", "slides", "busy", "at least", 0.90),

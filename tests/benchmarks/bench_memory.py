@@ -72,7 +72,7 @@ def role_of(command: str) -> str:
     """What a child process is there for."""
     if "spawn_main" in command:
         return WORKER
-    return "prefect server" if "prefect" in command or "uvicorn" in command else "other"
+    return "prefect server" if "flows.server" in command else "other"
 
 
 def last_stamp(folder: Path) -> str:
