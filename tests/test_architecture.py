@@ -82,11 +82,12 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "yaml": ("pipeline/config.py",),
     "openslide": ("pipeline/slide_openslide.py",),
     "pydicom": ("pipeline/slide_dicom.py",),
+    "monai": ("unet_core/*",),
     "pickle": (),
 }
 """One library, one room: the files that may import it."""
 
-LAZY = {"torch": ("unet_core/*", "pipeline/predict.py"), "prefect": ("flows/segment.py",)}
+LAZY = {"torch": ("unet_core/*", "pipeline/predict.py"), "prefect": ("flows/segment.py",), "monai": ()}
 """What costs a second to import: everywhere else only inside a function."""
 
 LIGHT = (

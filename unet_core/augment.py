@@ -1,101 +1,160 @@
 """New training tiles out of few images: one random deformation of the plane, and one random stain and camera.
 
 Decision: rotation, flip, scale and elastic deformation are composed into a single field of source coordinates and
-sampled once, so image, labels and weights go through the same map and are blurred at most once. What is drawn comes
-from the generator passed in, and from nothing else.
+sampled once, so image, labels and weights go through the same map and are blurred at most once. A shift needs no
+strength: a tile may lie anywhere in its image. What is drawn comes from the generator passed in, and from nothing else;
+colours are computed on the device where the image is.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import Annotated, Self
 
+import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, model_validator
+from skimage.color import rgb_from_hed
 from torch import Generator, Tensor
 from torch.nn import functional
 
-# Absorbance of haematoxylin, eosin and DAB in red, green, blue: Ruifrok and Johnston 2001, as in scikit-image.
-STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
+Share = Annotated[float, Field(ge=0, le=1)]
+
+STAINS = rgb_from_hed / np.linalg.norm(rgb_from_hed, axis=1, keepdims=True)
+"""Absorbance of haematoxylin, eosin and DAB in red, green, blue: Ruifrok and Johnston 2001, of length 1."""
 
 
-@dataclass(frozen=True, slots=True)
-class Augmentation:
-    """How far to go. Scale is the size of an object in the tile over its size in the image, drawn log-uniformly."""
+class Augmentation(BaseModel):
+    """How far to go: 0, and a scale of 1 to 1, switch a change off.
 
-    scale: tuple[float, float] = (0.7, 2.4)
-    elastic_px: float = 8.0  # standard deviation at the 3x3 grid's nodes (the paper: 10 px)
-    stain: float = 0.35  # each stain's density times exp(+-this)
-    counterstain: float = 0.5  # probability of a layer of tissue over everything, and of another one after it
-    gain: float = 0.15  # each channel times 1 +- this
-    gamma: float = 0.3  # exponent exp(+-this)
-    blur: float = 0.35  # probability of a loss of sharpness
-    sharpen: float = 0.35  # probability of edges overdrawn, as scanners do
-    noise: float = 0.03  # largest standard deviation of added noise, image range 1
+    Scale is the size of an object in the tile over its size in the image, drawn log-uniformly. Images of three channels
+    are taken for stained sections: for others of that kind set `stain`, `stain_shift` and `counterstain` to 0.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 180.0  # either way
+    flip: Share = 0.5  # probability
+    scale: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] = (0.7, 2.4)
+    elastic_px: NonNegativeFloat = 8.0  # standard deviation at the 3x3 grid's nodes (the paper: 10 px)
+    stain: NonNegativeFloat = 0.35  # each stain's density times exp(+-this)
+    stain_shift: NonNegativeFloat = 0.06  # and +- this
+    counterstain: Annotated[float, Field(ge=0, lt=1)] = 0.5  # probability of a layer of tissue, and of one more
+    gain: Share = 0.15  # each channel times 1 +- this
+    contrast: NonNegativeFloat = 0.0  # each channel's distance from its mean times exp(+-this)
+    brightness: Share = 0.0  # all channels +- this, image range 1
+    gamma: NonNegativeFloat = 0.3  # exponent exp(+-this)
+    blur: Share = 0.35  # probability of a loss of sharpness
+    sharpen: Share = 0.35  # probability of edges overdrawn, as scanners do
+    noise: NonNegativeFloat = 0.03  # largest standard deviation of added noise, image range 1
+
+    @model_validator(mode="after")
+    def _scale_goes_up(self) -> Self:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale: expected the smallest first, found {list(self.scale)}")
+        return self
+
+    @classmethod
+    def off(cls) -> Self:
+        """Nothing is changed: a tile is a piece of the image to the bit."""
+        return cls.model_validate({name: 0.0 for name in cls.model_fields} | {"scale": (1.0, 1.0)})
 
 
 def uniform(low: float, high: float, generator: Generator) -> float:
     """Draw one number."""
-    return low + (high - low) * float(torch.rand((), generator=generator))
+    return low + (high - low) * float(torch.rand((), generator=generator, device=generator.device))
+
+
+def below(count: int, generator: Generator) -> int:
+    """Draw one of the integers 0 to count - 1."""
+    return int(torch.randint(count, (), generator=generator, device=generator.device))
+
+
+def _normal(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, device=generator.device)
+
+
+def _either_way(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """Draw numbers from -1 to 1."""
+    return 2 * torch.rand(shape, generator=generator, device=generator.device) - 1
+
+
+# ---- the plane -------------------------------------------------------------------------------------------------------
 
 
 def elastic_field(size_px: int, deviation_px: float, generator: Generator) -> Tensor:
     """Return displacements (2, size, size) in px: Gaussian at a 3x3 grid's nodes, bicubic between (section 3.1)."""
-    nodes = torch.randn(1, 2, 3, 3, generator=generator) * deviation_px
+    nodes = _normal((1, 2, 3, 3), generator).cpu() * deviation_px
     return functional.interpolate(nodes, size=(size_px, size_px), mode="bicubic", align_corners=True)[0]
 
 
 def source_offsets(size_px: int, settings: Augmentation, generator: Generator) -> Tensor:
     """Return where each pixel of a tile comes from: (2, size, size) float32, (y, x) px from the tile's centre."""
-    angle = uniform(0, 2 * math.pi, generator)
+    widest = math.radians(settings.rotation_degrees)
+    angle = uniform(-widest, widest, generator)
     low, high = settings.scale
     shrink = 1 / math.exp(uniform(math.log(low), math.log(high), generator))
-    flip = 1.0 if uniform(0, 1, generator) < 0.5 else -1.0
+    flip = -1.0 if uniform(0, 1, generator) < settings.flip else 1.0
     turn = torch.tensor(
         [[math.cos(angle), -flip * math.sin(angle)], [math.sin(angle), flip * math.cos(angle)]], dtype=torch.float32
     )
     axis = torch.arange(size_px, dtype=torch.float32) - (size_px - 1) / 2
     straight = torch.stack(torch.meshgrid(axis, axis, indexing="ij"))
-    bent = straight + elastic_field(size_px, settings.elastic_px, generator)
+    bent = straight + elastic_field(size_px, settings.elastic_px, generator) if settings.elastic_px else straight
     return shrink * torch.einsum("ij,jyx->iyx", turn, bent)
 
 
-def sample_at(patch_CYX: Tensor, at_2YX: Tensor, mode: str) -> Tensor:
-    """Return `patch` at fractional pixel positions (y, x) as (c, y', x') float32; `mode` is bilinear or nearest.
+def nearest_at(patch_CYX: Tensor, at_2YX: Tensor) -> Tensor:
+    """Return the pixel of `patch` nearest to each position (y, x), as (c, y', x'), in its own type.
 
     Positions outside take the nearest border pixel.
     """
+    y, x = (at_2YX[axis].round().long().clamp(0, patch_CYX.shape[1 + axis] - 1) for axis in (0, 1))
+    return patch_CYX[:, y, x]
+
+
+def bilinear_at(patch_CYX: Tensor, at_2YX: Tensor) -> Tensor:
+    """Return `patch` at fractional positions (y, x) as (c, y', x') float32; whole ones give its pixels to the bit.
+
+    Positions outside take the nearest border pixel.
+    """
+    if torch.equal(at_2YX, at_2YX.round()):
+        return nearest_at(patch_CYX, at_2YX).float()
     height, width = patch_CYX.shape[-2:]
     y = at_2YX[0] * (2 / max(1, height - 1)) - 1
     x = at_2YX[1] * (2 / max(1, width - 1)) - 1
     grid = torch.stack([x, y], dim=-1)[None]
-    patch_NCYX = patch_CYX[None].float()
-    return functional.grid_sample(patch_NCYX, grid, mode=mode, padding_mode="border", align_corners=True)[0]
+    return functional.grid_sample(patch_CYX[None].float(), grid, padding_mode="border", align_corners=True)[0]
 
 
-def jitter_stains(rgb_3YX: Tensor, strength: float, generator: Generator) -> Tensor:
-    """Scale the density of each stain by exp(+-strength) and shift it a little; RGB in 0..1 in and out.
+# ---- the laboratory --------------------------------------------------------------------------------------------------
 
-    Colour deconvolution after Ruifrok and Johnston 2001.
+
+def jitter_stains(rgb_3YX: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
+    """Scale the density of each stain by exp(+-stain) and shift it by +-stain_shift; RGB in 0..1 in and out.
+
+    Colour deconvolution after Ruifrok and Johnston 2001. Optical densities add, so both are one linear map of them.
     """
-    stains = torch.tensor(STAINS)
-    stains = stains / stains.norm(dim=1, keepdim=True)
-    density = -torch.log(rgb_3YX.clamp_min(1 / 256)).flatten(1).T @ torch.linalg.inv(stains)
-    spread = 2 * torch.rand(2, 3, generator=generator) - 1
-    density = density * torch.exp(strength * spread[0]) + 0.06 * spread[1]
-    return torch.exp(-(density @ stains)).T.reshape(rgb_3YX.shape).clamp(0, 1)
+    spread = _either_way((2, 3), generator).cpu().double().numpy()
+    change = np.linalg.inv(STAINS) @ np.diag(np.exp(settings.stain * spread[0])) @ STAINS
+    more = settings.stain_shift * spread[1] @ STAINS
+    scale, shift = (torch.from_numpy(part).float().to(rgb_3YX.device) for part in (change.T, more))
+    density = -torch.log(rgb_3YX.clamp_min(1 / 256)).flatten(1)
+    return torch.exp(-(scale @ density + shift[:, None])).reshape(rgb_3YX.shape).clamp(0, 1)
 
 
-def fibres(size: tuple[int, int], generator: Generator) -> Tensor:
+def fibres(size: tuple[int, int], generator: Generator, device: torch.device | str = "cpu") -> Tensor:
     """Return a random texture (y, x) in 0..1: stretched noise, bent, with edges as of torn connective tissue."""
-    noise = torch.zeros(size)
+    noise = torch.zeros(size, device=device)
     for weight in (1.0, 0.6, 0.4):
         rows, columns = (round(math.exp(uniform(math.log(3), math.log(160), generator))) for _ in range(2))
-        drawn = torch.randn(1, 1, rows, columns, generator=generator)
+        drawn = _normal((1, 1, rows, columns), generator).to(device)
         noise += weight * functional.interpolate(drawn, size=size, mode="bilinear", align_corners=True)[0, 0]
-    straight = torch.stack(torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")).float()
-    bend = elastic_field(max(size), 40.0, generator)[:, : size[0], : size[1]]
+    axes = (torch.arange(length, device=device) for length in size)
+    straight = torch.stack(torch.meshgrid(*axes, indexing="ij")).float()
+    bend = elastic_field(max(size), 40.0, generator)[:, : size[0], : size[1]].to(device)
     edge = uniform(1.0, 8.0, generator)
-    return torch.sigmoid(edge * (sample_at(noise[None], straight + bend, "bilinear")[0] - uniform(-1, 1, generator)))
+    return torch.sigmoid(edge * (bilinear_at(noise[None], straight + bend)[0] - uniform(-1, 1, generator)))
 
 
 def lay_counterstain(rgb_3YX: Tensor, generator: Generator) -> Tensor:
@@ -105,13 +164,30 @@ def lay_counterstain(rgb_3YX: Tensor, generator: Generator) -> Tensor:
     everything a nucleus is what absorbs red; haze, as of cytoplasm, absorbs red too, but little.
     """
     if uniform(0, 1, generator) < 0.7:
-        absorbed = torch.tensor([uniform(0.02, 0.3, generator), 1.0, uniform(0.3, 0.9, generator)])
+        absorbed = (uniform(0.02, 0.3, generator), 1.0, uniform(0.3, 0.9, generator))
         strongest = uniform(0.1, 2.0, generator)
     else:
-        absorbed = torch.tensor([uniform(0.4, 0.75, generator), 1.0, uniform(0.2, 0.5, generator)])
+        absorbed = (uniform(0.4, 0.75, generator), 1.0, uniform(0.2, 0.5, generator))
         strongest = uniform(0.1, 0.5, generator)
-    density = strongest * fibres((rgb_3YX.shape[1], rgb_3YX.shape[2]), generator)
-    return rgb_3YX * torch.exp(-absorbed[:, None, None] * density)
+    density = strongest * fibres((rgb_3YX.shape[1], rgb_3YX.shape[2]), generator, rgb_3YX.device)
+    return rgb_3YX * torch.exp(-torch.tensor(absorbed, device=rgb_3YX.device)[:, None, None] * density)
+
+
+# ---- the camera ------------------------------------------------------------------------------------------------------
+
+
+def jitter_light(image_CYX: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
+    """Change gain, contrast, brightness and gamma, in this order; 0..1 in and out."""
+    if settings.gain:
+        gain = 1 + settings.gain * _either_way((image_CYX.shape[0], 1, 1), generator)
+        image_CYX = image_CYX * gain.to(image_CYX.device)
+    if settings.contrast:
+        mean = image_CYX.mean(dim=(1, 2), keepdim=True)
+        image_CYX = mean + (image_CYX - mean) * math.exp(uniform(-settings.contrast, settings.contrast, generator))
+    if settings.brightness:
+        image_CYX = image_CYX + uniform(-settings.brightness, settings.brightness, generator)
+    image_CYX = image_CYX.clamp(0, 1)
+    return image_CYX ** math.exp(uniform(-settings.gamma, settings.gamma, generator)) if settings.gamma else image_CYX
 
 
 def soften(image_CYX: Tensor, generator: Generator) -> Tensor:
@@ -127,7 +203,7 @@ def overdraw(image_CYX: Tensor, generator: Generator) -> Tensor:
     """Overdraw edges as a scanner's sharpening does (unsharp masking): add what a blur of 0.7 to 2 px takes away."""
     sigma, amount = uniform(0.7, 2.0, generator), uniform(0.5, 2.5, generator)
     reach = math.ceil(3 * sigma)
-    line = torch.exp(-(torch.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
+    line = torch.exp(-(torch.arange(-reach, reach + 1, device=image_CYX.device) ** 2) / (2 * sigma**2))
     line = (line / line.sum())[None, None]
     padded = functional.pad(image_CYX[:, None], (reach,) * 4, mode="reflect")
     blurred = functional.conv2d(functional.conv2d(padded, line[:, :, None]), line[..., None])[:, 0]
@@ -136,17 +212,17 @@ def overdraw(image_CYX: Tensor, generator: Generator) -> Tensor:
 
 def jitter_colour(image_CYX: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
     """Return the image (0..1, any number of channels; three are taken for a stained section) as another lab's."""
-    channels = image_CYX.shape[0]
-    if channels == 3:
-        image_CYX = jitter_stains(image_CYX, settings.stain, generator)
+    if image_CYX.shape[0] == 3:
+        if settings.stain or settings.stain_shift:
+            image_CYX = jitter_stains(image_CYX, settings, generator)
         while uniform(0, 1, generator) < settings.counterstain:
             image_CYX = lay_counterstain(image_CYX, generator)
-    gain = 1 + settings.gain * (2 * torch.rand(channels, 1, 1, generator=generator) - 1)
-    gamma = math.exp(uniform(-settings.gamma, settings.gamma, generator))
-    image_CYX = (image_CYX * gain).clamp(0, 1) ** gamma
+    image_CYX = jitter_light(image_CYX, settings, generator)
     if uniform(0, 1, generator) < settings.blur:
         image_CYX = soften(image_CYX, generator)
     if uniform(0, 1, generator) < settings.sharpen:
         image_CYX = overdraw(image_CYX, generator)
-    noise = uniform(0, settings.noise, generator) * torch.randn(image_CYX.shape, generator=generator)
-    return (image_CYX + noise).clamp(0, 1)
+    if settings.noise:
+        noise = uniform(0, settings.noise, generator) * _normal(tuple(image_CYX.shape), generator)
+        image_CYX = image_CYX + noise.to(image_CYX.device)
+    return image_CYX.clamp(0, 1)

@@ -22,7 +22,7 @@ from skimage.measure import label
 from unet_core.checkpoint import load
 from unet_core.header import resolve
 from unet_core.metrics import Counts, object_counts, pixel_counts
-from unet_core.mirror import read_mirrored
+from unet_core.mirror import ArrayLike, read_mirrored
 from unet_core.model import UNet, foreground_probability
 from unet_core.samples import Annotated, Square, read_annotated
 from unet_core.shapes import ValidShape
@@ -36,7 +36,7 @@ def normalised(spec: UNetSpec, image_CYX: NDArray[np.unsignedinteger]) -> torch.
     return ((x - mean) / std)[None]
 
 
-def whole_pass(model: UNet, image_CYX: NDArray[np.unsignedinteger]) -> NDArray[np.uint8]:
+def whole_pass(model: UNet, image_CYX: ArrayLike) -> NDArray[np.uint8]:
     """Return the foreground probabilities of a small image, (k, y, x), as rounded bytes, by one forward pass."""
     height, width = image_CYX.shape[-2:]
     shape = ValidShape.of(model.spec)
@@ -66,8 +66,9 @@ def score(
     pixels, objects = Counts(), Counts()
     for probability_KYX, case in zip(probabilities, cases, strict=True):
         found_YX = components(probability_KYX[0] >= math.ceil(255 * threshold), least_px)
-        pixels += pixel_counts(found_YX > 0, case.labels_YX > 0)
-        objects += object_counts(found_YX, case.labels_YX)
+        true_YX = np.asarray(case.labels_YX[:, :])
+        pixels += pixel_counts(found_YX > 0, true_YX > 0)
+        objects += object_counts(found_YX, true_YX)
     return pixels, objects
 
 
@@ -85,7 +86,7 @@ def best_min_area(probabilities: Sequence[NDArray[np.uint8]], cases: Sequence[An
 
     Tried are 0 and 1 to 20 hundredths of the median annotated area; of equals the smallest wins.
     """
-    areas_px = np.concatenate([np.bincount(case.labels_YX.ravel())[1:] for case in cases])
+    areas_px = np.concatenate([np.bincount(np.asarray(case.labels_YX[:, :]).ravel())[1:] for case in cases])
     unit_um2 = float(np.median(areas_px[areas_px > 0])) / 100 * (spec.mpp or 1.0) ** 2
 
     def quality(area_um2: float) -> float:

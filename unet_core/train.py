@@ -23,7 +23,7 @@ from unet_core.augment import Augmentation
 from unet_core.checkpoint import load, save, with_spec
 from unet_core.evaluate import best_min_area, best_threshold, in_folds, least_px, score, whole_pass
 from unet_core.header import describe, sha256
-from unet_core.loss import weighted_cross_entropy
+from unet_core.loss import LossSettings, loss_for
 from unet_core.model import UNet
 from unet_core.samples import Annotated, Batch, draw_batch, read_annotated, stain_shown
 from unet_core.shapes import ValidShape
@@ -51,7 +51,10 @@ class Recipe:
 
 def spec_for(cases: Sequence[Annotated], chosen: UNetSpec) -> UNetSpec:
     """Return `chosen` with mean and deviation of the images' channels filled in, and the stain of coloured ones."""
-    pixels = np.concatenate([case.image_CYX.reshape(chosen.in_channels, -1) for case in cases], axis=1) / 255
+    images = [np.asarray(case.image_CYX[:, :, :]) for case in cases]
+    largest = [np.iinfo(image.dtype).max for image in images]
+    shares = [image.reshape(chosen.in_channels, -1) / top for image, top in zip(images, largest, strict=True)]
+    pixels = np.concatenate(shares, axis=1)
     mean, std = ([round(float(value), 4) for value in stat(axis=1)] for stat in (pixels.mean, pixels.std))
     known = {**chosen.model_dump(), "mean": mean, "std": std}
     if chosen.in_channels == 3 and chosen.mpp is not None:
@@ -66,7 +69,7 @@ def train_step(model: UNet, batch: Batch, optimiser: torch.optim.Optimizer) -> f
     x_NCHW = ((batch.image_NCHW - mean) / std).contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
         logits_NCHW = model(x_NCHW)
-    loss = weighted_cross_entropy(model.spec, logits_NCHW, batch.target_NHW, batch.weight_NHW)
+    loss = loss_for(LossSettings(), model.spec)(logits_NCHW, batch.target_NHW, batch.weight_NHW)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

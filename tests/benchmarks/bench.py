@@ -32,6 +32,7 @@ BENCHMARKS: dict[str, dict[str, str]] = {
     "monai": {},
     "linear": {},
     "price": {},
+    "training": {},
 }
 """Each with the environment it needs: what works on blocks in its own process does so as a worker process would."""
 LONG: dict[str, dict[str, str]] = {"long": {}}
@@ -74,6 +75,8 @@ BARS = (
     Bar("peak memory, 60,000 px over 4,096 px squared", "long", "long_over_small", "at most", 1.10),
     Bar("GiB of the largest worker at 60,000 px squared", "long", "worker_gib", "at most", 1.5),
     Bar("four workers busy with fifty small slides", "slides", "busy", "at least", 0.90),
+    Bar("weight map of 1000 x 1000 px and 300 objects, seconds", "training", "weight_map_s", "at most", 1.0),
+    Bar("training steps over a bare loop's, drawing included, wall", "training", "step_over_bare", "at least", 0.85),
 )
 BESIDE = (
     ("label + measure over scikit-image in memory", "labels", "ours_over_skimage"),

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unet_core.watched import Watched
 from unet_core.mirror import mirrored_indices, read_mirrored
 from unet_core.samples import Square
-
-
-class Watched:
-    """An array that notes what was asked of it."""
-
-    def __init__(self, pixels: np.ndarray[Any, Any]) -> None:
-        self.pixels = pixels
-        self.shape = pixels.shape
-        self.read: list[tuple[int, ...]] = []
-
-    def __getitem__(self, key: tuple[slice, ...]) -> Any:
-        result = self.pixels[key]
-        self.read.append(result.shape)
-        return result
 
 
 @given(

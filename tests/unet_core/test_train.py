@@ -15,15 +15,13 @@ from scipy import ndimage
 from skimage import io
 
 from unet_core import evaluate, train
-from unet_core.augment import Augmentation
 from unet_core.checkpoint import load
 from unet_core.evaluate import best_min_area, best_threshold, in_folds, least_px, score, whole_pass
 from unet_core.header import describe, sha256
-from unet_core.loss import part_touching
-from unet_core.samples import Annotated, draw_batch, draw_tile, read_annotated
+from unet_core.samples import Annotated, read_annotated
+from unet_core.separation import part_touching
 from unet_core.spec import UNetSpec
 
-STILL = Augmentation((1.0, 1.0), 0.0, stain=0.0, counterstain=0.0, gain=0.0, gamma=0.0, blur=0.0, noise=0.0)
 SMALL = UNetSpec(depth=1, width=8)
 
 
@@ -71,29 +69,6 @@ def test_sizes_that_differ_are_refused(folder: Path, tmp_path: Path) -> None:
     io.imsave(tmp_path / "1.png", np.zeros((5, 6), np.uint16), check_contrast=False)
     with pytest.raises(ValueError, match=r"1\.png: expected .* labels \(5, 6\)"):
         read_annotated(folder / "images", tmp_path, "1.png")
-
-
-def test_image_and_target_of_a_tile_fit(folder: Path) -> None:
-    """Discs are dark: wherever the target says object, the tile must be dark, through every deformation."""
-    annotated = case(folder)
-    settings = Augmentation(stain=0.0, counterstain=0.0, gain=0.0, gamma=0.0, blur=0.0, noise=0.0)
-    for seed in range(5):
-        image, target, weight = draw_tile(annotated, (92, 60), settings, torch.Generator().manual_seed(seed))
-        assert image.shape == (3, 92, 92)
-        assert target.shape == weight.shape == (60, 60)
-        middle = image[:, 16:76, 16:76].mean(dim=0)
-        assert target.any()
-        assert float(middle[target == 1].mean()) < 0.5
-        assert float(middle[target == 0].mean()) > 0.6
-        assert float(weight.min()) >= 0.999
-
-
-def test_a_batch_is_repeatable_and_right_shaped(folder: Path) -> None:
-    cases = [case(folder, "1.png"), case(folder, "2.png")]
-    first, second = (draw_batch(cases, 3, (50, 34), STILL, torch.Generator().manual_seed(4)) for _ in range(2))
-    assert first.image_NCHW.shape == (3, 3, 50, 50)
-    assert torch.equal(first.image_NCHW, second.image_NCHW)
-    assert torch.equal(first.target_NHW, second.target_NHW)
 
 
 def test_normalisation_comes_from_the_images(folder: Path) -> None:

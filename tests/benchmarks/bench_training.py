@@ -1,0 +1,137 @@
+"""What training costs beside the network: the weight map, and steps as a run takes them over a bare loop's.
+
+The one decision made here: both sides take the same steps with the same network, settings and tiles, in turns, in wall
+seconds. The bare side finds its tiles drawn; the run's draws them, weight maps and augmentation included, ahead of the
+network and in threads beside it, and begins every turn with none.
+
+    python tests/benchmarks/bench_training.py [STEPS [ROUNDS]]
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from unet_core.augment import Augmentation
+from unet_core.batches import Batches
+from unet_core.loss import LossSettings, loss_for
+from unet_core.model import UNet
+from unet_core.samples import Annotated, Batch, Sampler, Sampling
+from unet_core.separation import separation_weights
+from unet_core.shapes import ValidShape
+from unet_core.spec import preset
+
+MAP_PX, MAP_OBJECTS = 1000, 300
+IMAGES, IMAGE_PX, OBJECTS = 16, (256, 320), 42
+"""Like the annotated images of nuclei that the built-in model was trained on."""
+
+
+def discs(size: tuple[int, int], count: int, seed: int) -> NDArray[np.int32]:
+    """So many discs of 4 to 14 px, none of them hidden wholly."""
+    generator = np.random.default_rng(seed)
+    labels = np.zeros(size, np.int32)
+    y, x = np.ogrid[: size[0], : size[1]]
+    for label in range(1, count + 1):
+        while True:
+            (cy, cx), radius = generator.integers(0, size), generator.integers(4, 15)
+            free = ((y - cy) ** 2 + (x - cx) ** 2 < radius**2) & (labels == 0)
+            if free.any():
+                labels[free] = label
+                break
+    assert len(np.unique(labels)) == count + 1
+    return labels
+
+
+def picture(labels_YX: NDArray[np.int32], seed: int) -> NDArray[np.uint8]:
+    """The discs as stained nuclei."""
+    generator = np.random.default_rng(seed)
+    nucleus, tissue = (np.reshape(rgb, (3, 1, 1)) for rgb in ((90, 60, 140), (230, 170, 200)))
+    colours = np.where(labels_YX[None] > 0, nucleus, tissue)
+    return (colours + generator.normal(0, 8, colours.shape)).clip(0, 255).astype(np.uint8)
+
+
+def measure_map(rounds: int = 5) -> dict[str, float]:
+    """Seconds for the weight map of one image, computed from nothing."""
+    labels = discs((MAP_PX, MAP_PX), MAP_OBJECTS, 0)
+    seconds = []
+    for _ in range(rounds):
+        began = time.monotonic()
+        separation_weights(labels)
+        seconds.append(time.monotonic() - began)
+    return {"weight_map_s": statistics.median(seconds)}
+
+
+class BareLoop:
+    """Forward, backward, step: the preset `tiny` with AdamW, in half precision where the processor has it."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.model = UNet(preset("tiny")).train()
+        self.model.to(memory_format=torch.channels_last)
+        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
+        self.loss = loss_for(LossSettings(), self.model.spec)
+
+    def steps(self, batches: Iterable[Batch]) -> float:
+        """Wall seconds."""
+        began = time.monotonic()
+        for batch in batches:
+            x_NCHW = ((batch.image_NCHW - 0.5) / 0.25).contiguous(memory_format=torch.channels_last)
+            with torch.autocast("cpu", torch.bfloat16):
+                logits_NCHW = self.model(x_NCHW)
+            loss = self.loss(logits_NCHW, batch.target_NHW, batch.weight_NHW)
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimiser.step()
+            loss.item()
+        return time.monotonic() - began
+
+
+def measure_steps(steps: int, rounds: int) -> dict[str, float]:
+    """Steps a second of both sides, and the median of the rounds' ratios."""
+    labels = [discs(IMAGE_PX, OBJECTS, seed) for seed in range(IMAGES)]
+    cases = [Annotated(str(seed), picture(one, seed), one) for seed, one in enumerate(labels)]
+    loop, sampling = BareLoop(), Sampling()
+    shape = ValidShape.of(loop.model.spec)
+    read_px = shape.read_px(sampling.output_px)
+    sampler = Sampler(cases, (read_px, shape.output_px(read_px)), sampling, Augmentation())
+    generator = torch.Generator().manual_seed(0)
+    prepared = [sampler.draw(generator) for _ in range(steps)]
+    loop.steps(prepared[:2])
+    began = time.monotonic()
+    sampler.draw(generator)
+    drawing_s = time.monotonic() - began
+    bare_s, run_s = [], []
+    for number in range(rounds):
+        for side in ("bare", "run") if number % 2 else ("run", "bare"):
+            if side == "bare":
+                bare_s.append(loop.steps(prepared))
+            else:
+                with Batches(sampler, torch.Generator().manual_seed(0)) as batches:
+                    run_s.append(loop.steps(islice(batches, steps)))
+    ratios = [bare / run for bare, run in zip(bare_s, run_s, strict=True)]
+    return {
+        "bare_step_s": statistics.median(bare_s) / steps,
+        "drawing_a_batch_s": drawing_s,
+        "step_over_bare": statistics.median(ratios),
+        "step_over_bare_lowest": min(ratios),
+        "step_over_bare_highest": max(ratios),
+    }
+
+
+def main(steps: int = 10, rounds: int = 5) -> dict[str, Any]:
+    """Both measurements."""
+    return {"steps": steps, "rounds": rounds, **measure_map(), **measure_steps(steps, rounds)}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(*map(int, sys.argv[1:])), indent=1))
