@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -39,31 +40,34 @@ def parent(environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     process.communicate()
 
 
-def server_of(parent: subprocess.Popen[bytes]) -> psutil.Process:
-    """The server that the parent started, answering."""
+@pytest.fixture
+def server(parent: subprocess.Popen[bytes]) -> Iterator[psutil.Process]:
+    """The server that the parent started, answering; not left behind even by a test that finds it is."""
     assert parent.stdout is not None
-    server = psutil.Process(int(parent.stdout.readline()))
-    (listening,) = (c.laddr for c in server.net_connections("tcp") if c.status == psutil.CONN_LISTEN)
-    assert listening.ip == "127.0.0.1"
-    return server
+    process = psutil.Process(int(parent.stdout.readline()))
+    yield process
+    with suppress(psutil.NoSuchProcess):
+        process.kill()
 
 
-def test_it_is_gone_when_its_parent_has_ended(parent: subprocess.Popen[bytes]) -> None:
-    server = server_of(parent)
+def test_it_listens_on_this_machine_only(server: psutil.Process) -> None:
+    assert {c.laddr.ip for c in server.net_connections("tcp") if c.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
+
+
+def test_it_is_gone_when_its_parent_has_ended(parent: subprocess.Popen[bytes], server: psutil.Process) -> None:
     parent.communicate(b"\n", timeout=PATIENCE_S)
     assert parent.returncode == 0
     assert not server.is_running()
 
 
-def test_kill_9_of_the_parent_leaves_no_server(parent: subprocess.Popen[bytes]) -> None:
-    server = server_of(parent)
+def test_kill_9_of_the_parent_leaves_no_server(parent: subprocess.Popen[bytes], server: psutil.Process) -> None:
     parent.kill()
     assert psutil.wait_procs([server], timeout=20)[1] == []
 
 
-def test_ctrl_c_is_for_the_parent(parent: subprocess.Popen[bytes]) -> None:
+def test_ctrl_c_is_for_the_parent(parent: subprocess.Popen[bytes], server: psutil.Process) -> None:
     """It would go to the whole group, and the run could not tell the server how it ended."""
-    assert os.getpgid(server_of(parent).pid) != os.getpgid(parent.pid)
+    assert os.getpgid(server.pid) != os.getpgid(parent.pid)
 
 
 def asked(environment: dict[str, str]) -> str:
