@@ -10,6 +10,7 @@ Otsu: IEEE Transactions on Systems, Man, and Cybernetics 9 (1979), 62-66.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +24,9 @@ DARK = 0.7
 LEAST_GLASS = 0.05
 BRIGHT_FIELD = 0.3
 _SMOOTHING_PX = 1.0
+_SMOOTHING_REACH_PX = 4
+"""scipy cuts a Gaussian off at four times its width."""
+_ROWS_AT_ONCE = 256
 _BINS = 256
 _NEAR_UM = 16.0
 
@@ -52,8 +56,9 @@ class TissueResult:
 
 def polarity_of(thumb_CYX: NDArray[Any]) -> Polarity:
     """Whether a picture is bright with something dark on it, or dark with something bright: by its median."""
-    full = float(np.iinfo(thumb_CYX.dtype).max)
-    return "dark-field" if np.median(thumb_CYX.mean(axis=0)) < BRIGHT_FIELD * full else "bright-field"
+    counts = np.bincount(thumb_CYX.sum(axis=0, dtype=np.intp).ravel()).cumsum()  # of every sum of the channels
+    middle = np.searchsorted(counts, [(counts[-1] + 1) // 2, counts[-1] // 2 + 1]).mean() / len(thumb_CYX)
+    return "dark-field" if middle < BRIGHT_FIELD * np.iinfo(thumb_CYX.dtype).max else "bright-field"
 
 
 def find_tissue(thumb_CYX: NDArray[Any], params: TissueParams) -> TissueResult:
@@ -66,10 +71,10 @@ def find_tissue(thumb_CYX: NDArray[Any], params: TissueParams) -> TissueResult:
         return TissueResult(everything, "off: not bright-field")
     if thumb_CYX.shape[0] != 3:
         return TissueResult(everything, "off: not RGB")
-    value_CYX = thumb_CYX.astype(np.float64) / np.iinfo(thumb_CYX.dtype).max
-    saturation, brightness = _saturation_and_brightness(value_CYX)
+    saturation, dark = _saturation_and_dark(thumb_CYX)
     threshold = float(np.clip(_otsu(saturation), *SATURATION_LIMITS))
-    stained = (saturation > threshold) | (brightness < DARK)
+    stained = (saturation > threshold) | dark
+    del saturation, dark
     if np.mean(~stained) < LEAST_GLASS:
         return TissueResult(everything, "otsu: no glass, all tissue", threshold)
     mask = _grown(_cleaned(stained, params), params.dilate_px)
@@ -77,12 +82,23 @@ def find_tissue(thumb_CYX: NDArray[Any], params: TissueParams) -> TissueResult:
     return TissueResult(mask, "otsu", threshold, flags)
 
 
-def _saturation_and_brightness(value_CYX: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Saturation (max - min) / max and mean of the channels, both after a slight blur against noise."""
-    smooth = np.stack([ndimage.gaussian_filter(channel, _SMOOTHING_PX, mode="nearest") for channel in value_CYX])
-    highest, lowest = smooth.max(axis=0), smooth.min(axis=0)
-    saturation = np.divide(highest - lowest, highest, out=np.zeros_like(highest), where=highest > 0)
-    return saturation, smooth.mean(axis=0)
+def _saturation_and_dark(thumb_CYX: NDArray[Any]) -> tuple[NDArray[np.float64], Mask]:
+    """Saturation (max - min) / max of the channels, and where their mean is low; both after a blur against noise.
+
+    Some rows at a time, with those above and below that the blur reaches: a strip is as good as the whole.
+    """
+    height, width = thumb_CYX.shape[1:]
+    saturation, dark = np.empty((height, width)), np.empty((height, width), bool)
+    for top in range(0, height, _ROWS_AT_ONCE):
+        first, last = max(0, top - _SMOOTHING_REACH_PX), min(height, top + _ROWS_AT_ONCE + _SMOOTHING_REACH_PX)
+        value_CYX = thumb_CYX[:, first:last] / float(np.iinfo(thumb_CYX.dtype).max)
+        smooth = np.stack([ndimage.gaussian_filter(channel, _SMOOTHING_PX, mode="nearest") for channel in value_CYX])
+        smooth = smooth[:, top - first :][:, :_ROWS_AT_ONCE]
+        highest, lowest = smooth.max(axis=0), smooth.min(axis=0)
+        here = slice(top, top + _ROWS_AT_ONCE)
+        saturation[here] = np.divide(highest - lowest, highest, out=np.zeros_like(highest), where=highest > 0)
+        dark[here] = smooth.mean(axis=0) < DARK
+    return saturation, dark
 
 
 def _otsu(saturation: NDArray[np.float64]) -> float:
@@ -100,19 +116,18 @@ def _cleaned(mask: Mask, params: TissueParams) -> Mask:
     """
     pixel_um2 = params.mpp_um**2
     near = _grown(mask, round(_NEAR_UM / params.mpp_um))
-    kept = mask & (_areas(near, mask) * pixel_um2 >= params.min_area_um2)
+    kept = mask & _regions(near, mask, lambda sizes: sizes * pixel_um2 >= params.min_area_um2)
     if not kept.any():
         return kept  # what is not tissue is no hole then, however small the slide
-    filled: Mask = kept | (~kept & (_areas(~kept, ~kept) * pixel_um2 <= params.fill_holes_um2))
-    return filled
+    return kept | _regions(~kept, ~kept, lambda sizes: sizes * pixel_um2 <= params.fill_holes_um2)
 
 
-def _areas(regions: Mask, counted: Mask) -> NDArray[np.int64]:
-    """For each pixel the number of ``counted`` pixels in its 4-connected component of ``regions``; 0 outside."""
-    labels, n = ndimage.label(regions)
-    sizes = np.bincount(labels[counted], minlength=n + 1)
-    sizes[0] = 0
-    return np.asarray(sizes[labels], np.int64)
+def _regions(areas: Mask, counted: Mask, wanted: Callable[[NDArray[np.intp]], Mask]) -> Mask:
+    """The 4-connected components of ``areas`` that are wanted, given the number of ``counted`` pixels in each."""
+    labels, n = ndimage.label(areas)
+    chosen = wanted(np.bincount(labels[counted], minlength=n + 1))
+    chosen[0] = False
+    return np.asarray(chosen[labels], bool)
 
 
 def _grown(mask: Mask, radius_px: int) -> Mask:

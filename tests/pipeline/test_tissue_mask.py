@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from pipeline.geometry import Box
 from pipeline.resample import Override, resample, resolution, source_box
@@ -52,6 +53,20 @@ def test_growth_reaches_every_pixel_within_the_radius() -> None:
     for y, x in np.ndindex(mask.shape):
         seen = mask[max(0, y - radius) : y + radius + 1, max(0, x - radius) : x + radius + 1].any()
         assert grown[y, x] == seen
+
+
+@pytest.mark.parametrize("height", [255, 256, 257, 700])
+def test_a_large_picture_is_judged_as_one(height: int) -> None:
+    """It is looked at some rows at a time: scipy and scikit-image on the whole of it give the same pixels."""
+    rng = np.random.default_rng(height)
+    tissue = (np.add.outer(np.arange(height) // 37, np.arange(90) // 41) % 3 == 0)[None]
+    image = np.where(tissue, np.array(PINK)[:, None, None], np.array(GLASS)[:, None, None])
+    image = np.clip(image + rng.normal(0, 6, image.shape), 0, 255).astype(np.uint8)
+    smooth = np.stack([ndimage.gaussian_filter(channel / 255.0, 1.0, mode="nearest") for channel in image])
+    saturation = (smooth.max(axis=0) - smooth.min(axis=0)) / smooth.max(axis=0)
+    found = find_tissue(image, TissueParams(MPP, min_area_um2=0, fill_holes_um2=0))
+    assert found.threshold == 0.05  # the upper limit
+    np.testing.assert_array_equal(found.mask, (saturation > 0.05) | (smooth.mean(axis=0) < 0.7))
 
 
 def test_specks_go_and_small_holes_are_filled() -> None:
