@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from flows.evaluate import app as evaluate_app
 from flows.model import app as model_app
 from flows.plain import printable
 from pipeline.errors import ConfigError, DiskError, LockedError, ModelError, OvertileError
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 
 app.add_typer(model_app, name="model")
+app.add_typer(evaluate_app)
 
 Inputs = Annotated[
     list[Path], typer.Argument(metavar="SLIDE_OR_FOLDER...", help="Slides, or folders of slides.", show_default=False)
@@ -243,6 +245,8 @@ def demo(
 
 
 ALL = "*"
+MANY = ("--model", "--folds")
+"""Options of ``evaluate`` that take several words."""
 EXIT_SIGNAL = 128
 """Plus the signal's number: 130 after Ctrl-C, 143 after SIGTERM."""
 
@@ -259,6 +263,21 @@ def _bare_force(arguments: list[str]) -> list[str]:
         for here, after in pairs
         for part in ([here, ALL] if here == "--force" and after.startswith("-") else [here])
     ]
+
+
+def _one_by_one(arguments: list[str]) -> list[str]:
+    """``--model a b`` and ``--folds 0 1`` of ``evaluate`` mean each: the option is said again before each word."""
+    if arguments[:1] != ["evaluate"]:
+        return arguments
+    spread: list[str] = []
+    option = ""
+    for part in arguments:
+        if part.startswith("-"):
+            option = part
+        elif option in MANY and spread[-1] != option:
+            spread.append(option)
+        spread.append(part)
+    return spread
 
 
 class _Stopped(BaseException):
@@ -282,7 +301,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     atexit.register(gc.freeze)  # the interpreter ends without a last collection of all it imported: a second
-    arguments = _bare_force(sys.argv[1:])
+    arguments = _one_by_one(_bare_force(sys.argv[1:]))
     sys.exit(_guarded(lambda: app(arguments, standalone_mode=False)))
 
 

@@ -43,7 +43,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "tissue_mask",
     ),
     ("cases", "lock", "plan", "quality", "store"),
-    ("manifest", "object_runs", "work"),
+    ("judge", "manifest", "object_runs", "work"),
     (
         "export",
         "ingest",
@@ -64,7 +64,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
 ROOMS: dict[str, tuple[str, ...]] = {
     "prefect": ("flows/*",),
     "uvicorn": ("flows/server.py",),
-    "typer": ("flows/cli.py", "flows/model.py"),
+    "typer": ("flows/cli.py", "flows/model.py", "flows/evaluate.py"),
     "click": ("flows/cli.py",),
     "rich": ("flows/*",),
     "dask": ("pipeline/workers.py",),
@@ -80,6 +80,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "ome_zarr_models": ("pipeline/store.py", "pipeline/pyramid.py", "pipeline/slide_zarr.py"),
     "rasterio": ("pipeline/polygons.py",),
     "yaml": ("pipeline/config.py",),
+    "sklearn": ("unet_core/baselines.py",),
     "openslide": ("pipeline/slide_openslide.py",),
     "pydicom": ("pipeline/slide_dicom.py",),
     "monai": ("unet_core/*",),

@@ -1,4 +1,4 @@
-"""Score a weights file on annotated images it was not trained on, in the way it will be used.
+"""Score a network on annotated images, in the way it will be used: what training chooses threshold and area by.
 
 Decision: an image is judged by what a user would get from it: mirrored at its edges, one whole pass in single
 precision, probabilities rounded to bytes, the model's own threshold, 8-connected components, those below the model's
@@ -7,10 +7,8 @@ own smallest area dropped. Nothing else is cleaned up.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import math
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -19,12 +17,10 @@ import torch
 from numpy.typing import NDArray
 from skimage.measure import label
 
-from unet_core.checkpoint import load
-from unet_core.header import resolve
 from unet_core.metrics import Counts, object_counts, pixel_counts
 from unet_core.mirror import ArrayLike, read_mirrored
 from unet_core.model import UNet, foreground_probability
-from unet_core.samples import Annotated, Square, read_annotated
+from unet_core.samples import Annotated, Square
 from unet_core.shapes import ValidShape
 from unet_core.spec import UNetSpec
 
@@ -101,30 +97,3 @@ def in_folds(groups: Path, kind: str, folds: Sequence[int] | None = None, but: S
     with groups.open(newline="") as file:
         rows = [(row["image"], int(row["fold"])) for row in csv.DictReader(file) if row["kind"] == kind]
     return sorted(name for name, fold in rows if (folds is None or fold in folds) and fold not in but)
-
-
-def main() -> None:
-    """Print Dice and F1 of a model on the folds held back."""
-    parser = argparse.ArgumentParser(prog="python -m unet_core.evaluate", description=__doc__)
-    parser.add_argument("--model", default="nuclei", help="built-in name or .safetensors file")
-    parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--labels", type=Path, required=True)
-    parser.add_argument("--groups", type=Path, required=True, help="CSV with columns kind, image, fold")
-    parser.add_argument("--kind", default="he")
-    parser.add_argument("--folds", type=int, nargs="+", default=[0])
-    parser.add_argument("--thresholds", type=float, nargs="+", help="default: the model's own")
-    arguments = parser.parse_args()
-    model = load(resolve(arguments.model))
-    if model.spec.foreground != 1:
-        parser.error(f"{arguments.model}: expected one class of objects, found {list(model.spec.class_names)}")
-    names = in_folds(arguments.groups, arguments.kind, arguments.folds)
-    cases = [read_annotated(arguments.images, arguments.labels, name) for name in names]
-    probabilities = [whole_pass(model, case.image_CYX) for case in cases]
-    for threshold in arguments.thresholds or [model.spec.threshold or 0.5]:
-        pixels, objects = score(probabilities, cases, threshold, least_px(model.spec))
-        line = f"{len(cases)} images, threshold {threshold}: Dice {pixels.f1:.4f}, F1 at IoU 0.5 {objects.f1:.4f}"
-        sys.stdout.write(line + "\n")
-
-
-if __name__ == "__main__":
-    main()

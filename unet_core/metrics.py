@@ -1,16 +1,39 @@
-"""How good a segmentation is: pooled Dice of pixels, F1 of objects.
+"""How good a segmentation is: overlap of pixels and of objects, and the one rule for empty masks.
 
-Decision: counts are kept as integers and added over images before anything is divided, so an image without objects
-needs no rule of its own; where nothing exists and nothing was found at all, the score is 1.
+Decision: an image leaves counts and sums, which are added over images before anything is divided; so the same few
+formulas score an image, a data set and a resampled one. They take sums with any leading axes and return one score each.
+
+The rule for empty masks is `ratio`, and every score of every file here goes through it:
+
+    nothing is true and nothing was found      perfect: 1, a distance 0
+    0 / 0 otherwise                            undefined: NaN in arrays, absent in files, and counted
+                                               (precision where nothing was found, recall where nothing is true,
+                                               a distance to nothing)
+    anything else                              what the formula says: what is found where nothing is true scores 0
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Scores = dict[str, Array]
+
+IOUS = tuple(round(0.5 + 0.05 * step, 2) for step in range(9))
+"""Overlaps from which on an object counts as found: 0.5, 0.55 .. 0.9."""
+
+
+def ratio(part: Array, whole: Array, nothing: Array, perfect: float = 1.0) -> Array:
+    """Return part / whole; where the whole is 0, `perfect` if `nothing` is true and nothing was found, else NaN."""
+    part, whole, nothing = np.broadcast_arrays(part, whole, nothing)
+    answer = np.where(nothing, perfect, np.nan)
+    np.divide(part, whole, out=answer, where=whole > 0)
+    return answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +51,7 @@ class Counts:
     def f1(self) -> float:
         """2 both / (2 both + found only + true only), which for pixels is called Dice."""
         total = 2 * self.both + self.found_only + self.true_only
-        return 2 * self.both / total if total else 1.0
+        return float(ratio(np.array(2 * self.both), np.array(total), np.array(total == 0)))
 
 
 def pixel_counts(found_YX: NDArray[np.bool_], true_YX: NDArray[np.bool_]) -> Counts:
@@ -37,29 +60,154 @@ def pixel_counts(found_YX: NDArray[np.bool_], true_YX: NDArray[np.bool_]) -> Cou
     return Counts(both, int(np.count_nonzero(found_YX)) - both, int(np.count_nonzero(true_YX)) - both)
 
 
+def confusion(found_YX: Array, true_YX: Array, classes: int) -> Array:
+    """Return how many pixels of each true class (row) were found to be of each class (column)."""
+    pairs = true_YX.ravel().astype(np.int64) * classes + found_YX.ravel()
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def pixel_sums(confusion: Array, number: int) -> Array:
+    """Return true and found, only found, only true, neither, rightly classed pixels of one class, (5,)."""
+    both = confusion[number, number]
+    found_only, true_only = confusion[:, number].sum() - both, confusion[number].sum() - both
+    neither = confusion.sum() - both - found_only - true_only
+    return np.array([both, found_only, true_only, neither, np.trace(confusion)], np.float64)
+
+
+def pixel_scores(sums: Array) -> Scores:
+    """Return Dice, IoU, precision and recall of one class, and the accuracy over all classes, of sums (..., 5)."""
+    both, found_only, true_only, neither, right = np.moveaxis(sums, -1, 0)
+    union = both + found_only + true_only
+    nothing = union == 0
+    return {
+        "dice": ratio(2 * both, union + both, nothing),
+        "iou": ratio(both, union, nothing),
+        "pixel_accuracy": ratio(right, union + neither, nothing),
+        "precision": ratio(both, both + found_only, nothing),
+        "recall": ratio(both, both + true_only, nothing),
+    }
+
+
+# ---- objects -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Overlaps:
+    """How many pixels (`both`) each found object shares with each true one, 0 standing for background.
+
+    Sorted by `found`, then `true`; only pairs that occur. A number is one object, in whatever pieces.
+    """
+
+    found: Array
+    true: Array
+    both: Array
+
+    @classmethod
+    def of(cls, found_YX: NDArray[np.integer], true_YX: NDArray[np.integer]) -> Self:
+        """Count the pairs of two label images of one size."""
+        found, true = found_YX.ravel().astype(np.int64), true_YX.ravel().astype(np.int64)
+        return cls._counted(found, true, np.ones(1, np.int64))
+
+    @classmethod
+    def added(cls, parts: Iterable[Self]) -> Self:
+        """Return the overlaps of an image from those of its parts, in which objects have the same numbers."""
+        found, true, both = (
+            np.concatenate(one) for one in zip(*((p.found, p.true, p.both) for p in parts), strict=True)
+        )
+        return cls._counted(found, true, both)
+
+    @classmethod
+    def _counted(cls, found: Array, true: Array, pixels: Array) -> Self:
+        width = int(true.max(initial=0)) + 1
+        pairs, place = np.unique(found * width + true, return_inverse=True)
+        weights = np.broadcast_to(pixels, place.shape)
+        both = np.bincount(place, weights, minlength=len(pairs)).astype(np.int64)
+        return cls(pairs // width, pairs % width, both)
+
+    @property
+    def areas(self) -> tuple[dict[int, int], dict[int, int]]:
+        """Pixels of each found and of each true object."""
+        return _areas(self.found, self.both), _areas(self.true, self.both)
+
+    @property
+    def touching(self) -> Overlaps:
+        """Without background: pairs of objects."""
+        inside = (self.found > 0) & (self.true > 0)
+        return Overlaps(self.found[inside], self.true[inside], self.both[inside])
+
+
+def _areas(ids: Array, pixels: Array) -> dict[int, int]:
+    known, place = np.unique(ids, return_inverse=True)
+    return {int(i): int(area) for i, area in zip(known, np.bincount(place, pixels), strict=True) if i}
+
+
 def object_counts(found_YX: NDArray[np.integer], true_YX: NDArray[np.integer], iou: float = 0.5) -> Counts:
     """Match objects of two label images whose intersection over union reaches `iou`, best pairs first, each once.
 
     0 is background; any other number is an object, in whatever pieces.
     """
-    found_ids, found = np.unique(found_YX, return_inverse=True)
-    true_ids, true = np.unique(true_YX, return_inverse=True)
-    shape = (found_ids.size, true_ids.size)
-    overlap = np.bincount(found.ravel() * shape[1] + true.ravel(), minlength=shape[0] * shape[1]).reshape(shape)
-    union = overlap.sum(axis=1, keepdims=True) + overlap.sum(axis=0, keepdims=True) - overlap
-    ratio = np.where((found_ids != 0)[:, None] & (true_ids != 0)[None, :], overlap / np.maximum(union, 1), 0.0)
-    matched = _matches(ratio, iou)
-    return Counts(matched, int((found_ids != 0).sum()) - matched, int((true_ids != 0).sum()) - matched)
+    overlaps = Overlaps.of(found_YX, true_YX)
+    matched = int(np.count_nonzero(_matched_ious(overlaps) >= iou))
+    found, true = overlaps.areas
+    return Counts(matched, len(found) - matched, len(true) - matched)
 
 
-def _matches(ratio: NDArray[np.float64], least: float) -> int:
-    """Count the pairs (row, column) taken in order of falling ratio, no row or column twice."""
-    rows, columns = np.nonzero((ratio >= least) & (ratio > 0))
-    used_rows: set[int] = set()
-    used_columns: set[int] = set()
-    for i in np.argsort(-ratio[rows, columns], kind="stable"):
-        row, column = int(rows[i]), int(columns[i])
-        if row not in used_rows and column not in used_columns:
-            used_rows.add(row)
-            used_columns.add(column)
-    return len(used_rows)
+def object_sums(overlaps: Overlaps) -> Array:
+    """Return what an image adds to the scores of objects.
+
+    Found objects, true ones, sum of the IoU of pairs above 0.5, intersection and union of the aggregated Jaccard
+    index, and the pairs that reach each of `IOUS`.
+    """
+    found, true = overlaps.areas
+    ious = _matched_ious(overlaps)
+    inside, union = _aggregated(overlaps)
+    reached = [np.count_nonzero(ious >= least) for least in IOUS]
+    return np.array([len(found), len(true), ious[ious > IOUS[0]].sum(), inside, union, *reached], np.float64)
+
+
+def object_scores(sums: Array) -> Scores:
+    """Return PQ, AJI and F1 at each of `IOUS` of sums (..., 14).
+
+    PQ: Kirillov et al. 2019 (arXiv:1801.00868), equation 1. AJI: Kumar et al. 2017 (10.1109/TMI.2017.2677499),
+    algorithm 1. F1 counts pairs whose IoU reaches the limit, best pairs first, each object once.
+    """
+    found, true, iou_sum, inside, union, *reached = np.moveaxis(sums, -1, 0)
+    nothing = found + true == 0
+    scores = {"pq": ratio(2 * iou_sum, found + true, nothing), "aji": ratio(inside, union, nothing)}
+    matched = zip(IOUS, reached, strict=True)
+    return scores | {f"f1_{round(100 * least)}": ratio(2 * pairs, found + true, nothing) for least, pairs in matched}
+
+
+def _ious(pairs: Overlaps, areas: tuple[dict[int, int], dict[int, int]]) -> Array:
+    found = np.array([areas[0][int(i)] for i in pairs.found], np.float64)
+    true = np.array([areas[1][int(i)] for i in pairs.true], np.float64)
+    return np.asarray(pairs.both / (found + true - pairs.both))
+
+
+def _matched_ious(overlaps: Overlaps) -> Array:
+    """Return the IoU of pairs taken in order of falling IoU from 0.5 down to nothing, no object twice."""
+    pairs = overlaps.touching
+    ious = _ious(pairs, overlaps.areas)
+    taken: list[float] = []
+    used_found: set[int] = set()
+    used_true: set[int] = set()
+    for i in np.argsort(-ious, kind="stable"):
+        found, true = int(pairs.found[i]), int(pairs.true[i])
+        if found not in used_found and true not in used_true:
+            used_found.add(found)
+            used_true.add(true)
+            taken.append(float(ious[i]))
+    return np.array(taken, np.float64)
+
+
+def _aggregated(overlaps: Overlaps) -> tuple[int, int]:
+    """Return intersection and union of AJI: each true object with its best found one; the rest is union alone."""
+    pairs, (found, true) = overlaps.touching, overlaps.areas
+    ious = _ious(pairs, (found, true))
+    order = np.lexsort((pairs.found, -ious, pairs.true))  # of equal overlaps the lowest number
+    best = order[np.unique(pairs.true[order], return_index=True)[1]]
+    inside = int(pairs.both[best].sum())
+    paired = sum(found[int(i)] for i in pairs.found[best]) + sum(true[int(i)] for i in pairs.true[best]) - inside
+    alone = sum(true[i] for i in true.keys() - set(pairs.true[best].tolist()))
+    unused = sum(found[i] for i in found.keys() - set(pairs.found[best].tolist()))
+    return inside, paired + alone + unused

@@ -1,0 +1,254 @@
+"""The evaluate command on images drawn here: what it writes is true, and the same every time."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage import io
+from skimage.measure import label
+
+from flows.methods import asked
+from pipeline.geometry import Box, TileGrid
+from pipeline.predict import Network
+from tests.commands import Command, files_of
+from unet_core.checkpoint import save
+from unet_core.header import sha256
+from unet_core.model import UNet
+from unet_core.spec import UNetSpec
+
+PATIENTS = ("p0", "p0", "p1", "p2", "p3", "p4", "p5")
+SPEC = UNetSpec(depth=1, width=2, mpp=0.5, class_names=("disc",), threshold=0.4, min_area_um2=2.5)
+
+
+def drawn(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+    """A pale image with dark saturated discs, and their numbers."""
+    generator = np.random.default_rng(seed)
+    labels = np.zeros((48, 56), np.uint16)
+    y, x = np.indices(labels.shape)
+    for i in range(1, 9):
+        cy, cx = generator.integers(0, 48), generator.integers(0, 56)
+        labels[((y - cy) ** 2 + (x - cx) ** 2 < 25) & (labels == 0)] = i
+    image = np.where(labels[..., None] > 0, (90, 60, 140), (230, 190, 210)) + generator.normal(0, 12, (48, 56, 3))
+    return image.clip(0, 255).astype(np.uint8), labels
+
+
+def darkness(path: Path, weight: float) -> Path:
+    """A network that finds dark pixels in its first channel; the more so the larger the weight."""
+    model = UNet(SPEC)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+                module.weight.zero_()
+        for block in (model.down[0], model.join[0]):
+            for at in (0, 2):
+                block[at].weight[0, 0, 1, 1] = 1.0
+        model.down[0][0].weight[0, 0, 1, 1] = -1.0  # type: ignore[index]  # a Sequential
+        model.head.weight[1, 0], model.head.bias[1] = weight, -1.0
+    save(path, model.eval(), {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("discs")
+    (root / "images").mkdir()
+    (root / "masks").mkdir()
+    with (root / "cases.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "patient", "fold"])
+        for seed, patient in enumerate(PATIENTS):
+            image, labels = drawn(seed)
+            io.imsave(root / "images" / f"{seed}.png", image, check_contrast=False)
+            io.imsave(root / "masks" / f"{seed}.png", labels, check_contrast=False)
+            writer.writerow([f"{seed}.png", patient, int(patient[1]) % 3])
+    darkness(root / "sharp.safetensors", 4.0)
+    darkness(root / "dull.safetensors", 1.2)
+    return root
+
+
+def words(folder: Path, out: Path, *more: str | Path) -> list[str | Path]:
+    data = ["--images", folder / "images", "--masks", folder / "masks", "--out", out]
+    return ["evaluate", *data, *more]
+
+
+@pytest.fixture(scope="module")
+def compared(folder: Path, overtile_alone: Command) -> tuple[dict[str, Any], str, Path]:
+    """Two networks on all images: the record, what was printed, and where it lies."""
+    out = folder / "report"
+    models = (folder / "sharp.safetensors", folder / "dull.safetensors")
+    ran = overtile_alone.run(*words(folder, out, "--model", *models, "--cases", folder / "cases.csv"))
+    assert ran.code == 0, ran.said
+    return json.loads((out / "metrics.json").read_text()), ran.stdout, out
+
+
+def found_by_hand(folder: Path, name: str, weight: float) -> NDArray[np.integer[Any]]:
+    """What the network says, computed without it: a threshold on the first channel, components of 10 px or more."""
+    red = io.imread(folder / "images" / name)[..., 0] / 255
+    signal = np.maximum(0, -(red - 0.5) / 0.25)
+    probability = np.round(255 / (1 + np.exp(-(weight * signal - 1)))).astype(int)
+    ids = label(probability >= math.ceil(255 * 0.4), connectivity=2)
+    return np.where((np.bincount(ids.ravel()) >= 10)[ids], ids, 0)
+
+
+def hd95_by_hand(found: NDArray[np.bool_], true: NDArray[np.bool_]) -> float:
+    """In px, by all pairs of pixels of the two outlines; images here have nothing found or true at their borders."""
+    outlines = [np.argwhere(mask & ~ndimage.binary_erosion(mask)) for mask in (found, true)]
+    apart = np.hypot(*(outlines[0][:, None] - outlines[1][None]).transpose(2, 0, 1))
+    return float(max(np.percentile(apart.min(axis=axis), 95) for axis in (0, 1)))
+
+
+def test_what_is_written_is_what_the_images_hold(folder: Path, compared: tuple[dict[str, Any], str, Path]) -> None:
+    record, said, out = compared
+    names = [f"{i}.png" for i in range(len(PATIENTS))]
+    for model, weight in (("sharp", 4.0), ("dull", 1.2)):
+        rows = {row["image"]: row for row in record["cases"] if row["model"] == model}
+        both = total = 0
+        for name in names:
+            found, true = found_by_hand(folder, name, weight) > 0, io.imread(folder / "masks" / name) > 0
+            assert rows[name]["dice"] == pytest.approx(2 * (found & true).sum() / (found.sum() + true.sum()))
+            assert rows[name]["hd95"] == pytest.approx(0.5 * hd95_by_hand(found, true))
+            both, total = both + (found & true).sum(), total + found.sum() + true.sum()
+        (told,) = (one for one in record["models"] if one["name"] == model)
+        assert told["pooled"]["dice"] == pytest.approx(2 * both / total)
+        assert told["intervals"]["dice"][0] <= told["pooled"]["dice"] <= told["intervals"]["dice"][1]
+        assert told["sha256"] == sha256(folder / f"{model}.safetensors")
+    assert record["pooled"] == record["models"][0]["pooled"]
+    assert {"dice", "iou", "pixel_accuracy", "precision", "recall", "hd95", "surface_dice", "ece"} < set(
+        record["pooled"]
+    )
+    assert {"f1_50", "f1_75", "f1_90", "pq", "aji"} < set(record["pooled"])
+    assert "v_rand" not in record["pooled"]
+    assert record["settings"]["unit"] == "um"
+    assert record["settings"]["surface_tolerance"] == 1.0
+    assert (record["settings"]["images"], record["settings"]["patients"]) == (7, 6)
+    with (out / "cases.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["model"], line["image"]) for line in lines] == [(m, n) for m in ("sharp", "dull") for n in names]
+    assert float(lines[3]["dice"]) == record["cases"][3]["dice"]
+    assert f"{record['pooled']['dice']:.3f}" in said
+
+
+def test_two_models_are_compared_by_patient(compared: tuple[dict[str, Any], str, Path]) -> None:
+    record, said, _ = compared
+    found = {one["score"]: one for one in record["comparisons"]}
+    assert set(found) == {"dice", "f1_50"}
+    assert (found["dice"]["first"], found["dice"]["second"], found["dice"]["patients"]) == ("sharp", "dull", 6)
+    difference = record["models"][1]["pooled"]["dice"] - record["models"][0]["pooled"]["dice"]
+    assert found["dice"]["difference"] == pytest.approx(difference)
+    assert found["dice"]["conclusion"] in said
+
+
+def test_pictures_show_image_truth_prediction_and_error(compared: tuple[dict[str, Any], str, Path]) -> None:
+    record, _, out = compared
+    rows = {row["image"]: row["dice"] for row in record["cases"] if row["model"] == "sharp"}
+    panels = record["panels"]
+    assert rows[panels["best.png"]] == max(rows.values())
+    assert rows[panels["worst.png"]] == min(rows.values())
+    assert rows[panels["median.png"]] == sorted(rows.values())[3]
+    picture = io.imread(out / "panels" / "worst.png")
+    number = int(panels["worst.png"].removesuffix(".png"))
+    image, labels = drawn(number)
+    assert picture.shape == (48, 4 * 56 + 3 * 6, 3)
+    assert np.array_equal(picture[:, :56], image)
+    errors = picture[:, -56:]
+    found = found_by_hand(out.parent, panels["worst.png"], 4.0) > 0
+    for mask, colour in (
+        (found & (labels > 0), (200, 200, 200)),
+        (found & (labels == 0), (220, 50, 47)),
+        (~found & (labels > 0), (38, 110, 220)),
+        (~found & (labels == 0), (255, 255, 255)),
+    ):
+        assert (errors[mask] == colour).all()
+
+
+def test_the_same_command_writes_the_same_bytes(
+    folder: Path, overtile_alone: Command, compared: tuple[dict[str, Any], str, Path], tmp_path: Path
+) -> None:
+    _, _, out = compared
+    models = (folder / "sharp.safetensors", folder / "dull.safetensors")
+    ran = overtile_alone.run(*words(folder, tmp_path, "--model", *models, "--cases", folder / "cases.csv"))
+    assert ran.code == 0, ran.said
+    first, second = ({name: state.sha256 for name, state in files_of(place).items()} for place in (out, tmp_path))
+    assert first == second
+    assert set(first) == {"metrics.json", "cases.csv", "panels/best.png", "panels/median.png", "panels/worst.png"}
+
+
+def test_folds_say_what_is_judged_and_what_baselines_learn_from(
+    folder: Path, overtile_alone: Command, tmp_path: Path
+) -> None:
+    more = (
+        "--model",
+        folder / "sharp.safetensors",
+        "--cases",
+        folder / "cases.csv",
+        "--folds",
+        "0",
+        "1",
+        "--baselines",
+    )
+    ran = overtile_alone.run(*words(folder, tmp_path, *more))
+    assert ran.code == 0, ran.said
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert [model["name"] for model in record["models"]] == ["sharp", "otsu", "random forest", "linear SVM"]
+    assert {row["image"] for row in record["cases"]} == {f"{i}.png" for i in (0, 1, 2, 4, 5)}
+    assert "of 2 training images" in record["models"][2]["how"]
+    pooled = {model["name"]: model["pooled"] for model in record["models"]}
+    assert all(pooled[name]["dice"] > 0.9 for name in ("otsu", "random forest", "linear SVM"))
+    assert [name for name in pooled if "ece" in pooled[name]] == ["sharp", "random forest"]
+    assert record["models"][1]["intervals"] == {}
+    assert "nothing can be concluded" in record["comparisons"][0]["conclusion"]
+    assert "no intervals: patients: 4" in ran.stdout
+
+
+def refused(overtile_alone: Command, *arguments: str | Path) -> str:
+    ran = overtile_alone.run(*arguments)
+    assert ran.code == 2, ran.said
+    return ran.only_error
+
+
+def test_what_cannot_be_judged_is_refused(folder: Path, overtile_alone: Command, tmp_path: Path) -> None:
+    model, table = ("--model", folder / "sharp.safetensors"), ("--cases", folder / "cases.csv")
+    assert "folds there are: 0, 1, 2" in refused(
+        overtile_alone, *words(folder, tmp_path, *model, *table, "--folds", "7")
+    )
+    assert "no model" in refused(overtile_alone, *words(folder, tmp_path, "--model", "nobody"))
+    other = UNetSpec(depth=1, width=2, classes=3)
+    save(tmp_path / "other.safetensors", UNet(other).eval(), {})
+    said = refused(overtile_alone, *words(folder, tmp_path / "out", *model, tmp_path / "other.safetensors"))
+    assert "one list of classes" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_tiles_answer_as_the_whole_pass(tmp_path: Path) -> None:
+    """An image judged in blocks and tiles gets the bytes of one pass; the network never sees more than a tile."""
+    torch.manual_seed(1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    model = UNet(UNetSpec(depth=2, width=4)).eval()
+    sizes: list[int] = []
+
+    def forward(x_NCHW: torch.Tensor) -> torch.Tensor:
+        sizes.append(x_NCHW.shape[-1])
+        return model(x_NCHW)
+
+    network = Network(forward, model.spec)
+    image = np.random.default_rng(0).integers(0, 256, (3, 150, 203), np.uint8)
+    whole = asked(network, image)(Box(0, 0, 150, 203))
+    assert len(sizes) == 1
+    sizes.clear()
+    tiled = np.zeros_like(whole)
+    answer = asked(network, image, tile_px=32)
+    for tile in TileGrid(Box(0, 0, 150, 203), 64):
+        tiled[(slice(None), *tile.core.slices)] = answer(tile.core)
+    torch.set_num_threads(threads)
+    assert np.array_equal(tiled, whole)
+    assert set(sizes) == {network.shape.read_px(32)}
