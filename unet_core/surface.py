@@ -89,4 +89,4 @@ class Distances:
 
 def _squared(sources: Array, targets: Array) -> Array:
     distance, _ = KDTree(targets).query(sources)
-    return np.rint(distance**2).astype(np.int64)
+    return np.asarray(np.rint(distance**2), np.int64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from scipy import ndimage
 from skimage import io
 from skimage.measure import label
 
-from flows.methods import asked
+from flows.methods import asked, networks
+from pipeline.errors import ConfigError, ModelError
 from pipeline.geometry import Box, TileGrid
 from pipeline.predict import Network
 from tests.commands import Command, files_of
@@ -209,23 +211,27 @@ def test_folds_say_what_is_judged_and_what_baselines_learn_from(
     assert "no intervals: patients: 4" in ran.stdout
 
 
-def refused(overtile_alone: Command, *arguments: str | Path) -> str:
-    ran = overtile_alone.run(*arguments)
+def test_folds_that_are_not_there_are_refused(folder: Path, overtile_alone: Command, tmp_path: Path) -> None:
+    more = ("--model", folder / "sharp.safetensors", "--cases", folder / "cases.csv", "--folds", "7")
+    ran = overtile_alone.run(*words(folder, tmp_path / "out", *more))
     assert ran.code == 2, ran.said
-    return ran.only_error
-
-
-def test_what_cannot_be_judged_is_refused(folder: Path, overtile_alone: Command, tmp_path: Path) -> None:
-    model, table = ("--model", folder / "sharp.safetensors"), ("--cases", folder / "cases.csv")
-    assert "folds there are: 0, 1, 2" in refused(
-        overtile_alone, *words(folder, tmp_path, *model, *table, "--folds", "7")
-    )
-    assert "no model" in refused(overtile_alone, *words(folder, tmp_path, "--model", "nobody"))
-    other = UNetSpec(depth=1, width=2, classes=3)
-    save(tmp_path / "other.safetensors", UNet(other).eval(), {})
-    said = refused(overtile_alone, *words(folder, tmp_path / "out", *model, tmp_path / "other.safetensors"))
-    assert "one list of classes" in said
+    assert "folds there are: 0, 1, 2" in ran.only_error
     assert not (tmp_path / "out").exists()
+
+
+def test_models_that_cannot_be_compared_are_refused(folder: Path, tmp_path: Path) -> None:
+    sharp = str(folder / "sharp.safetensors")
+    with pytest.raises(ModelError, match="no model 'nobody'"):
+        networks([sharp, "nobody"], "cpu")
+    save(tmp_path / "other.safetensors", UNet(UNetSpec(depth=1, width=2, classes=3)).eval(), {})
+    with pytest.raises(ConfigError, match="one list of classes"):
+        networks([sharp, str(tmp_path / "other.safetensors")], "cpu")
+    shutil.copy(sharp, tmp_path / "sharp.safetensors")
+    with pytest.raises(ConfigError, match="sharp twice"):
+        networks([sharp, str(tmp_path / "sharp.safetensors")], "cpu")
+    (method,) = networks([sharp], "cpu")
+    with pytest.raises(ConfigError, match="of 3 channels"):
+        method.answers(np.zeros((4, 8, 8), np.uint8))
 
 
 def test_tiles_answer_as_the_whole_pass(tmp_path: Path) -> None:
