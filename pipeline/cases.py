@@ -112,16 +112,27 @@ def read_cases(path: Path) -> tuple[Case, ...]:
 
     Raises ConfigError naming file, line and cure when any of it cannot be meant as it is written.
     """
-    text = _text(path)
-    records = _records(path, text, _delimiter(path, text))
-    line, header = next(records)
-    _check_header(f"{path}, line {line}", header)
-    cases = [_case(path, header, line, cells) for line, cells in records if any(cell.strip() for cell in cells)]
+    cases = [_case(path, line, row) for line, row in read_rows(path, SLIDE, KNOWN)]
     if not cases:
         raise ConfigError(f"{path}: expected one line a slide below the header, found none")
     for case in cases:
         case.config(RunConfig())  # refuses what no slide's configuration can hold
     return tuple(sorted(cases, key=lambda case: -case.priority))
+
+
+def read_rows(path: Path, needed: str, known: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """The line and the cells by column name of each line of a table that has the column ``needed``.
+
+    Columns that are ``known`` but for their letter case, or there twice, and cells without a column are refused with
+    ConfigError; empty lines are left out.
+    """
+    text = _text(path)
+    records = _records(path, text, _delimiter(path, text, needed))
+    line, header = next(records)
+    _check_header(f"{path}, line {line}", header, known)
+    for line, cells in records:
+        if any(cell.strip() for cell in cells):
+            yield line, _row(f"{path}, line {line}", header, cells)
 
 
 def _text(path: Path) -> str:
@@ -139,15 +150,15 @@ def _text(path: Path) -> str:
     return text
 
 
-def _delimiter(path: Path, text: str) -> str:
+def _delimiter(path: Path, text: str, needed: str) -> str:
     for delimiter in DELIMITERS:
         with suppress(ConfigError):  # under another delimiter its quotation marks may make sense
             _, header = next(_records(path, text, delimiter), (1, []))
-            if SLIDE in header:
+            if needed in header:
                 return delimiter
     first = text.partition("\n")[0].strip()[:100]
     raise ConfigError(
-        f"{path}, line 1: expected column names, one of them 'slide', with commas, semicolons or tabs between them, "
+        f"{path}, line 1: expected column names, one of them {needed!r}, with commas, semicolons or tabs between them, "
         f"found {first!r}"
     )
 
@@ -166,17 +177,16 @@ def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[
         yield line, cells
 
 
-def _check_header(where: str, header: Sequence[str]) -> None:
+def _check_header(where: str, header: Sequence[str], expected: Sequence[str]) -> None:
     for name in header:
         if header.count(name) > 1 and name:
             raise ConfigError(f"{where}: column {name!r} is there {header.count(name)} times. Rename or remove one")
         known = name.strip().casefold()
-        if known in KNOWN and name != known:
+        if known in expected and name != known:
             raise ConfigError(f"{where}: column {name!r}: expected {known!r}. Rename it, in small letters")
 
 
-def _case(path: Path, header: Sequence[str], line: int, cells: Sequence[str]) -> Case:
-    where = f"{path}, line {line}"
+def _row(where: str, header: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
     if len(cells) != len(header):
         raise ConfigError(
             f"{where}: expected {len(header)} cells as in the header, found {len(cells)}. "
@@ -184,10 +194,13 @@ def _case(path: Path, header: Sequence[str], line: int, cells: Sequence[str]) ->
         )
     if nameless := [cell for name, cell in zip(header, cells, strict=True) if not name.strip() and cell.strip()]:
         raise ConfigError(f"{where}: {nameless[0]!r} stands in a column without a name. Name the column in the header")
-    columns = {name: cell for name, cell in zip(header, cells, strict=True) if name.strip()}
+    return {name: cell for name, cell in zip(header, cells, strict=True) if name.strip()}
+
+
+def _case(path: Path, line: int, columns: dict[str, str]) -> Case:
     slide = columns.pop(SLIDE)
     if not slide.strip():
-        raise ConfigError(f"{where}: the cell 'slide' is empty. Name a slide, or remove the line")
+        raise ConfigError(f"{path}, line {line}: the cell 'slide' is empty. Name a slide, or remove the line")
     return Case(path, line, slide, columns)
 
 

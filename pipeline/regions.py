@@ -55,7 +55,7 @@ class Regions:
 
         Raises SlideError, naming the file and the feature, for what is no area, and for a file without any region.
         """
-        features = [_Feature.of(path, number, found) for number, found in enumerate(_features(path), 1)]
+        features = read_features(path)
         kept = [feature for feature in features if feature.kind.casefold() not in EXCLUDED]
         if not kept:
             what = f"{len(features)} areas to exclude and nothing else" if features else "none"
@@ -180,8 +180,13 @@ def _where(holds: Callable[..., Mask], area: bytes, yx: Coordinates, asked: Mask
 # ---- the file -------------------------------------------------------------------------------------------------------
 
 
+def read_features(path: Path) -> list[Feature]:
+    """Every annotation of a GeoJSON file as QuPath exports it, or gzipped; those to exclude too. Raises SlideError."""
+    return [Feature.of(path, number, found) for number, found in enumerate(_features(path), 1)]
+
+
 @dataclass(frozen=True, slots=True)
-class _Feature:
+class Feature:
     """One annotation: name and class as far as given ("" if not), area as well-known binary."""
 
     name: str
@@ -189,7 +194,7 @@ class _Feature:
     area: bytes
 
     @classmethod
-    def of(cls, path: Path, number: int, feature: Any) -> _Feature:
+    def of(cls, path: Path, number: int, feature: Any) -> Feature:
         """From GeoJSON. Raises SlideError naming the file and the feature."""
         where = f"{path}: feature {number}"
         if not isinstance(feature, dict):

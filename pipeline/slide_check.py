@@ -104,7 +104,7 @@ def check_image(facts: ImageFacts, level: int, file_bytes: int) -> None:
     """Refuse an image that is not what it claims or that cannot be read exactly. Returns when all is well."""
     for problem in _problems(facts):
         raise SlideError(f"{facts.name}: level {level}: {problem}")
-    _check_table(facts, level, file_bytes)
+    check_table(facts, level, file_bytes)
 
 
 def check_size(facts: ImageFacts, level: int) -> None:
@@ -192,7 +192,7 @@ def has_alpha(facts: ImageFacts) -> int | None:
     return kind if kind in (ASSOCIATED, UNASSOCIATED) else None
 
 
-def _check_table(facts: ImageFacts, level: int, file_bytes: int) -> None:
+def check_table(facts: ImageFacts, level: int, file_bytes: int) -> None:
     """Every tile is listed once, holds bytes, lies inside the file, and shares none with another."""
     offsets, counts = facts.segments.offsets, facts.segments.counts
     rows, cols = facts.grid_yx

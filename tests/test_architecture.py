@@ -26,7 +26,7 @@ FUNCTION_LINES, FILE_LINES, PARAMETERS = 60, 400, 5
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors", "geometry"),
     (  # pure files and single rooms. Within a family (one line) files may import one another, families may not
-        "components holes hull moments numbering watershed",
+        "components connected holes hull moments numbering watershed",
         "config",
         "display picture page fields",
         "files",
@@ -38,11 +38,12 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "polygons",
         "regions",
         "discover resample slide slide_channels slide_check slide_dicom slide_file slide_formats slide_ifd slide_jpeg "
-        "slide_kinds slide_ome slide_openslide slide_photo slide_reader slide_tags slide_tiff slide_tiles slide_zarr",
+        "slide_kinds slide_labels slide_ome slide_openslide slide_photo slide_reader slide_tags slide_tiff slide_tiles "
+        "slide_zarr",
         "shard",
         "tissue_mask",
     ),
-    ("cases", "lock", "plan", "quality", "store"),
+    ("cases", "drawn", "lock", "plan", "quality", "store"),
     ("judge", "manifest", "object_runs", "work"),
     (
         "export",
@@ -80,7 +81,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "ome_zarr_models": ("pipeline/store.py", "pipeline/pyramid.py", "pipeline/slide_zarr.py"),
     "rasterio": ("pipeline/polygons.py",),
     "yaml": ("pipeline/config.py",),
-    "sklearn": ("unet_core/baselines.py",),
+    "sklearn": ("unet_core/baselines.py", "unet_core/folds.py"),
     "openslide": ("pipeline/slide_openslide.py",),
     "pydicom": ("pipeline/slide_dicom.py",),
     "monai": ("unet_core/*",),

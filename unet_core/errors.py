@@ -20,3 +20,7 @@ class CheckpointError(NetworkError, ValueError):
 
 class UnknownModelError(NetworkError, LookupError):
     """A model name that is neither built in nor a file."""
+
+
+class AnnotationError(NetworkError, ValueError):
+    """Annotated images, or their folds, that nobody could be meant to train on."""

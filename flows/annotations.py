@@ -1,0 +1,216 @@
+"""Folders of images and masks become annotated cases: paired by name, told apart, read where they are needed.
+
+The one decision made here: everything that could be wrong with a set of annotations is found before the first step of
+training, and is a ConfigError that names the file and the cure. What had to be taken for granted is kept in words
+(``said``) and shown, so that nobody trains on a misunderstanding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flows.annotation_arrays import (
+    ClassOfObject,
+    MaskClasses,
+    MaskValues,
+    ReadBox,
+    SlidePixels,
+    Windows,
+    content_of,
+)
+from flows.annotation_pairs import Pair, find_images, find_pairs
+from flows.annotation_table import Row, read_table
+from pipeline.connected import Connected
+from pipeline.drawn import Drawn
+from pipeline.errors import ConfigError, SlideError
+from pipeline.geometry import Box
+from unet_core.errors import AnnotationError
+from unet_core.masks import ONE_CLASS, DataSettings, Meaning, meaning_of
+from unet_core.mirror import ArrayLike
+from unet_core.samples import Annotated
+
+_CLASS, _IDS = np.dtype(np.uint8), np.dtype(np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class Annotations:
+    """A set of annotated images. ``rows`` and ``mpp`` (as the file states it) are by name of case."""
+
+    cases: tuple[Annotated, ...]
+    class_names: tuple[str, ...]
+    rows: Mapping[str, Row]
+    mpp: Mapping[str, float | None]
+    said: tuple[str, ...]
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Whatever is wrong with images, masks or folds is a fault of what was asked for."""
+    try:
+        yield
+    except (SlideError, AnnotationError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def read_annotations(
+    images: Path, masks: Path, cases: Path | None = None, settings: DataSettings | None = None
+) -> list[Annotated]:
+    """As ``open_annotations``, the cases alone."""
+    return list(open_annotations(images, masks, cases, settings).cases)
+
+
+def open_annotations(
+    images: Path, masks: Path, cases: Path | None = None, settings: DataSettings | None = None
+) -> Annotations:
+    """Every image of a folder that has a mask by the same name in another, or those a table names.
+
+    Small images are read; those beyond ``settings.memory_gb`` are arrays that read windows. Raises ConfigError, naming
+    the file and the cure, for whatever cannot be trained on.
+    """
+    settings = settings or DataSettings()
+    with refusals():
+        found = find_images(images, masks)
+        rows = None if cases is None else read_table(cases, found, settings.only)
+        chosen = [image for image in found if rows is None or image.key in rows]
+        pairs = find_pairs(chosen, masks, strict=rows is None)
+        sources, names, said = _sources(pairs, settings)
+        built = [case for pair in pairs for case in _cases(pair, sources[pair.key])]
+        held = tuple(_held([case for _, case in built], settings.memory_gb))
+    owner = {case.name: key for key, case in built}
+    known = {pair.key: pair for pair in pairs}
+    return Annotations(
+        cases=held,
+        class_names=names,
+        rows={name: rows[key] if rows else Row(key) for name, key in owner.items()},
+        mpp={name: known[key].mpp for name, key in owner.items()},
+        said=(*_of_table(len(found), len(chosen), rows), *said),
+    )
+
+
+# ---- what masks mean -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where a pair's objects and classes are read (no classes: all are of the one class), and which parts of it."""
+
+    objects: ReadBox
+    classes: ReadBox | None
+    parts: tuple[Box, ...] = ()
+
+
+def _sources(
+    pairs: Sequence[Pair], settings: DataSettings
+) -> tuple[dict[str, _Source], tuple[str, ...], tuple[str, ...]]:
+    """By key; the names of all classes; what was taken for what."""
+    drawn = {pair.key: Drawn.read(pair.mask, pair.shape_yx) for pair in pairs if pair.drawn}
+    names, said = _names(pairs, drawn, settings)
+    settings = settings if settings.class_names == names else settings.model_copy(update={"classes": names})
+    values = {pair.key: MaskValues(pair.mask, bool(settings.colours)) for pair in pairs if not pair.drawn}
+    meaning = meaning_of([content_of(one) for one in values.values()], settings) if values else None
+    sources = {key: _of_drawn(one, names) for key, one in drawn.items()}
+    if meaning is not None:
+        shapes = {pair.key: pair.shape_yx for pair in pairs}
+        sources |= {key: _of_mask(one, meaning, shapes[key]) for key, one in values.items()}
+        said = (*said, meaning.said)
+    return sources, names, said
+
+
+def _of_mask(values: MaskValues, meaning: Meaning, shape_yx: tuple[int, int]) -> _Source:
+    if meaning.kind == "labels":
+        return _Source(values, None)
+    classes = MaskClasses(values, meaning)
+    connected = Connected.of(classes, shape_yx)
+    return _Source(connected.read, classes if len(meaning.class_names) > 1 else None)
+
+
+def _of_drawn(drawn: Drawn, names: Sequence[str]) -> _Source:
+    if len(names) == 1:
+        return _Source(drawn.paint, None, drawn.parts)
+    numbers = (0, *(names.index(kind) + 1 for kind in drawn.kinds))
+    return _Source(drawn.paint, ClassOfObject(drawn.paint, numbers), drawn.parts)
+
+
+def _names(
+    pairs: Sequence[Pair], drawn: Mapping[str, Drawn], settings: DataSettings
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The classes: as stated, or the one that all drawn objects have."""
+    kinds = {kind: pair.mask for pair in pairs if pair.drawn for kind in drawn[pair.key].kinds}
+    named = sorted(kind for kind in kinds if kind)
+    if not drawn:
+        return settings.class_names, ()
+    if not (settings.classes or settings.colours):
+        if len(named) > 1:
+            raise ConfigError(
+                f"{kinds[named[0]]}: annotations of {len(named)} classes, {', '.join(named)}, and nothing says which "
+                f"to learn. Name them in the order wanted: --set 'data.classes=[{', '.join(named)}]'; classes named "
+                f"Ignore* are cut out"
+            )
+        names: tuple[str, ...] = (named[0],) if named else ONE_CLASS
+    else:
+        names = settings.class_names
+    if unknown := [kind for kind in kinds if kind not in names and (kind or len(names) > 1)]:
+        what = f"class {unknown[0]!r}" if unknown[0] else "an annotation without a class"
+        raise ConfigError(
+            f"{kinds[unknown[0]]}: {what}, where data.classes names {', '.join(names)}. Name it there, or give the "
+            f"annotation one of these classes (or Ignore*) in QuPath"
+        )
+    parts = sum(len(one.parts) for one in drawn.values())
+    whole = sum(not one.parts for one in drawn.values())
+    said = ["annotations drawn in QuPath: a pixel belongs to the smallest area that holds its centre"]
+    said += [f"{parts} areas of class Region* are what was annotated; the rest of those images is not used"] * bool(
+        parts
+    )
+    said += [f"{whole} images have no area of class Region*: all of them counts as annotated"] * bool(whole)
+    return names, tuple(said)
+
+
+# ---- cases -----------------------------------------------------------------------------------------------------------
+
+
+def _cases(pair: Pair, source: _Source) -> Iterator[tuple[str, Annotated]]:
+    """The image, or each part of it that was annotated, by key of the image. Nothing is read."""
+    areas = source.parts or (Box.of_shape(pair.shape_yx),)
+    for number, area in enumerate(areas, 1):
+        name = pair.key if not source.parts else f"{pair.key}#{number}"
+        image = Windows(SlidePixels(pair.image), area, pair.dtype, pair.channels)
+        classes = None if source.classes is None else Windows(source.classes, area, _CLASS)
+        yield pair.key, Annotated(name, image, Windows(source.objects, area, _IDS), classes)
+
+
+def _held(cases: Sequence[Annotated], memory_gb: float) -> Iterator[Annotated]:
+    """The cases in their order, those in memory that still fit into it."""
+    left = memory_gb * 1e9
+    for case in cases:
+        arrays = [case.image_CYX, case.labels_YX, *([] if case.classes_YX is None else [case.classes_YX])]
+        needed = sum(array.nbytes for array in arrays if isinstance(array, Windows))
+        if needed > left:
+            yield case
+            continue
+        left -= needed
+        classes = None if case.classes_YX is None else _whole(case.classes_YX)
+        yield Annotated(case.name, _whole(case.image_CYX), _whole(case.labels_YX), classes)
+
+
+def _whole(array: ArrayLike) -> NDArray[Any]:
+    return np.ascontiguousarray(array[tuple(slice(None) for _ in array.shape)])
+
+
+# ---- words -----------------------------------------------------------------------------------------------------------
+
+
+def _of_table(found: int, chosen: int, rows: Mapping[str, Row] | None) -> Iterator[str]:
+    if rows is None:
+        yield (
+            "no table of cases (--cases): every image counts as a patient of its own, so two images of one patient may "
+            "be trained on and judged by"
+        )
+    elif chosen < found:
+        yield f"{found - chosen} of {found} images are not in the table of cases and are not used"
