@@ -98,7 +98,7 @@ class MaskValues:
                 f"{self.path}: number {pixels_CYX.max()} in a palette of {len(mask.palette)} colours. Save it again"
             )
         colours: NDArray[np.int32] = packed(np.array(mask.palette).T)
-        return colours[pixels_CYX[0]]
+        return np.asarray(colours[pixels_CYX[0]])
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from pipeline.errors import ConfigError
 from unet_core.folds import Folds, FoldSettings, Member, keep_folds
 from unet_core.samples import Annotated
 
-MOST_SHOWN = 60
+MOST_SHOWN = 20
 _MUCH = 0.5
 _APART = 1.05
 

@@ -70,14 +70,14 @@ def find_pairs(images: Sequence[Candidate], masks: Path, *, strict: bool) -> lis
     """
     of_key = _masks(masks)
     lone = [image for image in images if image.key not in of_key]
-    if lone:
-        raise ConfigError(_without_mask(lone, masks, of_key))
     keys = {image.key for image in images}
-    extra = [path for key, path in of_key.items() if key not in keys]
+    extra = {key: path for key, path in of_key.items() if key not in keys}
+    if lone:
+        raise ConfigError(_without_mask(lone, masks, extra))
     if strict and extra:
         raise ConfigError(
-            f"{len(extra)} masks without an image of the same name: {_some([str(path) for path in extra])}. Add the "
-            f"images, or take these masks out of {masks}"
+            f"{len(extra)} masks without an image of the same name: {_some([str(path) for path in extra.values()])}. "
+            f"Add the images, or take these masks out of {masks}"
         )
     pairs = [_pair(image, of_key[image.key]) for image in images]
     _demand_alike(pairs)
@@ -106,11 +106,12 @@ def _key(relative: Path) -> str:
     return key_of(relative)
 
 
-def _without_mask(lone: Sequence[Candidate], masks: Path, of_key: Mapping[str, Path]) -> str:
+def _without_mask(lone: Sequence[Candidate], masks: Path, extra: Mapping[str, Path]) -> str:
     first = lone[0]
-    near = difflib.get_close_matches(first.key, list(of_key), n=1, cutoff=0.6)
-    beside = [path for path in masks.glob(f"{first.key}.*") if path.is_file()]
-    hint = f" There is {of_key[near[0]]}: is it the one? Rename it." if near else ""
+    near = difflib.get_close_matches(first.key, list(extra), n=1, cutoff=0.6)
+    folder = (masks / first.key).parent
+    beside = [path for path in folder.iterdir() if path.stem == Path(first.key).name] if folder.is_dir() else []
+    hint = f" There is {extra[near[0]]}: is it the one? Rename it." if near else ""
     if beside:
         hint = f" There is {beside[0]}, which cannot hold labels: save it as PNG or TIFF."
     return (

@@ -108,11 +108,11 @@ class Meaning:
         if self.kind == "classes":
             return np.asarray(values_YX, np.uint8)
         if self.kind != "colours":
-            return (values_YX != 0).astype(np.uint8)
+            return np.asarray(values_YX != 0, np.uint8)
         order = np.argsort(self.colours)
         keys = np.asarray(self.colours)[order]
         at = np.minimum(np.searchsorted(keys, values_YX), len(keys) - 1)
-        return np.where(keys[at] == values_YX, order[at] + 1, 0).astype(np.uint8)
+        return np.asarray(np.where(keys[at] == values_YX, order[at] + 1, 0), np.uint8)
 
 
 def packed(rgb_3YX: NDArray[Any]) -> NDArray[np.int32]:

@@ -40,10 +40,11 @@ def draw(seed: int, shape_yx: tuple[int, int] = SHAPE, blobs: int = 40) -> Drawi
     """Discs of two classes, some touching, on noise."""
     rng = np.random.default_rng(seed)
     classes = np.zeros(shape_yx, np.uint8)
-    y, x = np.indices(shape_yx)
     for number in range(blobs):
-        at = rng.integers(0, shape_yx[0]), rng.integers(0, shape_yx[1])
-        classes[(y - at[0]) ** 2 + (x - at[1]) ** 2 < rng.integers(4, 40)] = 1 + number % 2
+        y0, x0 = (max(0, int(rng.integers(0, side)) - 6) for side in shape_yx)
+        around = classes[y0 : y0 + 13, x0 : x0 + 13]
+        y, x = np.indices(around.shape) - 6
+        around[y**2 + x**2 < rng.integers(4, 40)] = 1 + number % 2
     image = rng.integers(150, 255, (*shape_yx, 3)).astype(np.uint8)
     image[classes > 0] //= 2
     return Drawing(image, classes)
@@ -78,7 +79,7 @@ def save_mask(folder: Path, name: str, kind: str, drawing: Drawing) -> Path:
         Image.fromarray(drawing.one_class.astype(np.uint16)).save(folder / f"{name}.png")
     elif kind == "labels tif":
         tifffile.imwrite(folder / f"{name}.tif", drawing.one_class.astype(np.int64), compression="zlib", tile=(16, 32))
-    return next(folder.glob(f"{name}.*"))
+    return next(path for path in folder.iterdir() if path.stem == name)
 
 
 def save_image(folder: Path, name: str, drawing: Drawing, kind: str = "png") -> Path:

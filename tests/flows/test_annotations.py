@@ -93,7 +93,7 @@ def test_the_agreed_list(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_read_by_windows_and_never_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pyramid TIFF and a label TIFF: a window costs its own pixels, whatever the size of the slide."""
     images, masks = folders(tmp_path)
-    drawing = draw(5, (2300, 1500), 300)
+    drawing = draw(5, (1300, 1100), 200)
     save_image(images, "slide", drawing, "tif")
     save_mask(masks, "slide", "labels tif", drawing)
     read: Counter[str] = Counter()
@@ -112,7 +112,7 @@ def test_what_does_not_fit_is_read_by_windows_and_never_whole(tmp_path: Path, mo
     counted(TiffLabels, "read")
     (case,) = open_annotations(images, masks, None, DataSettings(memory_gb=0)).cases
     assert read["TiffSlide"] == 0, "opening an image reads no pixel of it"
-    assert read["TiffLabels"] == 2300 * 1500, "its mask is looked at once, to know what it holds"
+    assert read["TiffLabels"] == 1300 * 1100, "its mask is looked at once, to know what it holds"
     read.clear()
     window = slice(1000, 1100), slice(700, 900)
     assert np.array_equal(case.image_CYX[(slice(None), *window)], drawing.image_YXC.transpose(2, 0, 1)[:, *window])
