@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unet_core.calibration import calibration_scores, calibration_sums, reliability
@@ -22,6 +22,7 @@ def direct(stored: list[int], true: list[bool]) -> float:
     return error
 
 
+@settings(deadline=None)
 @given(pixels=st.lists(st.tuples(st.integers(0, 255), st.booleans()), min_size=1, max_size=60))
 def test_ece_is_as_defined(pixels: list[tuple[int, bool]]) -> None:
     stored, true = (list(values) for values in zip(*pixels, strict=True))

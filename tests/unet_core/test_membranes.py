@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unet_core.membranes import room_scores, room_sums, rooms, thinned_rooms
@@ -49,6 +49,7 @@ def direct(found: dict[tuple[int, int], Any], true: dict[tuple[int, int], Any]) 
     return both / (same_s / 2 + same_t / 2), v_info
 
 
+@settings(deadline=None)
 @given(masks=MASKS)
 def test_scores_are_as_defined(masks: Mask) -> None:
     found, true = masks
@@ -59,6 +60,7 @@ def test_scores_are_as_defined(masks: Mask) -> None:
     assert ours == pytest.approx(direct(thinned, flooded(true)), abs=1e-9, nan_ok=True)
 
 
+@settings(deadline=None)
 @given(masks=MASKS)
 def test_rooms_are_those_of_a_flood(masks: Mask) -> None:
     flood = flooded(masks[0])
@@ -67,6 +69,7 @@ def test_rooms_are_those_of_a_flood(masks: Mask) -> None:
     assert len(set(zip((int(ours[p]) for p in flood), flood.values(), strict=True))) == len(set(flood.values()))
 
 
+@settings(deadline=None)
 @given(masks=MASKS)
 def test_thinning_joins_no_rooms(masks: Mask) -> None:
     before, after = rooms(masks[0]), thinned_rooms(masks[0])

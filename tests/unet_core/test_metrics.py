@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
@@ -42,6 +42,7 @@ def brute_counts(found: np.ndarray[Any, Any], true: np.ndarray[Any, Any], least:
     return Counts(matched, len(found_ids) - matched, len(true_ids) - matched)
 
 
+@settings(deadline=None)
 @given(labels=LABELS)
 def test_objects_are_matched_as_well_as_can_be(labels: np.ndarray[Any, Any]) -> None:
     found, true = labels
@@ -50,6 +51,7 @@ def test_objects_are_matched_as_well_as_can_be(labels: np.ndarray[Any, Any]) -> 
     assert object_counts(mixed, true) == brute_counts(mixed, true, 0.5)
 
 
+@settings(deadline=None)
 @given(labels=LABELS)
 def test_pixels_are_counted(labels: np.ndarray[Any, Any]) -> None:
     found, true = labels > 2
@@ -106,6 +108,7 @@ def plain(scores: dict[str, Image]) -> dict[str, float]:
     return {name: float(value) for name, value in scores.items()}
 
 
+@settings(deadline=None)
 @given(labels=LABELS)
 def test_pixels_of_each_class_are_scored_as_defined(labels: Image) -> None:
     found, true = labels % 3
@@ -140,6 +143,7 @@ def direct_objects(found: Image, true: Image) -> dict[str, float]:
     return {"pq": sum(pairs) / (len(pairs) + alone / 2), "aji": inside / union}
 
 
+@settings(deadline=None)
 @given(labels=LABELS, shift=st.integers(0, 9))
 def test_objects_are_scored_as_defined(labels: Image, shift: int) -> None:
     found, true = labels
@@ -151,6 +155,7 @@ def test_objects_are_scored_as_defined(labels: Image, shift: int) -> None:
         assert ours[f"f1_{round(100 * least)}"] == pytest.approx(object_counts(mixed, true, least).f1)
 
 
+@settings(deadline=None)
 @given(labels=LABELS, cut=st.integers(1, 7))
 def test_overlaps_of_parts_are_those_of_the_whole(labels: Image, cut: int) -> None:
     found, true = labels

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unet_core.surface import TOLERANCE_PX, Distances, outline
@@ -48,6 +48,7 @@ def direct(found: Mask, true: Mask) -> tuple[float, float]:
     return max(np.percentile(there, 95), np.percentile(back, 95)), near / (len(f) + len(t))
 
 
+@settings(deadline=None)
 @given(masks=MASKS)
 def test_hd95_and_surface_dice_are_as_defined(masks: Mask) -> None:
     found, true = masks
@@ -77,6 +78,7 @@ def test_the_farther_direction_counts() -> None:
     assert distances(true, found).scores()["hd95"] == pytest.approx(19)
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_images_are_pooled_over_their_pixels(seed: int) -> None:
     """Together the pixels of all outlines, but not those of an image in which there is nothing to measure to."""
