@@ -9,24 +9,33 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Column, Table
 
+from flows.model import refused
 from flows.plain import printable
+from pipeline.config import read_settings
 from pipeline.errors import ConfigError
 from pipeline.files import write_bytes, write_json
+from unet_core.header import describe, resolve
+from unet_core.masks import DataSettings
+from unet_core.spec import UNetSpec
 
 if TYPE_CHECKING:
     from flows.evaluation import Case
 
 SHOWN = ("dice", "iou", "f1_50", "f1_75", "pq", "aji", "v_rand", "v_info", "hd95", "surface_dice", "ece")
 LENGTHS = ("hd95",)
+OFF = 0.05
+"""A resolution that differs by more is another one."""
 KEYS = ("model", "image", "patient", "fold")
 WithBaselines = Annotated[
     bool, typer.Option("--baselines", help="Judge Otsu, and classifiers trained on the other folds, too.")
@@ -48,11 +57,15 @@ def evaluate(  # noqa: PLR0913  one parameter an option
     folds: Annotated[
         list[int] | None, typer.Option("--folds", metavar="K...", help="Judge images of these folds only.")
     ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="data.key=value", help="How masks are read. Repeatable.")
+    ] = None,
     baselines: WithBaselines = False,  # noqa: FBT002  typer's way to declare a flag
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "cpu",
 ) -> None:
     """Score models on annotated images, with intervals over patients, and compare them."""
-    judged, others = split(read_cases(images, masks, cases), folds)
+    asked = read_cases(Source(images, masks, cases), model[0], settings or [])
+    judged, others = split(asked.cases, folds)
     from flows.case_panels import write_panels
     from flows.evaluation import evaluate_methods, record_of  # torch costs a second
     from flows.methods import baselines as trained
@@ -66,7 +79,7 @@ def evaluate(  # noqa: PLR0913  one parameter an option
         task = progress.add_task("judging", total=len(methods) * len(judged))
         evaluation = evaluate_methods(judged, methods, lambda: progress.advance(task))
         record = record_of(evaluation)
-    record["settings"] |= {"folds": folds, "patients_known": cases is not None}
+    record["settings"] |= {"folds": folds, "said": list(asked.said)}
     record["panels"] = write_panels(evaluation, out / "panels")
     write_cases(out / "cases.csv", record["cases"])
     write_json(out / "metrics.json", record)
@@ -77,28 +90,63 @@ def evaluate(  # noqa: PLR0913  one parameter an option
 # ---- what is judged --------------------------------------------------------------------------------------------------
 
 
-def read_cases(images: Path, masks: Path, table: Path | None) -> list[Case]:
-    """Every annotated image with its patient and fold; without a table each image is a patient of its own."""
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where images, masks and the table of cases lie."""
+
+    images: Path
+    masks: Path
+    cases: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Annotated images with patient and fold, and what has to be said of them."""
+
+    cases: tuple[Case, ...]
+    said: tuple[str, ...]
+
+
+def read_cases(source: Source, model: str, overrides: Sequence[str]) -> Asked:
+    """Every annotated image, its masks read as classes of the model where it knows several.
+
+    Raises ConfigError for whatever cannot be read as it is meant, and for other classes than the model's.
+    """
+    with refused():
+        spec = describe(resolve(model)).spec
+    settings = data_settings(overrides, spec)
+    from flows.annotations import open_annotations  # torch costs a second
     from flows.evaluation import Case
-    from unet_core.samples import read_annotated
 
-    names = sorted(path.name for path in images.iterdir() if (masks / path.name).is_file()) if images.is_dir() else []
-    if not names:
-        raise ConfigError(f"{images} and {masks}: expected images and masks of the same names, found no pair")
-    rows = _rows(table)
-    if table is not None and (missing := [name for name in names if name not in rows]):
-        raise ConfigError(f"{table}: expected a line for every image, found none for {missing[0]}. Add it")
-    return [Case(read_annotated(images, masks, name), *rows.get(name, (name, None))) for name in names]
+    found = open_annotations(source.images, source.masks, source.cases, settings)
+    if len(found.class_names) != spec.foreground:
+        raise ConfigError(
+            f"{source.masks}: expected {spec.foreground} classes, as {model} knows ({', '.join(spec.class_names)}), "
+            f"found {len(found.class_names)}: {', '.join(found.class_names)}. Choose them with --set data.classes=[...]"
+        )
+    cases = [Case(one, found.rows[one.name].patient, found.rows[one.name].fold) for one in found.cases]
+    off = [name for name, mpp in found.mpp.items() if mpp and spec.mpp and abs(mpp / spec.mpp - 1) > OFF]
+    said = [f"{len(off)} images state another resolution than {model} ({spec.mpp:g} um), as {off[0]}"] if off else []
+    said = [f"{line}: judged pixel for pixel; segment would resample them" for line in said]
+    return Asked(tuple(cases), (*found.said, *said))
 
 
-def _rows(table: Path | None) -> dict[str, tuple[str, int | None]]:
-    if table is None:
-        return {}
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or not {"image", "patient"} <= rows[0].keys():
-        raise ConfigError(f"{table}: expected columns image and patient, and fold where --folds is given")
-    return {row["image"]: (row["patient"], int(row["fold"]) if row.get("fold") else None) for row in rows}
+def data_settings(overrides: Sequence[str], spec: UNetSpec) -> DataSettings:
+    """How masks are read: as told by ``--set data.key=value``, several classes under the model's names."""
+    content = read_settings(None, overrides)
+    if odd := [section for section in content if section != "data"]:
+        raise ConfigError(f"--set {odd[0]}: expected a key of data, such as 'data.only={{kind: he}}'")
+    told: dict[str, Any] = dict(content.get("data") or {})
+    if spec.foreground > 1 and not {"classes", "colours"} & told.keys():
+        told["classes"] = spec.class_names
+    try:
+        return DataSettings.model_validate(told)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(["data", *map(str, fault["loc"])])
+        raise ConfigError(
+            f"--set {where}: {fault['msg']}; known keys: {', '.join(DataSettings.model_fields)}"
+        ) from error
 
 
 def split(cases: Sequence[Case], folds: Sequence[int] | None) -> tuple[list[Case], list[Case]]:
@@ -159,9 +207,7 @@ def _notes(record: dict[str, Any]) -> list[str]:
     settings = record["settings"]
     lines = [f"{model['name']}: {model['how']}" for model in record["models"]]
     lines += [f"surface dice within {settings['surface_tolerance']:g} {settings['unit']}"]
-    if not settings["patients_known"]:
-        lines += ["every image counts as a patient: with several images of one patient, give --cases, else intervals"]
-        lines[-1] += " are too narrow"
+    lines += settings["said"]
     if settings["patients"] < settings["bootstrap"]["least"]:
         lines += [f"no intervals: patients: {settings['patients']}, expected {settings['bootstrap']['least']} or more"]
     lines += [pair["conclusion"] for pair in record["comparisons"]]

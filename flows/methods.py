@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.errors import ConfigError, ModelError
+from flows.model import refused
+from pipeline.errors import ConfigError
 from pipeline.geometry import Box
 from pipeline.judge import Answer, Rules
 from pipeline.predict import Network, PredictSection, Region, load_network, resolve_device
-from unet_core.errors import NetworkError
 from unet_core.evaluate import least_px
 from unet_core.header import describe, resolve, sha256
 from unet_core.mirror import ArrayLike
@@ -47,11 +47,8 @@ class Method:
 
 def networks(models: Sequence[str], device: str) -> list[Method]:
     """The models, built-in or files. Raises ConfigError for two of one name or of other classes, ModelError."""
-    try:
-        files = [resolve(model) for model in models]
-        found = [_network(path, resolve_device(device)) for path in files]
-    except (NetworkError, OSError) as error:
-        raise ModelError(str(error)) from error
+    with refused():
+        found = [_network(resolve(model), resolve_device(device)) for model in models]
     names = [method.name for method in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"--model: expected files of different names, found {', '.join(twice)} twice. Rename one")

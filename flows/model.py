@@ -37,7 +37,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
 
 
 @contextmanager
-def _refused() -> Iterator[None]:
+def refused() -> Iterator[None]:
     """What a model file is refused for becomes the command's own error."""
     try:
         yield
@@ -48,7 +48,7 @@ def _refused() -> Iterator[None]:
 @app.command(name="list")
 def list_models(as_json: AsJson = False) -> None:  # noqa: FBT002  typer's way to declare a flag
     """The built-in models, one line each."""
-    with _refused():
+    with refused():
         records = [summary(path) for path in built_in()]
     if as_json:
         typer.echo(json.dumps(records, indent=1))
@@ -68,7 +68,7 @@ def info(
     as_json: AsJson = False,  # noqa: FBT002  typer's way to declare a flag
 ) -> None:
     """Layers, parameters, arithmetic, memory, normalisation and provenance of one model."""
-    with _refused():
+    with refused():
         record = details(resolve(model))
     if as_json:
         typer.echo(json.dumps(record, indent=1))
@@ -93,7 +93,7 @@ def convert(
     wanted = read_spec(spec, settings or [])
     from unet_core.convert import convert as converted  # torch costs a second
 
-    with _refused():
+    with refused():
         notes = converted(source, target, wanted)
     for note in notes:
         typer.echo(f"note: {printable(note)}")
