@@ -81,6 +81,7 @@ BARS = (
 BESIDE = (
     ("label + measure over scikit-image in memory", "labels", "ours_over_skimage"),
     ("label + measure over dask-image labels alone", "labels", "ours_over_dask_image"),
+    ("drawing a batch over a bare training step, CPU seconds", "training", "drawing_over_bare_step_cpu"),
 )
 
 Results = dict[str, dict[str, Any]]

@@ -26,6 +26,8 @@ from unet_core.augment import (
     source_offsets,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OFF = Augmentation.off()
 STILL = Augmentation(scale=(1.0, 1.0), elastic_px=0.0)
 

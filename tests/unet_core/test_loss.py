@@ -14,11 +14,14 @@ from pydantic import ValidationError
 from unet_core.loss import SMOOTH, LossSettings, loss_for
 from unet_core.spec import UNetSpec
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Numbers = NDArray[np.float64]
 
 SOFTMAX2, SOFTMAX4 = UNetSpec(), UNetSpec(classes=4)
 SIGMOID1, SIGMOID3 = UNetSpec(head="sigmoid"), UNetSpec(classes=4, head="sigmoid")
-every_head = pytest.mark.parametrize("spec", [SOFTMAX2, SOFTMAX4, SIGMOID1, SIGMOID3], ids=str)
+HEADS = {"softmax 2": SOFTMAX2, "softmax 4": SOFTMAX4, "sigmoid 1": SIGMOID1, "sigmoid 3": SIGMOID3}
+every_head = pytest.mark.parametrize("spec", HEADS.values(), ids=list(HEADS))
 
 
 def only(name: str, **more: float | str) -> LossSettings:
@@ -155,7 +158,7 @@ def masks(spec: UNetSpec, found: int, true: int) -> tuple[torch.Tensor, torch.Te
     return logits, torch.full((1, 20, 30), true), torch.ones(1, 20, 30)
 
 
-@pytest.mark.parametrize("spec", [SOFTMAX2, SIGMOID1], ids=str)
+@pytest.mark.parametrize("spec", [SOFTMAX2, SIGMOID1], ids=["softmax", "sigmoid"])
 @pytest.mark.parametrize("name", list(OVERLAPS))
 @pytest.mark.parametrize(("found", "true", "cost"), [(0, 0, 0), (1, 1, 0), (0, 1, 1), (1, 0, 1)])
 def test_what_empty_and_full_masks_cost(spec: UNetSpec, name: str, found: int, true: int, cost: float) -> None:
@@ -163,7 +166,7 @@ def test_what_empty_and_full_masks_cost(spec: UNetSpec, name: str, found: int, t
     assert float(loss_for(only(name), spec)(*masks(spec, found, true))) == pytest.approx(cost, abs=1e-6)
 
 
-@pytest.mark.parametrize("spec", [SOFTMAX2, SIGMOID1], ids=str)
+@pytest.mark.parametrize("spec", [SOFTMAX2, SIGMOID1], ids=["softmax", "sigmoid"])
 @pytest.mark.parametrize(("found", "true"), [(0, 0), (1, 1), (0, 1), (1, 0)])
 def test_cross_entropy_and_focal_loss_of_empty_and_full_masks(spec: UNetSpec, found: int, true: int) -> None:
     """Sure and right costs nothing; sure and wrong costs the logits' distance: 120 of softmax, 60 of a yes or no."""

@@ -16,6 +16,8 @@ from unet_core.census import CELL_PX, Census, ClassMap
 from unet_core.samples import Annotated, Sampler, Sampling, class_frequencies, draw_batch, draw_place, stain_shown
 from unet_core.separation import separation_weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OFF = Augmentation.off()
 DEFORMED = Augmentation.off().model_copy(
     update={"rotation_degrees": 180.0, "flip": 0.5, "scale": (0.8, 2.0), "elastic_px": 6.0}
