@@ -13,7 +13,7 @@ from pipeline.geometry import Box
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 40), st.integers(1, 17), st.integers(1, 3))
+@given(st.integers(0, 2**32 - 1), st.integers(1, 24), st.integers(1, 24), st.integers(1, 11), st.integers(1, 3))
 def test_any_window_shows_the_numbers_of_the_whole_image(
     seed: int, height: int, width: int, block_px: int, classes: int
 ) -> None:
