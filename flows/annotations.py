@@ -59,13 +59,6 @@ def refusals() -> Iterator[None]:
         raise ConfigError(str(error)) from error
 
 
-def read_annotations(
-    images: Path, masks: Path, cases: Path | None = None, settings: DataSettings | None = None
-) -> list[Annotated]:
-    """As ``open_annotations``, the cases alone."""
-    return list(open_annotations(images, masks, cases, settings).cases)
-
-
 def open_annotations(
     images: Path, masks: Path, cases: Path | None = None, settings: DataSettings | None = None
 ) -> Annotations:

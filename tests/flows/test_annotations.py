@@ -13,7 +13,7 @@ import tifffile
 from PIL import Image
 
 from flows.annotation_arrays import Windows
-from flows.annotations import open_annotations, read_annotations
+from flows.annotations import open_annotations
 from pipeline.errors import ConfigError
 from pipeline.geometry import Box
 from pipeline.slide_labels import TiffLabels
@@ -80,11 +80,6 @@ def test_what_was_taken_for_what_is_said(tmp_path: Path) -> None:
     said = " ".join(open_annotations(images, masks).said)
     assert "0 and one more number; 8-connected components are the objects" in said
     assert "every image counts as a patient of its own" in said
-
-
-def test_the_agreed_list(tmp_path: Path) -> None:
-    images, masks, drawings = dataset(tmp_path, "0/1")
-    assert [case.name for case in read_annotations(images, masks)] == list(drawings)
 
 
 # ---- larger than memory ----------------------------------------------------------------------------------------------

@@ -74,6 +74,14 @@ def test_enough_patients_with_everything_are_never_refused(method: str) -> None:
         assert counts.tolist() == [4] * 5, "ten patients of two images are five folds of four"
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_images_of_a_patient_stay_together(method: str) -> None:
+    members = plain(10, 3)
+    for seed in range(5):
+        folds = assign_folds(members, FoldSettings(method=method, k=5, seed=seed)).folds
+        assert len({(member.patient, folds[member.name]) for member in members}) == 10
+
+
 @pytest.mark.parametrize("method", ["kfold", "grouped", "stratified"])
 def test_one_seed_gives_one_set_of_folds_and_another_another(method: str) -> None:
     drawn = [assign_folds(plain(12), FoldSettings(method=method, k=3, seed=seed)).folds for seed in (1, 1, 2)]
