@@ -174,9 +174,12 @@ def test_pictures_show_image_truth_prediction_and_error(compared: tuple[dict[str
 def test_the_same_command_writes_the_same_bytes(
     folder: Path, overtile_alone: Command, compared: tuple[dict[str, Any], str, Path], tmp_path: Path
 ) -> None:
+    """Again, and with images read where and when they are needed instead of held in memory."""
     _, _, out = compared
     models = (folder / "sharp.safetensors", folder / "dull.safetensors")
-    ran = overtile_alone.run(*words(folder, tmp_path, "--model", *models, "--cases", folder / "cases.csv"))
+    ran = overtile_alone.run(
+        *words(folder, tmp_path, "--model", *models, "--cases", folder / "cases.csv", "--set", "data.memory_gb=0")
+    )
     assert ran.code == 0, ran.said
     first, second = ({name: state.sha256 for name, state in files_of(place).items()} for place in (out, tmp_path))
     assert first == second
