@@ -15,12 +15,13 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, field_serializer
 
 from pipeline.cases import Case, choose_slides, read_cases
-from pipeline.config import RunConfig
+from pipeline.config import ModelSection, RunConfig
 from pipeline.discover import Candidate, find_slides
 from pipeline.errors import ConfigError, DiskError, LockedError, ModelError, OvertileError
 from pipeline.files import remove, write_bytes
 from pipeline.lock import slide_lock
-from pipeline.plan import Compute, Model, SlidePlan, load_model, plan_slide, resolve_tile
+from pipeline.model import Model, load_model
+from pipeline.plan import Compute, SlidePlan, plan_slide, resolve_tile
 from pipeline.resample import TOLERANCE
 from pipeline.slide_run import SlideRun, previous_plan, slide_root
 from pipeline.store import SlideStore
@@ -126,12 +127,12 @@ class Equipment:
 class Batch:
     """Slides to be worked on, in order, and the outcomes of all that were asked for.
 
-    ``equipment`` holds each model once, by the name that configurations give it; ``cases`` what the cases table says of
+    ``equipment`` holds each model once, by what configurations say of it; ``cases`` what the cases table says of
     a slide, by key.
     """
 
     request: BatchRequest
-    equipment: dict[str, Equipment]
+    equipment: dict[ModelSection, Equipment]
     outcomes: list[Outcome] = field(default_factory=list)
     plans: dict[str, SlidePlan] = field(default_factory=dict)
     cases: dict[str, Mapping[str, str]] = field(default_factory=dict)
@@ -185,21 +186,21 @@ def _chosen(request: BatchRequest) -> list[Chosen]:
     return [Chosen(candidate, case.config(config), case) for candidate, case in choose_slides(cases, candidates)]
 
 
-def _models(chosen: Sequence[Chosen]) -> dict[str, Model]:
-    """Every model that a slide is to be segmented with, once, by its name in the configuration."""
-    models: dict[str, Model] = {}
+def _models(chosen: Sequence[Chosen]) -> dict[ModelSection, Model]:
+    """Every model that a slide is to be segmented with, once, by what the configuration says of it."""
+    models: dict[ModelSection, Model] = {}
     for one in chosen:
-        weights = one.config.model.weights
-        if weights not in models and one.candidate.refused is None:
+        section = one.config.model
+        if section not in models and one.candidate.refused is None:
             try:
-                models[weights] = load_model(one.config)
+                models[section] = load_model(section)
             except ModelError as error:
                 where = one.case.where if one.case and one.case.columns.get("model", "").strip() else None
                 raise ModelError(f"{where}: {error}" if where else str(error)) from error
     return models
 
 
-def _equip(config: RunConfig, models: dict[str, Model]) -> dict[str, Equipment]:
+def _equip(config: RunConfig, models: dict[ModelSection, Model]) -> dict[ModelSection, Equipment]:
     from pipeline.predict import resolve_device, resolve_precision  # torch costs a second; refusals need none
 
     for model in models.values():
@@ -207,8 +208,8 @@ def _equip(config: RunConfig, models: dict[str, Model]) -> dict[str, Equipment]:
     device = resolve_device(config.compute.device)
     precision = resolve_precision(config.compute.precision, device)
     return {
-        weights: Equipment(model, Compute(device, precision, resolve_tile(config, model, device)))
-        for weights, model in models.items()
+        section: Equipment(model, Compute(device, precision, resolve_tile(config, model, device)))
+        for section, model in models.items()
     }
 
 
@@ -240,7 +241,7 @@ def _plan(batch: Batch, chosen: Chosen) -> None:
     try:
         if candidate.refused is not None:
             raise candidate.refused
-        equipment = batch.equipment[chosen.config.model.weights]
+        equipment = batch.equipment[chosen.config.model]
         compute = _compute(batch, equipment.compute, candidate.key)
         plan = retried(lambda: plan_slide(candidate, equipment.model, compute, chosen.config))
         batch.plans[candidate.key] = _warned(plan, batch.request.config)
@@ -272,7 +273,8 @@ def _require_weights(model: Model) -> None:
     from unet_core import checkpoint  # torch
 
     try:
-        checkpoint.load(model.path)
+        for weights in model.weights:
+            checkpoint.load(weights.path)
     except NetworkError as error:
         raise ModelError(str(error)) from error
 

@@ -57,8 +57,11 @@ OutFolder = Annotated[
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", metavar="F", help="YAML configuration; see configs/segment.yaml.")
 ]
-ModelName = Annotated[
-    str | None, typer.Option("--model", metavar="NAME_OR_FILE", help="Built-in model or .safetensors file.")
+ModelNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model", metavar="NAME_OR_FILE", help="Built-in model or .safetensors file. Of several, the mean probability."
+    ),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="section.key=value", help="Override one key. Repeatable.")
@@ -89,7 +92,7 @@ def segment(  # noqa: PLR0913  one parameter an option
     inputs: Inputs,
     out: OutFolder,
     config: ConfigFile = None,
-    model: ModelName = None,
+    model: ModelNames = None,
     settings: Overrides = None,
     mpp: Mpp = None,
     cases: Cases = None,
@@ -100,7 +103,7 @@ def segment(  # noqa: PLR0913  one parameter an option
     from pipeline.config import load_config
 
     overrides = list(settings or ())
-    overrides += [f"model.weights={json.dumps(model)}"] if model is not None else []
+    overrides += [f"model.weights={json.dumps(model if len(model) > 1 else model[0])}"] if model else []
     overrides += [f"input.mpp={mpp}"] if mpp is not None else []
     overrides += [f"input.cases={json.dumps(str(cases))}"] if cases is not None else []
     checked = load_config(config, overrides)  # before the second that the rest takes to import

@@ -20,7 +20,7 @@ from pipeline.config import load_config
 from pipeline.errors import OvertileError
 from pipeline.geometry import Box
 from pipeline.manifest import read_manifest
-from pipeline.plan import load_model
+from pipeline.model import load_model
 from pipeline.store import SlideStore
 from pipeline.verify import verify_slide
 
@@ -109,9 +109,9 @@ def _different_from_one_pass(store: SlideStore, manifest: dict[str, Any]) -> int
     """Pixels of the window that one network call on it alone gives otherwise, among cells with tissue."""
     from pipeline.predict import PredictSection, load_network, single_pass, tissue_pixels
 
-    model, compute = load_model(load_config(None)), manifest["plan"]["compute"]
+    model, compute = load_model(load_config(None).model), manifest["plan"]["compute"]
     factor = manifest["stages"]["tissue"]["facts"]["factor"]
-    section = PredictSection(model.path, model.sha256, model.spec.foreground, factor, **compute)
+    section = PredictSection(model.weights, model.spec.foreground, factor, **compute)
     whole = single_pass(load_network(section), store.read("0"), WINDOW)
     tissue = tissue_pixels(store.read("tissue"), WINDOW, factor)
     stored = store.read("probability/0").read(WINDOW)

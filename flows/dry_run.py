@@ -206,8 +206,10 @@ def _memory(quote: Quote, plan: SlidePlan) -> Iterator[str]:
     if needed > there:
         yield f"warning: this machine has {there / 1e9:.1f} GB. Use fewer cluster.workers, or a smaller tiles.block"
     if plan.compute.device == "cuda":
-        spec, size = plan.model.spec, 4 if plan.compute.precision == "fp32" else 2
-        gpu = tile_bytes(spec, plan.compute.tile_px, size) * HELD + parameters(spec) * size + DEVICE_BYTES
+        size = 4 if plan.compute.precision == "fp32" else 2
+        tile = max(tile_bytes(spec, plan.compute.tile_px, size) for spec in plan.model.specs)
+        weights = sum(parameters(spec) for spec in plan.model.specs) * size
+        gpu = tile * HELD + weights + DEVICE_BYTES
         yield f"GPU memory: {gpu / 1e9:.1f} GB"
 
 

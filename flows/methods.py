@@ -20,7 +20,7 @@ from pipeline.geometry import Box
 from pipeline.judge import Answer, Rules
 from pipeline.predict import Network, PredictSection, Region, load_network, resolve_device
 from unet_core.evaluate import least_px
-from unet_core.header import describe, resolve, sha256
+from unet_core.header import Weights, describe, resolve, sha256
 from unet_core.mirror import ArrayLike
 from unet_core.samples import Annotated
 from unet_core.spec import UNetSpec
@@ -63,7 +63,7 @@ def networks(models: Sequence[str], device: str) -> list[Method]:
 
 def _network(path: Path, device: str) -> Method:
     spec, digest = describe(path).spec, sha256(path)
-    section = PredictSection(path, digest, spec.foreground, 1, device, PRECISION, TILE_PX)
+    section = PredictSection((Weights(path, digest),), spec.foreground, 1, device, PRECISION, TILE_PX)
     network = load_network(section)
     threshold = spec.threshold or 0.5
     rules = Rules(spec.class_names, threshold, least_px(spec))

@@ -126,7 +126,8 @@ def window(plan: SlidePlan, cells: Cells, *, tissue: bool) -> Box | None:
     At most a block, and with a network that takes long for one at most a tile.
     """
     side = plan.block_px
-    if plan.compute.device == "cpu" and operations_per_px(plan.model.spec) * side**2 > LARGEST_WINDOW:
+    operations = plan.model.passes * sum(operations_per_px(spec) for spec in plan.model.specs)
+    if plan.compute.device == "cpu" and operations * side**2 > LARGEST_WINDOW:
         side = plan.compute.tile_px
     for length in (side, side // 2 // CELL_PX * CELL_PX, CELL_PX):
         found = _best(plan, cells == tissue, length) if length else None

@@ -67,7 +67,7 @@ class Case:
         """The configuration of this slide's run: what the line says replaces what all slides were told."""
         changes: dict[str, ModelSection | InputSection] = {}
         if model := self._cell("model"):
-            changes["model"] = ModelSection(weights=self._weights(model))
+            changes["model"] = config.model.model_copy(update={"weights": self._weights(model)})
         own = {"mpp": self._mpp(), "regions": self._regions()}
         if own := {name: value for name, value in own.items() if value is not None}:
             changes["input"] = self._input(config, own)

@@ -39,9 +39,18 @@ class Section(BaseModel):
 
 
 class ModelSection(Section):
-    """Which network."""
+    """Which network; of several weights the probabilities are averaged.
 
-    weights: str = "nuclei"
+    ``tta``, test-time augmentation: ``d4`` averages over the eight flips and quarter turns of each tile.
+    """
+
+    weights: str | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = "nuclei"
+    tta: Literal["none", "d4"] = "none"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The weights, be it one."""
+        return (self.weights,) if isinstance(self.weights, str) else self.weights
 
 
 class InputSection(Section):

@@ -14,38 +14,20 @@ from typing import Any
 
 from pipeline.config import RunConfig
 from pipeline.discover import Candidate
-from pipeline.errors import ConfigError, ModelError, SlideError
+from pipeline.errors import ConfigError, SlideError
 from pipeline.files import digest
 from pipeline.mask_file import MaskFile, find_mask
+from pipeline.model import THRESHOLD, Model
 from pipeline.regions import Regions, find_regions
 from pipeline.resample import Resolution, resolution
 from pipeline.slide import open_slide
 from pipeline.slide_channels import channel_numbers, choose_channels
-from unet_core.errors import NetworkError
-from unet_core.header import describe, resolve, sha256
-from unet_core.shapes import ValidShape
-from unet_core.spec import UNetSpec
 
 STAGES = ("ingest", "tissue", "predict", "label", "measure", "pyramid", "export", "overlay")
 OTSU = "otsu"
 NETWORK_STAGES = ("ingest", "tissue", "predict")
 CODE_VERSIONS = {stage: 1 for stage in STAGES} | {"tissue": 2, "label": 2, "measure": 2, "overlay": 3}
 """Raised by one when a change to a stage's code changes what it writes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """The network of a run: where it lies, which bytes it is, what it says about itself."""
-
-    name: str
-    path: Path
-    sha256: str
-    spec: UNetSpec
-
-    @property
-    def shape(self) -> ValidShape:
-        """Step, halo and legal sizes."""
-        return ValidShape.of(self.spec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +87,7 @@ class SlidePlan:
     def threshold(self) -> float:
         """The user's threshold, else the model's own, else one half."""
         asked = self.config.objects.threshold if self.config.objects else None
-        return asked if asked is not None else self.model.spec.threshold or 0.5
+        return asked if asked is not None else self.model.spec.threshold or THRESHOLD
 
     @property
     def min_area_um2(self) -> float:
@@ -139,13 +121,7 @@ class SlidePlan:
                 "warnings": list(self.warnings),
             },
             "regions": None if self.regions is None else self.regions.summary(),
-            "model": {
-                "name": self.model.name,
-                "sha256": self.model.sha256,
-                "spec": self.model.spec.model_dump(mode="json"),
-                "halo_px": self.model.shape.halo,
-                "step_px": self.model.shape.step,
-            },
+            "model": self.model.summary(),
             "compute": {
                 "device": self.compute.device,
                 "precision": self.compute.precision,
@@ -156,16 +132,6 @@ class SlidePlan:
             "config": self.config.model_dump(mode="json"),
             "hashes": dict(self.hashes),
         }
-
-
-def load_model(config: RunConfig) -> Model:
-    """Find and describe the model without loading its weights. Raises ModelError when it cannot be used."""
-    try:
-        path = resolve(config.model.weights)
-        header = describe(path)
-    except (NetworkError, OSError) as error:
-        raise ModelError(str(error)) from error
-    return Model(path.stem, path.resolve(), sha256(path), header.spec)
 
 
 def resolve_tile(config: RunConfig, model: Model, device: str) -> int:
@@ -261,7 +227,7 @@ def _hashes(source: Mapping[str, Any], plan: SlidePlan) -> dict[str, str]:
     looked = _dump(config.tissue) | ({} if plan.mask is None else {"method": plan.mask.sha256})
     stain = [model.spec.stain_mean, model.spec.stain_covariance]
     chain.add("tissue", [looked, mpp, model.shape.halo, stain, *drawn], ("ingest",))
-    chain.add("predict", [model.sha256, compute.device, compute.precision], ("ingest", "tissue"))
+    chain.add("predict", [*model.pixels_depend_on, compute.device, compute.precision], ("ingest", "tissue"))
     if config.objects is not None:
         chosen: dict[str, Any] = {"threshold": plan.threshold, "min_area_um2": plan.min_area_um2}
         chosen |= {"open_um": None, "close_um": None, "discs_um": plan.discs_um}

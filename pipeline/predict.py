@@ -4,7 +4,9 @@ The one decision made here: a tile is read with the network's halo (mirrored bey
 its step, and cropped to its core. Nothing is blended and nothing depends on a tile's other pixels, so tile size is
 free: when the device runs out of memory the tile is halved and the pixels stay the same.
 
-Precision lives here too: fp32 on one thread, bf16 or fp16, with the logits cast to fp32 before the activation.
+Precision lives here too: fp32 on one thread, bf16 or fp16, with the logits cast to fp32 before the activation. Where
+several networks answer for a tile, or one for the tile turned eight ways, their probabilities are averaged in fp32 and
+rounded once; each network finds its own legal square in the tile's read, on its own step and with its own halo.
 """
 
 from __future__ import annotations
@@ -12,10 +14,9 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from pathlib import Path
+from functools import lru_cache, partial, reduce
 
 import numpy as np
 import torch
@@ -28,9 +29,11 @@ from pipeline.geometry import Box, TileGrid
 from pipeline.store import Array, ArraySpec, Index, StoredArray
 from pipeline.work import Counts, MapBlocks, StageReport, Work, run_blocks
 from unet_core import checkpoint, header
+from unet_core.header import Weights
 from unet_core.mirror import ArrayLike, read_mirrored
-from unet_core.shapes import ValidShape
+from unet_core.shapes import JointShape, ValidShape
 from unet_core.spec import UNetSpec
+from unet_core.symmetry import SYMMETRIES, Symmetry
 
 ARRAY = "probability/0"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,37 +41,50 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True, slots=True)
 class PredictSection:
-    """Which network, on what, in tiles of which core. ``tissue_factor``: image px along one tissue px.
+    """Which networks, on what, in tiles of which core. ``tissue_factor``: image px along one tissue px.
 
     ``cells`` (rows, cols): which cells of the image to compute, where there is tissue; None: all.
     """
 
-    weights: Path
-    sha256: str
+    weights: tuple[Weights, ...]
     foreground: int
     tissue_factor: int
     device: str
     precision: str
     tile_px: int
+    tta: str = "none"
     cells: NDArray[np.bool_] | None = None
 
 
 class Calls(threading.local):
-    """Network calls the present thread has made."""
+    """Network calls the present thread has made: tiles answered, in however many passes."""
 
     made = 0
 
 
-@dataclass(slots=True)
-class Network:
-    """A network ready to answer for cores of any size: (c, h, w) integers in, (k, h, w) bytes out.
-
-    ``forward`` maps normalised x_NCHW to logits. ``largest_px`` shrinks when the device runs out of memory; the lock
-    lets one thread compute while others read and write.
-    """
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A network: ``forward`` maps normalised x_NCHW to logits."""
 
     forward: Callable[[Tensor], Tensor]
     spec: UNetSpec
+
+    @property
+    def shape(self) -> ValidShape:
+        """Step, halo and legal sizes."""
+        return ValidShape.of(self.spec)
+
+
+@dataclass(slots=True)
+class Network:
+    """Networks ready to answer for cores of any size: (c, h, w) integers in, the mean of their answers out as bytes.
+
+    Each is asked for the tile laid in every way of ``symmetries``. ``largest_px`` shrinks when the device runs out of
+    memory; the lock lets one thread compute while others read and write.
+    """
+
+    members: tuple[Member, ...]
+    symmetries: tuple[Symmetry, ...] = SYMMETRIES["none"]
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
     largest_px: int | None = None
@@ -76,9 +92,14 @@ class Network:
     calls: Calls = field(default_factory=Calls)
 
     @property
-    def shape(self) -> ValidShape:
-        """Step, halo and legal sizes."""
-        return ValidShape.of(self.spec)
+    def spec(self) -> UNetSpec:
+        """Of the first; all agree in channels and classes."""
+        return self.members[0].spec
+
+    @property
+    def shape(self) -> JointShape:
+        """Step, halo and reads."""
+        return JointShape(tuple(one.shape for one in self.members))
 
     def probability(self, region: Region, core: Box, tile_px: int) -> Array:
         """Foreground probabilities of ``core`` as bytes (k, h, w): p * 255, rounded.
@@ -118,10 +139,20 @@ class Network:
     def _call(self, pixels_CYX: Array, side: int) -> Array:
         with self.lock, torch.inference_mode():
             self.calls.made += 1
-            x_NCHW = normalise(self._to_device(pixels_CYX), self.spec, self.dtype)
-            logits_NCHW = self.forward(x_NCHW)
-            crop = slice(self.shape.crop_px, self.shape.crop_px + side)
-            return quantise(logits_NCHW[0, :, crop, crop].float(), self.spec, self.dtype).cpu().numpy()
+            pixels = self._to_device(pixels_CYX)
+            summed = reduce(Tensor.add_, self._passes(pixels, side))
+            return quantise(summed.div_(len(self.members) * len(self.symmetries))).cpu().numpy()
+
+    def _passes(self, pixels_CYX: Tensor, side: int) -> Iterator[Tensor]:
+        """The core's probabilities (k, side, side) by each network, for each way to lay what it reads."""
+        for member in self.members:
+            own = self.shape.window(member.shape, side)
+            crop = slice(member.shape.crop_px, member.shape.crop_px + side)
+            x_NCHW = normalise(pixels_CYX[:, own, own], member.spec, self.dtype)
+            for symmetry in self.symmetries:
+                turned = symmetry.apply(x_NCHW).contiguous(memory_format=torch.channels_last)
+                logits_NCHW = symmetry.undo(member.forward(turned))
+                yield activate(logits_NCHW[0, :, crop, crop].float(), member.spec, self.dtype)
 
     def _to_device(self, pixels_CYX: Array) -> Tensor:
         pixels = torch.from_numpy(np.ascontiguousarray(pixels_CYX))
@@ -166,8 +197,8 @@ def normalise(pixels_CYX: Tensor, spec: UNetSpec, dtype: torch.dtype) -> Tensor:
     return x[None].to(dtype=dtype, memory_format=torch.channels_last)
 
 
-def quantise(logits_CYX: Tensor, spec: UNetSpec, dtype: torch.dtype) -> Tensor:
-    """Foreground probabilities as bytes (k, h, w) from fp32 logits (c, h, w).
+def activate(logits_CYX: Tensor, spec: UNetSpec, dtype: torch.dtype) -> Tensor:
+    """Foreground probabilities (k, h, w) from fp32 logits (c, h, w).
 
     Raises ModelError when a logit is not finite: an overflow must never look like background.
     """
@@ -180,22 +211,33 @@ def quantise(logits_CYX: Tensor, spec: UNetSpec, dtype: torch.dtype) -> Tensor:
         probability = torch.sigmoid(logits_CYX[1:] - logits_CYX[:1])  # equals softmax, five times faster
     else:
         probability = torch.softmax(logits_CYX, dim=0)[1:]
-    return (probability * 255).round_().to(torch.uint8)
+    return probability
+
+
+def quantise(probability_KYX: Tensor) -> Tensor:
+    """Probabilities as bytes: p * 255, rounded."""
+    return (probability_KYX * 255).round_().to(torch.uint8)
 
 
 @lru_cache(maxsize=2)
-def _load(weights: Path, sha256: str, device: str, precision: str) -> Network:
-    found = header.sha256(weights)
-    if found != sha256:
-        raise ModelError(
-            f"{weights}: expected sha256 {sha256[:12]}, found {found[:12]}: the weights changed during the run"
-        )
+def _load(weights: tuple[Weights, ...], device: str, precision: str, tta: str) -> Network:
     dtype = DTYPES[precision]
     _one_thread_and_no_page_faults()
     _exact_gpu_arithmetic()
-    model = checkpoint.load(weights)
+    members = tuple(_member(one, device, dtype) for one in weights)
+    return Network(members, SYMMETRIES[tta], device=device, dtype=dtype)
+
+
+def _member(weights: Weights, device: str, dtype: torch.dtype) -> Member:
+    found = header.sha256(weights.path)
+    if found != weights.sha256:
+        raise ModelError(
+            f"{weights.path}: expected sha256 {weights.sha256[:12]}, found {found[:12]}: the weights changed during "
+            "the run"
+        )
+    model = checkpoint.load(weights.path)
     network = model.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks the combination
-    return Network(network.eval(), model.spec, device=device, dtype=dtype)
+    return Member(network.eval(), model.spec)
 
 
 _LOADING = threading.Lock()
@@ -207,7 +249,7 @@ def load_network(section: PredictSection) -> Network:
     Raises ModelError when the weights are not the ones the plan was made with.
     """
     with _LOADING:
-        return _load(section.weights, section.sha256, section.device, section.precision)
+        return _load(section.weights, section.device, section.precision, section.tta)
 
 
 def _one_thread_and_no_page_faults() -> None:

@@ -276,6 +276,9 @@ def _difference(before: Mapping[str, Any], plan: SlidePlan) -> str:
     if before["model"]["sha256"] != now["model"]["sha256"]:
         old, new = (f"{model['name']} {model['sha256'][:8]}" for model in (before["model"], now["model"]))
         parts.append(f"the weights, {old} -> {new}")
+    tta_before, tta = (model.get("tta", "none") for model in (before["model"], now["model"]))
+    if tta_before != tta:
+        parts.append(f"test-time augmentation, {tta_before} -> {tta}")
     for name in ("device", "precision"):
         if before["compute"][name] != now["compute"][name]:
             parts.append(f"{name}, {before['compute'][name]} -> {now['compute'][name]}")

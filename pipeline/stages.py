@@ -70,12 +70,12 @@ def tissue_params(plan: SlidePlan, factor: float) -> TissueParams | None:
 
 def _predict(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
     section = predict.PredictSection(
-        weights=plan.model.path,
-        sha256=plan.model.sha256,
+        weights=plan.model.weights,
         foreground=plan.model.spec.foreground,
         device=plan.compute.device,
         precision=plan.compute.precision,
         tile_px=plan.compute.tile_px,
+        tta=plan.model.tta,
         tissue_factor=tissue.tissue_factor(plan.resolution.mpp),
         cells=_cells(plan),
     )

@@ -43,7 +43,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "shard",
         "tissue_mask",
     ),
-    ("cases", "drawn", "lock", "plan", "quality", "store"),
+    ("cases", "drawn", "lock", "plan model", "quality", "store"),
     ("judge", "manifest", "object_runs", "work"),
     (
         "export",
@@ -89,7 +89,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
 }
 """One library, one room: the files that may import it."""
 
-LAZY = {"torch": ("unet_core/*", "pipeline/predict.py"), "prefect": ("flows/segment.py",), "monai": ()}
+LAZY = {"torch": ("unet_core/*", "pipeline/predict.py"), "prefect": ("flows/segment.py",)}
+LAZY |= {"monai": ("unet_core/variants.py",)}
 """What costs a second to import: everywhere else only inside a function."""
 
 LIGHT = (
@@ -111,10 +112,8 @@ BROAD = {("flows/batch.py", "_plan"), ("flows/batch.py", "open_slide_run")}
 PASSES_ON = {("unet_core/spec.py", "preset")}
 """Functions with ``**keywords``: they name fields of a model that checks them."""
 
-TOP = {"pyproject.toml", "pipeline", "flows", "unet_core", "tests", "configs", "README.md", "Makefile", "LICENSE"} | {
-    "CHANGELOG.md",
-    "constraints.txt",
-}
+TOP = {"pyproject.toml", "constraints.txt", "Makefile", "README.md", "CHANGELOG.md", "LICENSE", "configs", "tests"}
+TOP |= set(PACKAGES)
 
 NOBODY = {"utils", "util", "helpers", "helper", "common", "base", "manager", "handler", "engine", "misc", "core", "lib"}
 

@@ -14,19 +14,21 @@ from flows import cli, doctor
 from flows.batch import Batch, BatchRequest, Equipment, Outcome, State
 from flows.inspect import inspect_stores
 from flows.report import write_batch_files
-from pipeline.config import RunConfig
+from pipeline.config import ModelSection, RunConfig
 from pipeline.errors import ConfigError, DiskError, LockedError, ModelError, OvertileError, SlideError
-from pipeline.plan import Compute, Model
+from pipeline.model import Member, Model
+from pipeline.plan import Compute
 from pipeline.store import SlideStore
+from unet_core.header import Weights
 from unet_core.spec import UNetSpec
 
 
 def batch_of(out: Path, *states: State, disk_failed: bool = False) -> Batch:
     request = BatchRequest(inputs=(out,), out=out, config=RunConfig())
-    model = Model("tiny", out / "tiny.safetensors", "0" * 64, UNetSpec())
+    model = Model((Member("tiny", Weights(out / "tiny.safetensors", "0" * 64), UNetSpec()),))
     outcomes = [Outcome(f"slide {number}", out / f"{number}.tif", state) for number, state in enumerate(states)]
     outcomes[0].disk_failed = disk_failed
-    return Batch(request, {"tiny": Equipment(model, Compute("cpu", "fp32", 512))}, outcomes)
+    return Batch(request, {ModelSection(weights="tiny"): Equipment(model, Compute("cpu", "fp32", 512))}, outcomes)
 
 
 @pytest.mark.parametrize(

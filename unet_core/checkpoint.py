@@ -21,12 +21,17 @@ from torch import Tensor
 
 from unet_core.errors import CheckpointError
 from unet_core.header import ENTRY, FORMAT_VERSION, describe
-from unet_core.model import UNet
+from unet_core.model import SegmentationNetwork
+from unet_core.networks import build
 from unet_core.spec import UNetSpec
 
 
 def save(
-    path: Path, model: UNet, provenance: Mapping[str, Any], *, precision: Literal["half", "single"] = "single"
+    path: Path,
+    model: SegmentationNetwork,
+    provenance: Mapping[str, Any],
+    *,
+    precision: Literal["half", "single"] = "single",
 ) -> None:
     """Write weights, spec and provenance to `path`, whole or not at all.
 
@@ -43,7 +48,7 @@ def save(
     _write_atomically(path, to_bytes(tensors, {ENTRY: json.dumps(own, sort_keys=True)}))
 
 
-def load(path: Path) -> UNet:
+def load(path: Path) -> SegmentationNetwork:
     """Return the network in eval mode with single precision weights, on the CPU.
 
     Raises CheckpointError for pickles, truncated files, tensors that do not fit the spec (naming both sides) and
@@ -51,7 +56,7 @@ def load(path: Path) -> UNet:
     """
     spec = describe(path).spec
     with torch.device("meta"):  # no initialisation: nothing random is drawn only to be overwritten
-        model = UNet(spec)
+        model = build(spec)
     _demand_fit(path, model)
     try:
         tensors = load_file(path)
@@ -64,10 +69,10 @@ def load(path: Path) -> UNet:
     return model.eval()
 
 
-def with_spec(model: UNet, spec: UNetSpec) -> UNet:
+def with_spec(model: SegmentationNetwork, spec: UNetSpec) -> SegmentationNetwork:
     """Return a network with the same weights and another spec of the same shape (a threshold, say), in eval mode."""
     with torch.device("meta"):
-        changed = UNet(spec)
+        changed = build(spec)
     changed.load_state_dict(model.state_dict(), assign=True)
     return changed.eval()
 
@@ -87,7 +92,7 @@ def _demand_finite(path: Path, name: str, tensor: Tensor) -> None:
         )
 
 
-def _demand_fit(path: Path, model: UNet) -> None:
+def _demand_fit(path: Path, model: SegmentationNetwork) -> None:
     """Compare names and shapes in the file with those its spec describes."""
     found = {name: tensor.shape for name, tensor in describe(path).tensors.items()}
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

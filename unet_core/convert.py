@@ -22,7 +22,8 @@ from torch import Tensor
 from unet_core.checkpoint import load, save
 from unet_core.errors import CheckpointError
 from unet_core.header import sha256
-from unet_core.model import UNet
+from unet_core.model import SegmentationNetwork
+from unet_core.networks import build
 from unet_core.spec import UNetSpec
 from unet_core.unpickle import NOTES
 
@@ -37,7 +38,7 @@ def convert(source: Path, target: Path, spec: UNetSpec) -> list[str]:
     not the network's (naming both sides), and when the file read back does not answer as the network does.
     """
     tensors, notes = read_apart(source)
-    model = UNet(spec)
+    model = build(spec)
     _demand_fit(source, tensors, model)
     model.load_state_dict({name: tensors[name].to(own.dtype) for name, own in model.state_dict().items()})
     provenance = {"converted": {"file": source.name, "sha256": sha256(source), "notes": notes}}
@@ -78,7 +79,7 @@ def _why(child: subprocess.CompletedProcess[str]) -> str:
     return f"expected a state_dict saved by torch.save, found something else ({last})"
 
 
-def _demand_fit(source: Path, tensors: Mapping[str, Tensor], model: UNet) -> None:
+def _demand_fit(source: Path, tensors: Mapping[str, Tensor], model: SegmentationNetwork) -> None:
     """Compare names, then shapes, with those of the network the spec describes."""
     own = model.state_dict()
     missing, strange = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
@@ -100,7 +101,7 @@ def _some(names: list[str], none: str) -> str:
     return ", ".join(names[:SHOWN]) + more if names else none
 
 
-def _demand_same_answer(target: Path, model: UNet) -> None:
+def _demand_same_answer(target: Path, model: SegmentationNetwork) -> None:
     """Read the file back and compare one forward pass, to the bit."""
     side = model.shape.smallest_px
     image = torch.rand(1, model.spec.in_channels, side, side, generator=torch.Generator().manual_seed(0))

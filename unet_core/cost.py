@@ -1,40 +1,20 @@
 """What a network costs before it is built: layers, parameters, arithmetic and memory, from its spec alone.
 
 Decision: the forward pass is walked once, in integers, and every figure is read off that walk; torch is not needed, so
-`model info` and prices answer at once. An operation is a multiplication or an addition: two for each weight used.
+`model info` and prices answer at once. Only architectures that are not ours are watched while they run (`traced`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 
+from unet_core.layer import UP_CONVOLUTION, Layer
 from unet_core.shapes import ValidShape
 from unet_core.spec import UNetSpec
 
 HELD = 1.5
 """What a process keeps over the tensors alive at the worst moment: holes in its heap (measured 1.2 to 1.9)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One step of the forward pass: `output_px` is the side of what comes out, `into` and `out` count channels."""
-
-    name: str  # as in the weights file; poolings and joins hold no weights
-    kind: str
-    kernel: int
-    into: int
-    out: int
-    output_px: int
-    parameters: int = 0
-    computed_px: int = 0  # side at which the products are summed; 0 where there are none
-
-    @property
-    def operations(self) -> int:
-        """Multiplications and additions for one tile."""
-        taps = 1 if self.kind == "up-convolution" else self.kernel**2  # each output pixel has one input pixel
-        return 2 * taps * self.into * self.out * self.computed_px**2
 
 
 def layers(spec: UNetSpec, input_px: int) -> list[Layer]:
@@ -44,6 +24,14 @@ def layers(spec: UNetSpec, input_px: int) -> list[Layer]:
 
 
 def _walk(spec: UNetSpec, input_px: int) -> Iterator[Layer]:
+    if spec.architecture == "unet":
+        return _walk_unet(spec, input_px)
+    from unet_core.traced import trace  # torch and monai: seconds
+
+    return iter(trace(spec, input_px).layers)
+
+
+def _walk_unet(spec: UNetSpec, input_px: int) -> Iterator[Layer]:
     channels, side = spec.channels, input_px
     lost = 2 if spec.padding == "valid" else 0
     source = spec.in_channels
@@ -81,7 +69,7 @@ def _double_convolution(
 def _upsampling(spec: UNetSpec, number: int, into_out: tuple[int, int], side: int) -> Layer:
     into, out = into_out
     if spec.up == "transposed":
-        return Layer(f"up.{number}", "up-convolution", 2, into, out, 2 * side, 4 * into * out + out, 2 * side)
+        return Layer(f"up.{number}", UP_CONVOLUTION, 2, into, out, 2 * side, 4 * into * out + out, 2 * side)
     cut = 2 if spec.up == "bilinear" and spec.padding == "valid" else 0
     kind = f"convolution, then {spec.up} x2"
     return Layer(f"up.{number}.0", kind, 1, into, out, 2 * side - cut, into * out + out, side)
@@ -110,6 +98,10 @@ def tile_bytes(spec: UNetSpec, core_px: int, itemsize: int = 4) -> int:
     Weights come on top (`parameters` x itemsize), and a process holds about `HELD` times as much.
     """
     input_px = ValidShape.of(spec).read_px(core_px)
+    if spec.architecture != "unet":
+        from unet_core.traced import trace  # torch and monai: seconds
+
+        return trace(spec, input_px).alive * itemsize
     image = spec.in_channels * input_px**2
     skips: list[int] = []
     entered = previous = worst = 0  # what the step in hand began with, what its last layer made

@@ -14,6 +14,10 @@ class SizeError(NetworkError, ValueError):
     """A size no network of this shape can take."""
 
 
+class ArchitectureError(NetworkError, ValueError):
+    """A network whose answer for a pixel depends on the rest of its tile."""
+
+
 class CheckpointError(NetworkError, ValueError):
     """A weights file that is not what it should be."""
 

@@ -19,7 +19,7 @@ from skimage.measure import label
 
 from unet_core.metrics import Counts, object_counts, pixel_counts
 from unet_core.mirror import ArrayLike, read_mirrored
-from unet_core.model import UNet, foreground_probability
+from unet_core.model import SegmentationNetwork, foreground_probability
 from unet_core.samples import Annotated, Square
 from unet_core.shapes import ValidShape
 from unet_core.spec import UNetSpec
@@ -32,7 +32,7 @@ def normalised(spec: UNetSpec, image_CYX: NDArray[np.unsignedinteger]) -> torch.
     return ((x - mean) / std)[None]
 
 
-def whole_pass(model: UNet, image_CYX: ArrayLike) -> NDArray[np.uint8]:
+def whole_pass(model: SegmentationNetwork, image_CYX: ArrayLike) -> NDArray[np.uint8]:
     """Return the foreground probabilities of a small image, (k, y, x), as rounded bytes, by one forward pass."""
     height, width = image_CYX.shape[-2:]
     shape = ValidShape.of(model.spec)

@@ -35,6 +35,14 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Weights:
+    """A weights file, and the digest it had when it was chosen."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Header:
     """A weights file as its first bytes describe it."""
 

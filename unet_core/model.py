@@ -16,7 +16,19 @@ from unet_core.shapes import ValidShape
 from unet_core.spec import UNetSpec
 
 
-class UNet(nn.Module):
+class SegmentationNetwork(nn.Module):
+    """Any network of this package: logits for every pixel of (n, in_channels, h, w), sizes as its shape says."""
+
+    spec: UNetSpec
+    shape: ValidShape
+
+    def demand_legal(self, x_NCHW: Tensor) -> None:
+        """Raise SizeError for a size that is not legal, which torch would silently round down."""
+        for side_px in x_NCHW.shape[2:]:
+            self.shape.output_px(side_px)
+
+
+class UNet(SegmentationNetwork):
     """Logits for every pixel of (n, in_channels, h, w): (n, out_channels, h', w'), with h' from ValidShape.
 
     He initialisation as in the paper. In eval mode a pixel's answer depends on nothing outside its receptive field.
@@ -41,9 +53,8 @@ class UNet(nn.Module):
         self.apply(initialise_he)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Return the logits. Raises SizeError for a size that is not legal, which torch would silently round down."""
-        for side_px in x_NCHW.shape[2:]:
-            self.shape.output_px(side_px)
+        """Return the logits. Raises SizeError for a size that is not legal."""
+        self.demand_legal(x_NCHW)
         skipped: list[Tensor] = []
         x = x_NCHW  #                                      1 x 572
         for convolve in self.down:
@@ -100,12 +111,13 @@ def initialise_he(module: nn.Module) -> None:
     """Draw weights from a Gaussian of deviation sqrt(2 / N), N the incoming nodes of one neuron; biases 0 (section 3).
 
     A 2x2 up-convolution of stride 2 gives every output pixel one input pixel: its N is the number of input channels,
-    not what torch's fan-in counts.
+    not what torch's fan-in counts; one of 3x3 gives it 9/4 of them on average.
     """
+    incoming: float
     if isinstance(module, nn.Conv2d):
         incoming = module.in_channels * math.prod(module.kernel_size)
     elif isinstance(module, nn.ConvTranspose2d):
-        incoming = module.in_channels
+        incoming = module.in_channels * math.prod(module.kernel_size) / math.prod(module.stride)
     else:
         return
     if not module.weight.is_meta:  # there is nothing to draw, and torch would import its compiler for it (1.6 s)

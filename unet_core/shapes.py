@@ -19,10 +19,19 @@ Same, depth d. Zero padding at the tile's edge is wrong for every pixel that can
     cell, the 2^d pixels pooled into one, can see: 6 * 2^d - 2 px at d > 1, rounded up to a multiple of step so that
     reads start on the same phase as cores => halo = 6 * 2^d, bilinear 7 * 2^d. (Single pixels see up to 2^d - 1
     further on one side, by as much less on the other; legal reads are whole cells, so what they see is there.)
+U-Net++, depth 4. Same padding, 2x2 up-convolutions. From node (level i, column j) a path goes to column j - 1, on the
+    same level or the one below; so it passes 5 nodes before it climbs the contracting path, and of these paths the one
+    that goes down at once sees furthest: it is the U-Net's own => halo = 6 * 2^d.
+Attention U-Net, depth d. Same padding. Halving is a 3x3 convolution of stride 2, which reads 2i - 1 .. 2i + 1; doubling
+    is its transpose, which reads floor(i / 2) .. ceil(i / 2); a node going up has one 3x3 convolution, one going down
+    two, gates look at single pixels. A cell's first index f is walked backwards: d times f -> floor((f - 1) / 2), which
+    stays at -1; d times f -> 2 (f - 1) - 1; the last two convolutions: f = 1 - 4 * 2^d. Its last index likewise ends
+    4 * 2^d px beyond the cell (6 at d = 1) => halo = 4 * 2^d.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Self
 
@@ -46,6 +55,9 @@ class ValidShape:
     def of(cls, spec: UNetSpec) -> Self:
         """Derive the sizes of the network `spec` describes."""
         step = 2**spec.depth
+        if spec.architecture == "attention":
+            halo = 4 * step
+            return cls(step=step, halo=halo, smallest_px=step, trim_px=0, crop_px=halo)
         bilinear = spec.up == "bilinear"
         if spec.padding == "same":
             halo = -(-_cell_reach_px(spec.depth, bilinear=bilinear) // step) * step
@@ -88,6 +100,35 @@ class ValidShape:
     def surplus_px(self, core_px: int) -> int:
         """Return what a read holds beyond core and halos, at its far end; the output there is cropped."""
         return self.read_px(core_px) - core_px - 2 * self.halo
+
+
+@dataclass(frozen=True, slots=True)
+class JointShape:
+    """What several networks need to answer for the same core: one read, in which each finds its own.
+
+    Cores start on multiples of every network's step, and each reads its own halo: so each answers as if it were alone.
+    """
+
+    members: tuple[ValidShape, ...]
+
+    @property
+    def step(self) -> int:
+        """The least common multiple: on its grid each network is on its own."""
+        return math.lcm(*(one.step for one in self.members))
+
+    @property
+    def halo(self) -> int:
+        """Px to read before a core: the largest."""
+        return max(one.halo for one in self.members)
+
+    def surplus_px(self, core_px: int) -> int:
+        """Return what the read holds beyond core and halos, at its far end, for the network that reads furthest."""
+        return max(one.read_px(core_px) - one.halo for one in self.members) - core_px - self.halo
+
+    def window(self, one: ValidShape, core_px: int) -> slice:
+        """Return what one of the networks reads of the common read, along each axis."""
+        start = self.halo - one.halo
+        return slice(start, start + one.read_px(core_px))
 
 
 def _smallest_valid_px(depth: int, *, bilinear: bool) -> int:

@@ -9,7 +9,14 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from unet_core.stain import Stain
 
@@ -22,6 +29,12 @@ Colour = tuple[
 
 UNSEEN = ("padding", "up", "skip", "head", "mpp", "mean", "std")
 """What the tensors of a network do not show: whoever converts foreign weights has to say it, defaults included."""
+
+_NO_CHOICE: dict[str, dict[str, Any]] = {
+    "unet++": {"depth": 4, "padding": "same", "norm": "batch", "up": "transposed", "skip": "concat"},
+    "attention": {"padding": "same", "norm": "batch", "up": "transposed", "skip": "concat"},
+}
+"""Fields of which an architecture has one value only."""
 
 
 def _half_each(data: dict[str, Any]) -> tuple[float, ...]:
@@ -41,6 +54,9 @@ def _numbered(data: dict[str, Any]) -> tuple[str, ...]:
 class UNetSpec(BaseModel):
     """A U-Net (Ronneberger, Fischer, Brox 2015) and how to feed it: x = (image / dtype max - mean) / std.
 
+    `architecture`: the paper's, U-Net++ (Zhou et al. 2018) or Attention U-Net (Oktay et al. 2018); the last two are
+    MONAI's, and `dropout` is then after each convolution, not once at the bottom.
+
     `classes` counts the background: 1 + k. Class 0 is background; a softmax head has a channel for it, a sigmoid head
     has not. Channels at level i: width * growth**i. The stain is that of the cells it was trained on: mean and
     covariance of their mean optical density (`unet_core.stain`); None where that says nothing.
@@ -48,6 +64,7 @@ class UNetSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    architecture: Literal["unet", "unet++", "attention"] = "unet"
     depth: Annotated[int, Field(ge=1, le=6)] = 4
     width: Annotated[int, Field(ge=1, le=4096)] = 64
     growth: Annotated[int, Field(ge=1, le=8)] = 2
@@ -68,6 +85,29 @@ class UNetSpec(BaseModel):
     min_area_um2: Annotated[float, Field(ge=0)] = 0.0
     stain_mean: tuple[float, ...] | None = None
     stain_covariance: tuple[tuple[float, ...], ...] | None = None
+
+    @model_serializer(mode="wrap")
+    def _plain_as_ever(self, fields_of: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave a plain U-Net's architecture out: its file is the same bytes as before there were others."""
+        fields: dict[str, Any] = fields_of(self)
+        if self.architecture == "unet":
+            fields.pop("architecture", None)
+        return fields
+
+    @model_validator(mode="after")
+    def _the_architecture_has_it(self) -> Self:
+        """Refuse fields that the architecture has no choice of, all at once and by name."""
+        only = _NO_CHOICE.get(self.architecture, {})
+        wrong = [
+            f"{name}={value!r}, found {getattr(self, name)!r}"
+            for name, value in only.items()
+            if getattr(self, name) != value
+        ]
+        if only and self.width < 2:
+            wrong.append(f"width of 2 or more, found {self.width}")
+        if wrong:
+            raise ValueError(f"architecture {self.architecture!r} has no other: expected {'; '.join(wrong)}")
+        return self
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> Self:
@@ -127,6 +167,8 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "small": {"width": 32},
     "tiny": {"width": 16},
     "lesson": {"width": 16, "depth": 3, "padding": "same"},
+    "unet++": {"architecture": "unet++", "width": 16, "padding": "same", "norm": "batch"},
+    "attention": {"architecture": "attention", "width": 16, "padding": "same", "norm": "batch"},
 }
 
 
@@ -137,6 +179,7 @@ def preset(name: str, **changes: Any) -> UNetSpec:
     padded  the same with zero padding, 256 -> 256
     small   32..512      tiny  16..256      both valid, RGB
     lesson  16..128, three levels, padded: small enough to read along
+    unet++, attention   16..256, padded, batch norm, RGB
 
     Raises ValueError for an unknown name, naming the known ones, and pydantic's ValidationError for a wrong field.
     """

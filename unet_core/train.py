@@ -24,7 +24,8 @@ from unet_core.checkpoint import load, save, with_spec
 from unet_core.evaluate import best_min_area, best_threshold, in_folds, least_px, score, whole_pass
 from unet_core.header import describe, sha256
 from unet_core.loss import LossSettings, loss_for
-from unet_core.model import UNet
+from unet_core.model import SegmentationNetwork
+from unet_core.networks import build
 from unet_core.samples import Annotated, Batch, draw_batch, read_annotated, stain_shown
 from unet_core.shapes import ValidShape
 from unet_core.spec import UNetSpec, preset
@@ -63,7 +64,7 @@ def spec_for(cases: Sequence[Annotated], chosen: UNetSpec) -> UNetSpec:
     return UNetSpec.model_validate(known)
 
 
-def train_step(model: UNet, batch: Batch, optimiser: torch.optim.Optimizer) -> float:
+def train_step(model: SegmentationNetwork, batch: Batch, optimiser: torch.optim.Optimizer) -> float:
     """Take one step downhill and return the loss."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (model.spec.mean, model.spec.std))
     x_NCHW = ((batch.image_NCHW - mean) / std).contiguous(memory_format=torch.channels_last)
@@ -77,14 +78,16 @@ def train_step(model: UNet, batch: Batch, optimiser: torch.optim.Optimizer) -> f
     return float(loss.detach())
 
 
-def train(spec: UNetSpec, cases: Sequence[Annotated], recipe: Recipe, start: UNet | None = None) -> tuple[UNet, int]:
+def train(
+    spec: UNetSpec, cases: Sequence[Annotated], recipe: Recipe, start: SegmentationNetwork | None = None
+) -> tuple[SegmentationNetwork, int]:
     """Return a trained network in eval mode and the number of steps taken; logs a line now and then.
 
     `start`: go on from this network, which keeps its own spec, instead of from He initialisation.
     """
     torch.manual_seed(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
-    model = (start or UNet(spec)).train()
+    model = (start or build(spec)).train()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.rate, weight_decay=recipe.decay)
     shape = ValidShape.of(spec)
@@ -102,7 +105,7 @@ def train(spec: UNetSpec, cases: Sequence[Annotated], recipe: Recipe, start: UNe
     return model.eval(), step
 
 
-def save_chosen(path: Path, model: UNet, cases: Sequence[Annotated], provenance: dict[str, Any]) -> None:
+def save_chosen(path: Path, model: SegmentationNetwork, cases: Sequence[Annotated], provenance: dict[str, Any]) -> None:
     """Choose threshold and smallest area on the training images with the weights as stored; store both with them."""
     save(path, model, provenance, precision="half")
     stored = load(path)

@@ -29,7 +29,7 @@ from bench_predict import BLOCK_PX, INNER, make_slide
 from torch import Tensor
 
 from pipeline.geometry import Box
-from pipeline.predict import PredictSection, normalise, predict_block, quantise, resolve_precision
+from pipeline.predict import PredictSection, activate, normalise, predict_block, quantise, resolve_precision
 from pipeline.work import Work
 from pipeline.workers import ENVIRONMENT
 from unet_core import checkpoint
@@ -59,7 +59,7 @@ def monai(work: Work, section: PredictSection) -> Callable[[], object]:
     from monai.inferers import sliding_window_inference
 
     torch.set_num_threads(1)
-    trained = checkpoint.load(section.weights)
+    trained = checkpoint.load(section.weights[0].path)
     network = UNet(trained.spec.model_copy(update={"padding": "same"})).eval()
     network.load_state_dict(trained.state_dict())
     pixels = torch.from_numpy(work.store.read("0")[:, *AREA.slices])
@@ -69,7 +69,7 @@ def monai(work: Work, section: PredictSection) -> Callable[[], object]:
             x_NCHW = normalise(pixels, trained.spec, torch.float32).contiguous()
             logits = sliding_window_inference(x_NCHW, WINDOW_PX, WINDOWS_A_CALL, network, overlap=OVERLAP)
             assert isinstance(logits, Tensor)
-            return quantise(logits[0], trained.spec, torch.float32)
+            return quantise(activate(logits[0], trained.spec, torch.float32))
 
     return once
 

@@ -31,7 +31,7 @@ from pipeline.store import ArraySpec, Index
 from pipeline.work import MapBlocks, Work
 from pipeline.workers import local_cluster
 from unet_core.checkpoint import save
-from unet_core.header import sha256
+from unet_core.header import Weights, sha256
 from unet_core.model import UNet
 from unet_core.spec import preset
 
@@ -59,7 +59,7 @@ def make_slide(folder: Path) -> tuple[Work, PredictSection]:
     store.create(ArraySpec("tissue", (low_px, low_px), "bool", BLOCK_PX, "tissue!!"))
     store.write_block("tissue", "tissue!!", Box(0, 0, low_px, low_px), np.ones((low_px, low_px), bool))
     store.create(ArraySpec(ARRAY, (1, side_px, side_px), "uint8", BLOCK_PX, work.plan))
-    return work, PredictSection(weights, sha256(weights), 1, TISSUE_FACTOR, "cpu", "fp32", TILE_PX)
+    return work, PredictSection((Weights(weights, sha256(weights)),), 1, TISSUE_FACTOR, "cpu", "fp32", TILE_PX)
 
 
 def inputs_of(work: Work, section: PredictSection, index: Index) -> list[Tensor]:
@@ -67,7 +67,8 @@ def inputs_of(work: Work, section: PredictSection, index: Index) -> list[Tensor]
     network = load_network(section)
     grid = network.grid(work.core(index), section.tile_px)
     region = Region.around(work.store.read("0"), grid)
-    return [normalise(torch.from_numpy(region.read(tile.read)), network.spec, network.dtype) for tile in grid]
+    spec = network.members[0].spec
+    return [normalise(torch.from_numpy(region.read(tile.read)), spec, network.dtype) for tile in grid]
 
 
 def bare(forward: Callable[[Tensor], Tensor], inputs: list[Tensor]) -> None:
@@ -86,7 +87,7 @@ def cpu_seconds(function: Callable[[], object]) -> float:
 
 def measure_plumbing(work: Work, section: PredictSection, rounds: int) -> dict[str, float]:
     """Throughput of the stage and of the bare network in MPx per CPU second, and the median of the rounds' ratios."""
-    forward = load_network(section).forward
+    forward = load_network(section).members[0].forward
     inputs = {index: inputs_of(work, section, index) for index in INNER}
     seconds: dict[str, list[float]] = {"stage": [], "bare": []}
     for number in range(rounds + 1):  # the first warms up

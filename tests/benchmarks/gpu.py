@@ -28,7 +28,7 @@ from pipeline.errors import ModelError
 from pipeline.geometry import Box
 from pipeline.predict import Network, PredictSection, Region, load_network
 from pipeline.workers import local_cluster
-from unet_core.header import resolve, sha256
+from unet_core.header import Weights, resolve, sha256
 
 RESULT = Path(__file__).parents[2] / "gpu.json"
 EXIT_FAILED, EXIT_NOTHING_VERIFIED = 1, 3
@@ -47,7 +47,7 @@ class Subject:
 
     def network(self, device: str, precision: str) -> Network:
         """The network on a device, as the predict stage loads it."""
-        section = PredictSection(self.weights, sha256(self.weights), 1, 32, device, precision, SIDES_PX[-1])
+        section = PredictSection((Weights(self.weights, sha256(self.weights)),), 1, 32, device, precision, SIDES_PX[-1])
         return load_network(section)
 
     def answer(self, network: Network, side_px: int) -> NDArray[np.uint8]:
@@ -112,7 +112,9 @@ def out_of_memory(subject: Subject) -> dict[str, Any]:
 def overflow(subject: Subject, device: str) -> dict[str, Any]:
     """Logits beyond fp16 are an error, never background."""
     network = subject.network(device, "fp16")
-    broken = replace(network, forward=lambda x_NCHW: network.forward(x_NCHW).mul(torch.finfo(torch.float16).max))
+    (member,) = network.members
+    huge = replace(member, forward=lambda x_NCHW: member.forward(x_NCHW).mul(torch.finfo(torch.float16).max))
+    broken = replace(network, members=(huge,))
     try:
         subject.answer(broken, 1024)
     except ModelError as error:
@@ -124,8 +126,9 @@ def speed(folder: Path, subject: Subject, device: str) -> dict[str, Any]:
     """MPx per wall second of the predict stage with two dask workers on one device. There is no bar: it is reported."""
     work, section = make_slide(folder)
     rates = {}
-    for name, weights in (("width 16", section.weights), (subject.weights.stem, subject.weights)):
-        asked = replace(section, weights=weights, sha256=sha256(weights), device=device, precision="fp16", tile_px=2048)
+    trained = (Weights(subject.weights, sha256(subject.weights)),)
+    for name, weights in (("width 16", section.weights), (subject.weights.stem, trained)):
+        asked = replace(section, weights=weights, device=device, precision="fp16", tile_px=2048)
         with local_cluster(2, threads=THREADS) as cluster:
             seconds = [wall_seconds(work, asked, cluster, BLOCKS**2) for _ in range(ROUNDS + 1)][
                 1:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,9 @@ def slow_network(mpx_s: float) -> None:
 
     def load_network(section: predict.PredictSection) -> predict.Network:
         network = load(section)
-        network.forward = partial(forward, mpx_s, network.shape.trim_px // 2)
+        (member,) = network.members
+        waiting = partial(forward, mpx_s, member.shape.trim_px // 2)
+        network.members = (replace(member, forward=waiting),)
         return network
 
     predict.load_network = load_network

@@ -10,12 +10,13 @@ import pytest
 import tifffile
 
 from flows.batch import Batch, BatchRequest, Equipment, Outcome, State, plan_batch
-from pipeline.config import load_config
-from pipeline.plan import Compute, Model
+from pipeline.config import ModelSection, load_config
+from pipeline.model import Member, Model
+from pipeline.plan import Compute
 from tests.commands import CLASSES, CONTEXT
-from unet_core.header import describe
+from unet_core.header import Weights, describe
 
-MODEL = Model("context", CONTEXT, "0" * 64, describe(CONTEXT).spec)
+MODEL = Model((Member("context", Weights(CONTEXT, "0" * 64), describe(CONTEXT).spec),))
 
 
 def request(tmp_path: Path, *settings: str) -> BatchRequest:
@@ -29,7 +30,7 @@ def request(tmp_path: Path, *settings: str) -> BatchRequest:
 def outcomes(*states: State, disk: bool = False) -> Batch:
     """A batch that ended so."""
     found = [Outcome(str(number), Path("x"), state, disk_failed=disk) for number, state in enumerate(states)]
-    equipment = {"context": Equipment(MODEL, Compute("cpu", "fp32", 512))}
+    equipment = {ModelSection(weights="context"): Equipment(MODEL, Compute("cpu", "fp32", 512))}
     return Batch(BatchRequest(inputs=(), out=Path("out")), equipment, found)
 
 

@@ -20,7 +20,7 @@ from skimage.measure import label
 from flows.methods import asked, networks
 from pipeline.errors import ConfigError, ModelError
 from pipeline.geometry import Box, TileGrid
-from pipeline.predict import Network
+from pipeline.predict import Member, Network
 from tests.commands import Command, files_of
 from unet_core.checkpoint import save
 from unet_core.header import sha256
@@ -248,7 +248,7 @@ def test_tiles_answer_as_the_whole_pass(tmp_path: Path) -> None:
         sizes.append(x_NCHW.shape[-1])
         return model(x_NCHW)
 
-    network = Network(forward, model.spec)
+    network = Network((Member(forward, model.spec),))
     image = np.random.default_rng(0).integers(0, 256, (3, 150, 203), np.uint8)
     whole = asked(network, image)(Box(0, 0, 150, 203))
     assert len(sizes) == 1
@@ -259,4 +259,4 @@ def test_tiles_answer_as_the_whole_pass(tmp_path: Path) -> None:
         tiled[(slice(None), *tile.core.slices)] = answer(tile.core)
     torch.set_num_threads(threads)
     assert np.array_equal(tiled, whole)
-    assert set(sizes) == {network.shape.read_px(32)}
+    assert set(sizes) == {model.shape.read_px(32)}

@@ -13,11 +13,14 @@ import pytest
 import torch
 import yaml
 
+from flows.model import details
 from tests.commands import Command
 from unet_core import header
 from unet_core.checkpoint import load, save
+from unet_core.convert import convert
 from unet_core.model import UNet
-from unet_core.spec import UNetSpec
+from unet_core.networks import build
+from unet_core.spec import UNetSpec, preset
 
 SPEC = UNetSpec(depth=2, width=4, in_channels=3, classes=3, mpp=0.5, class_names=("a", "b"), threshold=0.4)
 BUILT_IN = header.WEIGHTS / "nuclei@1.safetensors"
@@ -128,6 +131,33 @@ def test_it_is_written_by_the_same_save(tmp_path: Path, overtile_alone: Command,
     assert overtile_alone.run("model", "convert", source, target, *settings).code == 0
     save(ours, network, header.describe(target).provenance)
     assert target.read_bytes() == ours.read_bytes()
+
+
+def test_a_network_trained_in_monai_converts_without_renaming(tmp_path: Path) -> None:
+    from monai.networks.nets.basic_unetplusplus import BasicUNetPlusPlus
+
+    spec = preset("unet++", width=2)
+    theirs = BasicUNetPlusPlus(2, 3, 2, (2, 4, 8, 16, 32, 2), norm="batch").eval()
+    torch.save(theirs.state_dict(), tmp_path / "in.pt")
+    assert convert(tmp_path / "in.pt", tmp_path / "out.safetensors", spec) == []
+    image = torch.rand(1, 3, 48, 32)
+    with torch.inference_mode():
+        assert torch.equal(load(tmp_path / "out.safetensors")(image), theirs(image)[0])
+
+
+@pytest.mark.parametrize("name", ["unet++", "attention"])
+def test_info_of_other_architectures(tmp_path: Path, name: str) -> None:
+    spec = preset(name, width=2)
+    save(tmp_path / "net.safetensors", build(spec), {})
+    told = details(tmp_path / "net.safetensors")
+    assert (told["halo_px"], told["step_px"]) == ({"unet++": 96, "attention": 64}[name], 16)
+    assert told["parameters"] == sum(one.numel() for one in build(spec).parameters())
+    assert sum(layer["parameters"] for layer in told["layers"]) == told["parameters"]
+    assert told["operations_per_px"]["1024"] > told["operations_per_px"]["limit"] > 0
+    sizes = list(told["memory_bytes"]["fp32"].values())
+    assert sizes == sorted(sizes)
+    assert sizes[0] > 0
+    assert told["spec"]["architecture"] == name
 
 
 class Payload:

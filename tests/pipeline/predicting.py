@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from pipeline.predict import (
 from pipeline.work import StageReport, Work, serial
 from tests.make_store import put_array
 from unet_core.checkpoint import load, save
-from unet_core.header import sha256
-from unet_core.model import UNet
+from unet_core.header import Weights, sha256
+from unet_core.model import SegmentationNetwork
+from unet_core.networks import build
 from unet_core.spec import UNetSpec
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -39,7 +41,7 @@ Image = NDArray[Any]
 
 
 @lru_cache
-def model_of(weights: Path) -> UNet:
+def model_of(weights: Path) -> SegmentationNetwork:
     torch.set_num_threads(1)
     return load(weights)
 
@@ -102,6 +104,11 @@ def all_tissue(shape_yx: tuple[int, int]) -> NDArray[np.bool_]:
     return np.ones([-(-side // FACTOR) for side in shape_yx], bool)
 
 
+def chosen(*files: Path) -> tuple[Weights, ...]:
+    """Weights as a plan names them."""
+    return tuple(Weights(path, sha256(path)) for path in files)
+
+
 def slide(
     root: Path, image: Image, *, weights: Path = CONTEXT, tile: int = 256, block: int = 512, precision: str = "fp32"
 ) -> Slide:
@@ -109,16 +116,28 @@ def slide(
     put_array(work.store, "0", image, "image", block)
     put_array(work.store, "tissue", all_tissue(image.shape[-2:]), "tissue", block)
     foreground = model_of(weights).spec.foreground
-    return Slide(work, PredictSection(weights, sha256(weights), foreground, FACTOR, "cpu", precision, tile))
+    return Slide(work, PredictSection(chosen(weights), foreground, FACTOR, "cpu", precision, tile))
 
 
 def network_of(weights: Path) -> Network:
-    return load_network(PredictSection(weights, sha256(weights), 1, FACTOR, "cpu", "fp32", 256))
+    return load_network(PredictSection(chosen(weights), 1, FACTOR, "cpu", "fp32", 256))
+
+
+def forward_of(network: Network) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What a network of one member computes with."""
+    (member,) = network.members
+    return member.forward
+
+
+def with_forward(network: Network, forward: Callable[[torch.Tensor], torch.Tensor]) -> Network:
+    """The same network, computing with something else."""
+    (member,) = network.members
+    return replace(network, members=(replace(member, forward=forward),))
 
 
 def weights_of(folder: Path, spec: UNetSpec, seed: int = 1) -> Path:
     torch.manual_seed(seed)
-    model = UNet(spec).eval()
+    model = build(spec).eval()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.2)

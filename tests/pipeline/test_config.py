@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "model": {"weights": "nuclei"},
+    "model": {"weights": "nuclei", "tta": "none"},
     "input": {"pattern": SLIDE_PATTERNS, "mpp": None, "cases": None, "regions": None, "channels": None},
     "tissue": {"method": "otsu", "min_area_um2": 4000.0, "fill_holes_um2": 40000.0, "exclude_qc": False},
     "tiles": {"tile": "auto", "block": 2048},
@@ -279,7 +279,7 @@ def test_overrides_change_single_keys_in_order(tmp_path: Path) -> None:
         ("objects=null", ("objects", None)),
         ("tiles={block: 512}", ("tiles", {"tile": "auto", "block": 512})),
         ('input.pattern=["*.a", "*.b"]', ("input", {**DEFAULTS["input"], "pattern": ("*.a", "*.b")})),
-        ("model.weights=a=b.safetensors", ("model", {"weights": "a=b.safetensors"})),
+        ("model.weights=a=b.safetensors", ("model", {"weights": "a=b.safetensors", "tta": "none"})),
         (" tiles.block=512", ("tiles", {"tile": "auto", "block": 512})),
     ],
 )

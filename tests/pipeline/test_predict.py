@@ -15,11 +15,13 @@ from pipeline import predict
 from pipeline.config import ModelSection, RunConfig, TilesSection
 from pipeline.errors import ConfigError, ModelError
 from pipeline.geometry import Box, TileGrid
-from pipeline.plan import load_model, resolve_tile
+from pipeline.model import load_model
+from pipeline.plan import resolve_tile
 from pipeline.predict import (
     ARRAY,
     Network,
     PredictSection,
+    activate,
     load_network,
     normalise,
     quantise,
@@ -38,7 +40,9 @@ from tests.pipeline.predicting import (
     PLAN,
     Image,
     assert_equal_to_rounding,
+    chosen,
     cut,
+    forward_of,
     slide,
     weights_of,
     whole_pass,
@@ -91,7 +95,7 @@ def test_tiles_off_the_step_are_refused(network: Network, box: Box, tile: int) -
 
 
 def test_a_tile_off_the_step_is_refused_when_the_run_is_planned() -> None:
-    model = load_model(RunConfig(model=ModelSection(weights=str(CONTEXT))))
+    model = load_model(ModelSection(weights=str(CONTEXT)))
 
     def resolved(tile: Any, block: int = 2048, device: str = "cpu") -> int:
         return resolve_tile(RunConfig(tiles=TilesSection(tile=tile, block=block)), model, device)
@@ -126,9 +130,10 @@ def test_grey_and_16_bit_images(tmp_path: Path, channels: int, dtype: type) -> N
         UNetSpec(depth=2, width=4, padding="same", norm="batch", up="bilinear"),
         UNetSpec(depth=2, width=4, head="sigmoid", classes=3),
         UNetSpec(depth=3, width=3, classes=4, up="nearest", skip="add"),
+        UNetSpec(depth=2, width=4, skip="none"),
         UNetSpec(depth=1, width=4, mean=(0.7, 0.5, 0.6), std=(0.1, 0.2, 0.3)),
     ],
-    ids=["same", "same batch bilinear", "sigmoid", "four classes", "own normalisation"],
+    ids=["same", "same batch bilinear", "sigmoid", "four classes", "no skips", "own normalisation"],
 )
 def test_other_networks(tmp_path: Path, spec: UNetSpec) -> None:
     weights = weights_of(tmp_path, spec)
@@ -268,7 +273,7 @@ def test_weights_that_changed_since_the_plan_are_refused(tmp_path: Path) -> None
     weights_of(tmp_path, UNetSpec(depth=1, width=2), seed=2)
     with pytest.raises(ModelError, match=rf"{weights}.*expected sha256 .*found .*changed") as caught:
         made.run()
-    assert made.section.sha256[:12] in str(caught.value)
+    assert made.section.weights[0].sha256[:12] in str(caught.value)
     assert sha256(weights)[:12] in str(caught.value)
     assert made.work.store.done(ARRAY, PLAN) == set()
 
@@ -276,7 +281,7 @@ def test_weights_that_changed_since_the_plan_are_refused(tmp_path: Path) -> None
 def test_a_network_is_loaded_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[Path] = []
     monkeypatch.setattr(predict.checkpoint, "load", lambda path: (loads.append(path), load(path))[1])
-    section = PredictSection(CONTEXT, sha256(CONTEXT), 1, FACTOR, "cpu", "fp32", 256)
+    section = PredictSection(chosen(CONTEXT), 1, FACTOR, "cpu", "fp32", 256)
     assert load_network(section) is load_network(replace(section, tile_px=512))
     assert load_network(replace(section, precision="bf16")) is not load_network(section)
     assert len(loads) == 2
@@ -284,7 +289,7 @@ def test_a_network_is_loaded_once_a_process(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_network_computes_on_one_thread(network: Network) -> None:
     assert torch.get_num_threads() == 1
-    assert not network.forward.training  # type: ignore[attr-defined]  # it is a module
+    assert not forward_of(network).training  # type: ignore[attr-defined]  # it is a module
 
 
 def test_devices_and_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,7 +331,7 @@ def test_normalisation_is_the_formula(dtype: type, channels: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "activate"),
+    ("spec", "formula"),
     [
         (UNetSpec(), lambda z: torch.softmax(z, 0)[1:]),
         (UNetSpec(classes=4), lambda z: torch.softmax(z, 0)[1:]),
@@ -334,12 +339,12 @@ def test_normalisation_is_the_formula(dtype: type, channels: int) -> None:
     ],
     ids=["two classes", "four classes", "sigmoid"],
 )
-def test_bytes_are_the_rounded_probability(spec: UNetSpec, activate: Callable[[torch.Tensor], torch.Tensor]) -> None:
+def test_bytes_are_the_rounded_probability(spec: UNetSpec, formula: Callable[[torch.Tensor], torch.Tensor]) -> None:
     generator = torch.Generator().manual_seed(5)
     logits = torch.randn(spec.out_channels, 200, 200, generator=generator) * 6
     logits[0, 0, 0], logits[-1, 0, 1] = 300.0, 300.0
-    exact = np.rint(activate(logits.double()).numpy() * 255)
-    found = quantise(logits, spec, torch.float32)
+    exact = np.rint(formula(logits.double()).numpy() * 255)
+    found = quantise(activate(logits, spec, torch.float32))
     assert found.dtype == torch.uint8
     assert found.shape == (spec.foreground, 200, 200)
     assert_equal_to_rounding(found.numpy(), exact.astype(np.uint8), share=1e-4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +15,17 @@ from pipeline.predict import (
     ARRAY,
     Network,
     Region,
-    quantise,
+    activate,
 )
 from tests.make_store import tree_bytes
 from tests.pipeline.predicting import (
     PLAN,
     assert_equal_to_rounding,
     cut,
+    forward_of,
     network_of,
     slide,
+    with_forward,
 )
 from unet_core.checkpoint import save
 from unet_core.model import UNet
@@ -41,9 +42,9 @@ def without_memory_above(network: Network, side_px: int) -> tuple[Network, list[
         given.append(x_NCHW.shape[-1])
         if x_NCHW.shape[-1] > side_px:
             raise torch.OutOfMemoryError(f"tried to allocate {x_NCHW.numel()} floats")
-        return network.forward(x_NCHW)
+        return forward_of(network)(x_NCHW)
 
-    return replace(network, forward=forward), given
+    return with_forward(network, forward), given
 
 
 @pytest.mark.parametrize(("tile", "fits", "side"), [(512, 444, 256), (384, 380, 192), (512, 316, 128)])
@@ -83,9 +84,9 @@ def test_out_of_memory_in_the_middle_of_a_block_leaves_no_trace_in_it(wide: Path
         calls += 1
         if calls == 2:
             raise torch.OutOfMemoryError("somebody else took it")
-        return network.forward(x_NCHW)
+        return forward_of(network)(x_NCHW)
 
-    found = replace(network, forward=forward).probability(region, core, 256)
+    found = with_forward(network, forward).probability(region, core, 256)
     assert np.array_equal(found, network.probability(region, core, 256))
 
 
@@ -119,7 +120,7 @@ def test_other_errors_of_the_device_are_not_taken_for_want_of_memory(network: Ne
         raise RuntimeError("device-side assert")
 
     core = Box(0, 0, 64, 64)
-    broken = replace(network, forward=forward)
+    broken = with_forward(network, forward)
     with pytest.raises(RuntimeError, match="device-side assert"):
         broken.probability(Region.around(cut(64, 64), network.grid(core, 64)), core, 64)
     assert broken.largest_px is None
@@ -140,12 +141,12 @@ def test_one_number_that_is_not_finite_fails_the_slide(
     place: tuple[int, int],
 ) -> None:
     def forward(x_NCHW: torch.Tensor) -> torch.Tensor:
-        logits = network.forward(x_NCHW)
+        logits = forward_of(network)(x_NCHW)
         logits[0, channel, *place] = value
         return logits
 
     made = slide(tmp_path, cut(100, 100), tile=128)
-    monkeypatch.setattr(predict, "load_network", lambda section: replace(network, forward=forward))
+    monkeypatch.setattr(predict, "load_network", lambda section: with_forward(network, forward))
     with pytest.raises(ModelError, match="not finite"):
         made.run()
     assert made.work.store.done(ARRAY, PLAN) == set()
@@ -156,13 +157,13 @@ def test_infinities_of_both_signs_do_not_cancel() -> None:
     logits = torch.zeros(2, 4, 4)
     logits[0, 0, 0], logits[0, 0, 1] = float("inf"), float("-inf")
     with pytest.raises(ModelError, match="not finite"):
-        quantise(logits, UNetSpec(), torch.float32)
+        activate(logits, UNetSpec(), torch.float32)
 
 
 def test_an_overflow_in_half_precision_names_the_way_out() -> None:
     logits = torch.full((2, 4, 4), 70_000.0).to(torch.float16).float()
     with pytest.raises(ModelError, match=r"overflow.*bf16 or fp32"):
-        quantise(logits, UNetSpec(), torch.float16)
+        activate(logits, UNetSpec(), torch.float16)
 
 
 def test_weights_that_are_not_finite_give_no_background(tmp_path: Path) -> None:

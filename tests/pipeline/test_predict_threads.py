@@ -15,7 +15,7 @@ from pipeline.predict import ARRAY, Network, Region
 from pipeline.store import Index
 from pipeline.work import Counts, attempt
 from tests.make_store import tree_bytes
-from tests.pipeline.predicting import CONTEXT, cut, network_of, slide
+from tests.pipeline.predicting import CONTEXT, cut, forward_of, network_of, slide, with_forward
 
 PATIENCE_S = 60
 
@@ -30,9 +30,9 @@ def two_threads(function: Callable[[Index], Counts], indices: Iterable[Index]) -
 def network() -> Iterator[Network]:
     """The one of this process, as it was at the end."""
     network = network_of(CONTEXT)
-    forward = network.forward
+    members = network.members
     yield network
-    network.forward = forward
+    network.members = members
 
 
 def test_two_threads_write_what_one_writes(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_one_thread_reads_while_the_other_computes_and_never_do_both_compute(
     tmp_path: Path, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first call of the network ends only when a second block has been read."""
-    compute, around = network.forward, Region.around
+    compute, around = forward_of(network), Region.around
     reads, computing, most = [0], [0], [0]
     second_read = threading.Event()
 
@@ -68,7 +68,7 @@ def test_one_thread_reads_while_the_other_computes_and_never_do_both_compute(
         return answer
 
     monkeypatch.setattr(Region, "around", staticmethod(counted_read))
-    network.forward = held
+    network.members = with_forward(network, held).members
     report = slide(tmp_path, cut(1000, 1000)).run(two_threads)
     assert report.counts["network_calls"] > 4
     assert most == [1]

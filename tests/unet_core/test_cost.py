@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from unet_core.cost import HELD, Layer, layers, operations_per_px, parameters, tile_bytes
+from unet_core.cost import HELD, layers, operations_per_px, parameters, tile_bytes
 from unet_core.errors import SizeError
-from unet_core.model import UNet
+from unet_core.layer import Layer
+from unet_core.networks import build
 from unet_core.shapes import ValidShape
 from unet_core.spec import UNetSpec, preset
 
@@ -24,19 +25,21 @@ SPECS = {
     "batch": UNetSpec(depth=2, width=4, norm="batch"),
     "nearest": UNetSpec(depth=3, width=4, up="nearest", skip="add", head="sigmoid"),
     "bilinear": UNetSpec(depth=2, width=6, up="bilinear", skip="none", growth=3),
+    "unet++": UNetSpec(architecture="unet++", width=4, padding="same", norm="batch"),
+    "attention": UNetSpec(architecture="attention", depth=2, width=6, padding="same", norm="batch", classes=3),
     "padded bilinear": UNetSpec(depth=2, width=4, up="bilinear", padding="same", norm="batch", in_channels=1),
 }
 each_spec = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 MEASURE = """
 import ctypes, sys, torch
-from unet_core.model import UNet
+from unet_core.networks import build
 from unet_core.shapes import ValidShape
 from unet_core.spec import UNetSpec
 spec, side, dtype = UNetSpec.model_validate_json(sys.argv[1]), int(sys.argv[2]), getattr(torch, sys.argv[3])
 if sys.argv[4] == "mapped":  # each block of memory on its own, given back at once: what is alive is what is seen
     ctypes.CDLL(None).mallopt(-3, 65536)
 torch.set_num_threads(1)
-model = UNet(spec).eval().to(dtype=dtype, memory_format=torch.channels_last)
+model = build(spec).eval().to(dtype=dtype, memory_format=torch.channels_last)
 def seen(what):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(what)) * 1024
 def image(px):
@@ -57,7 +60,7 @@ def smallest(spec: UNetSpec) -> int:
 
 def modules(spec: UNetSpec, input_px: int) -> dict[str, tuple[int, int]]:
     """Channels and side of what every module that holds weights answers, by its name in the weights file."""
-    model, found = UNet(spec).eval(), {}
+    model, found = build(spec).eval(), {}
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
             module.register_forward_hook(
@@ -78,7 +81,7 @@ def test_layers_are_the_network_s_own(spec: UNetSpec) -> None:
 
 @each_spec
 def test_parameters_are_the_network_s_own(spec: UNetSpec) -> None:
-    assert parameters(spec) == sum(one.numel() for one in UNet(spec).parameters())
+    assert parameters(spec) == sum(one.numel() for one in build(spec).parameters())
 
 
 def test_the_paper_s_network() -> None:
@@ -95,7 +98,7 @@ def test_the_paper_s_network() -> None:
 def test_operations_are_what_torch_counts(spec: UNetSpec) -> None:
     side = smallest(spec) + 2 * ValidShape.of(spec).step
     with torch.device("meta"):
-        model, image = UNet(spec).eval(), torch.zeros(1, spec.in_channels, side, side)
+        model, image = build(spec).eval(), torch.zeros(1, spec.in_channels, side, side)
     with FlopCounterMode(display=False) as counter:
         model(image)
     assert sum(layer.operations for layer in layers(spec, side)) == counter.get_total_flops()
@@ -135,8 +138,10 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the peak of a pro
         (UNetSpec(width=32, up="bilinear", skip="add"), 512, "float32"),
         (UNetSpec(width=16, norm="batch", padding="same"), 512, "float32"),
         (UNetSpec(width=16, depth=2, skip="none", up="nearest"), 512, "float32"),
+        (preset("unet++"), 320, "float32"),
+        (preset("attention"), 384, "float32"),
     ],
-    ids=["narrow tile", "wide tile", "half precision", "bilinear", "batch", "no skips"],
+    ids=["narrow tile", "wide tile", "half precision", "bilinear", "batch", "no skips", "unet++", "attention"],
 )
 def test_memory_by_tile_is_what_a_process_is_seen_to_take(spec: UNetSpec, core_px: int, dtype: str) -> None:
     """Within 2 %, 1 MB of the library's own aside."""

@@ -47,6 +47,10 @@ def test_is_frozen_and_survives_json() -> None:
         {"colours": ((0, 0, 0), (1, 1, 1))},
         {"width": 10**9},
         {"in_channels": 0},
+        {"architecture": "transformer"},
+        {"architecture": "unet++"},
+        {"architecture": "attention", "norm": "batch", "padding": "same", "skip": "none"},
+        {"architecture": "attention", "norm": "batch", "padding": "same", "width": 1},
     ],
 )
 def test_refuses(wrong: dict[str, object]) -> None:
@@ -67,6 +71,8 @@ def test_lengths_are_named_on_both_sides() -> None:
         ("small", (32, 64, 128, 256, 512), "valid"),
         ("tiny", (16, 32, 64, 128, 256), "valid"),
         ("lesson", (16, 32, 64, 128), "same"),
+        ("unet++", (16, 32, 64, 128, 256), "same"),
+        ("attention", (16, 32, 64, 128, 256), "same"),
     ],
 )
 def test_presets(name: str, channels: tuple[int, ...], padding: str) -> None:
@@ -78,3 +84,16 @@ def test_presets(name: str, channels: tuple[int, ...], padding: str) -> None:
 def test_an_unknown_preset_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match="'huge': expected one of paper, padded, small, tiny, lesson"):
         preset("huge")
+
+
+def test_what_an_architecture_does_not_have_is_named_all_at_once() -> None:
+    with pytest.raises(ValidationError) as caught:
+        preset("unet++", depth=3, up="bilinear")
+    assert "'unet++' has no other: expected depth=4, found 3; up='transposed', found 'bilinear'" in str(caught.value)
+
+
+def test_a_plain_network_is_written_as_it_was_before_there_were_others() -> None:
+    assert "architecture" not in preset("tiny").model_dump(mode="json")
+    assert "architecture" not in preset("tiny").model_dump_json()
+    assert preset("attention").model_dump(mode="json")["architecture"] == "attention"
+    assert UNetSpec.model_validate_json(preset("unet++").model_dump_json()) == preset("unet++")

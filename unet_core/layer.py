@@ -1,0 +1,31 @@
+"""One step of a forward pass, as a line of a table: what it takes, what it makes, what it costs.
+
+Decision: whoever walks a network in integers and whoever watches one run say the same things, so figures and tables
+are made of these alone. An operation is a multiplication or an addition: two for each weight used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+UP_CONVOLUTION = "up-convolution"
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One step of the forward pass: `output_px` is the side of what comes out, `into` and `out` count channels."""
+
+    name: str  # as in the weights file; poolings and joins hold no weights
+    kind: str
+    kernel: int
+    into: int
+    out: int
+    output_px: int
+    parameters: int = 0
+    computed_px: int = 0  # side at which the products are summed; 0 where there are none
+
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions for one tile."""
+        products = 2 * self.kernel**2 * self.into * self.out * self.computed_px**2
+        return products // 4 if self.kind == UP_CONVOLUTION else products  # a quarter of the taps meet an input pixel
