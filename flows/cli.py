@@ -26,6 +26,7 @@ from rich.table import Column, Table
 from flows.evaluate import app as evaluate_app
 from flows.model import app as model_app
 from flows.plain import printable
+from flows.train_command import app as train_app
 from pipeline.errors import ConfigError, DiskError, LockedError, ModelError, OvertileError
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ app = typer.Typer(
 )
 
 app.add_typer(model_app, name="model")
+app.add_typer(train_app)
 app.add_typer(evaluate_app)
 
 Inputs = Annotated[

@@ -7,9 +7,9 @@ nearest known one named, and nothing is ever corrected silently.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -28,6 +28,7 @@ SLIDE_PATTERNS = (
 )
 """Those of the second line from ``*.czi`` on cannot be read: they are found so that they fail by name."""
 
+Configuration = TypeVar("Configuration", bound=BaseModel)
 Length = Annotated[int, Field(gt=0)]
 Radius = Annotated[float, Field(ge=0, le=50)]
 
@@ -162,15 +163,20 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration in ``path`` (None: all defaults) with ``section.key=value`` overrides applied.
+    """The configuration of `segment` in ``path`` (None: all defaults) with ``section.key=value`` overrides applied."""
+    return load_as(RunConfig, path, overrides)
+
+
+def load_as(kind: type[Configuration], path: Path | None, overrides: Sequence[str] = ()) -> Configuration:
+    """A configuration of any kind whose fields are sections and have defaults.
 
     Raises ConfigError for a missing file, bad YAML, an unknown key (naming the nearest known one) or a bad value.
     """
     content = read_settings(path, overrides)
     try:
-        return RunConfig.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"{path or 'configuration'}: " + "; ".join(_explain(error))) from error
+        raise ConfigError(f"{path or 'configuration'}: " + "; ".join(_explain(error, _sections(kind)))) from error
 
 
 def read_settings(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -216,27 +222,21 @@ def _apply(content: dict[str, Any], override: str) -> None:
     content[section] = {**values, name: value}
 
 
-def _explain(error: ValidationError) -> Iterable[str]:
+def _explain(error: ValidationError, sections: Mapping[str, Sequence[str]]) -> Iterable[str]:
+    everything = set(sections) | {key for keys in sections.values() for key in keys}
     for fault in error.errors():
-        place = [str(part) for part in fault["loc"] if part in _all_keys() or fault["type"] == "extra_forbidden"]
+        place = [str(part) for part in fault["loc"] if part in everything or fault["type"] == "extra_forbidden"]
         where = ".".join(place) or "the file"
         if fault["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(fault["loc"][-1]), _known_keys(place[:-1]), n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_known_keys(place[:-1]))}"
+            known = sections.get(place[0], list(sections)) if len(place) > 1 else list(sections)
+            near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             yield f"unknown key {where!r}: {hint}"
         else:
             yield f"{where}: {fault['msg']}, found {fault['input']!r}"
 
 
-def _known_keys(place: Sequence[str]) -> list[str]:
-    sections = _sections()
-    return list(sections[place[0]].model_fields) if place and place[0] in sections else list(RunConfig.model_fields)
-
-
-def _sections() -> dict[str, type[Section]]:
-    defaults = RunConfig()
-    return {name: type(getattr(defaults, name)) for name in RunConfig.model_fields}
-
-
-def _all_keys() -> set[str]:
-    return set(RunConfig.model_fields) | {key for section in _sections().values() for key in section.model_fields}
+def _sections(kind: type[BaseModel]) -> dict[str, list[str]]:
+    """The keys of each section."""
+    defaults = kind()
+    return {name: list(type(getattr(defaults, name)).model_fields) for name in kind.model_fields}

@@ -222,8 +222,9 @@ def quantise(probability_KYX: Tensor) -> Tensor:
 @lru_cache(maxsize=2)
 def _load(weights: tuple[Weights, ...], device: str, precision: str, tta: str) -> Network:
     dtype = DTYPES[precision]
-    _one_thread_and_no_page_faults()
-    _exact_gpu_arithmetic()
+    torch.set_num_threads(1)  # two are never bitwise equal to one
+    keep_freed_memory()
+    exact_gpu_arithmetic()
     members = tuple(_member(one, device, dtype) for one in weights)
     return Network(members, SYMMETRIES[tta], device=device, dtype=dtype)
 
@@ -252,9 +253,8 @@ def load_network(section: PredictSection) -> Network:
         return _load(section.weights, section.device, section.precision, section.tta)
 
 
-def _one_thread_and_no_page_faults() -> None:
-    """One thread, for two are never bitwise equal to one. Keep freed memory, which glibc returns at every layer."""
-    torch.set_num_threads(1)
+def keep_freed_memory() -> None:
+    """Keep freed memory, which glibc returns at every layer, and faults in again."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "gnu_get_libc_version"):
@@ -262,7 +262,7 @@ def _one_thread_and_no_page_faults() -> None:
                 libc.mallopt(option, value)
 
 
-def _exact_gpu_arithmetic() -> None:
+def exact_gpu_arithmetic() -> None:
     """No TF32 and no algorithm chosen by timing: the same pixels on every run."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False

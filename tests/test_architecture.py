@@ -65,7 +65,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
 ROOMS: dict[str, tuple[str, ...]] = {
     "prefect": ("flows/*",),
     "uvicorn": ("flows/server.py",),
-    "typer": ("flows/cli.py", "flows/model.py", "flows/evaluate.py"),
+    "typer": ("flows/cli.py", "flows/model.py", "flows/evaluate.py", "flows/train_command.py"),
     "click": ("flows/cli.py",),
     "rich": ("flows/*",),
     "dask": ("pipeline/workers.py",),
@@ -89,7 +89,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 }
 """One library, one room: the files that may import it."""
 
-LAZY = {"torch": ("unet_core/*", "pipeline/predict.py"), "prefect": ("flows/segment.py",)}
+LAZY = {"torch": ("unet_core/*", "pipeline/predict.py"), "prefect": ("flows/segment.py", "flows/train.py")}
 LAZY |= {"monai": ("unet_core/variants.py",)}
 """What costs a second to import: everywhere else only inside a function."""
 

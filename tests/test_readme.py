@@ -2,7 +2,8 @@
 
 Not run here, with the reason: ``make demo`` and ``make test`` (this is make test; both are run by .ci/run), the pip
 commands (what make does), and napari (it needs a screen; test_real_slides.py proves its reader). ``overtile segment``
-runs on a small slide through the stated shorter flag ``cluster.kind=serial`` of a configuration file.
+runs on a small slide through the stated shorter flag ``cluster.kind=serial`` of a configuration file, ``overtile
+train`` on drawn discs, two steps of a small network instead of the minutes stated.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from skimage.data import immunohistochemistry
 
 from pipeline.config import load_config
 from tests.commands import Command
+from tests.make_discs import write_discs
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 EXEMPT = ("make ", "python3 -m venv", ".venv/bin/", "napari ")
@@ -45,6 +47,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         resolutionunit="CENTIMETER",
     )
     (place / "small.yaml").write_text("cluster: {kind: serial}\ntiles: {block: 512, tile: 512}\n")
+    write_discs(place)
+    (place / "tiny.yaml").write_text("network: {depth: 1, width: 2}\nsampling: {output_px: 32}\nschedule: {steps: 2}\n")
     return place
 
 
@@ -59,6 +63,8 @@ def test_commands_then_code(folder: Path, overtile: Command) -> None:
     path = f"{Path(sys.executable).parent}:{overtile.environment['PATH']}"
     for line in lines:
         shorter = f"{line} --config small.yaml" if " segment " in line else line
+        if " train " in line:
+            shorter = re.sub(r" --minutes \d+", "", line) + " --config tiny.yaml"
         done = subprocess.run(
             ["bash", "-ec", shorter],
             cwd=folder,

@@ -7,8 +7,6 @@ what its own spec describes before a number is used, so a wrong file is named ra
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +18,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from unet_core.errors import CheckpointError
+from unet_core.files import write_atomically
 from unet_core.header import ENTRY, FORMAT_VERSION, describe
 from unet_core.model import SegmentationNetwork
 from unet_core.networks import build
@@ -45,7 +44,7 @@ def save(
         "spec": model.spec.model_dump(mode="json"),
         "provenance": dict(provenance),
     }
-    _write_atomically(path, to_bytes(tensors, {ENTRY: json.dumps(own, sort_keys=True)}))
+    write_atomically(path, to_bytes(tensors, {ENTRY: json.dumps(own, sort_keys=True)}))
 
 
 def load(path: Path) -> SegmentationNetwork:
@@ -102,23 +101,3 @@ def _demand_fit(path: Path, model: SegmentationNetwork) -> None:
                 f"{path}: tensor {name}: expected {expected.get(name, 'none')} (from the spec in the header), found "
                 f"{found.get(name, 'none')}: weights and spec are of different networks"
             )
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the target, flush to disk, then rename over it."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:  # whatever it was: leave nothing behind, then let it go on
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

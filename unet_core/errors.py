@@ -28,3 +28,11 @@ class UnknownModelError(NetworkError, LookupError):
 
 class AnnotationError(NetworkError, ValueError):
     """Annotated images, or their folds, that nobody could be meant to train on."""
+
+
+class RecipeError(NetworkError, ValueError):
+    """A training run that cannot be begun, or not be gone on with, as asked."""
+
+
+class DivergedError(NetworkError, ArithmeticError):
+    """A training run whose loss or gradient is no number any more."""

@@ -38,10 +38,10 @@ def whole_pass(model: SegmentationNetwork, image_CYX: ArrayLike) -> NDArray[np.u
     shape = ValidShape.of(model.spec)
     box = Square(-shape.halo, -shape.halo, shape.read_px(height) - shape.halo, shape.read_px(width) - shape.halo)
     with torch.inference_mode():
-        logits = model(normalised(model.spec, read_mirrored(image_CYX, box)))
+        logits = model(normalised(model.spec, read_mirrored(image_CYX, box)).to(next(model.parameters()).device))
     start = shape.crop_px
     probability = foreground_probability(model.spec, logits[..., start : start + height, start : start + width])
-    return (probability[0] * 255).round().to(torch.uint8).numpy()
+    return (probability[0] * 255).round().to(torch.uint8).cpu().numpy()
 
 
 def components(mask_YX: NDArray[np.bool_], least_px: int = 1) -> NDArray[np.integer]:

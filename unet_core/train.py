@@ -1,155 +1,306 @@
-"""Train a U-Net on a folder of images and label images: a small plain loop.
+"""Train a network on annotated images: the loop, what it keeps, and choosing threshold and smallest area at its end.
 
-Decision: what is not known to matter is left out. AdamW with a cosine to zero, the paper's weight map, strong
-deformation and stain jitter because there are few images; half precision where it is safe; one file at the end. A run
-given `--steps` is repeatable to the bit on one kind of machine; `--minutes` ends on time instead.
+Decision: everything that a step changes (weights, optimiser, what dropout and tiles are drawn from) is written to one
+file; so a run that is killed anywhere and begun again by the same call takes the very same steps: with
+`schedule.steps` to the bit, on one kind of CPU and as many threads.
+
+    RUN/best.safetensors   the best network on what is held back; at the end with threshold and smallest area
+    RUN/last.safetensors   the latest one          RUN/resume.safetensors   what going on needs
+    RUN/metrics.jsonl      a line a step           RUN/tensorboard          the same, to look at
 """
 
 from __future__ import annotations
 
-import argparse
-import logging
-import math
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
-import numpy as np
 import torch
 
+from unet_core import resume
 from unet_core.augment import Augmentation
+from unet_core.batches import Batches
 from unet_core.checkpoint import load, save, with_spec
-from unet_core.evaluate import best_min_area, best_threshold, in_folds, least_px, score, whole_pass
-from unet_core.header import describe, sha256
-from unet_core.loss import LossSettings, loss_for
-from unet_core.model import SegmentationNetwork
+from unet_core.errors import DivergedError, RecipeError
+from unet_core.evaluate import best_min_area, best_threshold, whole_pass
+from unet_core.header import describe, resolve, sha256
+from unet_core.journal import Journal
+from unet_core.learner import Learner, resolve_device
+from unet_core.loss import loss_for
 from unet_core.networks import build
-from unet_core.samples import Annotated, Batch, draw_batch, read_annotated, stain_shown
+from unet_core.optimise import rate_at
+from unet_core.recipe import Recipe
+from unet_core.resume import Position
+from unet_core.samples import Annotated, Sampler, class_frequencies
 from unet_core.shapes import ValidShape
-from unet_core.spec import UNetSpec, preset
+from unet_core.spec import UNetSpec
+from unet_core.survey import spec_for, with_stain
+from unet_core.validate import validate, views
 
-LOG = logging.getLogger(__name__)
+BEST, LAST = "best.safetensors", "last.safetensors"
+TILES = "chance/tiles"
+SAVE_EVERY_S = 60.0
+CHOOSE_IMAGES = 64  # on which threshold and smallest area are chosen
+SCORING = 2.0  # what choosing takes for each pixel, as a multiple of judging
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """How to train. `steps` wins over `minutes`."""
+class Material:
+    """Images to learn from, those held back to judge by, and what their classes are called."""
 
-    minutes: float = 35.0
-    steps: int | None = None
-    seed: int = 0
-    rate: float = 2e-3
-    decay: float = 1e-2
-    batch: int = 4
-    output_px: int = 228  # the tile is what the network needs to answer for this much or a little more
-
-    def progress(self, step: int, seconds: float) -> float:
-        """Return how much of the training is over, 0..1."""
-        return step / self.steps if self.steps else min(1.0, seconds / (60 * self.minutes))
+    training: Sequence[Annotated]
+    held_back: Sequence[Annotated] = ()
+    class_names: Sequence[str] = ("object",)
 
 
-def spec_for(cases: Sequence[Annotated], chosen: UNetSpec) -> UNetSpec:
-    """Return `chosen` with mean and deviation of the images' channels filled in, and the stain of coloured ones."""
-    images = [np.asarray(case.image_CYX[:, :, :]) for case in cases]
-    largest = [np.iinfo(image.dtype).max for image in images]
-    shares = [image.reshape(chosen.in_channels, -1) / top for image, top in zip(images, largest, strict=True)]
-    pixels = np.concatenate(shares, axis=1)
-    mean, std = ([round(float(value), 4) for value in stat(axis=1)] for stat in (pixels.mean, pixels.std))
-    known = {**chosen.model_dump(), "mean": mean, "std": std}
-    if chosen.in_channels == 3 and chosen.mpp is not None:
-        stain = stain_shown(cases, chosen.mpp, Augmentation(), torch.Generator().manual_seed(0))
-        known |= {"stain_mean": stain.mean, "stain_covariance": stain.covariance}
-    return UNetSpec.model_validate(known)
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be trained, from what, how and where to."""
+
+    folder: Path
+    material: Material
+    recipe: Recipe
+
+    def check(self) -> None:
+        """Raise RecipeError for a recipe that cannot be followed with these images."""
+        watched = self.recipe.stopping.patience or self.recipe.schedule.kind == "plateau"
+        if watched and not self.material.held_back:
+            raise RecipeError(
+                "stopping.patience and schedule.kind=plateau go by a score, and no image is held back to score on: set "
+                "folds.hold_back, or leave them out"
+            )
+
+    def identity(self, learner: Learner, frequencies: Sequence[float]) -> dict[str, Any]:
+        """Return what makes it this run and no other, as plain data."""
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "network": learner.model.spec.model_dump(mode="json"),
+            "trained on": [[case.name, *case.labels_YX.shape] for case in self.material.training],
+            "held back": [[case.name, *case.labels_YX.shape] for case in self.material.held_back],
+            "share of each class": list(frequencies),
+        }
+
+    def provenance(self, step: int) -> dict[str, Any]:
+        """Return what the weights' file says of where they come from."""
+        said: dict[str, Any] = {
+            "command": "overtile train",
+            "recipe": self.recipe.model_dump(mode="json"),
+            "steps": step,
+            "trained_on": [case.name for case in self.material.training],
+            "held_back": [case.name for case in self.material.held_back],
+        }
+        if start := self.recipe.network.start:
+            said["start"] = {"sha256": sha256(resolve(start)), **describe(resolve(start)).provenance}
+        return said
 
 
-def train_step(model: SegmentationNetwork, batch: Batch, optimiser: torch.optim.Optimizer) -> float:
-    """Take one step downhill and return the loss."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (model.spec.mean, model.spec.std))
-    x_NCHW = ((batch.image_NCHW - mean) / std).contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16):
-        logits_NCHW = model(x_NCHW)
-    loss = loss_for(LossSettings(), model.spec)(logits_NCHW, batch.target_NHW, batch.weight_NHW)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimiser.step()
-    return float(loss.detach())
+class Watcher(Protocol):
+    """Who wants to know how it goes."""
+
+    def begun(self, order: Order, position: Position) -> None:
+        """Training starts here, or goes on from here."""
+
+    def stepped(self, record: Mapping[str, Any], progress: float) -> None:
+        """One step was taken, and so much of the training (0..1) is over."""
+
+    def validated(self, step: int, scores: Mapping[str, float]) -> None:
+        """The network was judged."""
 
 
-def train(
-    spec: UNetSpec, cases: Sequence[Annotated], recipe: Recipe, start: SegmentationNetwork | None = None
-) -> tuple[SegmentationNetwork, int]:
-    """Return a trained network in eval mode and the number of steps taken; logs a line now and then.
+@dataclass(slots=True)
+class Training:
+    """One run in one folder."""
 
-    `start`: go on from this network, which keeps its own spec, instead of from He initialisation.
-    """
-    torch.manual_seed(recipe.seed)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    model = (start or build(spec)).train()
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
-    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.rate, weight_decay=recipe.decay)
+    order: Order
+    learner: Learner
+    sampler: Sampler
+    batches: Batches
+    identity: dict[str, Any]
+    seen: list[Annotated]
+    watcher: Watcher
+    position: Position = field(default_factory=Position)
+    saved: tuple[int, float] = (0, 0.0)  # step and second of the latest save
+    began: float = 0.0
+
+    @classmethod
+    def of(cls, order: Order, watcher: Watcher) -> Self:
+        """Build network and optimiser, and go back to where an earlier call was stopped.
+
+        Raises RecipeError when the folder holds another run, or the recipe cannot be followed on these images.
+        """
+        order.check()
+        recipe, material = order.recipe, order.material
+        torch.manual_seed(recipe.compute.seed)
+        start = load(resolve(recipe.network.start)) if recipe.network.start else None
+        spec = start.spec if start else spec_for(material.training, material.class_names, recipe)
+        frequencies = class_frequencies(material.training, spec.classes)
+        learner = Learner.of(start or build(spec), loss_for(recipe.loss, spec, frequencies), recipe)
+        sampler = Sampler(
+            material.training, sizes_px(spec, recipe), recipe.sampling, recipe.augment, learner.device.type
+        )
+        generator = chance(recipe)
+        identity = order.identity(learner, frequencies)
+        seen = views(material.held_back, recipe.stopping.images)
+        position = Position()
+        if saved := resume.read(order.folder, identity):
+            learner.restore(saved.tensors)
+            generator.set_state(saved.tensors[TILES])
+            position = saved.position
+        return cls(order, learner, sampler, Batches(sampler, generator), identity, seen, watcher, position)
+
+    # ---- the loop --------------------------------------------------------------------------------------------------
+
+    def run(self) -> Position:
+        """Train to the end, choose threshold and smallest area; return where it ended. A run that is done stays so.
+
+        Raises DivergedError, naming what is kept, when loss or gradient is no number any more.
+        """
+        with self.batches:
+            if not self.position.done:
+                self._train()
+        return self.position
+
+    def _train(self) -> None:
+        self.began = time.monotonic() - self.position.seconds
+        self.saved = (self.position.step, self.position.seconds)
+        self.watcher.begun(self.order, self.position)
+        with Journal(self.order.folder, self.position.log_bytes, self.position.step) as journal:
+            if self.position.step:
+                self._write_models()  # which a kill may have prevented
+            else:
+                self._judge(journal)  # what cannot be judged is found out before hours of training
+                self._save(journal)
+            while not self._is_over():
+                self._step(journal)
+            self._judge(journal)
+            self._save(journal)
+        choose(self.order.folder / BEST, self._choosing(), self.order.recipe)
+        self.position = replace(self.position, done=True)
+        resume.write(self.order.folder, self.identity, self.position, self._tensors())
+
+    @property
+    def seconds(self) -> float:
+        """Time used so far, by earlier calls too."""
+        return time.monotonic() - self.began
+
+    def _progress(self) -> float:
+        return self.order.recipe.schedule.progress(self.position.step, self.seconds, self.position.reserve_s)
+
+    def _is_over(self) -> bool:
+        return self._progress() >= 1 or self.position.watch.is_over(self.order.recipe.stopping.patience)
+
+    def _step(self, journal: Journal) -> None:
+        recipe, step, progress = self.order.recipe, self.position.step, self._progress()
+        rate = rate_at(recipe, step, progress, self.position.watch)
+        loss, norms = self._learn(rate)
+        self.position = replace(self.position, step=step + 1, seconds=self.seconds)
+        record = {
+            "step": step + 1,
+            "epoch": (step + 1) * recipe.sampling.batch // len(self.order.material.training),
+            "seconds": round(self.position.seconds, 3),
+            "loss": loss,
+            "rate": rate,
+            "gradient_norms": norms,
+        }
+        journal.stepped(record)
+        self.watcher.stepped(record, progress)
+        if (step + 1) % recipe.stopping.every == 0:
+            self._judge(journal)
+            self._save(journal)
+        elif self.seconds - self.saved[1] > SAVE_EVERY_S:
+            self._save(journal)
+
+    def _learn(self, rate: float) -> tuple[float, dict[str, float]]:
+        try:
+            return self.learner.step(next(self.batches), rate)
+        except DivergedError as error:
+            kept = self.position.watch.best_step or self.saved[0]
+            raise DivergedError(
+                f"{self.order.folder}: training diverged at step {self.position.step + 1}: {error}. Kept are {BEST} of "
+                f"step {kept} and {LAST} of step {self.saved[0]}. Lower optimiser.rate or set optimiser.clip, and name "
+                "another --out"
+            ) from error
+
+    def _judge(self, journal: Journal) -> None:
+        """Score the network on what is held back, once at each step."""
+        step, watch, recipe = self.position.step, self.position.watch, self.order.recipe
+        if not self.seen or self.position.judged == step:
+            return
+        before = time.monotonic()
+        self.learner.model.eval()
+        scores = {"loss": self._loss_held_back(), **validate(self.learner.model, self.seen)}
+        pace = (time.monotonic() - before) / _pixels(self.seen)
+        journal.validated(step, scores)
+        self.watcher.validated(step, scores)
+        if step:  # a network that has learnt nothing is nobody's best
+            watch = watch.after(scores[recipe.stopping.monitor], step, recipe)
+        reserve_s = SCORING * pace * _pixels(self._choosing())
+        self.position = replace(self.position, judged=step, watch=watch, reserve_s=reserve_s)
+
+    def _loss_held_back(self) -> float:
+        """Return the mean loss on as many batches as there are images, without augmentation, always the same ones."""
+        sampler = replace(self.sampler, cases=self.seen, augmentation=Augmentation.off())
+        generator = torch.Generator().manual_seed(0)
+        with torch.inference_mode():
+            losses = [float(self.learner.loss_of(sampler.draw(generator))) for _ in self.seen]
+        return sum(losses) / len(losses)
+
+    def _choosing(self) -> list[Annotated]:
+        return views(self.order.material.training, CHOOSE_IMAGES)
+
+    # ---- what is kept ----------------------------------------------------------------------------------------------
+
+    def _save(self, journal: Journal) -> None:
+        """Keep where the run is, first for going on, then for people."""
+        self.position = replace(self.position, seconds=self.seconds, log_bytes=journal.sync())
+        resume.write(self.order.folder, self.identity, self.position, self._tensors())
+        self.saved = (self.position.step, self.position.seconds)
+        self._write_models()
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return self.learner.tensors() | {TILES: self.batches.state}
+
+    def _write_models(self) -> None:
+        """Write the latest model, and the best one if that is of this very step, or none was judged."""
+        model, step = self.learner.model, self.position.step
+        provenance = self.order.provenance(step)
+        save(self.order.folder / LAST, model, provenance)
+        if self.position.watch.best_step in (None, step):
+            save(self.order.folder / BEST, model, provenance, precision="half")
+
+
+def sizes_px(spec: UNetSpec, recipe: Recipe) -> tuple[int, int]:
+    """Return the sides of a tile and of what the network answers for it."""
     shape = ValidShape.of(spec)
-    read_px = shape.read_px(recipe.output_px)
-    sizes = (read_px, shape.output_px(read_px))
-    started, step, recent = time.monotonic(), 0, 0.0
-    while (progress := recipe.progress(step, time.monotonic() - started)) < 1:
-        warm = min(1.0, (step + 1) / 50)
-        optimiser.param_groups[0]["lr"] = recipe.rate * warm * (1 + math.cos(math.pi * progress)) / 2
-        loss = train_step(model, draw_batch(cases, recipe.batch, sizes, Augmentation(), generator), optimiser)
-        recent = loss if step == 0 else 0.98 * recent + 0.02 * loss
-        step += 1
-        if step % 50 == 0:
-            LOG.info("step %d  %.1f %%  loss %.4f", step, 100 * progress, recent)
-    return model.eval(), step
+    read_px = shape.read_px(recipe.sampling.output_px)
+    return read_px, shape.output_px(read_px)
 
 
-def save_chosen(path: Path, model: SegmentationNetwork, cases: Sequence[Annotated], provenance: dict[str, Any]) -> None:
-    """Choose threshold and smallest area on the training images with the weights as stored; store both with them."""
-    save(path, model, provenance, precision="half")
-    stored = load(path)
-    probabilities = [whole_pass(stored, case.image_CYX) for case in cases]
-    threshold = best_threshold(probabilities, cases)
-    spec = model.spec.model_copy(update={"threshold": threshold})
-    spec = spec.model_copy(update={"min_area_um2": best_min_area(probabilities, cases, spec)})
-    pixels, objects = score(probabilities, cases, threshold, least_px(spec))
-    chosen = f"threshold {threshold}, smallest area {spec.min_area_um2} um2"
-    LOG.info("%s: on the training images Dice %.4f, F1 %.4f", chosen, pixels.f1, objects.f1)
-    save(path, with_spec(stored, spec), provenance, precision="half")
+def chance(recipe: Recipe) -> torch.Generator:
+    """Return what a run's tiles are drawn from, as it is at the first step."""
+    return torch.Generator().manual_seed(recipe.compute.seed)
 
 
-def main() -> None:
-    """Train, choose threshold and smallest area, write one weights file."""
-    parser = argparse.ArgumentParser(prog="python -m unet_core.train", description=__doc__)
-    parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--labels", type=Path, required=True)
-    parser.add_argument("--groups", type=Path, required=True, help="CSV with columns kind, image, fold")
-    parser.add_argument("--kind", default="he")
-    parser.add_argument("--hold-back", type=int, nargs="*", default=[0], help="folds not to train on")
-    parser.add_argument("--out", type=Path, required=True, help=".safetensors file to write")
-    parser.add_argument("--minutes", type=float, default=35.0)
-    parser.add_argument("--steps", type=int, help="instead of --minutes: repeatable")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
-    parser.add_argument("--start", type=Path, help=".safetensors file to go on from, spec included")
-    parser.add_argument("--mpp", type=float, help="micrometres per pixel of the images")
-    parser.add_argument("--name", default="nucleus", help="what the objects are")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(1)  # two threads would not give the same sums
-    names = in_folds(arguments.groups, arguments.kind, but=arguments.hold_back)
-    cases = [read_annotated(arguments.images, arguments.labels, name) for name in names]
-    spec = spec_for(cases, preset("tiny", mpp=arguments.mpp, class_names=(arguments.name,)))
-    start = load(arguments.start) if arguments.start else None
-    recipe = Recipe(arguments.minutes, arguments.steps, arguments.seed, arguments.rate)
-    LOG.info("%d images, %s, %s", len(cases), spec.model_dump_json(), recipe)
-    model, steps = train(spec, cases, recipe, start)
-    provenance = {**asdict(recipe), "steps": steps, "kind": arguments.kind, "held_back": arguments.hold_back}
-    if arguments.start:
-        provenance["start"] = {"sha256": sha256(arguments.start), **describe(arguments.start).provenance}
-    save_chosen(arguments.out, model, cases, provenance)
+def choose(path: Path, cases: Sequence[Annotated], recipe: Recipe) -> None:
+    """Store with a model what follows from the images that it was trained on: threshold, smallest area, stain.
+
+    A network for several classes has no threshold: its largest probability decides.
+    """
+    model = load(path).to(resolve_device(recipe.compute.device))
+    spec = with_stain(model.spec, cases, recipe)
+    if spec.foreground == 1:
+        probabilities = [whole_pass(model, case.image_CYX) for case in cases]
+        spec = spec.model_copy(update={"threshold": best_threshold(probabilities, cases)})
+        spec = spec.model_copy(update={"min_area_um2": best_min_area(probabilities, cases, spec)})
+    save(path, with_spec(model, spec), describe(path).provenance, precision="half")
 
 
-if __name__ == "__main__":
-    main()
+def _pixels(cases: Sequence[Annotated]) -> int:
+    return sum(case.labels_YX.shape[0] * case.labels_YX.shape[1] for case in cases)
+
+
+def train(order: Order, watcher: Watcher) -> Position:
+    """Train into a folder that exists, or go on where the same call was stopped; return where it ended."""
+    return Training.of(order, watcher).run()

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pipeline.config import SLIDE_PATTERNS, RunConfig, load_config
 from pipeline.errors import ConfigError
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+CONFIGS = [path for path in sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")) if "train" not in path.name]
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "model": {"weights": "nuclei", "tta": "none"},

@@ -1,28 +1,22 @@
-"""Tiles, the loop and the commands, on images drawn here: discs, some of which touch."""
+"""How a network is scored, and what is chosen by it, on images drawn here: discs, some of which touch."""
 
 from __future__ import annotations
 
 import csv
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage import io
 
-from unet_core import train
 from unet_core.checkpoint import load
 from unet_core.evaluate import best_min_area, best_threshold, in_folds, least_px, score, whole_pass
-from unet_core.header import describe, resolve, sha256
+from unet_core.header import resolve
 from unet_core.samples import Annotated, read_annotated
 from unet_core.separation import part_touching
 from unet_core.spec import UNetSpec
-
-SMALL = UNetSpec(depth=1, width=8)
 
 
 def drawn(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
@@ -71,50 +65,6 @@ def test_sizes_that_differ_are_refused(folder: Path, tmp_path: Path) -> None:
         read_annotated(folder / "images", tmp_path, "1.png")
 
 
-def test_normalisation_comes_from_the_images(folder: Path) -> None:
-    cases = [case(folder)]
-    spec = train.spec_for(cases, SMALL)
-    pixels = cases[0].image_CYX / 255
-    assert spec.mean == pytest.approx(pixels.mean(axis=(1, 2)), abs=1e-4)
-    assert spec.std == pytest.approx(pixels.std(axis=(1, 2)), abs=1e-4)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Two OpenMP threads do not repeat themselves."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_training_learns_discs(folder: Path) -> None:
-    cases = [case(folder, name) for name in in_folds(folder / "groups.csv", "discs", but=[0])]
-    model, steps = train.train(train.spec_for(cases, SMALL), cases, train.Recipe(steps=150, batch=4, output_px=32))
-    held_back = case(folder, "3.png")
-    pixels, _ = score([whole_pass(model, held_back.image_CYX)], [held_back], 0.4)
-    print(f"Dice {pixels.f1:.3f}")
-    assert steps == 150
-    assert pixels.f1 > 0.9
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_training_repeats_itself(folder: Path) -> None:
-    cases = [case(folder)]
-    first, second = (train.train(SMALL, cases, train.Recipe(steps=4, batch=2, output_px=32))[0] for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-    other, _ = train.train(SMALL, cases, train.Recipe(steps=4, batch=2, output_px=32, seed=1))
-    assert not torch.equal(first.head.weight, other.head.weight)
-
-
-def test_time_ends_a_run_that_has_no_number_of_steps() -> None:
-    recipe = train.Recipe(minutes=2.0)
-    assert recipe.progress(10**6, 60.0) == 0.5
-    assert recipe.progress(0, 1e9) == 1.0
-    assert train.Recipe(steps=10).progress(5, 1e9) == 0.5
-
-
 def test_the_threshold_with_the_best_dice_and_f1_is_chosen(folder: Path) -> None:
     annotated = case(folder)
     truth = part_touching(annotated.labels_YX) > 0
@@ -141,26 +91,6 @@ def test_the_smallest_area_drops_specks_and_keeps_what_was_annotated(
     assert 2 * pixel_um2 < chosen < np.bincount(annotated.labels_YX.ravel())[1:].min() * pixel_um2
     least = least_px(spec.model_copy(update={"min_area_um2": chosen}))
     assert score([probability], [annotated], 0.5, least) == score([np.where(truth, 200, 30)[None]], [annotated], 0.5)
-
-
-def test_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = folder / "net.safetensors"
-    data = ["--images", f"{folder}/images", "--labels", f"{folder}/labels", "--groups", f"{folder}/groups.csv"]
-    more = ["--kind", "discs", "--out", str(out), "--steps", "1", "--name", "disc"]
-    monkeypatch.setattr(sys, "argv", ["train", *data, *more])
-    train.main()
-    header = describe(out)
-    assert header.spec.class_names == ("disc",)
-    assert header.spec.threshold is not None
-    assert header.provenance["held_back"] == [0]
-    assert load(out).spec == header.spec
-    further = folder / "further.safetensors"
-    more = ["--kind", "discs", "--out", str(further), "--steps", "1", "--start", str(out), "--rate", "1e-2"]
-    monkeypatch.setattr(sys, "argv", ["train", *data, *more])
-    train.main()
-    assert describe(further).provenance["start"]["sha256"] == sha256(out)
-    moved = (load(further).head.weight - load(out).head.weight).abs().max()
-    assert 0 < float(moved.detach()) < 1e-3
 
 
 def test_the_built_in_model_keeps_its_promise(shared_data: Path) -> None:

@@ -1,0 +1,96 @@
+"""From folders of images and masks to what is trained: one order for each fold that is held back.
+
+The one decision made here: folds are drawn once, written to the run's folder and used again, so a network that goes on
+learning is never judged by what it has seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.annotation_checks import Summary, check_annotations, draw_folds
+from flows.annotations import Annotations, open_annotations, refusals
+from flows.panel import save_panel
+from pipeline.errors import ConfigError
+from unet_core.recipe import Recipe
+from unet_core.samples import Sampler
+from unet_core.train import Material, Order, chance, sizes_px
+
+FOLDS = "folds.json"
+SAMPLES = 4
+"""Tiles in the picture of samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRequest:
+    """What `overtile train` was asked for."""
+
+    images: Path
+    masks: Path
+    cases: Path | None
+    out: Path
+    recipe: Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything that is known before the first step: the networks to be trained, and what there is to learn from."""
+
+    orders: tuple[Order, ...]
+    summary: Summary
+
+
+def prepare(request: TrainRequest) -> Prepared:
+    """Read and check the images, draw the folds or read them.
+
+    Raises ConfigError, naming the file and the cure, for whatever cannot be trained on.
+    """
+    found, summary = read(request)
+    orders = (
+        Order(folder, _material(found, *names), request.recipe) for folder, *names in _splits(request, found, summary)
+    )
+    return Prepared(tuple(orders), summary)
+
+
+def read(request: TrainRequest) -> tuple[Annotations, Summary]:
+    """The images with their annotations, and what was counted in them."""
+    if request.out.resolve() in (request.images.resolve(), request.masks.resolve()):
+        raise ConfigError(f"{request.out}: expected a folder of its own for the run, found the images' or masks'")
+    found = open_annotations(request.images, request.masks, request.cases, request.recipe.data)
+    return found, check_annotations(found)
+
+
+def save_samples(request: TrainRequest, found: Annotations) -> Path:
+    """Write a picture of tiles as the network will be shown them; return its path."""
+    recipe = request.recipe
+    spec = recipe.network.spec(found.cases[0].image_CYX.shape[0], found.class_names)
+    sampling = recipe.sampling.model_copy(update={"batch": SAMPLES})
+    sampler = Sampler(found.cases, sizes_px(spec, recipe), sampling, recipe.augment)
+    path = request.out / "samples.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_panel(path, sampler.draw(chance(recipe)), found.class_names)
+    return path
+
+
+def _splits(
+    request: TrainRequest, found: Annotations, summary: Summary
+) -> Iterator[tuple[Path, Sequence[str], Sequence[str]]]:
+    """Folder, names to learn from and names held back of each network."""
+    wanted = request.recipe.folds.hold_back
+    if wanted is None:
+        yield request.out, [case.name for case in found.cases], []
+        return
+    folds = draw_folds(request.out / FOLDS, found, summary, request.recipe.folds)
+    for number in folds.numbers if wanted == "all" else (wanted,):
+        folder = request.out / f"fold-{number}" if wanted == "all" else request.out
+        with refusals():
+            yield folder, *folds.split(number)
+
+
+def _material(found: Annotations, training: Sequence[str], held_back: Sequence[str]) -> Material:
+    by_name = {case.name: case for case in found.cases}
+    return Material(
+        tuple(by_name[name] for name in training), tuple(by_name[name] for name in held_back), found.class_names
+    )

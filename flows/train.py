@@ -1,0 +1,114 @@
+"""The flow: one Prefect task for each fold that is held back, one network for each.
+
+The one decision made here: as with slides, Prefect shows and is never the ledger; how far a training has come is what
+lies in its folder, so the same call goes on there whatever Prefect remembers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from httpx import HTTPError  # what Prefect lets through when its server cannot be reached
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import PrefectException
+from prefect.utilities.annotations import quote
+
+from flows.material import Prepared, TrainRequest, prepare
+from flows.plain import printable
+from pipeline.files import disk_errors, read_json_lines, sweep_partials
+from pipeline.lock import slide_lock
+from pipeline.predict import exact_gpu_arithmetic, keep_freed_memory
+from unet_core.header import describe
+from unet_core.journal import NAME as METRICS
+from unet_core.learner import use_threads
+from unet_core.resume import Position
+from unet_core.train import BEST, Order, Watcher, train
+
+
+@contextmanager
+def begin(request: TrainRequest) -> Iterator[Prepared]:
+    """Read and check the images, and keep everybody else out of the run's folder while they are trained on."""
+    with disk_errors(request.out), slide_lock(request.out / ".work"):
+        sweep_partials(request.out, age_s=0)  # nobody else is at work here
+        yield prepare(request)
+
+
+def _run_name() -> str:
+    from prefect.runtime import flow_run
+
+    request = flow_run.parameters["request"]
+    return printable(f"{request.images.name} -> {request.out.name}")
+
+
+@flow(name="train-unet", flow_run_name=_run_name, persist_result=False)
+def train_unet(request: TrainRequest, watcher: Any = None, begun: Any = None) -> list[Path]:
+    """Train a network for each fold that is held back; return the models' files. What is done already stays.
+
+    ``begun`` gives what was prepared, for a caller who has read the images already: a function, because Prefect would
+    show whatever else it is given. Raises ConfigError when nothing could start, DivergedError when the loss is no
+    number any more.
+    """
+    with (begun or begin)(request) as prepared:
+        keep_freed_memory()
+        exact_gpu_arithmetic()
+        use_threads(request.recipe.compute.threads)
+        return [train_fold(printable(order.folder.name), _unseen((order, watcher))) for order in prepared.orders]
+
+
+def _unseen(job: Any) -> Any:
+    """What a task is given and Prefect neither looks into nor shows; it arrives as it is."""
+    return quote(job)
+
+
+@task(name="train fold", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
+def train_fold(name: str, job: tuple[Order, Watcher | None]) -> Path:
+    """Train one network, and show how it went."""
+    order, watcher = job
+    order.folder.mkdir(parents=True, exist_ok=True)
+    train(order, watcher or _Nobody())
+    _show(name, training_markdown(order.folder))
+    return order.folder / BEST
+
+
+def training_markdown(folder: Path) -> str:
+    """How a training went: what was chosen, and every validation."""
+    spec = describe(folder / BEST).spec
+    scored = [line for line in read_json_lines(folder / METRICS) if "validation" in line]
+    names = list(scored[0]["validation"]) if scored else []
+    lines = [
+        f"# {printable(folder.name)}",
+        "",
+        f"Threshold {spec.threshold or 'none'}, smallest object {spec.min_area_um2:g} um2, {len(scored)} validations.",
+        "",
+        f"| step | {' | '.join(names)} |",
+        f"|{'---|' * (1 + len(names))}",
+        *(_row(line["step"], line["validation"]) for line in scored),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _row(step: int, scores: Mapping[str, float]) -> str:
+    return f"| {step} | {' | '.join(f'{value:.4f}' for value in scores.values())} |"
+
+
+def _show(name: str, markdown: str) -> None:
+    """Put it where Prefect shows it, if its server takes it: the network is trained either way."""
+    try:
+        create_markdown_artifact(markdown, key="training", description=name)
+    except (PrefectException, HTTPError) as error:
+        get_run_logger().warning("no artifact for %s: %s", name, error)
+
+
+class _Nobody:
+    """Watches nothing."""
+
+    def begun(self, order: Order, position: Position) -> None: ...
+
+    def stepped(self, record: Mapping[str, Any], progress: float) -> None: ...
+
+    def validated(self, step: int, scores: Mapping[str, float]) -> None: ...

@@ -1,0 +1,49 @@
+"""What a training says of itself on its way."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from flows import train_progress
+from flows.train_progress import Display
+from tests.unet_core.training import material, recipe
+from unet_core.resume import Position
+from unet_core.train import Order
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> StringIO:
+    """A log into which a line is written at every step."""
+    monkeypatch.setattr(train_progress, "LOG_EVERY_S", -1.0)
+    return StringIO()
+
+
+def test_the_loss_shown_is_a_running_mean(said: StringIO) -> None:
+    with Display(Console(file=said, width=200)) as display:
+        display.begun(Order(Path("run"), material(), recipe()), Position())
+        display.stepped({"step": 1, "loss": 1.0}, 0.0)
+        display.stepped({"step": 2, "loss": 51.0}, 0.5)
+    assert said.getvalue().splitlines()[1:] == ["  0% step 1 loss 1.0000", " 50% step 2 loss 2.0000"]
+
+
+def test_it_says_what_starts_goes_on_and_was_scored(said: StringIO) -> None:
+    with Display(Console(file=said, width=200)) as display:
+        display.begun(Order(Path("run"), material(3, 1), recipe()), Position(step=4))
+        display.validated(6, {"loss": 0.25, "dice": 0.5})
+    assert said.getvalue().splitlines() == [
+        "run goes on after step 4: 3 images to learn from, 1 held back",
+        "step 6 held back: loss 0.2500, dice 0.5000",
+    ]
+
+
+def test_on_a_terminal_a_bar_moves() -> None:
+    console = Console(file=StringIO(), force_terminal=True, width=100)
+    with Display(console) as display:
+        display.begun(Order(Path("[bold]"), material(), recipe()), Position())
+        display.stepped({"step": 1, "loss": 1.0}, 0.25)
+        assert display.row is not None
+        assert display.bar.tasks[display.row].percentage == 25
