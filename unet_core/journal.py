@@ -34,6 +34,7 @@ class Journal:
                 "Put it back, or begin again in another --out"
             )
         self.file.truncate(log_bytes)
+        self.file.seek(log_bytes)  # else the position, which is stored, is the old end until something is written
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
 
     def __enter__(self) -> Self:

@@ -91,6 +91,19 @@ def test_killed_inside_an_epoch_it_goes_on_as_if_it_had_not(
     assert_equal_runs(tmp_path, undisturbed)
 
 
+def test_killed_again_and_again_it_goes_on_as_if_it_had_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a resumed run leaves behind is what the next one goes on from: after 0, 0, 3 and 6 steps."""
+    given = recipe(schedule={"steps": 11})
+    run(tmp_path / "undisturbed", given)
+    for steps in (2, 2, 5, 4):
+        with monkeypatch.context() as patch:
+            patch.setattr(Learner, "step", dying(Learner.step, steps, before=False))
+            with pytest.raises(Killed):
+                run(tmp_path / "killed", given)
+    run(tmp_path / "killed", given)
+    assert_equal_runs(tmp_path / "killed", tmp_path / "undisturbed")
+
+
 def test_what_a_killed_run_logged_beyond_its_last_save_is_cut_off(undisturbed: Path, tmp_path: Path) -> None:
     steps = [line["step"] for line in lines(undisturbed) if "loss" in line]
     assert steps == list(range(1, 8))
