@@ -120,8 +120,8 @@ def test_a_slide_begun_in_out_stays_there(
 @pytest.mark.parametrize(
     ("lost", "every"),
     [
-        pytest.param(False, 4, id="scratch there"),
-        pytest.param(True, 16, id="scratch lost"),
+        pytest.param(False, 8, id="scratch there"),
+        pytest.param(True, 24, id="scratch lost"),
         pytest.param(False, 1, id="every step", marks=pytest.mark.long),
         pytest.param(True, 1, id="every step, lost", marks=pytest.mark.long),
     ],

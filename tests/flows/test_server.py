@@ -50,24 +50,19 @@ def server(parent: subprocess.Popen[bytes]) -> Iterator[psutil.Process]:
         process.kill()
 
 
-def test_it_listens_on_this_machine_only(server: psutil.Process) -> None:
-    assert {c.laddr.ip for c in server.net_connections("tcp") if c.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
-
-
 def test_it_is_gone_when_its_parent_has_ended(parent: subprocess.Popen[bytes], server: psutil.Process) -> None:
+    listening = [c.laddr.ip for c in server.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    assert listening == ["127.0.0.1"]
     parent.communicate(b"\n", timeout=PATIENCE_S)
     assert parent.returncode == 0
     assert not server.is_running()
 
 
 def test_kill_9_of_the_parent_leaves_no_server(parent: subprocess.Popen[bytes], server: psutil.Process) -> None:
+    """Nor does Ctrl-C go to both: the run still has to tell the server how it ended."""
+    assert os.getpgid(server.pid) != os.getpgid(parent.pid)
     parent.kill()
     assert psutil.wait_procs([server], timeout=20)[1] == []
-
-
-def test_ctrl_c_is_for_the_parent(parent: subprocess.Popen[bytes], server: psutil.Process) -> None:
-    """It would go to the whole group, and the run could not tell the server how it ended."""
-    assert os.getpgid(server.pid) != os.getpgid(parent.pid)
 
 
 def asked(environment: dict[str, str]) -> str:
@@ -86,10 +81,6 @@ def test_a_server_named_in_a_profile_is_used(environment: dict[str, str]) -> Non
     home.mkdir()
     (home / "profiles.toml").write_text(f'active = "lab"\n[profiles.lab]\nPREFECT_API_URL = "{NO_SERVER}"\n')
     assert asked(environment) == NO_SERVER
-
-
-def test_one_is_started_where_none_is_named(environment: dict[str, str]) -> None:
-    assert asked(environment).startswith("http://127.0.0.1:")
 
 
 def test_a_server_that_cannot_start_is_named_with_the_way_out(tmp_path: Path) -> None:
