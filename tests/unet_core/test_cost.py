@@ -138,7 +138,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the peak of a pro
         (UNetSpec(width=32, up="bilinear", skip="add"), 512, "float32"),
         (UNetSpec(width=16, norm="batch", padding="same"), 512, "float32"),
         (UNetSpec(width=16, depth=2, skip="none", up="nearest"), 512, "float32"),
-        (preset("unet++"), 320, "float32"),
+        pytest.param(preset("unet++"), 320, "float32", marks=pytest.mark.long),
         (preset("attention"), 384, "float32"),
     ],
     ids=["narrow tile", "wide tile", "half precision", "bilinear", "batch", "no skips", "unet++", "attention"],

@@ -29,6 +29,15 @@ SPECS = [
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.architecture} {spec.depth}")
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Two would wait for each other longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def layers_of(network: nn.Module, *kinds: Any) -> Iterator[tuple[nn.Module, str, Any]]:
     """Layers of some kinds, each with the module it hangs in and its name there."""
     for name, layer in list(network.named_modules()):
@@ -64,14 +73,12 @@ def reach(spec: UNetSpec) -> list[tuple[int, int]]:
     """For each phase within the step: how far before and after its cell a pixel's answer depends on the input."""
     step = 2**spec.depth
     start = 7 * step
-    x = torch.rand(1, 1, 2 * start + step, step, dtype=torch.float64).requires_grad_()
+    x = torch.rand(step, 1, 2 * start + step, step, dtype=torch.float64).requires_grad_()  # an image for each phase
     logits = positive(spec)(x)
-    found = []
-    for phase in range(step):
-        (gradient,) = torch.autograd.grad(logits[0, :, start + phase].sum(), x, retain_graph=True)
-        seen = gradient[0, 0].abs().amax(dim=1).nonzero().ravel()
-        found.append((start - int(seen.min()), int(seen.max()) - start - step + 1))
-    return found
+    asked = torch.stack([logits[phase, :, start + phase].sum() for phase in range(step)])
+    (gradient,) = torch.autograd.grad(asked.sum(), x)
+    seen = [one[0].abs().amax(dim=1).nonzero().ravel() for one in gradient]
+    return [(start - int(rows.min()), int(rows.max()) - start - step + 1) for rows in seen]
 
 
 @each_spec
