@@ -26,7 +26,7 @@ SIDE_PX, BATCH, TEST_IMAGES = 96, 4, 24
 RADIUS_PX, RINGS = 5, 8
 DISCS = (24, 6, 1)
 """For each image: about a fifth, a twentieth, and less than a hundredth of its pixels."""
-TERA_OPERATIONS, SEEDS = 0.6, 3
+TERA_OPERATIONS, SEEDS = 0.4, 3
 BACKWARD = 3  # forward and backward together cost three forward passes
 
 COMMON = {"depth": 3, "width": 8, "in_channels": 1, "padding": "same", "norm": "batch"}
