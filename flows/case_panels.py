@@ -19,7 +19,6 @@ from pipeline.display import class_colours, compose, windows
 from pipeline.files import write_bytes
 from pipeline.geometry import Box
 from pipeline.judge import Judge
-from unet_core.census import ClassMap
 
 SHOWN_PX, GAP_PX = 768, 6
 RIGHT, ONLY_FOUND, ONLY_TRUE = (200, 200, 200), (220, 50, 47), (38, 110, 220)
@@ -44,7 +43,7 @@ def panel(evaluation: Evaluation, number: int) -> NDArray[np.uint8]:
     judge.run()
     box = _middle(judge.shape)
     shown = rgb(np.asarray(case.image_CYX[(slice(None), *box.slices)]))
-    true_YX, found_YX = ClassMap(case.labels_YX, case.classes_YX)[box.slices], np.asarray(judge.found_YX[box.slices])
+    true_YX, found_YX = case.class_map[box.slices], np.asarray(judge.found_YX[box.slices])
     colours = np.array([(255, 255, 255), *class_colours(len(method.rules.class_names))], np.uint8)
     parts = (shown, colours[true_YX], colours[found_YX], error(true_YX, found_YX))
     gap = np.full((box.shape[0], GAP_PX, 3), 255, np.uint8)

@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from flows.bar import Bar
 from flows.batch import Batch, Outcome
 from flows.plain import printable
 from pipeline.work import Counts
 
 COST = {"ingest": 3.0, "tissue": 0.5, "predict": 80.0, "label": 2.0, "measure": 2.0, "pyramid": 2.0, "export": 4.0}
-LOG_EVERY_S = 30.0
 
 
 @dataclass(slots=True)
@@ -75,44 +74,25 @@ class Meter:
         return f"{self.predicted_px / seconds / 1e6:.1f} MPx/s"
 
 
-class Display:
-    """A progress bar on a terminal, log lines elsewhere. A context manager; safe to call from several threads."""
+class Display(Bar):
+    """Watches a batch. A context manager; safe to call from several threads."""
 
     def __init__(self, console: Console) -> None:
-        self.console = console
+        super().__init__(console)
         self.meter = Meter()
         self.batch: Batch | None = None
         self.guard = threading.Lock()
-        self.logged = time.monotonic()
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:3.0f}%"),
-        )
-        rate = TextColumn("{task.fields[rate]}")
-        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        self.bar = Progress(*columns, rate, *times, console=console, disable=not console.is_terminal, transient=True)
-        self.row: TaskID | None = None
-
-    def __enter__(self) -> Display:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
 
     def batch_planned(self, batch: Batch) -> None:
         """Set the scale."""
         self.batch = batch
         self.meter.plan(batch)
-        self.row = self.bar.add_task("starting", total=self.meter.total or None, rate="")
-        self._say(f"{len(batch.outcomes)} slides, {len(batch.todo())} to look at; {_how(batch)}")
+        self.begin()
+        self.say(f"{len(batch.outcomes)} slides, {len(batch.todo())} to look at; {_how(batch)}")
 
     def stage_started(self, key: str, stage: str) -> None:
         """Show which stage of which slide runs."""
-        if self.row is not None:
-            self.bar.update(self.row, description=f"{escape(printable(key))} {stage}")
+        self.describe(f"{escape(printable(key))} {stage}")
 
     def block_done(self, key: str, stage: str, counts: Counts) -> None:
         """Move the bar by one block, or log a line when the last one is long ago."""
@@ -128,19 +108,11 @@ class Display:
             self.meter.end_slide(outcome.key)
             colour = "green" if outcome.as_asked else "red"
             where = "" if outcome.as_asked else f" at {outcome.stage}: {escape(printable(outcome.cause))}"
-            self._say(f"[{colour}]{outcome.state}[/] {escape(printable(outcome.key))} {outcome.seconds:.0f} s{where}")
+            self.say(f"[{colour}]{outcome.state}[/] {escape(printable(outcome.key))} {outcome.seconds:.0f} s{where}")
             self._show(outcome.key)
 
-    def _say(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True, highlight=False)
-
     def _show(self, what: str) -> None:
-        if self.row is not None:
-            self.bar.update(self.row, completed=self.meter.finished, rate=self.meter.rate)
-        if not self.console.is_terminal and time.monotonic() - self.logged > LOG_EVERY_S:
-            self.logged = time.monotonic()
-            share = self.meter.finished / (self.meter.total or 1)
-            self._say(f"{share:4.0%} {escape(printable(what))} {self.meter.rate}")
+        self.move(self.meter.finished / (self.meter.total or 1), escape(printable(what)), self.meter.rate)
 
 
 def _how(batch: Batch) -> str:

@@ -16,15 +16,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol
 
-from httpx import HTTPError  # what Prefect lets through when its server cannot be reached
-from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_markdown_artifact
+from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.exceptions import PrefectException
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 
+from flows.artifact import show_artifact
 from flows.batch import MANIFEST, Batch, BatchRequest, OpenSlide, Outcome, is_complete, open_slide_run, plan_batch
 from flows.plain import printable
 from flows.report import Report, slide_markdown
@@ -232,19 +230,11 @@ def slide_stage(key: str, stage: str, job: tuple[OpenSlide, MapBlocks]) -> Answe
     began = time.monotonic()
     if stage == MANIFEST:
         slide.run.finish()
-        _show(key, slide_markdown(slide.run))
+        show_artifact("slide", key, slide_markdown(slide.run))
         report = StageReport(stage)
     else:
         report = slide.run.step(stage, map_blocks)
     return Answer(report, time.monotonic() - began)
-
-
-def _show(key: str, markdown: str) -> None:
-    """Put the slide's figures where Prefect shows them, if its server takes them: the slide is complete either way."""
-    try:
-        create_markdown_artifact(markdown, key="slide", description=key)
-    except (PrefectException, HTTPError) as error:
-        get_run_logger().warning("no artifact for %s: %s", key, error)
 
 
 def _batch_name() -> str:

@@ -11,13 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from httpx import HTTPError  # what Prefect lets through when its server cannot be reached
-from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_markdown_artifact
+from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.exceptions import PrefectException
 from prefect.utilities.annotations import quote
 
+from flows.artifact import show_artifact
 from flows.material import Prepared, TrainRequest, prepare
 from flows.plain import printable
 from pipeline.files import disk_errors, read_json_lines, sweep_partials
@@ -71,7 +69,7 @@ def train_fold(name: str, job: tuple[Order, Watcher | None]) -> Path:
     order, watcher = job
     order.folder.mkdir(parents=True, exist_ok=True)
     train(order, watcher or _Nobody())
-    _show(name, training_markdown(order.folder))
+    show_artifact("training", name, training_markdown(order.folder))
     return order.folder / BEST
 
 
@@ -94,14 +92,6 @@ def training_markdown(folder: Path) -> str:
 
 def _row(step: int, scores: Mapping[str, float]) -> str:
     return f"| {step} | {' | '.join(f'{value:.4f}' for value in scores.values())} |"
-
-
-def _show(name: str, markdown: str) -> None:
-    """Put it where Prefect shows it, if its server takes it: the network is trained either way."""
-    try:
-        create_markdown_artifact(markdown, key="training", description=name)
-    except (PrefectException, HTTPError) as error:
-        get_run_logger().warning("no artifact for %s: %s", name, error)
 
 
 class _Nobody:

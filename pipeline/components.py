@@ -29,28 +29,8 @@ from pipeline.geometry import Box
 
 Array = NDArray[Any]
 
-MAX_CLASSES = 255
 VERTICAL, HORIZONTAL = 0, 1
 _LINES = ("top", "bottom", "left", "right")
-
-
-def class_map(probability_KYX: Array, threshold_byte: int) -> Array:
-    """Class of each pixel (uint8, 0 = background) from stored probabilities (uint8, foreground classes only).
-
-    One class: foreground where byte >= ``threshold_byte``. Several: the largest byte, where background has what the
-    sum leaves of 255; ties go to the lower class, background first (the threshold is not used).
-    """
-    if len(probability_KYX) > MAX_CLASSES:
-        raise ValueError(f"expected at most {MAX_CLASSES} foreground classes, found {len(probability_KYX)}")
-    if len(probability_KYX) == 1:
-        return np.asarray(probability_KYX[0] >= threshold_byte).view(np.uint8)
-    total = probability_KYX.sum(axis=0, dtype=np.uint16)
-    largest = (255 - np.minimum(total, 255)).astype(np.uint8)
-    classes = np.zeros(largest.shape, np.uint8)
-    for number, plane in enumerate(probability_KYX, start=1):
-        classes[plane > largest] = number
-        np.maximum(largest, plane, out=largest)
-    return classes
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ Only membranes need the image whole: thinning them does.
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,11 +21,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.components import Part, class_map, join, label_pieces, object_part, paint
+from pipeline.components import Part, join, label_pieces, object_part, paint
 from pipeline.geometry import Box, TileGrid
 from pipeline.numbering import Limits, Whole, number_objects
 from unet_core.calibration import calibration_sums
-from unet_core.census import ClassMap
+from unet_core.classify import class_map
 from unet_core.membranes import room_sums
 from unet_core.metrics import Overlaps, confusion, object_sums, pixel_sums
 from unet_core.samples import Annotated
@@ -53,11 +52,6 @@ class Rules:
     threshold: float
     least_px: int
     graded: bool = True
-
-    @property
-    def threshold_byte(self) -> int:
-        """Smallest byte that is foreground."""
-        return math.ceil(255 * self.threshold)
 
     @property
     def numbers(self) -> range:
@@ -122,7 +116,7 @@ class Judge:
         if self.rules.graded:
             for number, plane_YX in enumerate(probability_KYX, start=1):
                 self.calibration[number - 1] += calibration_sums(plane_YX, true_YX == number)
-        classes_YX = class_map(probability_KYX, self.rules.threshold_byte)
+        classes_YX = class_map(probability_KYX, self.rules.threshold)
         self.found_YX[core.slices] = classes_YX
         return object_part(label_pieces(classes_YX, CONNECTIVITY), classes_YX, core, self.shape[1])
 
@@ -163,7 +157,7 @@ class Judge:
         return np.asarray(self.found_YX[box.slices])
 
     def _true(self, box: Box) -> Array:
-        return ClassMap(self.case.labels_YX, self.case.classes_YX)[box.slices]
+        return self.case.class_map[box.slices]
 
     def _outline(self, read: Callable[[Box], Array], number: int) -> Array:
         """The outline of one class over the whole image, (n, 2)."""

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.components import Joined, Part, class_map, join, label_pieces, object_part, paint
+from pipeline.components import Joined, Part, join, label_pieces, object_part, paint
 from pipeline.files import fsync_dir
 from pipeline.holes import background_connectivity, fill_classes, fill_holes, hole_part
 from pipeline.morphology import Morphology
@@ -36,6 +36,7 @@ from pipeline.split import WHOLES, AllParts, lookup_tables, split_block, too_lar
 from pipeline.store import ArraySpec, Index
 from pipeline.watershed import LARGEST_PX, Splitting
 from pipeline.work import Counts, MapBlocks, StageReport, Work, run_blocks
+from unet_core.classify import class_map, threshold_byte
 
 Array = NDArray[Any]
 
@@ -80,11 +81,6 @@ class LabelSection:
     def morphology(self) -> Morphology:
         """Radii of discs in whole pixels, the nearest."""
         return Morphology(tuple((self._nearest(opens), self._nearest(closes)) for opens, closes in self.discs_um))
-
-    @property
-    def threshold_byte(self) -> int:
-        """Smallest stored byte that is foreground: ceil(255 * threshold), 128 for 0.5."""
-        return math.ceil(255 * self.threshold)
 
     @property
     def limits(self) -> Limits:
@@ -185,7 +181,7 @@ def _read_classes(work: Work, section: LabelSection, index: Index) -> Array:
     core, morphology = work.core(index), section.morphology
     read = core.expand(morphology.halo_px).intersect(work.grid.area)
     assert read is not None, "a block lies in the image"
-    classes = class_map(work.store.read(PROBABILITY).read(read), section.threshold_byte)
+    classes = class_map(work.store.read(PROBABILITY).read(read), section.threshold)
     return morphology.of_classes(classes)[core.shift(-read.y0, -read.x0).slices]
 
 
@@ -257,7 +253,7 @@ def _facts(work: Work, section: LabelSection, joined: Joined, whole: Whole, chos
         "objects_removed_by_area": int((stands & ~chosen.fitting).sum()),
         "objects_across_seams": across(joined, numbered.ids),
         "connectivity": section.connectivity,
-        "threshold_byte": section.threshold_byte if classes == 1 else None,
+        "threshold_byte": threshold_byte(section.threshold) if classes == 1 else None,
         "open_close_px": [list(radii) for radii in section.morphology.discs_px],
         "fill_holes_px": section.fill_holes_px,
     }

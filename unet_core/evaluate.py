@@ -7,16 +7,15 @@ own smallest area dropped. Nothing else is cleaned up.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from skimage.measure import label
 
+from unet_core.classify import class_map
 from unet_core.metrics import Counts, object_counts, pixel_counts
 from unet_core.mirror import ArrayLike, read_mirrored
 from unet_core.model import SegmentationNetwork, foreground_probability
@@ -61,7 +60,7 @@ def score(
     """Return the pixels' and the objects' counts, summed over images, at one threshold and smallest area."""
     pixels, objects = Counts(), Counts()
     for probability_KYX, case in zip(probabilities, cases, strict=True):
-        found_YX = components(probability_KYX[0] >= math.ceil(255 * threshold), least_px)
+        found_YX = components(class_map(probability_KYX[:1], threshold) > 0, least_px)
         true_YX = np.asarray(case.labels_YX[:, :])
         pixels += pixel_counts(found_YX > 0, true_YX > 0)
         objects += object_counts(found_YX, true_YX)
@@ -90,10 +89,3 @@ def best_min_area(probabilities: Sequence[NDArray[np.uint8]], cases: Sequence[An
         return sum(counts.f1 for counts in score(probabilities, cases, spec.threshold or 0.5, least))
 
     return max((round(unit_um2 * hundredths, 2) for hundredths in range(21)), key=quality)
-
-
-def in_folds(groups: Path, kind: str, folds: Sequence[int] | None = None, but: Sequence[int] = ()) -> list[str]:
-    """Return the image names of one kind in `folds` (None: all) without the folds in `but`, from a CSV of groups."""
-    with groups.open(newline="") as file:
-        rows = [(row["image"], int(row["fold"])) for row in csv.DictReader(file) if row["kind"] == kind]
-    return sorted(name for name, fold in rows if (folds is None or fold in folds) and fold not in but)

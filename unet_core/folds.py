@@ -12,7 +12,6 @@ folds are refused. They are written down once and used again, whatever has becom
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -25,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold
 
 from unet_core.errors import AnnotationError
+from unet_core.files import write_atomically
 
 SHUFFLES = 200
 _SHOWN = 5
@@ -280,18 +280,8 @@ def read_folds(path: Path) -> Folds:
 
 def write_folds(path: Path, folds: Folds) -> None:
     """Write the file, whole or not at all; equal folds give equal bytes."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(folds.model_dump(), file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    content = json.dumps(folds.model_dump(), indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, content.encode())
 
 
 def _demand_same(path: Path, folds: Folds, members: Sequence[Member], settings: FoldSettings) -> None:

@@ -11,14 +11,12 @@ from __future__ import annotations
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
-from skimage import io
 from torch import Generator, Tensor
 from torch.nn import functional
 
@@ -90,6 +88,11 @@ class Annotated:
             found = ", ".join(str(tuple(array.shape)) for array in arrays)
             raise ValueError(f"{self.name}: expected image, labels and classes of one size (y, x), found {found}")
 
+    @property
+    def class_map(self) -> ClassMap:
+        """The class of each pixel (y, x), 0 background."""
+        return ClassMap(self.labels_YX, self.classes_YX)
+
     def weights(self, w0: float, sigma_px: float) -> ArrayLike:
         """Return the separation weights (y, x): a map computed once if the labels are in memory, else where it is read.
 
@@ -105,7 +108,7 @@ class Annotated:
     def census(self) -> Census:
         """Return how many pixels of each class lie where; the first time it reads all labels, by and by."""
         if not self._census:
-            self._census.append(Census.of(ClassMap(self.labels_YX, self.classes_YX)))
+            self._census.append(Census.of(self.class_map))
         return self._census[0]
 
 
@@ -212,13 +215,6 @@ def stack(tiles: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Batch:
     return Batch(*(torch.stack(parts) for parts in zip(*tiles, strict=True)))
 
 
-def draw_batch(
-    cases: Sequence[Annotated], count: int, sizes_px: tuple[int, int], settings: Augmentation, generator: Generator
-) -> Batch:
-    """Return `count` tiles of random images, drawn as `Sampling` has it by default."""
-    return Sampler(cases, sizes_px, Sampling(batch=count), settings).draw(generator)
-
-
 def class_frequencies(cases: Sequence[Annotated], classes: int) -> tuple[float, ...]:
     """Return the share of each class among all pixels, background first, in images annotated with `classes` at most.
 
@@ -233,18 +229,6 @@ def class_frequencies(cases: Sequence[Annotated], classes: int) -> tuple[float, 
             )
         counts[: len(found)] += found
     return tuple((counts / counts.sum()).tolist())
-
-
-def read_annotated(images: Path, labels: Path, name: str) -> Annotated:
-    """Read an 8-bit image and its label image of the same file name. Raises ValueError where their sizes differ."""
-    image_YXC = np.atleast_3d(io.imread(images / name))
-    labels_YX = io.imread(labels / name).astype(np.int32)
-    if image_YXC.dtype != np.uint8 or image_YXC.shape[:2] != labels_YX.shape:
-        raise ValueError(
-            f"{name}: expected an 8-bit image and labels of one size, found {image_YXC.dtype} {image_YXC.shape[:2]} "
-            f"and labels {labels_YX.shape}"
-        )
-    return Annotated(name, np.ascontiguousarray(image_YXC.transpose(2, 0, 1)), labels_YX)
 
 
 def stain_shown(

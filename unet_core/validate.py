@@ -7,14 +7,13 @@ pass, windows stand for the whole.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from unet_core.classify import class_map
 from unet_core.evaluate import components, whole_pass
 from unet_core.metrics import Counts, object_counts, pixel_counts
 from unet_core.model import SegmentationNetwork
@@ -31,30 +30,14 @@ def validate(model: SegmentationNetwork, seen: Sequence[Annotated]) -> dict[str,
     """Return Dice, IoU and F1 of objects at IoU 0.5, pooled over images and foreground classes, at threshold 0.5."""
     pixels, objects = Counts(), Counts()
     for case in seen:
-        found_YX = class_map(whole_pass(model, case.image_CYX))
+        found_YX, true_YX = class_map(whole_pass(model, case.image_CYX), THRESHOLD), case.class_map[:, :]
         for index in range(1, model.spec.classes):
-            wanted_YX = classes_of(case) == index
+            wanted_YX = true_YX == index
             pixels += pixel_counts(found_YX == index, wanted_YX)
             labels_YX = np.where(wanted_YX, np.asarray(case.labels_YX[:, :]), 0)
             objects += object_counts(components(found_YX == index), labels_YX)
     union = pixels.both + pixels.found_only + pixels.true_only
     return {"dice": pixels.f1, "iou": pixels.both / union if union else 1.0, "f1_50": objects.f1}
-
-
-def class_map(probability_KYX: NDArray[np.uint8]) -> NDArray[np.integer]:
-    """Return the class of each pixel, 0 background, from stored bytes: by threshold, or the largest of several."""
-    if len(probability_KYX) == 1:
-        found_YX: NDArray[np.bool_] = probability_KYX[0] >= math.ceil(255 * THRESHOLD)
-        return found_YX.astype(np.uint8)
-    background = np.maximum(0, 255 - probability_KYX.sum(axis=0, dtype=np.int16))
-    answer: NDArray[np.integer] = np.argmax(np.concatenate([background[None], probability_KYX]), axis=0)
-    return answer
-
-
-def classes_of(case: Annotated) -> NDArray[np.integer]:
-    """Return the annotated class of each pixel, 0 background."""
-    is_object = np.asarray(case.labels_YX[:, :]) > 0
-    return np.where(is_object, 1 if case.classes_YX is None else case.classes_YX[:, :], 0)
 
 
 def views(cases: Sequence[Annotated], most: int) -> list[Annotated]:

@@ -12,7 +12,7 @@ from flows.panel import GAP_PX, TEXT_PX, save_panel
 from pipeline.display import class_colours
 from pipeline.picture import INK
 from unet_core.augment import Augmentation
-from unet_core.samples import Annotated, Batch, draw_batch
+from unet_core.samples import Annotated, Batch, Sampler, Sampling
 
 TOP = 2 * GAP_PX + TEXT_PX
 
@@ -58,7 +58,7 @@ def test_a_panel_of_what_training_draws(tmp_path: Path) -> None:
     labels[20:40, 20:40], labels[44:60, 22:50] = 1, 2
     pixels = rng.integers(100, 255, (1, 80, 90)).astype(np.uint8)
     case = Annotated("a", pixels, labels)
-    batch = draw_batch([case], 3, (92, 52), Augmentation(), torch.Generator().manual_seed(1))
+    batch = Sampler([case], (92, 52), Sampling(batch=3), Augmentation()).draw(torch.Generator().manual_seed(1))
     save_panel(tmp_path / "panel.png", batch, ("nucleus",))
     found = cells(tmp_path / "panel.png", 3 * 92)
     assert found.shape[:2] == (3, 3), "small tiles are enlarged by a whole number"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flows import train_progress
+from flows import bar
 from flows.train_progress import Display
 from tests.unet_core.training import material, recipe
 from unet_core.resume import Position
@@ -18,7 +18,7 @@ from unet_core.train import Order
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> StringIO:
     """A log into which a line is written at every step."""
-    monkeypatch.setattr(train_progress, "LOG_EVERY_S", -1.0)
+    monkeypatch.setattr(bar, "LOG_EVERY_S", -1.0)
     return StringIO()
 
 
@@ -28,6 +28,15 @@ def test_the_loss_shown_is_a_running_mean(said: StringIO) -> None:
         display.stepped({"step": 1, "loss": 1.0}, 0.0)
         display.stepped({"step": 2, "loss": 51.0}, 0.5)
     assert said.getvalue().splitlines()[1:] == ["  0% step 1 loss 1.0000", " 50% step 2 loss 2.0000"]
+
+
+def test_a_log_is_not_flooded() -> None:
+    text = StringIO()
+    with Display(Console(file=text, width=200)) as display:
+        display.begun(Order(Path("run"), material(), recipe()), Position())
+        for step in range(5):
+            display.stepped({"step": step, "loss": 1.0}, step / 5)
+    assert len(text.getvalue().splitlines()) == 1, "what starts; then a line each half minute"
 
 
 def test_it_says_what_starts_goes_on_and_was_scored(said: StringIO) -> None:
@@ -46,4 +55,4 @@ def test_on_a_terminal_a_bar_moves() -> None:
         display.begun(Order(Path("[bold]"), material(), recipe()), Position())
         display.stepped({"step": 1, "loss": 1.0}, 0.25)
         assert display.row is not None
-        assert display.bar.tasks[display.row].percentage == 25
+        assert display.progress.tasks[display.row].percentage == 25

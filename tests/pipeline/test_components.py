@@ -18,7 +18,6 @@ from pipeline import numbering
 from pipeline.components import (
     Joined,
     Part,
-    class_map,
     find_runs,
     join,
     label_pieces,
@@ -290,24 +289,6 @@ def test_more_objects_than_ids_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
     mask[::2, ::2] = 1
     with pytest.raises(SlideError, match="at most 3 objects, found 8"):
         label_blocks(mask, (2, 2), 8)
-
-
-@given(hnp.arrays(np.uint8, st.tuples(st.integers(2, 4), st.just(3), st.just(4))))
-def test_several_classes_are_the_argmax_with_what_remains_as_background(probability: NDArray[np.uint8]) -> None:
-    wide = probability.astype(np.int16)
-    background = np.maximum(0, 255 - wide.sum(axis=0))
-    expected = np.argmax(np.concatenate((background[None], wide)), axis=0)
-    np.testing.assert_array_equal(class_map(probability, 128), expected)
-
-
-def test_ties_go_to_the_lower_class_background_first() -> None:
-    columns = [(85, 85), (128, 127), (127, 128), (100, 100), (0, 128), (0, 127), (128, 128)]
-    probability = np.array(columns, np.uint8).T[:, None, :]
-    assert class_map(probability, 1).tolist() == [[0, 1, 2, 1, 2, 0, 1]]
-
-
-def test_one_class_is_foreground_from_the_threshold_on() -> None:
-    assert class_map(np.array([[[127, 128, 255]]], np.uint8), 128).tolist() == [[0, 1, 1]]
 
 
 @given(hnp.arrays(np.int32, st.tuples(st.integers(1, 7), st.integers(1, 7)), elements=st.integers(0, 2)))

@@ -251,11 +251,6 @@ def test_block_functions_travel_to_workers(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(function)).args == function.args
 
 
-@pytest.mark.parametrize(("threshold", "byte"), [(0.5, 128), (0.4, 102), (1.0, 255), (0.001, 1), (0.2, 51)])
-def test_threshold_byte(threshold: float, byte: int) -> None:
-    assert replace(SECTION, threshold=threshold).threshold_byte == byte
-
-
 def test_limits_in_pixels_do_not_suffer_from_rounding() -> None:
     for mpp in (0.1, 0.25, 0.2528, 0.3):
         for px in (1, 3, 100, 12345):

@@ -13,7 +13,7 @@ from tests.unet_core.watched import Watched
 from unet_core import census
 from unet_core.augment import Augmentation
 from unet_core.census import CELL_PX, Census, ClassMap
-from unet_core.samples import Annotated, Sampler, Sampling, class_frequencies, draw_batch, draw_place, stain_shown
+from unet_core.samples import Annotated, Sampler, Sampling, class_frequencies, draw_place, stain_shown
 from unet_core.separation import separation_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -234,7 +234,9 @@ def test_windows_and_whole_maps_give_the_same_tiles(tmp_path: Any) -> None:
 def test_a_batch_is_repeatable_and_right_shaped() -> None:
     labels, classes = blocks()
     cases = [Annotated(name, coordinates(), labels, classes) for name in "ab"]
-    first, second, other = (draw_batch(cases, 3, SIZES, Augmentation(), seeded(seed)) for seed in (4, 4, 5))
+    first, second, other = (
+        Sampler(cases, SIZES, Sampling(batch=3), Augmentation()).draw(seeded(seed)) for seed in (4, 4, 5)
+    )
     assert first.image_NCHW.shape == (3, 2, 92, 92)
     assert first.target_NHW.shape == first.weight_NHW.shape == (3, 60, 60)
     assert first.target_NHW.dtype == torch.int64

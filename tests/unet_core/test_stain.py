@@ -10,10 +10,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from tests.unet_core.dsb2018 import annotated
 from unet_core.augment import Augmentation
-from unet_core.evaluate import in_folds
 from unet_core.header import describe, resolve
-from unet_core.samples import read_annotated, stain_shown
+from unet_core.samples import stain_shown
 from unet_core.spec import UNetSpec
 from unet_core.stain import Stain, mean_density, optical_density
 
@@ -78,9 +78,7 @@ def test_a_stain_that_cannot_be_one_is_refused(mean: object, covariance: object,
 
 def test_the_built_in_models_stain_is_that_of_its_training(shared_data: Path) -> None:
     """Of fewer draws than the file's, from another seed: the same to their own uncertainty."""
-    data = shared_data / "dsb2018"
-    names = in_folds(data / "groups.csv", "he", but=[0])
-    cases = [read_annotated(data / "he" / "images", data / "he" / "labels", name) for name in names]
+    cases = annotated(shared_data, "he", [1, 2, 3, 4])
     found = stain_shown(cases, 0.25, Augmentation(), torch.Generator().manual_seed(1), draws=200)
     stored = describe(resolve("nuclei@1")).spec.stain
     assert stored is not None

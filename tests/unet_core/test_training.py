@@ -26,7 +26,7 @@ from unet_core.recipe import Recipe
 from unet_core.samples import Annotated
 from unet_core.spec import UNetSpec
 from unet_core.train import Material, Order, train
-from unet_core.validate import LARGEST_PX, classes_of, evenly, views
+from unet_core.validate import LARGEST_PX, evenly, views
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -179,7 +179,7 @@ def test_several_classes_are_trained_and_judged(tmp_path: Path) -> None:
     one = case(0)
     classes = np.where(np.asarray(one.labels_YX) % 2, 1, 2).astype(np.uint8)
     both = replace(one, classes_YX=classes)
-    assert set(np.unique(classes_of(both))) == {0, 1, 2}
+    assert set(np.unique(both.class_map[:, :])) == {0, 1, 2}
     run(tmp_path, recipe(), Material([both], [both], ("odd", "even")))
     spec = describe(tmp_path / "best.safetensors").spec
     assert (spec.class_names, spec.threshold) == (("odd", "even"), None)

@@ -1,0 +1,105 @@
+"""The plan of the house: which file is built on which, which library lives where, and the few exceptions by name.
+
+A new file needs one line here, in the level it belongs to: that is the moment to ask whether it belongs at all.
+"""
+
+from __future__ import annotations
+
+PACKAGES = ("flows", "pipeline", "unet_core")  # each may import itself and what stands to its right
+
+LEVELS: tuple[tuple[str, ...], ...] = (
+    ("errors", "geometry"),
+    (  # pure files and single rooms. Within a family (one line) files may import one another, families may not
+        "components connected holes hull moments numbering watershed",
+        "config",
+        "display picture page fields",
+        "files",
+        "flight",
+        "mask_file",
+        "morphology",
+        "object_table",
+        "perimeter",
+        "polygons",
+        "regions",
+        "discover resample slide slide_channels slide_check slide_dicom slide_file slide_formats slide_ifd slide_jpeg "
+        "slide_kinds slide_labels slide_ome slide_openslide slide_photo slide_reader slide_tags slide_tiff slide_tiles "
+        "slide_zarr",
+        "shard",
+        "tissue_mask",
+    ),
+    ("cases", "drawn", "lock", "plan model", "quality", "store"),
+    ("judge", "manifest", "object_runs", "work"),
+    (
+        "export",
+        "ingest",
+        "label split",
+        "measure object_rows",
+        "overlay",
+        "predict",
+        "pyramid",
+        "tissue",
+        "verify",
+        "workers",
+    ),
+    ("dropped", "staging", "stages"),
+    ("slide_run",),
+)
+"""Files of ``pipeline``, lowest first. A file imports lower levels only."""
+
+ROOMS: dict[str, tuple[str, ...]] = {
+    "prefect": ("flows/*",),
+    "uvicorn": ("flows/server.py",),
+    "typer": ("flows/cli.py", "flows/model.py", "flows/evaluate.py", "flows/train_command.py"),
+    "click": ("flows/cli.py",),
+    "rich": ("flows/*",),
+    "dask": ("pipeline/workers.py",),
+    "distributed": ("pipeline/workers.py",),
+    "torch": ("unet_core/*", "pipeline/predict.py", "flows/doctor.py"),
+    "safetensors": ("unet_core/*",),
+    "tifffile": ("pipeline/slide*.py", "pipeline/export.py", "flows/demo.py"),
+    "imagecodecs": ("pipeline/slide*.py", "pipeline/export.py", "flows/demo.py"),
+    "simplejpeg": ("pipeline/slide*.py",),
+    "zarr": ("pipeline/store.py", "pipeline/pyramid.py", "pipeline/slide_zarr.py"),
+    "numcodecs": ("pipeline/shard.py",),
+    "google_crc32c": ("pipeline/shard.py",),
+    "ome_zarr_models": ("pipeline/store.py", "pipeline/pyramid.py", "pipeline/slide_zarr.py"),
+    "rasterio": ("pipeline/polygons.py",),
+    "yaml": ("pipeline/config.py",),
+    "sklearn": ("unet_core/baselines.py", "unet_core/folds.py"),
+    "openslide": ("pipeline/slide_openslide.py",),
+    "pydicom": ("pipeline/slide_dicom.py",),
+    "monai": ("unet_core/*",),
+    "pickle": (),
+}
+"""One library, one room: the files that may import it."""
+
+LAZY = {
+    "torch": ("unet_core/*", "pipeline/predict.py"),
+    "monai": ("unet_core/variants.py",),
+    "prefect": ("flows/artifact.py", "flows/segment.py", "flows/train.py"),
+}
+"""What costs a second to import: everywhere else only inside a function."""
+
+LIGHT = (
+    "unet_core.header",
+    "unet_core.cost",
+    "unet_core.shapes",
+    "pipeline.plan",
+    "pipeline.slide_run",
+    "pipeline.workers",
+    *(f"pipeline.{stage}" for stage in ("ingest", "tissue", "label", "measure", "pyramid", "export", "overlay")),
+    "pipeline.verify",
+    "flows.cli",
+)
+"""Modules that must import neither torch nor prefect, not even through others."""
+
+BROAD = {("flows/batch.py", "_plan"), ("flows/batch.py", "open_slide_run")}
+"""Where ``except Exception`` stands: around one slide of a batch, which must never stop the others."""
+
+PASSES_ON = {("unet_core/spec.py", "preset")}
+"""Functions with ``**keywords``: they name fields of a model that checks them."""
+
+TOP = {"pyproject.toml", "constraints.txt", "Makefile", "README.md", "CHANGELOG.md", "LICENSE", "configs", "tests"}
+TOP |= set(PACKAGES)
+
+NOBODY = {"utils", "util", "helpers", "helper", "common", "base", "manager", "handler", "engine", "misc", "core", "lib"}
