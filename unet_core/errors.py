@@ -26,6 +26,10 @@ class UnknownModelError(NetworkError, LookupError):
     """A model name that is neither built in nor a file."""
 
 
+class DeviceError(NetworkError, RuntimeError):
+    """A device that is not there."""
+
+
 class AnnotationError(NetworkError, ValueError):
     """Annotated images, or their folds, that nobody could be meant to train on."""
 

@@ -14,6 +14,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
+from unet_core.device import multiplies_bf16, resolve_device
 from unet_core.errors import DivergedError
 from unet_core.loss import Loss
 from unet_core.model import SegmentationNetwork
@@ -38,7 +39,7 @@ class Learner:
         device = resolve_device(recipe.compute.device)
         model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
         optimiser = optimiser_for(model.parameters(), recipe.optimiser)
-        return cls(model, optimiser, loss, recipe.optimiser.clip, resolve_precision(recipe, device) == "bf16")
+        return cls(model, optimiser, loss, recipe.optimiser.clip, learns_in_bf16(recipe, device))
 
     @property
     def device(self) -> torch.device:
@@ -118,14 +119,8 @@ def use_threads(threads: int | Literal["auto"]) -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)) if threads == "auto" else threads)
 
 
-def resolve_device(device: str) -> str:
-    """Return where to compute: `auto` is CUDA where there is one."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-
-
-def resolve_precision(recipe: Recipe, device: str) -> str:
-    """Return fp32 or bf16: `auto` is bf16 on CUDA and on a CPU that multiplies it natively."""
-    if recipe.compute.precision != "auto":
-        return recipe.compute.precision
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if device == "cuda" or native else "fp32"
+def learns_in_bf16(recipe: Recipe, device: str) -> bool:
+    """Return whether to multiply in bf16 (autocast): ``auto`` where that is fast."""
+    if recipe.compute.precision == "auto":
+        return multiplies_bf16(device)
+    return recipe.compute.precision == "bf16"

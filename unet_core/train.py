@@ -23,11 +23,12 @@ from unet_core import resume
 from unet_core.augment import Augmentation
 from unet_core.batches import Batches
 from unet_core.checkpoint import load, save, with_spec
+from unet_core.device import resolve_device
 from unet_core.errors import DivergedError, RecipeError
 from unet_core.evaluate import best_min_area, best_threshold, whole_pass
 from unet_core.header import describe, resolve, sha256
 from unet_core.journal import Journal
-from unet_core.learner import Learner, resolve_device
+from unet_core.learner import Learner
 from unet_core.loss import loss_for
 from unet_core.networks import build
 from unet_core.optimise import rate_at
