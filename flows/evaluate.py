@@ -8,26 +8,23 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Column, Table
 
-from flows.model import refused
 from flows.plain import printable
-from pipeline.config import read_settings
+from pipeline.config import ModelSection, Section, load_as
 from pipeline.errors import ConfigError
 from pipeline.files import write_bytes, write_json
-from unet_core.header import describe, resolve
+from pipeline.model import Model, load_model, names_of
 from unet_core.masks import DataSettings
-from unet_core.spec import UNetSpec
 
 if TYPE_CHECKING:
     from flows.evaluation import Case
@@ -43,14 +40,28 @@ WithBaselines = Annotated[
 app = typer.Typer()
 
 
+class TurnsSection(Section):
+    """How networks are asked, as `segment` has it: ``d4`` averages over the eight flips and quarter turns of a tile."""
+
+    tta: Literal["none", "d4"] = "none"
+
+
+class Told(Section):
+    """What ``--set`` may say."""
+
+    model: TurnsSection = TurnsSection()
+    data: DataSettings = DataSettings()
+
+
 @app.command()
 def evaluate(  # noqa: PLR0913  one parameter an option
-    model: Annotated[
-        list[str], typer.Option("--model", metavar="NAME_OR_FILE...", help="Built-in models or .safetensors files.")
-    ],
     images: Annotated[Path, typer.Option("--images", metavar="DIR", help="Annotated images.")],
     masks: Annotated[Path, typer.Option("--masks", metavar="DIR", help="Their masks, of the same names.")],
     out: Annotated[Path, typer.Option("--out", metavar="REPORT", help="Folder for what is found.")],
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="NAME_OR_FILE...", help="Built-in models or files; A+B: their mean, as one."),
+    ] = None,
     cases: Annotated[
         Path | None, typer.Option("--cases", metavar="CSV", help="Columns image, patient, fold; see README.")
     ] = None,
@@ -58,28 +69,38 @@ def evaluate(  # noqa: PLR0913  one parameter an option
         list[int] | None, typer.Option("--folds", metavar="K...", help="Judge images of these folds only.")
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="data.key=value", help="How masks are read. Repeatable.")
+        list[str] | None,
+        typer.Option("--set", metavar="section.key=value", help="data.*: how masks are read; model.tta. Repeatable."),
     ] = None,
     baselines: WithBaselines = False,  # noqa: FBT002  typer's way to declare a flag
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "cpu",
 ) -> None:
     """Score models on annotated images, with intervals over patients, and compare them."""
-    asked = read_cases(Source(images, masks, cases), model[0], settings or [])
+    told = load_as(Told, None, settings or ())
+    models = [load_model(ModelSection(weights=names_of(word), tta=told.model.tta)) for word in model or ()]
+    if not (models or baselines):
+        raise ConfigError("expected something to judge, found neither --model nor --baselines. Name a model")
+    asked = read_cases(Source(images, masks, cases), models, told.data)
     judged, others = split(asked.cases, folds)
     from flows.case_panels import write_panels
     from flows.evaluation import evaluate_methods, record_of  # torch costs a second
     from flows.methods import baselines as trained
     from flows.methods import networks
 
-    methods = networks(model, device)
+    methods = networks(models, device)
     if baselines:
-        methods += trained(methods[0], [case.annotated for case in others])
+        methods += trained(asked.class_names, [case.annotated for case in others])
+    if not methods:
+        raise ConfigError(
+            "--baselines: Otsu's threshold knows one class, and there is nothing to train others on: "
+            f"found {len(asked.class_names)} classes. Name --folds, or a --model"
+        )
     console = Console()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("judging", total=len(methods) * len(judged))
         evaluation = evaluate_methods(judged, methods, lambda: progress.advance(task))
         record = record_of(evaluation)
-    record["settings"] |= {"folds": folds, "said": list(asked.said)}
+    record["settings"] |= {"folds": folds, "tta": told.model.tta, "said": list(asked.said)}
     record["panels"] = write_panels(evaluation, out / "panels")
     write_cases(out / "cases.csv", record["cases"])
     write_json(out / "metrics.json", record)
@@ -101,52 +122,46 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Annotated images with patient and fold, and what has to be said of them."""
+    """Annotated images with patient and fold, what their classes are called, and what has to be said of them."""
 
     cases: tuple[Case, ...]
+    class_names: tuple[str, ...]
     said: tuple[str, ...]
 
 
-def read_cases(source: Source, model: str, overrides: Sequence[str]) -> Asked:
-    """Every annotated image, its masks read as classes of the model where it knows several.
+def read_cases(source: Source, models: Sequence[Model], data: DataSettings) -> Asked:
+    """Every annotated image, its masks read as classes of the first model where it knows several.
 
     Raises ConfigError for whatever cannot be read as it is meant, and for other classes than the model's.
     """
-    with refused():
-        spec = describe(resolve(model)).spec
-    settings = data_settings(overrides, spec)
+    first = models[0] if models else None
+    if first and first.spec.foreground > 1 and not {"classes", "colours"} & data.model_fields_set:
+        data = data.model_copy(update={"classes": first.spec.class_names})
     from flows.annotations import open_annotations  # torch costs a second
     from flows.evaluation import Case
 
-    found = open_annotations(source.images, source.masks, source.cases, settings)
-    if len(found.class_names) != spec.foreground:
+    found = open_annotations(source.images, source.masks, source.cases, data)
+    if first and len(found.class_names) != first.spec.foreground:
         raise ConfigError(
-            f"{source.masks}: expected {spec.foreground} classes, as {model} knows ({', '.join(spec.class_names)}), "
-            f"found {len(found.class_names)}: {', '.join(found.class_names)}. Choose them with --set data.classes=[...]"
+            f"{source.masks}: expected {first.spec.foreground} classes, as {first.name} knows "
+            f"({', '.join(first.spec.class_names)}), found {len(found.class_names)}: {', '.join(found.class_names)}. "
+            "Choose them with --set data.classes=[...]"
         )
     cases = [Case(one, found.rows[one.name].patient, found.rows[one.name].fold) for one in found.cases]
-    off = [name for name, mpp in found.mpp.items() if mpp and spec.mpp and abs(mpp / spec.mpp - 1) > OFF]
-    said = [f"{len(off)} images state another resolution than {model} ({spec.mpp:g} um), as {off[0]}"] if off else []
-    said = [f"{line}: judged pixel for pixel; segment would resample them" for line in said]
-    return Asked(tuple(cases), (*found.said, *said))
+    return Asked(
+        tuple(cases), first.spec.class_names if first else found.class_names, (*found.said, *_off(first, found.mpp))
+    )
 
 
-def data_settings(overrides: Sequence[str], spec: UNetSpec) -> DataSettings:
-    """How masks are read: as told by ``--set data.key=value``, several classes under the model's names."""
-    content = read_settings(None, overrides)
-    if odd := [section for section in content if section != "data"]:
-        raise ConfigError(f"--set {odd[0]}: expected a key of data, such as 'data.only={{kind: he}}'")
-    told: dict[str, Any] = dict(content.get("data") or {})
-    if spec.foreground > 1 and not {"classes", "colours"} & told.keys():
-        told["classes"] = spec.class_names
-    try:
-        return DataSettings.model_validate(told)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(["data", *map(str, fault["loc"])])
-        raise ConfigError(
-            f"--set {where}: {fault['msg']}; known keys: {', '.join(DataSettings.model_fields)}"
-        ) from error
+def _off(model: Model | None, mpp: Mapping[str, float | None]) -> Iterator[str]:
+    """What is to be said of images that state another resolution than the model's."""
+    needed = None if model is None else model.spec.mpp
+    off = [name for name, stated in mpp.items() if stated and needed and abs(stated / needed - 1) > OFF]
+    if model and off:
+        yield (
+            f"{len(off)} images state another resolution than {model.name} ({needed:g} um), as {off[0]}: judged pixel "
+            "for pixel; segment would resample them"
+        )
 
 
 def split(cases: Sequence[Case], folds: Sequence[int] | None) -> tuple[list[Case], list[Case]]:

@@ -9,18 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flows.model import refused
 from pipeline.errors import ConfigError
 from pipeline.geometry import Box
 from pipeline.judge import Answer, Rules
+from pipeline.model import THRESHOLD, Model
 from pipeline.predict import Network, PredictSection, Region, load_network, resolve_device
 from unet_core.evaluate import least_px
-from unet_core.header import Weights, describe, resolve, sha256
 from unet_core.mirror import ArrayLike
 from unet_core.samples import Annotated
 from unet_core.spec import UNetSpec
@@ -45,31 +43,35 @@ class Method:
     sha256: str | None = None
 
 
-def networks(models: Sequence[str], device: str) -> list[Method]:
-    """The models, built-in or files. Raises ConfigError for two of one name or of other classes, ModelError."""
-    with refused():
-        found = [_network(resolve(model), resolve_device(device)) for model in models]
-    names = [method.name for method in found]
+def networks(models: Sequence[Model], device: str) -> list[Method]:
+    """Models, of one network or of several. Raises ConfigError for two of one name or of other classes, ModelError."""
+    names = [model.name for model in models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"--model: expected files of different names, found {', '.join(twice)} twice. Rename one")
-    for method in found[1:]:
-        if method.rules.class_names != found[0].rules.class_names:
+    for model in models[1:]:
+        if model.spec.class_names != models[0].spec.class_names:
             raise ConfigError(
-                f"--model: expected one list of classes, found {list(found[0].rules.class_names)} in {names[0]} and "
-                f"{list(method.rules.class_names)} in {method.name}. Judge them apart"
+                f"--model: expected one list of classes, found {list(models[0].spec.class_names)} in {names[0]} and "
+                f"{list(model.spec.class_names)} in {model.name}. Judge them apart"
             )
-    return found
+    return [_network(model, resolve_device(device)) for model in models]
 
 
-def _network(path: Path, device: str) -> Method:
-    spec, digest = describe(path).spec, sha256(path)
-    section = PredictSection((Weights(path, digest),), spec.foreground, 1, device, PRECISION, TILE_PX)
-    network = load_network(section)
-    threshold = spec.threshold or 0.5
+def _network(model: Model, device: str) -> Method:
+    spec = model.spec
+    section = PredictSection(model.weights, spec.foreground, 1, device, PRECISION, TILE_PX, model.tta)
+    threshold = spec.threshold or THRESHOLD
     rules = Rules(spec.class_names, threshold, least_px(spec))
-    by = f"threshold {threshold:g}" if spec.foreground == 1 else "largest probability"
-    how = f"{by}, objects of at least {rules.least_px} px, {PRECISION} on {device}"
-    return Method(path.stem, how, rules, partial(asked, network), spec.mpp, digest)
+    answers = partial(asked, load_network(section))
+    return Method(model.name, _how(model, rules, device), rules, answers, spec.mpp, model.sha256)
+
+
+def _how(model: Model, rules: Rules, device: str) -> str:
+    by = f"threshold {rules.threshold:g}" if len(rules.class_names) == 1 else "largest probability"
+    mean = [f"{len(model.members)} networks"] if len(model.members) > 1 else []
+    mean += [f"{model.passes} flips and quarter turns"] if model.passes > 1 else []
+    averaged = f"mean of {' and '.join(mean)}, " if mean else ""
+    return f"{averaged}{by}, objects of at least {rules.least_px} px, {PRECISION} on {device}"
 
 
 def asked(network: Network, image_CYX: ArrayLike, tile_px: int = TILE_PX) -> Answer:
@@ -95,11 +97,11 @@ def _demand_channels(spec: UNetSpec, image_CYX: ArrayLike) -> None:
         )
 
 
-def baselines(first: Method, training: Sequence[Annotated]) -> list[Method]:
+def baselines(class_names: Sequence[str], training: Sequence[Annotated]) -> list[Method]:
     """Otsu's threshold for a single class, and classifiers of pixels where there are images to train them on."""
     from unet_core.baselines import linear_svm, otsu, random_forest  # scikit-learn costs a second
 
-    names = first.rules.class_names
+    names = tuple(class_names)
     found = [otsu()] if len(names) == 1 else []
     if training:
         found += [random_forest(training, len(names)), linear_svm(training, len(names))]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -129,6 +130,11 @@ def load_model(section: ModelSection) -> Model:
     members = sorted((_member(name) for name in section.names), key=lambda one: one.weights.sha256)
     _demand_agreement(members)
     return Model(tuple(members), section.tta)
+
+
+def names_of(word: str) -> tuple[str, ...]:
+    """The networks that ``a+b`` names: each, unless there is a file of that very name."""
+    return (word,) if Path(word).is_file() else tuple(word.split("+"))
 
 
 def _member(name: str) -> Member:

@@ -5,26 +5,33 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
+import zarr
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage import io
 from skimage.measure import label
 
-from flows.methods import asked, networks
+from flows.methods import Method, asked, networks
+from pipeline.config import ModelSection
 from pipeline.errors import ConfigError, ModelError
 from pipeline.geometry import Box, TileGrid
+from pipeline.judge import Judge
+from pipeline.model import load_model, names_of
 from pipeline.predict import Member, Network
 from tests.commands import Command, files_of
 from unet_core.checkpoint import save
 from unet_core.header import sha256
 from unet_core.model import UNet
+from unet_core.samples import Annotated
 from unet_core.spec import UNetSpec
 
 PATIENTS = ("p0", "p0", "p1", "p2", "p3", "p4", "p5")
@@ -221,19 +228,106 @@ def test_folds_that_are_not_there_are_refused(folder: Path, overtile_alone: Comm
     assert not (tmp_path / "out").exists()
 
 
+def asked_for(*words: str | Path, tta: str = "none") -> list[Method]:
+    models = [load_model(ModelSection(weights=names_of(str(word)), tta=tta)) for word in words]
+    return networks(models, "cpu")
+
+
 def test_models_that_cannot_be_compared_are_refused(folder: Path, tmp_path: Path) -> None:
-    sharp = str(folder / "sharp.safetensors")
+    sharp = folder / "sharp.safetensors"
     with pytest.raises(ModelError, match="no model 'nobody'"):
-        networks([sharp, "nobody"], "cpu")
+        asked_for(sharp, "nobody")
     save(tmp_path / "other.safetensors", UNet(UNetSpec(depth=1, width=2, classes=3)).eval(), {})
     with pytest.raises(ConfigError, match="one list of classes"):
-        networks([sharp, str(tmp_path / "other.safetensors")], "cpu")
+        asked_for(sharp, tmp_path / "other.safetensors")
     shutil.copy(sharp, tmp_path / "sharp.safetensors")
     with pytest.raises(ConfigError, match="sharp twice"):
-        networks([sharp, str(tmp_path / "sharp.safetensors")], "cpu")
-    (method,) = networks([sharp], "cpu")
+        asked_for(sharp, tmp_path / "sharp.safetensors")
+    (method,) = asked_for(sharp)
     with pytest.raises(ConfigError, match="of 3 channels"):
         method.answers(np.zeros((4, 8, 8), np.uint8))
+
+
+# ---- as segment asks -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two networks that answer otherwise for a turned tile, and have thresholds and smallest areas of their own."""
+    root = tmp_path_factory.mktemp("pair")
+    for seed, (threshold, area) in enumerate(((0.4, 1.0), (0.5, 2.0))):
+        torch.manual_seed(seed)
+        model = UNet(SPEC.model_copy(update={"threshold": threshold, "min_area_um2": area}))
+        with torch.no_grad():
+            model.head.bias[:] = torch.tensor([0.0, 0.3])
+        save(root / f"{seed}.safetensors", model.eval(), {})
+    return root / "0.safetensors", root / "1.safetensors"
+
+
+def test_the_mask_is_the_one_that_segment_gives(
+    pair: tuple[Path, Path], overtile: Command, overtile_alone: Command, tmp_path: Path
+) -> None:
+    """Two networks as one, each tile laid eight ways; each of both is seen in the mask."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    image, labels = drawn(3)
+    resolution = {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "images" / "a.tif", image, photometric="rgb", **resolution)
+    io.imsave(tmp_path / "masks" / "a.png", labels, check_contrast=False)
+    together = f"{pair[0]}+{pair[1]}"
+    out = tmp_path / "report"
+    ran = overtile_alone.run(*words(tmp_path, out, "--model", together, pair[0], "--set", "model.tta=d4"))
+    assert ran.code == 0, ran.said
+    assert "mean of 2 networks and 8 flips and quarter turns, threshold 0.45, objects of at least 6 px" in ran.stdout
+    picture = io.imread(out / "panels" / "best.png")[:, 2 * (56 + 6) :][:, :56]
+    found = (picture != 255).any(axis=2)
+    weights = ["--model", pair[1], "model.tta=d4", "tissue=null"]
+    segmented = overtile.segment(tmp_path / "images" / "a.tif", tmp_path / "out", *weights, model=pair[0])
+    assert segmented.code == 0, segmented.said
+    objects = zarr.open_array(tmp_path / "out" / "a" / "slide.ome.zarr" / "labels" / "objects" / "0", mode="r")[:]
+    assert np.array_equal(found, objects > 0)
+
+    case = Annotated("a", np.ascontiguousarray(image.transpose(2, 0, 1)), labels.astype(np.int32))
+    for (method,) in (asked_for(together), asked_for(pair[0], tta="d4")):
+        judge = Judge(method.answers(case.image_CYX), case, method.rules)
+        judge.run()
+        assert not np.array_equal(judge.found_YX > 0, found), "the setting makes no difference here"
+
+
+def test_an_ensemble_is_named_by_its_networks(pair: tuple[Path, Path], folder: Path, tmp_path: Path) -> None:
+    one, other = asked_for(f"{pair[0]}+{pair[1]}", folder / "sharp.safetensors")
+    assert sorted(one.name.split(" + ")) == ["0", "1"]
+    assert other.name == "sharp"
+    odd = tmp_path / "a+b.safetensors"
+    shutil.copy(pair[0], odd)
+    assert [method.name for method in asked_for(odd)] == ["a+b"]
+    with pytest.raises(ConfigError, match=r"0 \+ 1 twice|1 \+ 0 twice"):
+        asked_for(f"{pair[0]}+{pair[1]}", f"{pair[1]}+{pair[0]}")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ((), "neither --model nor --baselines"),
+        (("--model", "nuclei@1", "--set", "model.weights=a"), r"unknown key 'model\.weights': known: tta"),
+        (("--model", "nuclei@1", "--set", "objects.threshold=0.3"), "unknown key 'objects'"),
+        (("--baselines", "--set", "data.maks=labels"), "did you mean 'mask'"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(
+    folder: Path, overtile_alone: Command, tmp_path: Path, more: tuple[str, ...], said: str
+) -> None:
+    ran = overtile_alone.run(*words(folder, tmp_path / "out", *more))
+    assert ran.code == 2, ran.said
+    assert re.search(said, ran.only_error)
+
+
+def test_otsu_needs_no_model(folder: Path, overtile_alone: Command, tmp_path: Path) -> None:
+    ran = overtile_alone.run(*words(folder, tmp_path, "--baselines"))
+    assert ran.code == 0, ran.said
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert [(model["name"], model["pooled"]["dice"] > 0.9) for model in record["models"]] == [("otsu", True)]
+    assert len(record["cases"]) == len(PATIENTS)
 
 
 def test_tiles_answer_as_the_whole_pass(tmp_path: Path) -> None:
