@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.cases import Case, choose_slides, read_cases
@@ -60,6 +60,7 @@ def test_delimiters_line_ends_and_byte_order_marks(tmp_path: Path, delimiter: st
 cells = st.text(st.characters(exclude_categories=["Cs", "Cc"], include_characters="\n\t"), max_size=12)
 
 
+@settings(deadline=None)
 @given(
     delimiter=st.sampled_from(",;\t"),
     names=st.lists(cells.filter(lambda name: name.strip()), min_size=1, max_size=4, unique=True),
@@ -81,6 +82,7 @@ def test_any_table_that_the_csv_module_wrote_is_read_back(
     assert all(list(case.columns) == header[1:] for case in read_cases(path))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_table_or_are_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = table(tmp_path_factory.mktemp("bytes"), b"slide,mpp\n" + content)
@@ -136,6 +138,7 @@ def test_columns_without_name_and_cells_are_what_spreadsheets_leave(tmp_path: Pa
 # ---- order -----------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["", "0", "1", "-1", "2.5", "1e2", " 3 "]), min_size=1, max_size=8))
 def test_larger_priorities_first_else_the_order_of_the_table(
     tmp_path_factory: pytest.TempPathFactory, priorities: list[str]

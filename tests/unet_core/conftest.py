@@ -8,7 +8,7 @@ import pytest
 import torch
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Compute on one thread: two do not repeat themselves, and wait for one another where tensors are small."""
     threads = torch.get_num_threads()

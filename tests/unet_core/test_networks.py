@@ -29,13 +29,7 @@ SPECS = [
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.architecture} {spec.depth}")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Two would wait for each other longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def layers_of(network: nn.Module, *kinds: Any) -> Iterator[tuple[nn.Module, str, Any]]:
