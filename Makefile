@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONHASHSEED ?= 0
 
-.PHONY: demo test test-long lint prove bench bench-long gpu clean
+.PHONY: demo browser test test-long lint prove bench bench-long gpu clean
 
 .venv: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -16,6 +16,11 @@ demo: .venv  ## segment real tissue and prove the result
 
 test: .venv  ## the proofs that take minutes
 	$(BIN)/python -m pytest -m 'not long and not cuda' -n 2 --dist loadfile
+
+browser:  ## Chromium, in which the tests open reports: where it is absent and Debian's may be installed
+	@which chromium chromium-browser google-chrome 2>/dev/null | grep -q . || ( [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium >/dev/null ) || \
+	echo "no Chromium, and none could be installed: the tests that open reports will say so"
 
 test-long: .venv  ## the proofs that take longer: 20 kills, every tile and block size
 	$(BIN)/python -m pytest -m 'long' --timeout 3600

@@ -7,6 +7,7 @@ all cases is kept. Of a large image the middle is shown.
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,48 @@ from pipeline.geometry import Box
 from pipeline.judge import Judge
 
 SHOWN_PX, GAP_PX = 768, 6
-RIGHT, ONLY_FOUND, ONLY_TRUE = (200, 200, 200), (220, 50, 47), (38, 110, 220)
-"""Error: what is rightly called an object is grey, what should not be is red, what is missed is blue."""
+RIGHT, ONLY_FOUND, ONLY_TRUE = (200, 200, 200), (213, 94, 0), (0, 114, 178)
+"""Error: what is rightly called an object is grey, what should not be is orange, what is missed is blue; all eyes tell
+these apart."""
 
 
-def write_panels(evaluation: Evaluation, folder: Path) -> dict[str, str]:
-    """Write ``best.png``, ``median.png`` and ``worst.png`` of the first method; the image's name by file."""
+@dataclass(frozen=True, slots=True)
+class CasePanel:
+    """The picture (PNG) of a case: which of the ranking it is (best, median, worst), its number and name."""
+
+    rank: str
+    number: int
+    name: str
+    png: bytes
+
+    @property
+    def file(self) -> str:
+        """What it is written as."""
+        return f"{self.rank}.png"
+
+
+def write_panels(evaluation: Evaluation, folder: Path) -> tuple[CasePanel, ...]:
+    """Draw the best, the median and the worst case, and write each into a folder."""
+    panels = draw_panels(evaluation)
+    for one in panels:
+        write_bytes(folder / one.file, one.png)
+    return panels
+
+
+def draw_panels(evaluation: Evaluation) -> tuple[CasePanel, ...]:
+    """Draw the best, the median and the worst case of the first method; of few cases one may be several of them."""
     ranked = evaluation.ranked()
     chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
-    for name, number in chosen.items():
-        picture = io.BytesIO()
-        Image.fromarray(panel(evaluation, number)).save(picture, format="PNG")
-        write_bytes(folder / f"{name}.png", picture.getvalue())
-    return {f"{name}.png": evaluation.cases[number].annotated.name for name, number in chosen.items()}
+    drawn = {number: png(panel(evaluation, number)) for number in set(chosen.values())}
+    names = [case.annotated.name for case in evaluation.cases]
+    return tuple(CasePanel(rank, number, names[number], drawn[number]) for rank, number in chosen.items())
+
+
+def png(pixels_YXC: NDArray[np.uint8]) -> bytes:
+    """Pixels, grey (y, x) or coloured (y, x, 3), as a PNG."""
+    picture = io.BytesIO()
+    Image.fromarray(pixels_YXC).save(picture, format="PNG")
+    return picture.getvalue()
 
 
 def panel(evaluation: Evaluation, number: int) -> NDArray[np.uint8]:
@@ -41,7 +71,7 @@ def panel(evaluation: Evaluation, number: int) -> NDArray[np.uint8]:
     case, method = evaluation.cases[number].annotated, evaluation.results[0].method
     judge = Judge(method.answers(case.image_CYX), case, method.rules)
     judge.run()
-    box = _middle(judge.shape)
+    box = middle(judge.shape, SHOWN_PX)
     shown = rgb(np.asarray(case.image_CYX[(slice(None), *box.slices)]))
     true_YX, found_YX = case.class_map[box.slices], np.asarray(judge.found_YX[box.slices])
     colours = np.array([(255, 255, 255), *class_colours(len(method.rules.class_names))], np.uint8)
@@ -65,7 +95,8 @@ def rgb(pixels_CYX: NDArray[Any]) -> NDArray[np.uint8]:
     return compose(pixels_CYX, names, windows(pixels_CYX, names))
 
 
-def _middle(shape: tuple[int, int]) -> Box:
-    starts = [max(0, (length - SHOWN_PX) // 2) for length in shape]
-    stops = [min(length, start + SHOWN_PX) for start, length in zip(starts, shape, strict=True)]
+def middle(shape: tuple[int, ...], most_px: int) -> Box:
+    """The middle of an image (y, x), at most so many pixels each way."""
+    starts = [max(0, (length - most_px) // 2) for length in shape]
+    stops = [min(length, start + most_px) for start, length in zip(starts, shape, strict=True)]
     return Box(starts[0], starts[1], stops[0], stops[1])

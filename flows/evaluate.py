@@ -84,6 +84,7 @@ def evaluate(  # noqa: PLR0913  one parameter an option
     judged, others = split(asked.cases, folds)
     from flows.case_panels import write_panels
     from flows.evaluation import evaluate_methods, record_of  # torch costs a second
+    from flows.evaluation_report import maps_of, write_report  # and matplotlib half of one
     from flows.methods import baselines as trained
     from flows.methods import networks
 
@@ -101,11 +102,13 @@ def evaluate(  # noqa: PLR0913  one parameter an option
         evaluation = evaluate_methods(judged, methods, lambda: progress.advance(task))
         record = record_of(evaluation)
     record["settings"] |= {"folds": folds, "tta": told.model.tta, "said": list(asked.said)}
-    record["panels"] = write_panels(evaluation, out / "panels")
+    panels = write_panels(evaluation, out / "panels")
+    record["panels"] = {one.file: one.name for one in panels}
     write_cases(out / "cases.csv", record["cases"])
     write_json(out / "metrics.json", record)
+    report = write_report(out, record, panels, evaluation, maps_of(models, evaluation))
     show(record, console)
-    console.print(f"written: {escape(printable(str(out)))}", soft_wrap=True, highlight=False)
+    console.print(f"written: {escape(printable(str(report)))}", soft_wrap=True, highlight=False)
 
 
 # ---- what is judged --------------------------------------------------------------------------------------------------

@@ -69,6 +69,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "openslide": ("pipeline/slide_openslide.py",),
     "pydicom": ("pipeline/slide_dicom.py",),
     "monai": ("unet_core/*",),
+    "matplotlib": ("flows/figures.py",),
+    "jinja2": ("flows/document.py",),
+    "markupsafe": ("flows/document.py",),
     "pickle": (),
 }
 """One library, one room: the files that may import it."""
@@ -76,6 +79,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 LAZY = {
     "torch": ("unet_core/*", "pipeline/predict.py"),
     "monai": ("unet_core/variants.py",),
+    "matplotlib": ("flows/figures.py",),
     "prefect": ("flows/artifact.py", "flows/segment.py", "flows/train.py"),
 }
 """What costs a second to import: everywhere else only inside a function."""

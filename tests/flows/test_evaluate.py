@@ -171,8 +171,8 @@ def test_pictures_show_image_truth_prediction_and_error(compared: tuple[dict[str
     found = found_by_hand(out.parent, panels["worst.png"], 4.0) > 0
     for mask, colour in (
         (found & (labels > 0), (200, 200, 200)),
-        (found & (labels == 0), (220, 50, 47)),
-        (~found & (labels > 0), (38, 110, 220)),
+        (found & (labels == 0), (213, 94, 0)),
+        (~found & (labels > 0), (0, 114, 178)),
         (~found & (labels == 0), (255, 255, 255)),
     ):
         assert (errors[mask] == colour).all()
@@ -190,7 +190,10 @@ def test_the_same_command_writes_the_same_bytes(
     assert ran.code == 0, ran.said
     first, second = ({name: state.sha256 for name, state in files_of(place).items()} for place in (out, tmp_path))
     assert first == second
-    assert set(first) == {"metrics.json", "cases.csv", "panels/best.png", "panels/median.png", "panels/worst.png"}
+    assert {name for name in first if not name.startswith(("figures/", "maps/"))} == {
+        *("metrics.json", "cases.csv", "report.html"),
+        *(f"panels/{rank}.png" for rank in ("best", "median", "worst")),
+    }
 
 
 def test_folds_say_what_is_judged_and_what_baselines_learn_from(
