@@ -35,11 +35,11 @@ class Augmentation(BaseModel):
 
     rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 180.0  # either way
     flip: Share = 0.5  # probability
-    scale: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] = (0.7, 2.4)
+    scale: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] = (0.7, 1.6)
     elastic_px: NonNegativeFloat = 8.0  # standard deviation at the 3x3 grid's nodes (the paper: 10 px)
     stain: NonNegativeFloat = 0.35  # each stain's density times exp(+-this)
     stain_shift: NonNegativeFloat = 0.06  # and +- this
-    counterstain: Annotated[float, Field(ge=0, lt=1)] = 0.5  # probability of a layer of tissue, and of one more
+    counterstain: Annotated[float, Field(ge=0, lt=1)] = 0.0  # probability of a layer of tissue, and of one more
     gain: Share = 0.15  # each channel times 1 +- this
     contrast: NonNegativeFloat = 0.0  # each channel's distance from its mean times exp(+-this)
     brightness: Share = 0.0  # all channels +- this, image range 1

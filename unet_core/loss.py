@@ -39,7 +39,7 @@ class LossSettings(BaseModel):
 
     cross_entropy: NonNegativeFloat = 1.0
     focal: NonNegativeFloat = 0.0
-    dice: NonNegativeFloat = 0.0
+    dice: NonNegativeFloat = 0.5
     jaccard: NonNegativeFloat = 0.0
     tversky: NonNegativeFloat = 0.0
     class_weights: Literal["none", "inverse_frequency"] = "none"

@@ -40,7 +40,7 @@ class NetworkSection(Section):
 
     model_config = ConfigDict(extra="allow")
 
-    preset: str = "tiny"
+    preset: str = "compact"
     start: str | None = None
 
     @model_validator(mode="after")

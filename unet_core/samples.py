@@ -49,7 +49,7 @@ class Sampling(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    batch: PositiveInt = 4
+    batch: PositiveInt = 2
     output_px: PositiveInt = 228
     foreground: Share = 0.0
     separation: NonNegativeFloat = 10.0

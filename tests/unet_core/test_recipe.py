@@ -32,7 +32,7 @@ def plain(value: Any) -> Any:
 def test_the_example_spells_out_every_key_with_its_default() -> None:
     written = yaml.safe_load((CONFIGS / "train.yaml").read_text())
     network = written.pop("network")
-    assert network == {"preset": "tiny", "start": None} | dict.fromkeys(SAID)
+    assert network == {"preset": "compact", "start": None} | dict.fromkeys(SAID)
     defaults = plain(Recipe().model_dump())
     defaults.pop("network")
     assert written == defaults

@@ -70,6 +70,7 @@ def test_lengths_are_named_on_both_sides() -> None:
         ("padded", (64, 128, 256, 512, 1024), "same"),
         ("small", (32, 64, 128, 256, 512), "valid"),
         ("tiny", (16, 32, 64, 128, 256), "valid"),
+        ("compact", (16, 32, 64, 128), "valid"),
         ("lesson", (16, 32, 64, 128), "same"),
         ("unet++", (16, 32, 64, 128, 256), "same"),
         ("attention", (16, 32, 64, 128, 256), "same"),
@@ -82,7 +83,7 @@ def test_presets(name: str, channels: tuple[int, ...], padding: str) -> None:
 
 
 def test_an_unknown_preset_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="'huge': expected one of paper, padded, small, tiny, lesson"):
+    with pytest.raises(ValueError, match="'huge': expected one of paper, padded, small, tiny, compact, lesson"):
         preset("huge")
 
 
