@@ -1,30 +1,28 @@
 """What there is to learn from: every pixel of every annotated image counted before the first step of training.
 
-The one decision made here: everything is counted in whole numbers, window by window, so an image larger than memory
-gives the same figures as one that is not, to the last pixel. What would make training pointless (a class without a
-pixel, images of one colour) is refused; what is only odd is said.
+The one decision made here: what is counted for training is what is shown, in one pass over each image. What would make
+training pointless (a class without a pixel, images of one colour) is refused; what is only odd is said.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.annotation_arrays import Windows, windows
+from flows.annotation_arrays import Windows
 from flows.annotations import Annotations, refusals
 from flows.plain import printable
 from pipeline.errors import ConfigError
+from unet_core.census import Census
 from unet_core.folds import Folds, FoldSettings, Member, keep_folds
 from unet_core.samples import Annotated
+from unet_core.survey import moments
 
 MOST_SHOWN = 20
 _MUCH = 0.5
@@ -33,22 +31,19 @@ _APART = 1.05
 
 @dataclass(frozen=True, slots=True)
 class CaseFacts:
-    """One annotated image, counted. ``class_px`` of background and of each class; sums over pixels, by channel."""
+    """One annotated image, counted. ``class_px`` of background and of each class."""
 
     name: str
-    shape_yx: tuple[int, int]
-    dtype: str
     in_memory: bool
     mpp: float | None
     class_px: tuple[int, ...]
-    objects: int
-    sums: tuple[int, ...]
-    squares: tuple[int, ...]
+    counted: Census
 
     @property
-    def pixels(self) -> int:
+    def shape_yx(self) -> tuple[int, int]:
         """Of the image."""
-        return self.shape_yx[0] * self.shape_yx[1]
+        height, width = self.counted.class_map.shape
+        return height, width
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,24 +68,12 @@ class Summary:
     @property
     def mean(self) -> tuple[float, ...]:
         """Of each channel over all pixels; the image's range is 0 to 1."""
-        return statistics(self.cases)[0]
+        return moments([case.counted for case in self.cases])[0]
 
     @property
     def std(self) -> tuple[float, ...]:
         """As ``mean``, the standard deviation."""
-        return statistics(self.cases)[1]
-
-
-def statistics(cases: Sequence[CaseFacts]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel over all pixels of some images of one dtype, range 0 to 1."""
-    full, pixels = int(np.iinfo(cases[0].dtype).max), sum(case.pixels for case in cases)
-    sums = [sum(column) for column in zip(*(case.sums for case in cases), strict=True)]
-    squares = [sum(column) for column in zip(*(case.squares for case in cases), strict=True)]
-    spread = [pixels * square - total**2 for total, square in zip(sums, squares, strict=True)]  # whole numbers: exact
-    return (
-        tuple(total / (pixels * full) for total in sums),
-        tuple(math.sqrt(one) / (pixels * full) for one in spread),
-    )
+        return moments([case.counted for case in self.cases])[1]
 
 
 def check_annotations(annotations: Annotations) -> Summary:
@@ -129,43 +112,11 @@ def members(annotations: Annotations, summary: Summary) -> list[Member]:
 
 
 def _facts(case: Annotated, annotations: Annotations) -> CaseFacts:
-    height, width = case.image_CYX.shape[-2:]
-    classes = len(annotations.class_names) + 1
-    class_px = np.zeros(classes, np.int64)
-    objects: set[int] = set()
-    sums, squares, dtype = [0] * case.image_CYX.shape[0], [0] * case.image_CYX.shape[0], np.dtype(np.uint8)
-    for window in windows((height, width)):
-        pixels_CYX = np.asarray(case.image_CYX[(slice(None), *window)])
-        dtype = pixels_CYX.dtype
-        for channel, (total, square) in enumerate(map(_moments, pixels_CYX)):
-            sums[channel] += total
-            squares[channel] += square
-        labels_YX = np.asarray(case.labels_YX[window])
-        class_px += np.bincount(_classes(case, labels_YX, window).ravel(), minlength=classes)
-        objects.update(np.unique(labels_YX).tolist())
-    return CaseFacts(
-        name=case.name,
-        shape_yx=(height, width),
-        dtype=str(dtype),
-        in_memory=not isinstance(case.image_CYX, Windows),
-        mpp=annotations.mpp[case.name],
-        class_px=tuple(class_px.tolist()),
-        objects=len(objects - {0}),
-        sums=tuple(sums),
-        squares=tuple(squares),
-    )
-
-
-def _classes(case: Annotated, labels_YX: NDArray[Any], window: tuple[slice, slice]) -> NDArray[Any]:
-    if case.classes_YX is None:
-        return (labels_YX > 0).astype(np.uint8)
-    return np.where(labels_YX > 0, np.asarray(case.classes_YX[window]), 0)
-
-
-def _moments(pixels_YX: NDArray[Any]) -> tuple[int, int]:
-    """Sum and sum of squares: whole numbers, which 64 bits hold for any window."""
-    values = pixels_YX.astype(np.int64).ravel()
-    return int(values.sum()), int(values @ values)
+    counted = case.census()
+    class_px = np.zeros(len(annotations.class_names) + 1, np.int64)
+    class_px[: len(counted.counts)] = counted.counts.sum(axis=(1, 2))
+    held = not isinstance(case.image_CYX, Windows)
+    return CaseFacts(case.name, held, annotations.mpp[case.name], tuple(class_px.tolist()), counted)
 
 
 def _demand_classes(summary: Summary) -> None:
@@ -182,13 +133,13 @@ def _demand_classes(summary: Summary) -> None:
 
 
 def _odd(cases: Sequence[CaseFacts]) -> Iterator[str]:
-    flat = [case.name for case in cases if not any(statistics([case])[1])]
+    flat = [case.name for case in cases if not any(moments([case.counted])[1])]
     if flat:
         yield f"{len(flat)} images have one value throughout: {', '.join(flat[:5])}"
-    bare = [case.name for case in cases if not case.objects]
+    bare = [case.name for case in cases if not case.counted.objects]
     if bare:
         yield f"{len(bare)} images have no object: {', '.join(bare[:5])}. They teach what background looks like"
-    marked = sum(sum(case.class_px[1:]) for case in cases) / sum(case.pixels for case in cases)
+    marked = sum(sum(case.class_px[1:]) for case in cases) / sum(case.counted.pixels for case in cases)
     if marked > _MUCH:
         yield f"{marked:.0%} of all pixels are objects: are objects and background exchanged?"
     stated = sorted({case.mpp for case in cases if case.mpp})
@@ -218,11 +169,12 @@ def show_summary(summary: Summary, console: Console) -> None:
 def _case_table(summary: Summary) -> Table:
     table = Table("image", "px", "type", "um/px", "mean", "std", "objects", "% of px")
     for case in summary.cases[:MOST_SHOWN]:
-        mean, std = (" ".join(f"{value:.2f}" for value in values) for values in statistics([case]))
+        mean, std = (" ".join(f"{value:.2f}" for value in values) for values in moments([case.counted]))
         size = f"{case.shape_yx[1]} x {case.shape_yx[0]}"
         mpp = f"{case.mpp:.3g}" if case.mpp else ""
-        share = f"{100 * sum(case.class_px[1:]) / case.pixels:.1f}"
-        table.add_row(escape(printable(case.name)), size, case.dtype, mpp, mean, std, str(case.objects), share)
+        share = f"{100 * sum(case.class_px[1:]) / case.counted.pixels:.1f}"
+        kind, objects = str(case.counted.dtype), str(case.counted.objects)
+        table.add_row(escape(printable(case.name)), size, kind, mpp, mean, std, objects, share)
     return table
 
 

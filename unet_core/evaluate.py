@@ -55,37 +55,48 @@ def least_px(spec: UNetSpec) -> int:
 
 
 def score(
-    probabilities: Iterable[NDArray[np.uint8]], cases: Iterable[Annotated], threshold: float, least_px: int = 1
-) -> tuple[Counts, Counts]:
-    """Return the pixels' and the objects' counts, summed over images, at one threshold and smallest area."""
-    pixels, objects = Counts(), Counts()
+    probabilities: Iterable[NDArray[np.uint8]], cases: Iterable[Annotated], rules: Sequence[tuple[float, int]]
+) -> list[tuple[Counts, Counts]]:
+    """Return the pixels' and the objects' counts, summed over images, at each threshold and smallest area.
+
+    Each image's labels are read once.
+    """
+    totals = [(Counts(), Counts())] * len(rules)
     for probability_KYX, case in zip(probabilities, cases, strict=True):
-        found_YX = components(class_map(probability_KYX[:1], threshold) > 0, least_px)
         true_YX = np.asarray(case.labels_YX[:, :])
-        pixels += pixel_counts(found_YX > 0, true_YX > 0)
-        objects += object_counts(found_YX, true_YX)
-    return pixels, objects
+        for i, (threshold, least) in enumerate(rules):
+            found_YX = components(class_map(probability_KYX[:1], threshold) > 0, least)
+            pixels, objects = totals[i]
+            counted = pixel_counts(found_YX > 0, true_YX > 0), object_counts(found_YX, true_YX)
+            totals[i] = pixels + counted[0], objects + counted[1]
+    return totals
 
 
 def best_threshold(probabilities: Sequence[NDArray[np.uint8]], cases: Sequence[Annotated]) -> float:
     """Return the threshold, in steps of 0.05, with the best F1 of objects and Dice of pixels together."""
-
-    def quality(threshold: float) -> float:
-        return sum(counts.f1 for counts in score(probabilities, cases, threshold))
-
-    return max((round(0.05 * step, 2) for step in range(4, 17)), key=quality)
+    tried = [round(0.05 * step, 2) for step in range(4, 17)]
+    return _best(tried, score(probabilities, cases, [(threshold, 1) for threshold in tried]))
 
 
 def best_min_area(probabilities: Sequence[NDArray[np.uint8]], cases: Sequence[Annotated], spec: UNetSpec) -> float:
     """Return the smallest area in um2, at the spec's threshold, with the best F1 and Dice together.
 
-    Tried are 0 and 1 to 20 hundredths of the median annotated area; of equals the smallest wins.
+    Tried are 0 and 1 to 20 hundredths of the median annotated area, 0 alone where nothing is annotated; of equals the
+    smallest wins.
     """
-    areas_px = np.concatenate([np.bincount(np.asarray(case.labels_YX[:, :]).ravel())[1:] for case in cases])
-    unit_um2 = float(np.median(areas_px[areas_px > 0])) / 100 * (spec.mpp or 1.0) ** 2
+    areas_px = np.concatenate([_areas_px(np.asarray(case.labels_YX[:, :])) for case in cases])
+    unit_um2 = float(np.median(areas_px)) / 100 * (spec.mpp or 1.0) ** 2 if len(areas_px) else 0.0
+    tried = [round(unit_um2 * hundredths, 2) for hundredths in range(21)]
+    least = [least_px(spec.model_copy(update={"min_area_um2": area_um2})) for area_um2 in tried]
+    return _best(tried, score(probabilities, cases, [(spec.threshold or 0.5, one) for one in least]))
 
-    def quality(area_um2: float) -> float:
-        least = least_px(spec.model_copy(update={"min_area_um2": area_um2}))
-        return sum(counts.f1 for counts in score(probabilities, cases, spec.threshold or 0.5, least))
 
-    return max((round(unit_um2 * hundredths, 2) for hundredths in range(21)), key=quality)
+def _areas_px(labels_YX: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Return the pixels of each object, however large its number."""
+    areas_px: NDArray[np.integer] = np.unique(labels_YX[labels_YX != 0], return_counts=True)[1]
+    return areas_px
+
+
+def _best(tried: Sequence[float], counted: Sequence[tuple[Counts, Counts]]) -> float:
+    """Return the first of those with the highest sum of Dice and F1."""
+    return max(zip(tried, counted, strict=True), key=lambda one: sum(counts.f1 for counts in one[1]))[0]

@@ -106,9 +106,9 @@ class Annotated:
         return self._weights[w0, sigma_px]
 
     def census(self) -> Census:
-        """Return how many pixels of each class lie where; the first time it reads all labels, by and by."""
+        """Return what there is in it; the first time it reads all of it, by and by."""
         if not self._census:
-            self._census.append(Census.of(self.class_map))
+            self._census.append(Census.of(self.image_CYX, self.class_map))
         return self._census[0]
 
 

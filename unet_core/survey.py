@@ -1,35 +1,42 @@
 """What training finds out about its images: normalisation before the first step, the stain of coloured ones at its end.
 
-Decision: it is found on views (images, or windows of large ones), one at a time, so an image larger than memory costs
-no more than a window, and small images are counted to the last pixel.
+Decision: normalisation comes from what was counted anyway, every pixel of every image in whole numbers.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from unet_core.census import Census
 from unet_core.recipe import Recipe
 from unet_core.samples import Annotated, stain_shown
 from unet_core.spec import UNetSpec
-from unet_core.validate import evenly, windows
 
-IMAGES, WINDOWS = 1000, 16
-"""At most so many images, and windows of each, are looked at."""
+LEAST_STD = 1e-4
+"""Never 0, not even of one colour."""
+
+
+def moments(counted: Sequence[Census]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel over all pixels of images of one dtype, range 0..1."""
+    full, pixels = int(np.iinfo(counted[0].dtype).max), sum(one.pixels for one in counted)
+    sums = [sum(column) for column in zip(*(one.sums for one in counted), strict=True)]
+    squares = [sum(column) for column in zip(*(one.squares for one in counted), strict=True)]
+    spread = [pixels * square - total**2 for total, square in zip(sums, squares, strict=True)]  # whole numbers: exact
+    return (
+        tuple(total / (pixels * full) for total in sums),
+        tuple(math.sqrt(one) / (pixels * full) for one in spread),
+    )
 
 
 def spec_for(cases: Sequence[Annotated], class_names: Sequence[str], recipe: Recipe) -> UNetSpec:
     """Return the recipe's network with mean and deviation of the images' channels."""
-    seen = (view for case in evenly(cases, IMAGES) for view in windows(case, WINDOWS))
-    count, total, squares = np.sum([_moments(view) for view in seen], axis=0)
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-8))  # never 0, not even of one colour
+    mean, std = moments([case.census() for case in cases])
     chosen = recipe.network.spec(cases[0].image_CYX.shape[0], class_names)
-    known = {"mean": mean.round(4).tolist(), "std": std.round(4).tolist()}
+    known = {"mean": [round(one, 4) for one in mean], "std": [round(max(one, LEAST_STD), 4) for one in std]}
     return UNetSpec.model_validate(chosen.model_dump() | known)
 
 
@@ -41,10 +48,3 @@ def with_stain(spec: UNetSpec, cases: Sequence[Annotated], recipe: Recipe) -> UN
     stain = stain_shown(cases, spec.mpp, recipe.augment, generator)
     known = {"stain_mean": stain.mean, "stain_covariance": stain.covariance}
     return UNetSpec.model_validate(spec.model_dump() | known)
-
-
-def _moments(view: Annotated) -> NDArray[Any]:
-    """Number of pixels, and sum and sum of squares of each channel, image range 1: (3, channels)."""
-    image_CYX = np.asarray(view.image_CYX[:, :, :])
-    pixels = image_CYX.reshape(len(image_CYX), -1) / np.iinfo(image_CYX.dtype).max
-    return np.stack([np.full(len(pixels), pixels.shape[1], float), pixels.sum(axis=1), (pixels**2).sum(axis=1)])

@@ -7,17 +7,20 @@ pass, windows stand for the whole.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unet_core.classify import class_map
 from unet_core.evaluate import components, whole_pass
 from unet_core.metrics import Counts, object_counts, pixel_counts
+from unet_core.mirror import ArrayLike
 from unet_core.model import SegmentationNetwork
-from unet_core.samples import Annotated
+from unet_core.samples import Annotated, Square
 
 WINDOW_PX = 1024
 LARGEST_PX = 2**22  # pixels of an image that is judged whole
@@ -41,7 +44,7 @@ def validate(model: SegmentationNetwork, seen: Sequence[Annotated]) -> dict[str,
 
 
 def views(cases: Sequence[Annotated], most: int) -> list[Annotated]:
-    """Return at most so many images, or windows of large ones, chosen evenly; in memory."""
+    """Return at most so many images, or windows of large ones, chosen evenly."""
     chosen = evenly(cases, most)
     return [view for case in chosen for view in windows(case, most // len(chosen))]
 
@@ -53,20 +56,44 @@ def evenly(things: Sequence[Thing], most: int) -> list[Thing]:
 
 
 def windows(case: Annotated, most: int) -> Iterator[Annotated]:
-    """Yield the image itself, or at most so many windows of a large one, in memory."""
+    """Yield the image itself, or at most so many windows of a large one, half of them with objects if there are any."""
     height, width = case.labels_YX.shape
     if height * width <= LARGEST_PX:
         yield case
         return
-    corners = [(y, x) for y in range(0, height, WINDOW_PX) for x in range(0, width, WINDOW_PX)]
-    for y, x in evenly(corners, most):
-        yield _cut(case, (slice(y, y + WINDOW_PX), slice(x, x + WINDOW_PX)))
+    corners = list(itertools.product(range(0, height, WINDOW_PX), range(0, width, WINDOW_PX)))
+    marked = [corner for corner in corners if case.census().holds_object(*corner, WINDOW_PX)]
+    chosen = evenly(marked, -(-most // 2))
+    bare = [corner for corner in corners if corner not in chosen]
+    for y, x in sorted([*chosen, *evenly(bare, most - len(chosen))]):
+        yield _cut(case, Square(y, x, min(y + WINDOW_PX, height), min(x + WINDOW_PX, width)))
 
 
-def _cut(case: Annotated, box: tuple[slice, slice]) -> Annotated:
-    return replace(
-        case,
-        image_CYX=np.asarray(case.image_CYX[(slice(None), *box)]),
-        labels_YX=np.asarray(case.labels_YX[box]),
-        classes_YX=None if case.classes_YX is None else np.asarray(case.classes_YX[box]),
-    )
+def _cut(case: Annotated, box: Square) -> Annotated:
+    classes = None if case.classes_YX is None else _part(case.classes_YX, box)
+    return replace(case, image_CYX=_part(case.image_CYX, box), labels_YX=_part(case.labels_YX, box), classes_YX=classes)
+
+
+def _part(array: ArrayLike, box: Square) -> ArrayLike:
+    """Return a box of an array, of which nothing is read if it is not in memory."""
+    part = Part(array, box)
+    return part[(slice(None),) * len(array.shape)] if isinstance(array, np.ndarray) else part
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A box of an array-like (.., y, x), read when it is sliced."""
+
+    whole: ArrayLike
+    box: Square
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Pixels along each axis."""
+        return (*self.whole.shape[:-2], self.box.y1 - self.box.y0, self.box.x1 - self.box.x0)
+
+    def __getitem__(self, key: tuple[slice, ...], /) -> NDArray[Any]:
+        spans = [one.indices(length) for one, length in zip(key[-2:], self.shape[-2:], strict=True)]
+        starts = zip((self.box.y0, self.box.x0), spans, strict=True)
+        inside = (slice(start + first, start + max(first, last)) for start, (first, last, _) in starts)
+        return np.asarray(self.whole[(*key[:-2], *inside)])

@@ -38,9 +38,9 @@ def test_figures_equal_numpys_over_all_pixels(tmp_path: Path, memory_gb: float) 
     assert summary.class_px == tuple(np.bincount(classes, minlength=3))
     assert summary.frequencies == pytest.approx(np.bincount(classes, minlength=3) / classes.size)
     for case, drawing in zip(summary.cases, drawings.values(), strict=True):
-        assert case.objects == drawing.objects.max()
+        assert case.counted.objects == drawing.objects.max()
         assert case.in_memory == (memory_gb > 0)
-        assert (case.shape_yx, case.dtype, case.pixels) == (SHAPE, "uint8", SHAPE[0] * SHAPE[1])
+        assert (case.shape_yx, case.counted.dtype, case.counted.pixels) == (SHAPE, np.uint8, SHAPE[0] * SHAPE[1])
 
 
 def test_windows_count_what_the_whole_holds(tmp_path: Path) -> None:
@@ -54,9 +54,9 @@ def test_windows_count_what_the_whole_holds(tmp_path: Path) -> None:
     tifffile.imwrite(masks / "a.tif", classes, tile=(256, 256))
     summary = check_annotations(open_annotations(images, masks, None, DataSettings(memory_gb=0)))
     (case,) = summary.cases
-    assert case.sums == (int(pixels.sum(dtype=np.int64)),)
-    assert case.squares == (int((pixels.astype(np.int64) ** 2).sum()),)
-    assert (case.class_px, case.objects) == ((1500 * 1100 - 2516, 2516), 2)
+    assert case.counted.sums == (int(pixels.sum(dtype=np.int64)),)
+    assert case.counted.squares == (int((pixels.astype(np.int64) ** 2).sum()),)
+    assert (case.class_px, case.counted.objects) == ((1500 * 1100 - 2516, 2516), 2)
     assert summary.std == pytest.approx([(pixels / 65535).std()], rel=1e-9)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tests.unet_core.watched import Watched
 from unet_core import census
 from unet_core.augment import Augmentation
-from unet_core.census import CELL_PX, Census, ClassMap
+from unet_core.census import WINDOW_PX, Census, ClassMap
 from unet_core.samples import Annotated, Sampler, Sampling, class_frequencies, draw_place, stain_shown
 from unet_core.separation import separation_weights
 
@@ -169,14 +169,20 @@ def test_frequencies_are_the_shares_of_the_pixels() -> None:
         class_frequencies([case], 2)
 
 
-def test_counting_reads_every_label_once_and_a_cell_at_most() -> None:
-    labels = Watched(np.eye(1100, 700, dtype=np.int32))
-    found = Census.of(ClassMap(labels, None))
+def test_counting_reads_every_pixel_once_and_a_window_at_most() -> None:
+    labels, image = Watched(np.eye(1100, 700, dtype=np.int32)), Watched(np.full((2, 1100, 700), 65535, np.uint16))
+    found = Census.of(image, ClassMap(labels, None))
     assert found.total(1) == 700
     assert found.total(5) == 0
     assert found.counts.shape == (2, 3, 2)
-    assert sum(int(np.prod(shape)) for shape in labels.read) == 1100 * 700
-    assert max(max(shape) for shape in labels.read) == CELL_PX
+    assert (found.objects, found.dtype, found.pixels) == (1, np.uint16, 770_000)
+    assert found.sums == (65535 * 770_000,) * 2
+    assert found.squares == (65535**2 * 770_000,) * 2
+    for watched, bytes_px in ((labels, 1), (image, 2)):
+        assert sum(int(np.prod(shape)) for shape in watched.read) == bytes_px * 1100 * 700
+        assert max(max(shape) for shape in watched.read) == WINDOW_PX
+    for y, x in ((0, 0), (512, 512), (1024, 0), (0, 512)):
+        assert found.holds_object(y, x, 512) == bool((np.eye(1100, 700)[y : y + 512, x : x + 512]).any())
 
 
 # ---- larger than memory ----------------------------------------------------------------------------------------------

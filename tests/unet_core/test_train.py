@@ -21,10 +21,11 @@ def test_the_threshold_with_the_best_dice_and_f1_is_chosen() -> None:
     one = case(1)
     truth = part_touching(one.labels_YX) > 0
     probability = np.where(truth, 170, np.where(one.labels_YX > 0, 120, 30)).astype(np.uint8)[None]
-    qualities = {t: score([probability], [one], t) for t in (0.2, 0.5, 0.65)}
+    tried = (0.2, 0.5, 0.65)
+    qualities = dict(zip(tried, score([probability], [one], [(t, 1) for t in tried]), strict=True))
     chosen = best_threshold([probability], [one])
     best = max(sum(counts.f1 for counts in pair) for pair in qualities.values())
-    assert sum(counts.f1 for counts in score([probability], [one], chosen)) >= best
+    assert sum(counts.f1 for counts in score([probability], [one], [(chosen, 1)])[0]) >= best
     assert qualities[0.65][1].f1 > qualities[0.2][1].f1  # below, touching discs run together
 
 
@@ -39,8 +40,8 @@ def test_the_smallest_area_drops_specks_and_keeps_what_was_annotated(mpp: float 
     spec = UNetSpec(mpp=mpp, threshold=0.5)
     chosen = best_min_area([probability], [one], spec)
     assert 2 * pixel_um2 < chosen < np.bincount(one.labels_YX.ravel())[1:].min() * pixel_um2
-    least = least_px(spec.model_copy(update={"min_area_um2": chosen}))
-    assert score([probability], [one], 0.5, least) == score([np.where(truth, 200, 30)[None]], [one], 0.5)
+    rule = 0.5, least_px(spec.model_copy(update={"min_area_um2": chosen}))
+    assert score([probability], [one], [rule]) == score([np.where(truth, 200, 30)[None]], [one], [(0.5, 1)])
 
 
 def test_the_built_in_model_keeps_its_promise(shared_data: Path) -> None:
@@ -48,9 +49,8 @@ def test_the_built_in_model_keeps_its_promise(shared_data: Path) -> None:
     model = load(resolve("nuclei@1"))
     cases = annotated(shared_data, "he", [0])
     assert model.spec.threshold is not None
-    pixels, objects = score(
-        (whole_pass(model, c.image_CYX) for c in cases), cases, model.spec.threshold, least_px(model.spec)
-    )
+    rule = model.spec.threshold, least_px(model.spec)
+    ((pixels, objects),) = score((whole_pass(model, c.image_CYX) for c in cases), cases, [rule])
     print(f"Dice {pixels.f1:.4f}, F1 at IoU 0.5 {objects.f1:.4f} on {len(cases)} images")
     assert pixels.f1 >= 0.82
     assert objects.f1 >= 0.62

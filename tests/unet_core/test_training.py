@@ -12,12 +12,13 @@ from skimage import measure
 
 from pipeline.config import load_as
 from tests.unet_core.training import Silent, case, lines, material, recipe, run
+from tests.unet_core.watched import Watched
 from unet_core import survey
 from unet_core import validate as validation
 from unet_core.augment import Augmentation
 from unet_core.checkpoint import load
 from unet_core.errors import DivergedError, RecipeError
-from unet_core.evaluate import whole_pass
+from unet_core.evaluate import best_min_area, whole_pass
 from unet_core.header import describe, sha256
 from unet_core.model import UNet
 from unet_core.recipe import Recipe
@@ -28,6 +29,8 @@ from unet_core.validate import LARGEST_PX, evenly, views
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
+
+SPEC = UNetSpec(mpp=0.5, threshold=0.5)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -190,6 +193,26 @@ def test_images_too_large_for_one_pass_are_seen_by_windows() -> None:
     assert [one.name for one in views([case(0)], 12)] == ["0"]
     assert views([], 12) == []
     assert evenly(range(10), 4) == [0, 2, 5, 7]
+
+
+def test_half_of_the_windows_of_a_large_image_hold_objects_and_none_is_read_before_it_is_asked_for() -> None:
+    """Annotated in one corner, on disk: what is chosen by windows has to see it."""
+    labels = np.zeros((4200, 3100), np.int32)
+    labels[4190:4195, 3080:3090] = 7
+    image = np.random.default_rng(0).integers(0, 256, (1, 4200, 3100), np.uint8)
+    watched = [Watched(image), Watched(labels)]
+    large = Annotated("large", *watched)
+    large.census()
+    for one in watched:
+        one.read.clear()
+    seen = views([large], 4)
+    assert [one.read for one in watched] == [[], []]
+    assert len(seen) == 4
+    assert sum(bool(np.asarray(one.labels_YX[:, :]).any()) for one in seen) == 1
+    last = seen[-1]
+    assert np.array_equal(last.image_CYX[:, :, :], image[:, 4096:, 3072:])
+    assert np.array_equal(last.labels_YX[90:200, 3:], labels[4186:, 3075:])
+    assert best_min_area([np.zeros((1, 4, 4), np.uint8)], [Annotated("", image[:, :4, :4], labels[:4, :4])], SPEC) == 0
 
 
 def test_normalisation_is_of_each_channel_by_the_range_of_its_type() -> None:
