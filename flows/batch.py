@@ -6,29 +6,32 @@ said by the exit code, by name, with the cause. Each slide has its own configura
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from datetime import time
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, field_serializer
 
+from flows.history import STRIKES, History, Strikes
+from flows.outcome import NOT_IN_VAIN, Outcome
+from flows.until import Deadline
 from pipeline.cases import Case, choose_slides, read_cases
 from pipeline.config import ModelSection, RunConfig
 from pipeline.discover import Candidate, find_slides
-from pipeline.errors import ConfigError, DiskError, LockedError, ModelError, OvertileError
-from pipeline.files import remove, write_bytes
+from pipeline.errors import ConfigError, DiskError, ModelError, SlideError
+from pipeline.files import digest, remove, write_bytes
 from pipeline.lock import slide_lock
 from pipeline.model import Model, load_model
 from pipeline.plan import Compute, SlidePlan, plan_slide, resolve_tile
 from pipeline.resample import TOLERANCE
 from pipeline.slide_run import SlideRun, previous_plan, slide_root
+from pipeline.slide_state import FileState, file_states, last_change, unsettled
 from pipeline.store import SlideStore
-from pipeline.work import StageReport, retried
+from pipeline.work import retried
 from unet_core.errors import NetworkError
-
-State = Literal["complete", "complete before", "kept", "failed", "locked", "waiting"]
 
 MANIFEST = "manifest"
 """The step after a slide's last stage."""
@@ -37,7 +40,10 @@ EXIT_OK, EXIT_USAGE, EXIT_SOME, EXIT_NONE, EXIT_DISK, EXIT_LOCKED = 0, 2, 3, 4, 
 
 
 class BatchRequest(BaseModel):
-    """What a batch is asked to do: inputs (slides or folders), output folder, configuration, keys to force."""
+    """What a batch is asked to do: inputs (slides or folders), output folder, configuration, keys to force.
+
+    From ``until`` on, a time of day in ``timezone`` (null: this machine's), no block is begun any more.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -46,6 +52,8 @@ class BatchRequest(BaseModel):
     config: RunConfig = RunConfig()
     force: tuple[str, ...] = ()
     force_all: bool = False
+    until: time | None = None
+    timezone: str | None = None
 
     @field_serializer("inputs", when_used="json")
     def _inputs_as_text(self, inputs: tuple[Path, ...]) -> list[str]:
@@ -63,47 +71,6 @@ class BatchRequest(BaseModel):
 def _as_text(path: Path) -> str:
     """A path as JSON can hold it: bytes that are no UTF-8 are shown as '?'."""
     return str(path).encode("utf-8", "replace").decode()
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of one slide."""
-
-    key: str
-    slide: Path
-    state: State = "waiting"
-    stage: str = "plan"
-    cause: str = ""
-    seconds: float = 0.0
-    computed: dict[str, int] = field(default_factory=dict)
-    network_calls: int = 0
-    notices: list[str] = field(default_factory=list)
-    disk_failed: bool = False
-
-    @property
-    def as_asked(self) -> bool:
-        """Complete under the plan that was asked for."""
-        return self.state in ("complete", "complete before")
-
-    @property
-    def stopped(self) -> bool:
-        """Not as asked, and there is something to say about it: it does not merely wait for its turn."""
-        return not self.as_asked and (self.state != "waiting" or self.cause != "")
-
-    def add(self, report: StageReport, seconds: float) -> None:
-        """Count what a stage did in this run."""
-        self.seconds += seconds
-        self.computed[report.stage] = report.computed
-        self.network_calls += report.counts.get("network_calls", 0)
-
-    def failed(self, stage: str, error: BaseException) -> None:
-        """Remember why the slide stopped, on one line."""
-        self.state = "locked" if isinstance(error, LockedError) else "failed"
-        self.stage = stage
-        ours = isinstance(error, OvertileError)  # then the message names its place
-        text = str(error) if ours else f"{self.slide}: {type(error).__name__}: {error}"
-        self.cause = " ".join(text.split())
-        self.disk_failed = isinstance(error, DiskError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +95,8 @@ class Batch:
     """Slides to be worked on, in order, and the outcomes of all that were asked for.
 
     ``equipment`` holds each model once, by what configurations say of it; ``cases`` what the cases table says of
-    a slide, by key.
+    a slide, by key; ``strikes`` the slides that failed in the last runs, ``files`` what slides that
+    have to rest looked like when they were planned.
     """
 
     request: BatchRequest
@@ -136,6 +104,9 @@ class Batch:
     outcomes: list[Outcome] = field(default_factory=list)
     plans: dict[str, SlidePlan] = field(default_factory=dict)
     cases: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    strikes: Mapping[str, Strikes] = field(default_factory=dict)
+    deadline: Deadline = field(default_factory=Deadline)
+    files: dict[str, tuple[FileState, ...]] = field(default_factory=dict)
 
     def exit_code(self) -> int:
         """The code the command ends with."""
@@ -146,7 +117,7 @@ class Batch:
             return EXIT_DISK
         if all(outcome.state == "locked" for outcome in outcomes):
             return EXIT_LOCKED
-        return EXIT_SOME if any(outcome.as_asked or outcome.state == "kept" for outcome in outcomes) else EXIT_NONE
+        return EXIT_SOME if any(outcome.as_asked or outcome.state in NOT_IN_VAIN for outcome in outcomes) else EXIT_NONE
 
     def todo(self) -> list[Outcome]:
         """Slides that still wait, in order."""
@@ -159,6 +130,7 @@ def plan_batch(request: BatchRequest, *, writing: bool = True) -> Batch:
     ``writing`` makes sure first that the output can be written. Raises ConfigError, ModelError (nothing can start) or
     DiskError.
     """
+    deadline = Deadline.of(request.until, request.timezone)
     chosen = _chosen(request)
     known = {one.candidate.key for one in chosen}
     if unknown := [key for key in request.force if key not in known]:
@@ -171,6 +143,7 @@ def plan_batch(request: BatchRequest, *, writing: bool = True) -> Batch:
         if request.config.outputs.scratch is not None:
             _require_writable(Path(request.config.outputs.scratch), "scratch folder", "outputs.scratch")
     batch = Batch(request, _equip(request.config, models))
+    batch.strikes, batch.deadline = History.read(request.out).strikes(), deadline
     for one in chosen:
         _plan(batch, one)
     return batch
@@ -181,9 +154,20 @@ def _chosen(request: BatchRequest) -> list[Chosen]:
     config = request.config
     cases = read_cases(Path(config.input.cases)) if config.input.cases is not None else None
     candidates = find_slides(request.inputs, config.input.pattern, request.out)
+    if config.input.order == "priority" and not any("priority" in case.columns for case in cases or ()):
+        raise ConfigError("input.order=priority: expected a cases table with a column 'priority', found none")
     if cases is None:
-        return [Chosen(candidate, config) for candidate in candidates]
-    return [Chosen(candidate, case.config(config), case) for candidate, case in choose_slides(cases, candidates)]
+        chosen = [Chosen(candidate, config) for candidate in candidates]
+    else:
+        chosen = [Chosen(candidate, case.config(config), case) for candidate, case in choose_slides(cases, candidates)]
+    return _ordered(chosen, config.input.order)
+
+
+def _ordered(chosen: list[Chosen], order: str | None) -> list[Chosen]:
+    """The slides as they are to be taken. A table's are in order of its priorities already."""
+    if order == "newest":
+        return sorted(chosen, key=lambda one: -last_change(one.candidate.path))
+    return sorted(chosen, key=lambda one: one.candidate.key) if order == "name" else chosen
 
 
 def _models(chosen: Sequence[Chosen]) -> dict[ModelSection, Model]:
@@ -242,11 +226,51 @@ def _plan(batch: Batch, chosen: Chosen) -> None:
         if candidate.refused is not None:
             raise candidate.refused
         equipment = batch.equipment[chosen.config.model]
+        outcome.attempt = _unplanned_attempt(chosen, equipment.model)
+        if _is_left_alone(batch, outcome):
+            return
         compute = _compute(batch, equipment.compute, candidate.key)
         plan = retried(lambda: plan_slide(candidate, equipment.model, compute, chosen.config))
+        outcome.attempt = digest(dict(plan.hashes))
         batch.plans[candidate.key] = _warned(plan, batch.request.config)
+        _is_left_alone(batch, outcome)
     except Exception as error:  # one bad slide never stops the others
         outcome.failed("plan", error)
+
+
+def _unplanned_attempt(chosen: Chosen, model: Model) -> str:
+    """What tells a slide and what is asked of it while there is no plan, whose hashes tell more."""
+    with suppress(OSError):
+        found = chosen.candidate.path.stat()
+        return digest([found.st_size, found.st_mtime_ns, chosen.config.model_dump(mode="json"), model.sha256])
+    return ""
+
+
+def _is_left_alone(batch: Batch, outcome: Outcome) -> bool:
+    """Whether the slide is not to be tried: it is still being written, or it failed too often as it is."""
+    key, path, settle_s = outcome.key, outcome.slide, batch.request.config.input.settle_s
+    strikes = batch.strikes.get(key)
+    if settle_s and (why := unsettled(path, settle_s)):
+        outcome.deferred(why)
+    elif strikes and strikes.count >= STRIKES and strikes.attempt == outcome.attempt and not batch.request.forces(key):
+        outcome.quarantined(strikes, shlex.join(["overtile", "retry", str(batch.request.out), key]))
+    elif settle_s:
+        batch.files.setdefault(key, file_states(path))
+    return outcome.state != "waiting"
+
+
+def defer_changed(batch: Batch, outcome: Outcome) -> bool:
+    """Defer a slide whose files are not what they were when it was planned; whether it had to be."""
+    before = batch.files.get(outcome.key)
+    if before is None or before == (now := file_states(outcome.slide)):
+        return False
+    gone = [name for name, *_ in before if name not in {name for name, *_ in now}]
+    if gone:
+        outcome.failed(outcome.stage, SlideError(f"{gone[0]}: vanished after the slide was planned. Bring it back"))
+        outcome.attempt = ""
+    else:
+        outcome.deferred(f"{outcome.slide}: was written to since it was planned. The next run takes it")
+    return True
 
 
 def _warned(plan: SlidePlan, asked: RunConfig) -> SlidePlan:
@@ -307,6 +331,8 @@ def open_slide_run(batch: Batch, outcome: Outcome) -> OpenSlide | None:
     """Lock a waiting slide and clear its way; None when there is nothing to do (its outcome then says why)."""
     plan = batch.plans[outcome.key]
     run = SlideRun(plan, _store(batch, plan.key))
+    if defer_changed(batch, outcome):
+        return None
     lock = ExitStack()
     try:
         lock.enter_context(slide_lock(run.store.work))

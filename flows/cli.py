@@ -25,9 +25,11 @@ from rich.table import Column, Table
 
 from flows.evaluate import app as evaluate_app
 from flows.model import app as model_app
+from flows.night_commands import app as night_app
 from flows.plain import printable
 from flows.train_command import app as train_app
-from pipeline.errors import ConfigError, DiskError, LockedError, ModelError, OvertileError
+from flows.until import read_clock
+from pipeline.errors import ConfigError, OvertileError
 
 if TYPE_CHECKING:
     from flows.batch import Batch, BatchRequest
@@ -49,6 +51,7 @@ app = typer.Typer(
 app.add_typer(model_app, name="model")
 app.add_typer(train_app)
 app.add_typer(evaluate_app)
+app.add_typer(night_app)
 
 Inputs = Annotated[
     list[Path], typer.Argument(metavar="SLIDE_OR_FOLDER...", help="Slides, or folders of slides.", show_default=False)
@@ -99,6 +102,9 @@ def segment(  # noqa: PLR0913  one parameter an option
     mpp: Mpp = None,
     cases: Cases = None,
     force: Force = None,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="HH:MM", help="Begin no block from this time of day on.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Price it in hours, disk and memory, and stop.")] = False,  # noqa: FBT002  typer's way to declare a flag
 ) -> None:
     """Segment slides. Run the same command again to resume, or to add new slides."""
@@ -118,6 +124,7 @@ def segment(  # noqa: PLR0913  one parameter an option
         config=checked,
         force=keys,
         force_all=ALL in (force or ()),
+        until=None if until is None else read_clock(until),
     )
     raise typer.Exit(_dry_run(request) if dry_run else _segment(request))
 
@@ -177,8 +184,11 @@ def _report(batch: Batch) -> int:
     for outcome in batch.outcomes:
         for notice in outcome.notices:
             console.print(f"note: {escape(printable(notice))}", soft_wrap=True, highlight=False)
-        if not outcome.as_asked:
-            _complain(f"{outcome.key}: {outcome.state} at {outcome.stage}: {outcome.cause}")
+        said = f"{outcome.key}: {outcome.state} at {outcome.stage}: {outcome.cause}"
+        if outcome.state in ("resumable", "deferred"):
+            console.print(f"note: {escape(printable(said))}", soft_wrap=True, highlight=False)
+        elif not outcome.as_asked:
+            _complain(said)
     blocks = sum(sum(outcome.computed.values()) for outcome in batch.outcomes)
     calls = sum(outcome.network_calls for outcome in batch.outcomes)
     complete = sum(outcome.as_asked for outcome in batch.outcomes)
@@ -286,11 +296,11 @@ def _one_by_one(arguments: list[str]) -> list[str]:
 
 
 class _Stopped(BaseException):
-    """SIGINT or SIGTERM arrived; ``number`` says which."""
+    """SIGINT or SIGTERM arrived; the exit code says which."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
-        self.number = number
+        self.exit_code = EXIT_SIGNAL + number
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
@@ -314,19 +324,13 @@ def _guarded(run: Callable[[], object]) -> int:
     """Run a command; every refusal becomes one line on stderr and its exit code."""
     try:
         answer = run()
-    except (ConfigError, ModelError) as error:
-        return _complain(str(error), code=2)
-    except LockedError as error:
-        return _complain(str(error), code=75)
-    except DiskError as error:
-        return _complain(str(error), code=74)
     except OvertileError as error:
-        return _complain(str(error), code=4)
+        return _complain(str(error), code=error.exit_code)
     except Refusal as error:
         error.show()
         return 2
     except _Stopped as stopped:
-        return _complain("stopped. Run the same command again to go on", code=EXIT_SIGNAL + stopped.number)
+        return _complain("stopped. Run the same command again to go on", code=stopped.exit_code)
     return answer if isinstance(answer, int) else 0
 
 

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.bar import Bar
-from flows.batch import Batch, Outcome
+from flows.batch import Batch
+from flows.outcome import Outcome
 from flows.plain import printable
 from pipeline.work import Counts
 

@@ -1,34 +1,34 @@
 """What a batch leaves in OUT for people and scripts: results.csv, summary.md, batch.json, failures.csv, history.jsonl.
 
-The one decision made here: these files are rebuilt from the slide folders and written atomically; nothing reads them to
-decide what is done. What people look at in the night is written after each slide too, for which one manifest is read.
+The one decision made here: these files but the last are rebuilt from the slide folders and written atomically; nothing
+reads them to decide what is done. What people look at in the night is written after each slide too, for which one
+manifest is read.
 """
 
 from __future__ import annotations
 
 import csv
-import getpass
 import io
-import os
 import shlex
-import socket
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flows.batch import Batch, Outcome
+from flows.batch import Batch
+from flows.history import doer, new_run, note
+from flows.outcome import Outcome
 from flows.plain import printable
 from flows.progress import Meter
 from flows.records import Record, figures, read_record, slide_stores
 from flows.results import Row, inert, results_csv
 from flows.summary import Page, plain
-from pipeline.files import append_json, write_bytes, write_json
+from pipeline.files import digest, write_bytes, write_json
 from pipeline.manifest import read_manifest
 from pipeline.slide_run import SlideRun, slide_root
 from pipeline.store import SlideStore
@@ -39,7 +39,8 @@ NUMBERED = ("complete", "kept")
 
 def write_batch_files(batch: Batch) -> None:
     """Rebuild the files of a batch in which there was nothing to do."""
-    Report(batch).finish()
+    with noted(batch):
+        Report(batch).finish()
 
 
 @dataclass(slots=True)
@@ -79,11 +80,10 @@ class Report:
             self._write(running=True)
 
     def finish(self) -> None:
-        """Write the files anew from all folders, those of other runs too, and note this run in the history."""
+        """Write the files anew from all folders, those of other runs too."""
         self._look()
         self._write(running=False)
         write_json(self.batch.request.out / "batch.json", self._content())
-        _append_history(self.batch)
 
     def _look(self) -> None:
         out = self.batch.request.out
@@ -171,21 +171,40 @@ def _command() -> str | None:
     return shlex.join(["overtile", *words]) if Path(name).name == "overtile" else None
 
 
-def _append_history(batch: Batch) -> None:
-    line = {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "who": _user(),
-        "host": socket.gethostname(),
-        "command": sys.argv,
-        "models": [f"{one.model.name} {one.model.sha256[:12]}" for one in batch.equipment.values()],
-        "force": list(batch.request.force) or batch.request.force_all,
-        "exit_code": batch.exit_code(),
-    }
-    append_json(batch.request.out / "history.jsonl", line)
-
-
-def _user() -> str:
+@contextmanager
+def noted(batch: Batch) -> Iterator[None]:
+    """Note in the history that this batch begins, and how it ended, if it lives to tell."""
+    out, run = batch.request.out, new_run()
+    note(out, "began", {"run": run, **doer(), **_asked_for(batch)})
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
+        yield
+    except BaseException as error:
+        with suppress(OSError):  # the error in hand says more
+            note(out, "ended", {"run": run, "exit_code": getattr(error, "exit_code", 1), **_came_out(batch)})
+        raise
+    note(out, "ended", {"run": run, "exit_code": batch.exit_code(), **_came_out(batch)})
+
+
+def _asked_for(batch: Batch) -> dict[str, Any]:
+    request = batch.request
+    return {
+        "models": [f"{one.model.name} {one.model.sha256[:12]}" for one in batch.equipment.values()],
+        "batch": digest({key: dict(plan.hashes) for key, plan in batch.plans.items()}),
+        "slides": len(batch.outcomes),
+        "force": True if request.force_all else list(request.force),
+    }
+
+
+def _came_out(batch: Batch) -> dict[str, Any]:
+    """Counts, and those slides that are not as asked or that had not been before."""
+    outcomes = batch.outcomes
+    told = ("slide", "state", "stage", "cause", "attempt")
+    return {
+        "states": Counter(outcome.state for outcome in outcomes),
+        "not_complete": {
+            outcome.key: {name: value for name, value in _record(outcome).items() if name in told}
+            for outcome in outcomes
+            if not outcome.as_asked
+        },
+        "recovered": [outcome.key for outcome in outcomes if outcome.as_asked and outcome.key in batch.strikes],
+    }

@@ -23,17 +23,19 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 
 from flows.artifact import show_artifact
-from flows.batch import MANIFEST, Batch, BatchRequest, OpenSlide, Outcome, is_complete, open_slide_run, plan_batch
+from flows.batch import MANIFEST, Batch, BatchRequest, OpenSlide, defer_changed, is_complete, open_slide_run, plan_batch
+from flows.outcome import Outcome
 from flows.plain import printable
-from flows.report import Report, slide_markdown
+from flows.report import Report, noted, slide_markdown
 from flows.room import Room
+from flows.until import Deadline, Taken, TimeUpError
 from pipeline.config import MOST_SLIDES_ASKED, ClusterSection
 from pipeline.errors import OvertileError
 from pipeline.store import Index
 from pipeline.work import Counts, MapBlocks, StageReport, serial
 
-NETWORK = "predict"
-"""The stage whose blocks keep workers busy."""
+READ, NETWORK = "ingest", "predict"
+"""The stage that reads the slide's files, and the one whose blocks keep workers busy."""
 
 LEAST_SLIDES, MOST_SLIDES, BLOCKS_A_THREAD = 2, 16, 3
 """``auto``: how many slides are open, at least, at most, and until there are so many blocks left for a thread."""
@@ -125,12 +127,13 @@ class Conductor:
     watcher: Watcher
     door: Doorkeeper = field(init=False)
     room: Room = field(init=False)
+    deadline: Deadline = field(init=False)
     events: queue.SimpleQueue[Callable[[], None]] = field(default_factory=queue.SimpleQueue)
     stopping: threading.Event = field(default_factory=threading.Event)
     blocks_left: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        config = self.batch.request.config
+        config, self.deadline = self.batch.request.config, self.batch.deadline
         self.door = Doorkeeper.of(config.cluster, self.crew.threads)
         self.room = Room.of(self.batch.request.out, config.outputs.max_gb)
 
@@ -146,12 +149,21 @@ class Conductor:
             self.stopping.set()
             self.crew.stop()
         for _, outcome in waiting:
+            self._leave(outcome)
+
+    def _leave(self, outcome: Outcome) -> None:
+        """Say why a slide was not begun: the time was over, or there is no room for it."""
+        if not self.deadline.is_over():
             outcome.cause = self.room.cause(self.batch.plans[outcome.key])
-            self.watcher.slide_done(outcome)
+        elif is_complete(self.batch, outcome):
+            outcome.state = "complete before"
+        else:
+            outcome.state, outcome.cause = "resumable", f"not begun before {self.deadline}; the next run goes on"
+        self.watcher.slide_done(outcome)
 
     def _admit(self, waiting: list[tuple[int, Outcome]]) -> None:
         """Open slides that have something to do, while there is room for them."""
-        while self.door.admits(self.blocks_left.values()):
+        while not self.deadline.is_over() and self.door.admits(self.blocks_left.values()):
             chosen = next((one for one in waiting if self._has_room(one[1])), None)
             self.room.full = chosen is None
             if chosen is None:
@@ -182,35 +194,51 @@ class Conductor:
         """Submit what follows a stage that ended, or close the slide when it has come to its end."""
         answer = future.result(raise_on_failure=False)
         outcome = slide.outcome
-        if isinstance(answer, BaseException):
+        if isinstance(answer, TimeUpError):
+            outcome.paused(stage, answer)
+        elif isinstance(answer, BaseException):
             slide.run.fail(stage, answer)
             outcome.failed(stage, answer)
         else:
             outcome.add(answer.report, answer.seconds)
             if stage == NETWORK:
                 self.blocks_left[outcome.key] = 0
-            following = next(slide.stages, None)
+            following = self._next_stage(slide, stage)
             if following is not None:
                 return self._submit(slide, following, map_blocks)
-            outcome.state = "complete"
         outcome.notices.extend(notice for notice in slide.run.notices if notice not in outcome.notices)
         slide.lock.close()
         del self.blocks_left[outcome.key]
         self.room.ended(self.batch.plans[outcome.key])
         self.watcher.slide_done(outcome)
 
+    def _next_stage(self, slide: OpenSlide, stage: str) -> str | None:
+        """The stage that follows; None when the slide is complete, was written to meanwhile, or the time is over."""
+        following, outcome = next(slide.stages, None), slide.outcome
+        if following is None:
+            outcome.state = "complete"
+        elif stage == READ and defer_changed(self.batch, outcome):
+            return None
+        elif following != MANIFEST and self.deadline.is_over():
+            outcome.paused(following, self.deadline.error())
+            return None
+        return following
+
     def _predicted(self, key: str) -> None:
         self.blocks_left[key] -= 1
 
     def _watched(self, outcome: Outcome, stage: str, map_blocks: MapBlocks) -> MapBlocks:
         def mapped(function: Callable[[Index], Counts], indices: Iterable[Index]) -> Iterator[Counts]:
-            for counts in map_blocks(function, indices):
+            taken = Taken(indices, self.deadline)
+            for counts in map_blocks(function, taken):
                 if self.stopping.is_set():
                     raise OvertileError("stopped. Run the same command again to go on")
                 self.watcher.block_done(outcome.key, stage, counts)
                 if stage == NETWORK:
                     self.events.put(partial(self._predicted, outcome.key))
                 yield counts
+            if taken.cut:
+                raise self.deadline.error()
 
         return mapped
 
@@ -290,7 +318,7 @@ def segment_folder(request: BatchRequest, watcher: Any = None, begun: Any = None
     Raises IncompleteError, after all slides were tried, when one is not complete as asked; ConfigError, ModelError or
     DiskError when nothing could start.
     """
-    with (begun or _begin)(request) as (batch, crew):
+    with (begun or _begin)(request) as (batch, crew), noted(batch):
         report = Report(batch)
         watching = Watchers([report] if watcher is None else [report, watcher])
         watching.batch_planned(batch)

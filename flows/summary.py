@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from flows.batch import Outcome
+from flows.outcome import Outcome
 from flows.plain import printable
 from flows.records import Record
 from flows.results import ENLARGED_FLAG

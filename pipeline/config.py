@@ -60,6 +60,7 @@ class InputSection(Section):
     ``mpp`` overrides what slides say (micrometres per pixel); ``cases`` is a CSV that names and orders the slides, and
     replaces model and resolution for one of them; ``regions`` is a folder of ``<key>.geojson``, or one such file.
     ``channels``: numbers, counted from 1, or names of the channels to use, in the model's order; null for all.
+    ``order``: which slides come first; ``settle_s``: so long must a slide's files have been left alone.
     """
 
     pattern: Annotated[tuple[str, ...], Field(strict=False)] = SLIDE_PATTERNS  # not strict: YAML has lists only
@@ -67,6 +68,8 @@ class InputSection(Section):
     cases: str | None = None
     regions: str | None = None
     channels: Annotated[tuple[Annotated[int, Field(ge=1)] | str, ...], Field(strict=False, min_length=1)] | None = None
+    order: Literal["name", "newest", "priority"] | None = None
+    settle_s: Annotated[float, Field(ge=0, le=86400)] = 0.0
 
 
 class TissueSection(Section):

@@ -6,17 +6,25 @@ it stands for, so that library users can catch what they know.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 
 class OvertileError(Exception):
-    """Anything overtile refuses or gives up on, with a message meant for a person."""
+    """Anything overtile refuses or gives up on, with a message meant for a person (exit 4)."""
+
+    exit_code: ClassVar[int] = 4
 
 
 class ConfigError(OvertileError, ValueError):
     """Usage or configuration: nothing was started (exit 2)."""
 
+    exit_code = 2
+
 
 class ModelError(OvertileError, ValueError):
     """A checkpoint that cannot be used, or a network whose output is not finite."""
+
+    exit_code = 2
 
 
 class SlideError(OvertileError, ValueError):
@@ -34,9 +42,13 @@ class DamagedError(StoreError):
 class DiskError(OvertileError, OSError):
     """The disk is full, read-only or failing (exit 74)."""
 
+    exit_code = 74
+
 
 class LockedError(OvertileError, RuntimeError):
     """Another live run holds the slide (exit 75 when it holds all slides asked for)."""
+
+    exit_code = 75
 
 
 class WorkerError(OvertileError, RuntimeError):

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -86,13 +87,18 @@ def read_json(path: Path) -> Any:
 
 
 def append_json(path: Path, content: object) -> None:
-    """Append one line of JSON. What a writer killed or a disk filled in mid-line left stays a line of its own."""
-    with disk_errors(path), path.open("a+b") as file:
+    """Append one line of JSON in one write, so that lines of several writers never mix.
+
+    What a writer killed or a disk filled in mid-line left stays a line of its own.
+    """
+    with disk_errors(path), path.open("a+b", buffering=0) as file:
         start = b"\n" if _ends_torn(file) else b""
-        file.write(start + json.dumps(content, sort_keys=True).encode() + b"\n")
+        line = start + json.dumps(content, sort_keys=True).encode() + b"\n"
+        if file.write(line) != len(line):  # what does not fit is not tried a second time: it could land in another line
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _ends_torn(file: BinaryIO) -> bool:
+def _ends_torn(file: RawIOBase) -> bool:
     if file.seek(0, os.SEEK_END) == 0:
         return False
     file.seek(-1, os.SEEK_END)

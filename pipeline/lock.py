@@ -13,8 +13,9 @@ import os
 import platform
 import socket
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,6 +53,30 @@ def slide_lock(work: Path) -> Iterator[None]:
             file.truncate(0)
 
 
+def live_owner(work: Path) -> Mapping[str, str | int] | None:
+    """Who works on the slide, as far as the lock's file tells: pid, host, since. Only looks, and disturbs nobody."""
+    path, owner = work / "lock", _owner(work / "lock")
+    try:
+        if not owner or time.time() - path.stat().st_mtime > STALE_S:
+            return None
+    except FileNotFoundError:
+        return None
+    return owner if owner["host"] != socket.gethostname() or _lives(owner) else None
+
+
+def _lives(owner: Mapping[str, str | int]) -> bool:
+    """Whether the process of an owner on this host is still there."""
+    if owner.get("boot") != _myself()["boot"]:
+        return False
+    try:
+        os.kill(int(owner["pid"]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's, and alive
+        return True
+    return True
+
+
 def _acquire(file: BinaryIO, path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -76,7 +101,7 @@ def _myself() -> dict[str, str | int]:
     }
 
 
-def _owner(path: Path) -> dict[str, str]:
+def _owner(path: Path) -> dict[str, str | int]:
     try:
         owner = json.loads(path.read_bytes())
     except (OSError, ValueError):

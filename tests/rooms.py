@@ -22,8 +22,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "polygons",
         "regions",
         "discover resample slide slide_channels slide_check slide_dicom slide_file slide_formats slide_ifd slide_jpeg "
-        "slide_kinds slide_labels slide_ome slide_openslide slide_photo slide_reader slide_tags slide_tiff slide_tiles "
-        "slide_zarr",
+        "slide_kinds slide_labels slide_ome slide_openslide slide_photo slide_reader slide_state slide_tags slide_tiff "
+        "slide_tiles slide_zarr",
         "shard",
         "tissue_mask",
     ),
@@ -49,7 +49,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
 ROOMS: dict[str, tuple[str, ...]] = {
     "prefect": ("flows/*",),
     "uvicorn": ("flows/server.py",),
-    "typer": ("flows/cli.py", "flows/model.py", "flows/evaluate.py", "flows/train_command.py"),
+    "typer": ("flows/cli.py", "flows/model.py", "flows/evaluate.py", "flows/*_command*.py"),
     "click": ("flows/cli.py",),
     "rich": ("flows/*",),
     "dask": ("pipeline/workers.py",),
@@ -94,6 +94,7 @@ LIGHT = (
     *(f"pipeline.{stage}" for stage in ("ingest", "tissue", "label", "measure", "pyramid", "export", "overlay")),
     "pipeline.verify",
     "flows.cli",
+    "flows.status",
 )
 """Modules that must import neither torch nor prefect, not even through others."""
 

@@ -11,8 +11,9 @@ import pytest
 from rich.console import Console
 
 from flows import cli, doctor
-from flows.batch import Batch, BatchRequest, Equipment, Outcome, State
+from flows.batch import Batch, BatchRequest, Equipment
 from flows.inspect import inspect_stores
+from flows.outcome import Outcome, State
 from flows.report import write_batch_files
 from pipeline.config import ModelSection, RunConfig
 from pipeline.errors import ConfigError, DiskError, LockedError, ModelError, OvertileError, SlideError

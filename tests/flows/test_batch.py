@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from flows.batch import Batch, BatchRequest, Equipment, Outcome, State, plan_batch
+from flows.batch import Batch, BatchRequest, Equipment, plan_batch
+from flows.outcome import Outcome, State
 from pipeline.config import ModelSection, load_config
 from pipeline.model import Member, Model
 from pipeline.plan import Compute

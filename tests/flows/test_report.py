@@ -14,7 +14,8 @@ import pytest
 import tifffile
 
 from flows import records, report
-from flows.batch import Batch, BatchRequest, Outcome, State, plan_batch
+from flows.batch import Batch, BatchRequest, plan_batch
+from flows.outcome import Outcome, State
 from flows.report import Report
 from pipeline.config import load_config
 from pipeline.errors import DiskError

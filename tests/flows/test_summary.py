@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.batch import Outcome, State
+from flows.outcome import Outcome, State
 from flows.records import Record
 from flows.summary import FAR, Page
 

@@ -1,0 +1,79 @@
+"""What became of one slide in a batch: its state, in the words of every report, where it stopped and why.
+
+The one decision made here: only ``complete`` and ``complete before`` are as asked; every other state has a cause that a
+person can act on, or needs nobody because the next run goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from flows.history import Strikes
+from flows.until import TimeUpError
+from pipeline.errors import DiskError, LockedError, OvertileError
+from pipeline.work import StageReport
+
+State = Literal[
+    "complete", "complete before", "kept", "failed", "locked", "waiting", "resumable", "deferred", "quarantined"
+]
+
+NOT_IN_VAIN = ("kept", "resumable", "deferred")
+"""States of slides that are not as asked, and yet nothing is wrong with them."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of one slide. ``attempt`` tells whether it was asked for as in another run: same slide, same plan."""
+
+    key: str
+    slide: Path
+    state: State = "waiting"
+    stage: str = "plan"
+    cause: str = ""
+    seconds: float = 0.0
+    computed: dict[str, int] = field(default_factory=dict)
+    network_calls: int = 0
+    notices: list[str] = field(default_factory=list)
+    disk_failed: bool = False
+    attempt: str = ""
+
+    @property
+    def as_asked(self) -> bool:
+        """Complete under the plan that was asked for."""
+        return self.state in ("complete", "complete before")
+
+    @property
+    def stopped(self) -> bool:
+        """Not as asked, and there is something to say about it: it does not merely wait for its turn."""
+        return not self.as_asked and (self.state != "waiting" or self.cause != "")
+
+    def add(self, report: StageReport, seconds: float) -> None:
+        """Count what a stage did in this run."""
+        self.seconds += seconds
+        self.computed[report.stage] = report.computed
+        self.network_calls += report.counts.get("network_calls", 0)
+
+    def failed(self, stage: str, error: BaseException) -> None:
+        """Remember why the slide stopped, on one line."""
+        self.state = "locked" if isinstance(error, LockedError) else "failed"
+        self.stage = stage
+        ours = isinstance(error, OvertileError)  # then the message names its place
+        text = str(error) if ours else f"{self.slide}: {type(error).__name__}: {error}"
+        self.cause = " ".join(text.split())
+        self.disk_failed = isinstance(error, DiskError)
+        self.attempt = "" if self.disk_failed else self.attempt  # no fault of the slide's
+
+    def paused(self, stage: str, error: TimeUpError) -> None:
+        """Remember where the slide was stopped because the time was over."""
+        self.state, self.stage, self.cause = "resumable", stage, str(error)
+
+    def deferred(self, why: str) -> None:
+        """Leave the slide for the next run."""
+        self.state, self.cause = "deferred", " ".join(why.split())
+
+    def quarantined(self, strikes: Strikes, cure: str) -> None:
+        """Do not try the slide again before something changed."""
+        self.state, self.stage = "quarantined", strikes.stage
+        self.cause = f"not tried, for it failed in {strikes.count} runs: {strikes.cause}. To try again: {cure}"
