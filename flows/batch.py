@@ -185,7 +185,7 @@ def _models(chosen: Sequence[Chosen]) -> dict[ModelSection, Model]:
 
 
 def _equip(config: RunConfig, models: dict[ModelSection, Model]) -> dict[ModelSection, Equipment]:
-    from pipeline.predict import resolve_device, resolve_precision  # torch costs a second; refusals need none
+    from pipeline.network import resolve_device, resolve_precision  # torch costs a second; refusals need none
 
     for model in models.values():
         _require_weights(model)

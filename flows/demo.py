@@ -107,7 +107,8 @@ def check(store: SlideStore) -> list[str]:
 
 def _different_from_one_pass(store: SlideStore, manifest: dict[str, Any]) -> int:
     """Pixels of the window that one network call on it alone gives otherwise, among cells with tissue."""
-    from pipeline.predict import PredictSection, load_network, single_pass, tissue_pixels
+    from pipeline.network import single_pass
+    from pipeline.predict import PredictSection, load_network, tissue_pixels
 
     model, compute = load_model(load_config(None).model), manifest["plan"]["compute"]
     factor = manifest["stages"]["tissue"]["facts"]["factor"]

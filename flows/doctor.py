@@ -38,7 +38,7 @@ def examine(console: Console) -> int:
 def _facts() -> Iterator[tuple[str, str]]:
     import torch
 
-    from pipeline.predict import resolve_device, resolve_precision
+    from pipeline.network import resolve_device, resolve_precision
     from unet_core.header import WEIGHTS
 
     device = resolve_device("auto")

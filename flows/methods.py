@@ -17,7 +17,8 @@ from pipeline.errors import ConfigError
 from pipeline.geometry import Box
 from pipeline.judge import Answer, Rules
 from pipeline.model import THRESHOLD, Model
-from pipeline.predict import Network, PredictSection, Region, load_network, resolve_device
+from pipeline.network import Network, Region, resolve_device
+from pipeline.predict import PredictSection, load_network
 from unet_core.evaluate import least_px
 from unet_core.mirror import ArrayLike
 from unet_core.samples import Annotated

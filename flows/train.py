@@ -20,7 +20,7 @@ from flows.material import Prepared, TrainRequest, prepare
 from flows.plain import printable
 from pipeline.files import disk_errors, read_json_lines, sweep_partials
 from pipeline.lock import slide_lock
-from pipeline.predict import exact_gpu_arithmetic, keep_freed_memory
+from pipeline.network import exact_gpu_arithmetic, keep_freed_memory
 from unet_core.header import describe
 from unet_core.journal import NAME as METRICS
 from unet_core.learner import use_threads

@@ -17,6 +17,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "flight",
         "mask_file",
         "morphology",
+        "network",
         "object_table",
         "perimeter",
         "polygons",
@@ -54,7 +55,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "rich": ("flows/*",),
     "dask": ("pipeline/workers.py",),
     "distributed": ("pipeline/workers.py",),
-    "torch": ("unet_core/*", "pipeline/predict.py", "flows/doctor.py"),
+    "torch": ("unet_core/*", "pipeline/network.py", "flows/doctor.py"),
     "safetensors": ("unet_core/*",),
     "tifffile": ("pipeline/slide*.py", "pipeline/export.py", "flows/demo.py"),
     "imagecodecs": ("pipeline/slide*.py", "pipeline/export.py", "flows/demo.py"),
@@ -77,7 +78,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 """One library, one room: the files that may import it."""
 
 LAZY = {
-    "torch": ("unet_core/*", "pipeline/predict.py"),
+    "torch": ("unet_core/*", "pipeline/network.py"),
     "monai": ("unet_core/variants.py",),
     "matplotlib": ("flows/figures.py",),
     "prefect": ("flows/artifact.py", "flows/segment.py", "flows/train.py"),

@@ -17,7 +17,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from flows.batch import Batch, BatchRequest, open_slide_run, plan_batch
-from pipeline import predict
+from pipeline import network
 from pipeline.config import load_config
 from pipeline.geometry import Box, TileGrid
 from pipeline.slide_run import SlideRun, slide_root
@@ -36,7 +36,7 @@ BAR = [(1030.0, 600.0), (1299.0, 600.0), (1299.0, 620.5), (1030.0, 620.5)]
 
 @pytest.fixture(autouse=True)
 def _fresh_networks() -> None:
-    predict._load.cache_clear()
+    network._loaded.cache_clear()
 
 
 def geojson(path: Path, areas: Iterable[list[tuple[float, float]]], excluded: Iterable[Any] = ()) -> Path:

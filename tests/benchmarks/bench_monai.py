@@ -29,7 +29,8 @@ from bench_predict import BLOCK_PX, INNER, make_slide
 from torch import Tensor
 
 from pipeline.geometry import Box
-from pipeline.predict import PredictSection, activate, normalise, predict_block, quantise, resolve_precision
+from pipeline.network import activate, normalise, quantise, resolve_precision
+from pipeline.predict import PredictSection, predict_block
 from pipeline.work import Work
 from pipeline.workers import ENVIRONMENT
 from unet_core import checkpoint

@@ -26,7 +26,8 @@ from tissue import MPP, Tissue
 from torch import Tensor
 
 from pipeline.geometry import Box
-from pipeline.predict import ARRAY, PredictSection, Region, load_network, normalise, predict_block
+from pipeline.network import Region, normalise
+from pipeline.predict import ARRAY, PredictSection, load_network, predict_block
 from pipeline.store import ArraySpec, Index
 from pipeline.work import MapBlocks, Work
 from pipeline.workers import local_cluster

@@ -26,7 +26,8 @@ from tissue import Tissue
 
 from pipeline.errors import ModelError
 from pipeline.geometry import Box
-from pipeline.predict import Network, PredictSection, Region, load_network
+from pipeline.network import Network, Region
+from pipeline.predict import PredictSection, load_network
 from pipeline.workers import local_cluster
 from unet_core.header import Weights, resolve, sha256
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
 from pipeline import predict
+from pipeline.network import Network
 
 FOLDER, SPEED = "OVERTILE_BENCH_FOLDER", "OVERTILE_BENCH_MPX_S"
 
@@ -45,7 +46,7 @@ def slow_network(mpx_s: float) -> None:
     """Replace the network's forward pass by a wait of as long as its pixels take; what is dark is foreground."""
     load = predict.load_network
 
-    def load_network(section: predict.PredictSection) -> predict.Network:
+    def load_network(section: predict.PredictSection) -> Network:
         network = load(section)
         (member,) = network.members
         waiting = partial(forward, mpx_s, member.shape.trim_px // 2)

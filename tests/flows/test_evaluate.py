@@ -26,7 +26,7 @@ from pipeline.errors import ConfigError, ModelError
 from pipeline.geometry import Box, TileGrid
 from pipeline.judge import Judge
 from pipeline.model import load_model, names_of
-from pipeline.predict import Member, Network
+from pipeline.network import Member, Network
 from tests.commands import Command, files_of
 from unet_core.checkpoint import save
 from unet_core.header import sha256

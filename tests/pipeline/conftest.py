@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import predict
-from pipeline.predict import Network
+from pipeline import network as networks
+from pipeline.network import Network
 from tests.pipeline.predicting import CONTEXT, network_of, weights_of
 from unet_core.spec import UNetSpec
 
@@ -16,9 +16,9 @@ from unet_core.spec import UNetSpec
 @pytest.fixture(autouse=True)
 def _fresh_networks() -> Iterator[None]:
     """A network remembers calls and shrunken tiles; every test starts with a new one."""
-    predict._load.cache_clear()
+    networks._loaded.cache_clear()
     yield
-    predict._load.cache_clear()
+    networks._loaded.cache_clear()
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from skimage.data import immunohistochemistry
 
+from pipeline.network import Network
 from pipeline.predict import (
     ARRAY,
-    Network,
     PredictSection,
     load_network,
     predict_slide,

@@ -11,25 +11,22 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import predict
+from pipeline import network as networks
 from pipeline.config import ModelSection, RunConfig, TilesSection
 from pipeline.errors import ConfigError, ModelError
 from pipeline.geometry import Box, TileGrid
 from pipeline.model import load_model
-from pipeline.plan import resolve_tile
-from pipeline.predict import (
-    ARRAY,
+from pipeline.network import (
     Network,
-    PredictSection,
     activate,
-    load_network,
     normalise,
     quantise,
     resolve_device,
     resolve_precision,
     single_pass,
-    tissue_pixels,
 )
+from pipeline.plan import resolve_tile
+from pipeline.predict import ARRAY, PredictSection, load_network, tissue_pixels
 from pipeline.store import SlideStore, StoredArray
 from tests.make_store import StopAfter, StoppedError, put_array, tree_bytes
 from tests.pipeline.predicting import (
@@ -280,7 +277,7 @@ def test_weights_that_changed_since_the_plan_are_refused(tmp_path: Path) -> None
 
 def test_a_network_is_loaded_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[Path] = []
-    monkeypatch.setattr(predict.checkpoint, "load", lambda path: (loads.append(path), load(path))[1])
+    monkeypatch.setattr(networks.checkpoint, "load", lambda path: (loads.append(path), load(path))[1])
     section = PredictSection(chosen(CONTEXT), 1, FACTOR, "cpu", "fp32", 256)
     assert load_network(section) is load_network(replace(section, tile_px=512))
     assert load_network(replace(section, precision="bf16")) is not load_network(section)

@@ -11,12 +11,8 @@ import torch
 from pipeline import predict
 from pipeline.errors import ModelError
 from pipeline.geometry import Box
-from pipeline.predict import (
-    ARRAY,
-    Network,
-    Region,
-    activate,
-)
+from pipeline.network import Network, Region, activate
+from pipeline.predict import ARRAY
 from tests.make_store import tree_bytes
 from tests.pipeline.predicting import (
     PLAN,

@@ -14,9 +14,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline import predict
+from pipeline import network as networks
 from pipeline.geometry import TileGrid
-from pipeline.predict import Network, load_network
+from pipeline.network import Network
+from pipeline.predict import load_network
 from tests.pipeline.predicting import Image, Slide, assert_equal_to_rounding, chosen, cut, slide, weights_of
 from unet_core.checkpoint import load
 from unet_core.shapes import JointShape, ValidShape
@@ -167,8 +168,8 @@ def test_bf16_is_the_same_for_every_tile_and_averaged_in_fp32(tmp_path: Path, mo
     case, image = CASES["two, turned"], cut(133, 300)
     files = files_of(tmp_path, case)
     answers, rounded = [], set()
-    quantise = predict.quantise
-    monkeypatch.setattr(predict, "quantise", lambda mean: (rounded.add(mean.dtype), quantise(mean))[1])
+    quantise = networks.quantise
+    monkeypatch.setattr(networks, "quantise", lambda mean: (rounded.add(mean.dtype), quantise(mean))[1])
     for tile in (64, 256):
         made = ready(tmp_path / str(tile), image, files, case, tile=tile)
         made = replace(made, section=replace(made.section, precision="bf16"))

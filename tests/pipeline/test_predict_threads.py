@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.predict import ARRAY, Network, Region
+from pipeline.network import Network, Region
+from pipeline.predict import ARRAY
 from pipeline.store import Index
 from pipeline.work import Counts, attempt
 from tests.make_store import tree_bytes
