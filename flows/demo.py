@@ -108,12 +108,13 @@ def check(store: SlideStore) -> list[str]:
 def _different_from_one_pass(store: SlideStore, manifest: dict[str, Any]) -> int:
     """Pixels of the window that one network call on it alone gives otherwise, among cells with tissue."""
     from pipeline.network import single_pass
-    from pipeline.predict import PredictSection, load_network, tissue_pixels
+    from pipeline.predict import PredictSection, colours_of, load_network, tissue_pixels
 
     model, compute = load_model(load_config(None).model), manifest["plan"]["compute"]
-    factor = manifest["stages"]["tissue"]["facts"]["factor"]
+    facts = manifest["stages"]["tissue"]["facts"]
+    factor = facts["factor"]
     section = PredictSection(model.weights, model.spec.foreground, factor, **compute)
-    whole = single_pass(load_network(section), store.read("0"), WINDOW)
+    whole = single_pass(load_network(section), store.read("0"), WINDOW, colours_of(facts))
     tissue = tissue_pixels(store.read("tissue"), WINDOW, factor)
     stored = store.read("probability/0").read(WINDOW)
     return int((stored != np.where(tissue, whole, 0)).any(axis=0).sum())

@@ -15,7 +15,9 @@ from flows.annotations import Annotations, open_annotations, refusals
 from flows.panel import save_panel
 from pipeline.errors import ConfigError
 from unet_core.recipe import Recipe
+from unet_core.recolour import recoloured
 from unet_core.samples import Sampler
+from unet_core.survey import with_target
 from unet_core.train import Material, Order, chance, sizes_px
 
 FOLDS = "folds.json"
@@ -65,9 +67,10 @@ def read(request: TrainRequest) -> tuple[Annotations, Summary]:
 def save_samples(request: TrainRequest, found: Annotations) -> Path:
     """Write a picture of tiles as the network will be shown them; return its path."""
     recipe = request.recipe
-    spec = recipe.network.spec(found.cases[0].image_CYX.shape[0], found.class_names)
+    with refusals():
+        spec = with_target(found.cases, found.class_names, recipe)
     sampling = recipe.sampling.model_copy(update={"batch": SAMPLES})
-    sampler = Sampler(found.cases, sizes_px(spec, recipe), sampling, recipe.augment)
+    sampler = Sampler(recoloured(found.cases, spec.normalisation), sizes_px(spec, recipe), sampling, recipe.augment)
     path = request.out / "samples.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_panel(path, sampler.draw(chance(recipe)), found.class_names)

@@ -19,6 +19,7 @@ from pipeline.judge import Answer, Rules
 from pipeline.model import THRESHOLD, Model
 from pipeline.network import Network, Region, resolve_device
 from pipeline.predict import PredictSection, load_network
+from unet_core.colour_map import fits, sample
 from unet_core.evaluate import least_px
 from unet_core.mirror import ArrayLike
 from unet_core.samples import Annotated
@@ -81,9 +82,11 @@ def asked(network: Network, image_CYX: ArrayLike, tile_px: int = TILE_PX) -> Ans
     step = network.shape.step
     smallest = max(-(-length // step) * step for length in image_CYX.shape[1:])
     side = min(tile_px, smallest)
+    wanted = [member.spec.normalisation for member in network.members]
+    colours = fits(sample(image_CYX), wanted) if any(wanted) else ()  # the image is the slide
 
     def answer(core: Box) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        region = Region.around(image_CYX, network.grid(core, side))
+        region = Region.around(image_CYX, network.grid(core, side), colours)
         return network.probability(region, core, side)
 
     return answer

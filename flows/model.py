@@ -193,6 +193,7 @@ def show(record: dict[str, Any], console: Console) -> None:
         f"{record['parameters']:,} parameters, stored as {record['stored_as']}, {record['bytes']:,} bytes",
         f"halo {record['halo_px']} px, step {record['step_px']} px, {limit / 1e6:.3f} MFLOP a pixel at the least",
         f"input = (image / its largest value - {spec['mean']}) / {spec['std']}",
+        *_colours(spec),
     ]
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False)
@@ -201,6 +202,18 @@ def show(record: dict[str, Any], console: Console) -> None:
     console.print(f"provenance: {escape(printable(json.dumps(record['provenance'])))}", soft_wrap=True, highlight=False)
     console.print(f"{escape(printable(record['file']))}", soft_wrap=True, highlight=False)
     console.print(f"sha256 {record['sha256']}", soft_wrap=True, highlight=False)
+
+
+def _colours(spec: dict[str, Any]) -> list[str]:
+    """What is done to a slide's colours before, where anything is; one line each."""
+    lines = []
+    if "stain_normalisation" in spec:
+        lines += [
+            f"stains are first brought to {spec['stain_target']} ({spec['stain_normalisation']}), fitted once a slide"
+        ]
+    if "equalise" in spec:
+        lines += ["each channel's values are then replaced by their ranks in the slide (histogram equalisation)"]
+    return lines
 
 
 def _layer_table(record: dict[str, Any]) -> Table:

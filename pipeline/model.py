@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.config import ModelSection
 from pipeline.errors import ModelError
 from pipeline.files import digest
+from unet_core.colour_map import Normalisation
 from unet_core.errors import NetworkError
 from unet_core.header import Weights, describe, resolve, sha256
 from unet_core.shapes import JointShape, ValidShape
@@ -87,6 +88,12 @@ class Model:
     def shape(self) -> JointShape:
         """Step and halo."""
         return JointShape(tuple(ValidShape.of(spec) for spec in self.specs))
+
+    @property
+    def normalisations(self) -> tuple[Normalisation | None, ...]:
+        """What each member asks of a slide's colours; empty where none asks for anything."""
+        asked = tuple(spec.normalisation for spec in self.specs)
+        return asked if any(asked) else ()
 
     @property
     def passes(self) -> int:

@@ -27,8 +27,10 @@ from torch import Tensor
 from pipeline.errors import ModelError
 from pipeline.geometry import Box, TileGrid
 from unet_core import checkpoint, header
+from unet_core.colour_map import ColourMap
 from unet_core.header import Weights
 from unet_core.mirror import ArrayLike, read_mirrored
+from unet_core.recolour import recolour
 from unet_core.shapes import JointShape, ValidShape
 from unet_core.spec import UNetSpec
 from unet_core.symmetry import SYMMETRIES, Symmetry
@@ -36,6 +38,8 @@ from unet_core.symmetry import SYMMETRIES, Symmetry
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Array = NDArray[Any]
+Colours = tuple[ColourMap | None, ...]
+"""For each network the map of its slide's colours."""
 
 
 class Calls(threading.local):
@@ -55,6 +59,14 @@ class Member:
     def shape(self) -> ValidShape:
         """Step, halo and legal sizes."""
         return ValidShape.of(self.spec)
+
+    def shown(self, pixels_CYX: Tensor, colours: ColourMap | None) -> Tensor:
+        """Pixels in the colours the network was trained on. Raises ModelError where it asks for a map and has none."""
+        if colours is not None:
+            return recolour(pixels_CYX, colours)
+        if self.spec.normalisation is not None:
+            raise ModelError("the model asks for normalised colours: expected a map fitted to the slide, found none")
+        return pixels_CYX
 
 
 @dataclass(slots=True)
@@ -113,24 +125,25 @@ class Network:
     def _tiled(self, region: Region, core: Box, side: int) -> Array:
         answer = np.empty((self.spec.foreground, *core.shape), np.uint8)
         for tile in self.grid(core, side):
-            whole = self._call(region.read(tile.read), side)
+            whole = self._call(region.read(tile.read), side, region.colours)
             place = tile.core.shift(-core.y0, -core.x0)
             answer[(slice(None), *place.slices)] = whole[:, : place.shape[0], : place.shape[1]]
         return answer
 
-    def _call(self, pixels_CYX: Array, side: int) -> Array:
+    def _call(self, pixels_CYX: Array, side: int, colours: Colours) -> Array:
         with self.lock, torch.inference_mode():
             self.calls.made += 1
             pixels = self._to_device(pixels_CYX)
-            summed = reduce(Tensor.add_, self._passes(pixels, side))
+            summed = reduce(Tensor.add_, self._passes(pixels, side, colours))
             return quantise(summed.div_(len(self.members) * len(self.symmetries))).cpu().numpy()
 
-    def _passes(self, pixels_CYX: Tensor, side: int) -> Iterator[Tensor]:
+    def _passes(self, pixels_CYX: Tensor, side: int, colours: Colours) -> Iterator[Tensor]:
         """The core's probabilities (k, side, side) by each network, for each way to lay what it reads."""
-        for member in self.members:
+        for member, own_colours in zip(self.members, colours or (None,) * len(self.members), strict=True):
             own = self.shape.window(member.shape, side)
             crop = slice(member.shape.crop_px, member.shape.crop_px + side)
-            x_NCHW = normalise(pixels_CYX[:, own, own], member.spec, self.dtype)
+            shown_CYX = member.shown(pixels_CYX[:, own, own], own_colours)
+            x_NCHW = normalise(shown_CYX, member.spec, self.dtype)
             for symmetry in self.symmetries:
                 turned = symmetry.apply(x_NCHW).contiguous(memory_format=torch.channels_last)
                 logits_NCHW = symmetry.undo(member.forward(turned))
@@ -145,18 +158,22 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """An image (c, y, x) of which the pixels of ``box``, mirrored where it leaves the image, are already in memory."""
+    """An image (c, y, x) of which the pixels of ``box``, mirrored where it leaves the image, are already in memory.
+
+    ``colours``: how each network is shown them, fitted to the whole image; none: as they are.
+    """
 
     image: ArrayLike
     box: Box
     pixels: Array
+    colours: Colours = ()
 
     @classmethod
-    def around(cls, image: ArrayLike, grid: TileGrid) -> Region:
+    def around(cls, image: ArrayLike, grid: TileGrid, colours: Colours = ()) -> Region:
         """Read all that the grid's tiles will see, once."""
         first, last = grid.tile(0, 0).read, grid.tile(grid.rows - 1, grid.cols - 1).read
         box = Box(first.y0, first.x0, last.y1, last.x1)
-        return cls(image, box, read_mirrored(image, box))
+        return cls(image, box, read_mirrored(image, box), colours)
 
     def read(self, box: Box) -> Array:
         """The pixels of a box (c, h, w): from memory, or from the image where a halved tile reaches further."""
@@ -252,10 +269,10 @@ def exact_gpu_arithmetic() -> None:
     torch.backends.cudnn.deterministic = True
 
 
-def single_pass(network: Network, image: ArrayLike, box: Box) -> Array:
+def single_pass(network: Network, image: ArrayLike, box: Box, colours: Colours = ()) -> Array:
     """The answer of one network call for the whole box, which must start on the step grid: what tiles must equal."""
     side = -(-max(box.shape) // network.shape.step) * network.shape.step
-    return network.probability(Region.around(image, network.grid(box, side)), box, side)
+    return network.probability(Region.around(image, network.grid(box, side), colours), box, side)
 
 
 def resolve_device(device: str) -> str:

@@ -22,6 +22,7 @@ from pipeline.regions import Regions, find_regions
 from pipeline.resample import Resolution, resolution
 from pipeline.slide import open_slide
 from pipeline.slide_channels import channel_numbers, choose_channels
+from unet_core.colour_map import FIT_VERSION
 
 STAGES = ("ingest", "tissue", "predict", "label", "measure", "pyramid", "export", "overlay")
 OTSU = "otsu"
@@ -226,7 +227,8 @@ def _hashes(source: Mapping[str, Any], plan: SlidePlan) -> dict[str, str]:
     chain.add("ingest", [source], ())
     looked = _dump(config.tissue) | ({} if plan.mask is None else {"method": plan.mask.sha256})
     stain = [model.spec.stain_mean, model.spec.stain_covariance]
-    chain.add("tissue", [looked, mpp, model.shape.halo, stain, *drawn], ("ingest",))
+    fitted = [one and [FIT_VERSION, one.stain, one.target, one.equalise] for one in model.normalisations]
+    chain.add("tissue", [looked, mpp, model.shape.halo, stain, *drawn, *fitted], ("ingest",))
     chain.add("predict", [*model.pixels_depend_on, compute.device, compute.precision], ("ingest", "tissue"))
     if config.objects is not None:
         chosen: dict[str, Any] = {"threshold": plan.threshold, "min_area_um2": plan.min_area_um2}

@@ -6,17 +6,20 @@ its step, and cropped to its core. So blocks meet without a seam, and a cell wit
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import CELL_PX
 from pipeline.geometry import Box
-from pipeline.network import Network, Region, load
+from pipeline.network import Colours, Network, Region, load
 from pipeline.store import Array, ArraySpec, Index, StoredArray
 from pipeline.work import Counts, MapBlocks, StageReport, Work, run_blocks
+from unet_core.colour_map import ColourMap
 from unet_core.header import Weights
 
 ARRAY = "probability/0"
@@ -26,6 +29,7 @@ ARRAY = "probability/0"
 class PredictSection:
     """Which networks, on what, in tiles of which core. ``tissue_factor``: image px along one tissue px.
 
+    ``colours``: for each network the map fitted to this slide; none where none asks for one.
     ``cells`` (rows, cols): which cells of the image to compute, where there is tissue; None: all.
     """
 
@@ -37,6 +41,7 @@ class PredictSection:
     tile_px: int
     tta: str = "none"
     cells: NDArray[np.bool_] | None = None
+    colours: Colours = ()
 
 
 def load_network(section: PredictSection) -> Network:
@@ -45,6 +50,12 @@ def load_network(section: PredictSection) -> Network:
     Raises ModelError when the weights are not the ones the plan was made with.
     """
     return load(section.weights, section.device, section.precision, section.tta)
+
+
+def colours_of(tissue: Mapping[str, Any]) -> Colours:
+    """What the tissue stage has fitted, by its facts."""
+    fitted = tissue.get("normalisation", ())
+    return tuple(None if one is None else ColourMap.model_validate(one) for one in fitted)
 
 
 def predict_block(work: Work, section: PredictSection, index: Index) -> Counts:
@@ -56,7 +67,7 @@ def predict_block(work: Work, section: PredictSection, index: Index) -> Counts:
     pixels = np.zeros((section.foreground, *core.shape), np.uint8)
     if wanted.any():
         grid = network.grid(core, section.tile_px)
-        region = Region.around(store.read("0"), grid)
+        region = Region.around(store.read("0"), grid, section.colours)
         for tile in grid:
             place = (slice(None), *tile.core.shift(-core.y0, -core.x0).slices)
             if wanted[place[1:]].any():

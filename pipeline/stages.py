@@ -51,6 +51,7 @@ def _tissue(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
         regions=plan.regions,
         stain=plan.model.spec.stain,
         exclude_qc=plan.config.tissue is not None and plan.config.tissue.exclude_qc,
+        normalisations=plan.model.normalisations,
     )
     return tissue.tissue_slide(work, section, map_blocks)
 
@@ -78,6 +79,7 @@ def _predict(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
         tta=plan.model.tta,
         tissue_factor=tissue.tissue_factor(plan.resolution.mpp),
         cells=_cells(plan),
+        colours=predict.colours_of(work.store.facts("tissue")),
     )
     return predict.predict_slide(work, section, map_blocks)
 

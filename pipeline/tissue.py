@@ -1,8 +1,9 @@
 """Tissue: where there is anything to compute, and how good it looks, from one low-resolution picture of the slide.
 
 The one decision made here: the picture is the image itself, averaged over squares of a fixed number of pixels, so it
-depends on no pyramid a scanner happened to write and on no block. What is too fine for it, sharpness, is measured in
-the same pass and kept for the same squares.
+depends on no pyramid a scanner happened to write and on no block. What is too fine for it is done in the same pass:
+sharpness is measured and kept for the same squares, and pixels are picked for the slide's colours, whose map is fitted
+here, once, where a network asks for it.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from pipeline.regions import Regions
 from pipeline.store import Array, ArraySpec, Index
 from pipeline.tissue_mask import Mask, TissueParams, TissueResult, find_tissue, polarity_of
 from pipeline.work import Counts, MapBlocks, StageReport, Work, run_blocks
+from unet_core.colour_map import ColourMap, Normalisation, fits, sample_step
 from unet_core.stain import Stain
 
 ARRAY, QUALITY = "tissue", "quality"
 TARGET_UM = 8.0
 LARGEST_FACTOR = 64
+NOT_NORMALISED = "colours_not_normalised"
 _ROWS_AT_ONCE = 64
 
 
@@ -35,7 +38,8 @@ class TissueSection:
     """How to look for tissue: by ``how`` (None: everything is tissue) in squares of ``factor`` image px.
 
     ``level0_from_image`` multiplies (y, x) of the image into the coordinates of ``regions``. ``stain``: the colours the
-    network was trained on. ``exclude_qc``: blurred and inked cells are no tissue.
+    network was trained on. ``exclude_qc``: blurred and inked cells are no tissue. ``normalisations``: what each network
+    asks of the slide's colours; empty: nothing.
     """
 
     how: TissueParams | MaskFile | None
@@ -45,6 +49,7 @@ class TissueSection:
     regions: Regions | None = None
     stain: Stain | None = None
     exclude_qc: bool = field(default=False, kw_only=True)
+    normalisations: tuple[Normalisation | None, ...] = field(default=(), kw_only=True)
 
 
 def tissue_factor(mpp: float) -> int:
@@ -59,6 +64,9 @@ def tissue_block(work: Work, section: TissueSection, index: Index) -> Counts:
     """Keep the area mean and the fine detail of one block of the image as the block's small result."""
     image_CYX = work.store.read("0").read(work.core(index))
     small = {"thumb": area_mean(image_CYX, section.factor), "detail": detail(image_CYX, section.factor)}
+    if section.normalisations:
+        step = sample_step(work.shape_yx)
+        small["sample"] = image_CYX[:, ::step, ::step]
     work.store.save_result("tissue", work.plan, index, small)
     return {}
 
@@ -69,11 +77,13 @@ def tissue_slide(work: Work, section: TissueSection, map_blocks: MapBlocks) -> S
     store.sweep_results("tissue", work.plan)
     done = store.results("tissue", work.plan)
     report = run_blocks("tissue", work, done, partial(tissue_block, work, section), map_blocks)
-    thumb_CYX = _assemble(work)
+    thumb_CYX = _assemble(work, "thumb")
     found = _found(thumb_CYX, work, section)
     quality = _quality(thumb_CYX, found.mask, work, section)
     tissue_px = _image_px(found.mask, work, section)
     flags = [*found.flags, *quality.flags(tissue_px * section.mpp**2 / 1e6)]
+    fitted = _fitted(work, section)
+    flags += [NOT_NORMALISED] * any(one is not None and one.kept for one in fitted)
     if section.exclude_qc:
         found = replace(found, mask=found.mask & ~_squares(quality.blurred | quality.inked, found.mask, section))
     for path, pixels in ((ARRAY, found.mask), (QUALITY, quality.measures)):
@@ -88,6 +98,8 @@ def tissue_slide(work: Work, section: TissueSection, map_blocks: MapBlocks) -> S
         "tissue_px": _image_px(found.mask, work, section),
         **_per_region(found.mask, work, section),
     }
+    if fitted:
+        report.facts |= {"normalisation": [one and one.model_dump(mode="json") for one in fitted]}
     store.stamp("tissue", work.plan, report.facts)
     return report
 
@@ -110,8 +122,13 @@ def _sizes(length: int, factor: int) -> Array:
     return np.diff(np.append(np.arange(0, length, factor), length))
 
 
-def _assemble(work: Work) -> Array:
-    return np.concatenate([_row(work, row, "thumb") for row in range(work.grid.rows)], axis=1)
+def _fitted(work: Work, section: TissueSection) -> tuple[ColourMap | None, ...]:
+    """The slide's colour map for each network, where any asks for one."""
+    return fits(_assemble(work, "sample"), section.normalisations) if section.normalisations else ()
+
+
+def _assemble(work: Work, name: str) -> Array:
+    return np.concatenate([_row(work, row, name) for row in range(work.grid.rows)], axis=1)
 
 
 def _row(work: Work, row: int, name: str) -> Array:

@@ -32,7 +32,10 @@ def normalised(spec: UNetSpec, image_CYX: NDArray[np.unsignedinteger]) -> torch.
 
 
 def whole_pass(model: SegmentationNetwork, image_CYX: ArrayLike) -> NDArray[np.uint8]:
-    """Return the foreground probabilities of a small image, (k, y, x), as rounded bytes, by one forward pass."""
+    """Return the foreground probabilities of a small image, (k, y, x), as rounded bytes, by one forward pass.
+
+    The image is as the network is shown it: whoever has the whole of it has brought it to the network's colours.
+    """
     height, width = image_CYX.shape[-2:]
     shape = ValidShape.of(model.spec)
     box = Square(-shape.halo, -shape.halo, shape.read_px(height) - shape.halo, shape.read_px(width) - shape.halo)

@@ -13,14 +13,19 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from unet_core.augment import Augmentation
+from unet_core.colour_map import Rows
 from unet_core.folds import FoldSettings
 from unet_core.loss import LossSettings
 from unet_core.masks import DataSettings
 from unet_core.samples import Sampling
 from unet_core.spec import UNetSpec, preset
 
-SAID = ("architecture", "depth", "width", "growth", "padding", "norm", "up", "skip", "head", "dropout", "mpp")
+SAID: tuple[str, ...] = ("architecture", "depth", "width", "growth", "padding", "norm", "up", "skip", "head", "dropout")
+SAID += ("mpp", "stain_normalisation", "equalise")
 """What of a network's spec is a choice; the rest is found out from the images."""
+
+ANY_TARGET: Rows = ((0.6, 0.7, 0.4), (0.2, 0.8, 0.5))
+"""Stands where the stains of the training images will, until they have been looked at."""
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -57,9 +62,11 @@ class NetworkSection(Section):
             raise ValueError("; ".join(faults)) from error
         return self
 
-    def spec(self, in_channels: int, class_names: Sequence[str]) -> UNetSpec:
-        """Return the network for images of so many channels with objects of these classes."""
+    def spec(self, in_channels: int, class_names: Sequence[str], target: Rows = ANY_TARGET) -> UNetSpec:
+        """Return the network for images of so many channels with objects of these classes, and stains like these."""
         said = {name: value for name, value in (self.model_extra or {}).items() if value is not None}
+        if said.get("stain_normalisation", "none") != "none":
+            said["stain_target"] = target
         found = {"in_channels": in_channels, "classes": 1 + len(class_names), "class_names": tuple(class_names)}
         return preset(self.preset, **said, **found)
 

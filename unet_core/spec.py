@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from unet_core.colour_map import Normalisation, Rows, StainMethod
 from unet_core.stain import Stain
 
 Colour = tuple[
@@ -36,6 +37,9 @@ _NO_CHOICE: dict[str, dict[str, Any]] = {
 }
 """Fields of which an architecture has one value only."""
 
+_LATER = ("architecture", "stain_normalisation", "stain_target", "equalise")
+"""Fields that are stored only where they say something."""
+
 
 def _half_each(data: dict[str, Any]) -> tuple[float, ...]:
     channels: int = data["in_channels"]
@@ -53,6 +57,9 @@ def _numbered(data: dict[str, Any]) -> tuple[str, ...]:
 
 class UNetSpec(BaseModel):
     """A U-Net (Ronneberger, Fischer, Brox 2015) and how to feed it: x = (image / dtype max - mean) / std.
+
+    The image is first brought to the colours of the training where `stain_normalisation` or `equalise` ask for it, by a
+    map fitted once a slide (`unet_core.colour_map`, which says what `stain_target` holds).
 
     `architecture`: the paper's, U-Net++ (Zhou et al. 2018) or Attention U-Net (Oktay et al. 2018); the last two are
     MONAI's, and `dropout` is then after each convolution, not once at the bottom.
@@ -85,13 +92,17 @@ class UNetSpec(BaseModel):
     min_area_um2: Annotated[float, Field(ge=0)] = 0.0
     stain_mean: tuple[float, ...] | None = None
     stain_covariance: tuple[tuple[float, ...], ...] | None = None
+    stain_normalisation: StainMethod = "none"
+    stain_target: Rows | None = None
+    equalise: bool = False
 
     @model_serializer(mode="wrap")
     def _plain_as_ever(self, fields_of: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave a plain U-Net's architecture out: its file is the same bytes as before there were others."""
+        """Leave out what a plain U-Net does not have: its file is the same bytes as before there was anything else."""
         fields: dict[str, Any] = fields_of(self)
-        if self.architecture == "unet":
-            fields.pop("architecture", None)
+        for name in _LATER:
+            if getattr(self, name) == type(self).model_fields[name].default:
+                fields.pop(name, None)
         return fields
 
     @model_validator(mode="after")
@@ -127,6 +138,27 @@ class UNetSpec(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _colours_can_be_brought_to_the_target(self) -> Self:
+        """Refuse a stain's normalisation of images without stains or without a target, and a target for nothing."""
+        if self.stain_normalisation == "none" and self.stain_target is not None:
+            raise ValueError(
+                "stain_target: expected stain_normalisation 'reinhard' or 'macenko' beside it, found 'none'"
+            )
+        if self.stain_normalisation == "none":
+            return self
+        asked = f"stain_normalisation {self.stain_normalisation!r}"
+        if self.in_channels != 3:
+            raise ValueError(f"{asked}: expected images of 3 channels (red, green, blue), found {self.in_channels}")
+        if self.stain_target is None:
+            raise ValueError(f"{asked}: expected a stain_target of two rows of three numbers, found none")
+        first, second = self.stain_target
+        if self.stain_normalisation == "reinhard" and min(second) <= 0:
+            raise ValueError(f"stain_target: expected deviations above 0 in its second row, found {list(second)}")
+        if self.stain_normalisation == "macenko" and np.linalg.matrix_rank(np.array([first, second]), 1e-3) < 2:
+            raise ValueError(f"stain_target: expected the densities of two stains, found {list(first)}, {list(second)}")
+        return self
+
+    @model_validator(mode="after")
     def _covariance_can_be_one(self) -> Self:
         """Refuse what has no inverse or could give a negative distance."""
         if self.stain_covariance is None:
@@ -144,6 +176,13 @@ class UNetSpec(BaseModel):
         if self.stain_mean is None or self.stain_covariance is None:
             return None
         return Stain(self.stain_mean, self.stain_covariance)
+
+    @property
+    def normalisation(self) -> Normalisation | None:
+        """What a slide's colours are brought to; None where they stay as they are."""
+        if self.stain_normalisation == "none" and not self.equalise:
+            return None
+        return Normalisation(self.stain_normalisation, self.stain_target, self.equalise)
 
     @property
     def foreground(self) -> int:

@@ -12,7 +12,10 @@ import numpy as np
 import torch
 
 from unet_core.census import Census
+from unet_core.colour_map import target_of
+from unet_core.errors import RecipeError
 from unet_core.recipe import Recipe
+from unet_core.recolour import recoloured
 from unet_core.samples import Annotated, stain_shown
 from unet_core.spec import UNetSpec
 
@@ -33,11 +36,29 @@ def moments(counted: Sequence[Census]) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def spec_for(cases: Sequence[Annotated], class_names: Sequence[str], recipe: Recipe) -> UNetSpec:
-    """Return the recipe's network with mean and deviation of the images' channels."""
-    mean, std = moments([case.census() for case in cases])
-    chosen = recipe.network.spec(cases[0].image_CYX.shape[0], class_names)
+    """Return the recipe's network with mean and deviation of the images' channels, as it is shown them.
+
+    Raises RecipeError where stains are to be normalised and no image shows any.
+    """
+    chosen = with_target(cases, class_names, recipe)
+    mean, std = moments([case.census() for case in recoloured(cases, chosen.normalisation)])
     known = {"mean": [round(one, 4) for one in mean], "std": [round(max(one, LEAST_STD), 4) for one in std]}
     return UNetSpec.model_validate(chosen.model_dump() | known)
+
+
+def with_target(cases: Sequence[Annotated], class_names: Sequence[str], recipe: Recipe) -> UNetSpec:
+    """Return the recipe's network; where it normalises stains, towards those of these images."""
+    channels = cases[0].image_CYX.shape[0]
+    stain = recipe.network.spec(3, class_names).stain_normalisation
+    if stain == "none":
+        return recipe.network.spec(channels, class_names)
+    target = target_of((case.image_CYX for case in cases), stain)
+    if isinstance(target, str):
+        raise RecipeError(
+            f"network.stain_normalisation={stain}: expected stained tissue on a bright field in at least one image, "
+            f"found in all of them: {target}. Leave it out: for such images it is none"
+        )
+    return recipe.network.spec(channels, class_names, target)
 
 
 def with_stain(spec: UNetSpec, cases: Sequence[Annotated], recipe: Recipe) -> UNetSpec:

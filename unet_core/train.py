@@ -33,6 +33,7 @@ from unet_core.loss import loss_for
 from unet_core.networks import build
 from unet_core.optimise import rate_at
 from unet_core.recipe import Recipe
+from unet_core.recolour import recoloured
 from unet_core.resume import Position
 from unet_core.samples import Annotated, Sampler, class_frequencies
 from unet_core.shapes import ValidShape
@@ -54,6 +55,11 @@ class Material:
     training: Sequence[Annotated]
     held_back: Sequence[Annotated] = ()
     class_names: Sequence[str] = ("object",)
+
+    def shown(self, spec: UNetSpec) -> Material:
+        """Return the images as a network is shown them, each brought to its colours as a slide would be."""
+        training, held_back = (recoloured(cases, spec.normalisation) for cases in (self.training, self.held_back))
+        return Material(training, held_back, self.class_names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +144,11 @@ class Training:
         spec = start.spec if start else spec_for(material.training, material.class_names, recipe)
         frequencies = class_frequencies(material.training, spec.classes)
         learner = Learner.of(start or build(spec), loss_for(recipe.loss, spec, frequencies), recipe)
-        sampler = Sampler(
-            material.training, sizes_px(spec, recipe), recipe.sampling, recipe.augment, learner.device.type
-        )
+        shown = material.shown(spec)
+        sampler = Sampler(shown.training, sizes_px(spec, recipe), recipe.sampling, recipe.augment, learner.device.type)
         generator = chance(recipe)
         identity = order.identity(learner, frequencies)
-        seen = views(material.held_back, recipe.stopping.images)
+        seen = views(shown.held_back, recipe.stopping.images)
         position = Position()
         if saved := resume.read(order.folder, identity):
             learner.restore(saved.tensors)
@@ -177,7 +182,7 @@ class Training:
                 self._step(journal)
             self._judge(journal)
             self._save(journal)
-        choose(self.order.folder / BEST, self._choosing(), self.order.recipe)
+        choose(self.order.folder / BEST, self._choosing(), self.order)
         self.position = replace(self.position, done=True)
         resume.write(self.order.folder, self.identity, self.position, self._tensors())
 
@@ -249,7 +254,7 @@ class Training:
         return sum(losses) / len(losses)
 
     def _choosing(self) -> list[Annotated]:
-        return views(self.order.material.training, CHOOSE_IMAGES)
+        return views(self.sampler.cases, CHOOSE_IMAGES)
 
     # ---- what is kept ----------------------------------------------------------------------------------------------
 
@@ -284,13 +289,14 @@ def chance(recipe: Recipe) -> torch.Generator:
     return torch.Generator().manual_seed(recipe.compute.seed)
 
 
-def choose(path: Path, cases: Sequence[Annotated], recipe: Recipe) -> None:
+def choose(path: Path, cases: Sequence[Annotated], order: Order) -> None:
     """Store with a model what follows from the images that it was trained on: threshold, smallest area, stain.
 
-    A network for several classes has no threshold: its largest probability decides.
+    ``cases`` are some of the order's, as the network is shown them; the stain is that of the images as they were. A
+    network for several classes has no threshold: its largest probability decides.
     """
-    model = load(path).to(resolve_device(recipe.compute.device))
-    spec = with_stain(model.spec, cases, recipe)
+    model = load(path).to(resolve_device(order.recipe.compute.device))
+    spec = with_stain(model.spec, views(order.material.training, CHOOSE_IMAGES), order.recipe)
     if spec.foreground == 1:
         probabilities = [whole_pass(model, case.image_CYX) for case in cases]
         spec = spec.model_copy(update={"threshold": best_threshold(probabilities, cases)})

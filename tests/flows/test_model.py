@@ -6,17 +6,19 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
-from flows.model import details
+from flows.model import details, show
 from tests.commands import Command
 from unet_core import header
-from unet_core.checkpoint import load, save
+from unet_core.checkpoint import load, save, with_spec
 from unet_core.convert import convert
 from unet_core.model import UNet
 from unet_core.networks import build
@@ -70,6 +72,23 @@ def test_info_says_what_the_file_holds(overtile_alone: Command) -> None:
     assert shown.code == 0, shown.said
     for words in ("halo 92 px", "join.3.2", "sha256", "0.35", "provenance"):
         assert words in shown.stdout
+
+
+def test_info_says_what_is_done_to_colours(network: UNet, tmp_path: Path) -> None:
+    asked = {"stain_normalisation": "macenko", "stain_target": [[1.1, 1.4, 0.8], [0.2, 0.8, 0.5]], "equalise": True}
+    spec = UNetSpec.model_validate(SPEC.model_dump() | asked)
+    said = {}
+    for name, one in (("plain", SPEC), ("asked", spec)):
+        save(tmp_path / f"{name}.safetensors", with_spec(network, one), {})
+        record = details(tmp_path / f"{name}.safetensors")
+        console = Console(file=StringIO(), width=200)
+        show(record, console)
+        said[name] = console.file.getvalue()  # type: ignore[attr-defined]  # it is the one above
+        assert {key: record["spec"].get(key) for key in asked} == (asked if name == "asked" else dict.fromkeys(asked))
+    assert "brought to [[1.1, 1.4, 0.8], [0.2, 0.8, 0.5]] (macenko)" in said["asked"]
+    assert "histogram equalisation" in said["asked"]
+    assert "macenko" not in said["plain"]
+    assert "equalis" not in said["plain"]
 
 
 def test_a_model_that_is_not_there_is_refused_naming_those_that_are(overtile_alone: Command) -> None:

@@ -65,6 +65,7 @@ def test_the_papers_recipe_is_the_papers() -> None:
         ("network.dept=3", r"network\.dept.*did you mean 'depth'"),
         ("network.depth=9", r"network: .*depth"),
         ("network.preset=tini", r"tini"),
+        ("network.stain_normalisation=macenco", r"network: .*'macenko'"),
         ("schedule.minutes=null", r"schedule.*neither"),
         ("schedule.minutes=0", r"schedule\.minutes"),
         ("optimiser.rate='0.1'", r"optimiser\.rate"),
@@ -86,7 +87,7 @@ def test_changes_replace_single_fields_of_the_preset() -> None:
 
 def test_every_choice_about_a_network_can_be_said() -> None:
     found = {"in_channels", "classes", "class_names", "colours", "mean", "std", "threshold", "min_area_um2"}
-    found |= {"stain_mean", "stain_covariance"}
+    found |= {"stain_mean", "stain_covariance", "stain_target"}
     assert set(UNetSpec.model_fields) - found == set(SAID)
 
 

@@ -48,6 +48,13 @@ def test_is_frozen_and_survives_json() -> None:
         {"width": 10**9},
         {"in_channels": 0},
         {"architecture": "transformer"},
+        {"stain_normalisation": "vahadane"},
+        {"stain_normalisation": "macenko"},
+        {"stain_normalisation": "macenko", "stain_target": ((1, 1, 1), (2, 2, 2))},
+        {"stain_normalisation": "reinhard", "stain_target": ((1, 1, 1), (0, 1, 1))},
+        {"stain_normalisation": "reinhard", "stain_target": ((1, 1, 1), (1, 1, 1)), "in_channels": 1},
+        {"stain_normalisation": "reinhard", "stain_target": ((1, 1), (1, 1))},
+        {"stain_target": ((1, 1, 1), (1, 1, 1))},
         {"architecture": "unet++"},
         {"architecture": "attention", "norm": "batch", "padding": "same", "skip": "none"},
         {"architecture": "attention", "norm": "batch", "padding": "same", "width": 1},
@@ -98,3 +105,12 @@ def test_a_plain_network_is_written_as_it_was_before_there_were_others() -> None
     assert "architecture" not in preset("tiny").model_dump_json()
     assert preset("attention").model_dump(mode="json")["architecture"] == "attention"
     assert UNetSpec.model_validate_json(preset("unet++").model_dump_json()) == preset("unet++")
+
+
+def test_colours_are_in_the_file_only_where_they_are_changed() -> None:
+    target = ((1.1, 1.4, 0.8), (0.2, 0.8, 0.5))
+    for asked in ({}, {"stain_normalisation": "macenko", "stain_target": target}, {"equalise": True}):
+        spec = UNetSpec.model_validate(asked)
+        assert UNetSpec.model_validate_json(spec.model_dump_json()) == spec
+        assert {"stain_normalisation", "stain_target", "equalise"} & set(spec.model_dump()) == set(asked)
+        assert (spec.normalisation is None) == (asked == {})
