@@ -18,6 +18,7 @@ from flows.document import Picture
 from flows.figures import in_colours
 from unet_core.activations import Map, Watched, watch
 from unet_core.model import SegmentationNetwork
+from unet_core.recolour import recoloured
 from unet_core.samples import Annotated
 
 SHOWN_PX = 384
@@ -63,7 +64,7 @@ class Looked:
 
 def show_maps(network: SegmentationNetwork, looked: Looked, folder: str) -> MapsShown:
     """Run a network over the middle of an image; pictures are named below ``folder``."""
-    case = looked.case
+    (case,) = recoloured([looked.case], network.spec.normalisation)
     box = middle(case.labels_YX.shape, SHOWN_PX)
     image_CYX = replicated(np.asarray(case.image_CYX[(slice(None), *box.slices)]), network.spec.in_channels)
     watched: Watched = watch(network, image_CYX)

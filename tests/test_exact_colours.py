@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from flows.batch import BatchRequest, plan_batch
 from flows.methods import networks
-from pipeline.config import load_config
+from pipeline.config import ModelSection, load_config
 from pipeline.errors import ModelError
 from pipeline.geometry import Box
+from pipeline.model import load_model
 from pipeline.network import single_pass
 from pipeline.plan import SlidePlan
 from pipeline.predict import PredictSection, load_network
@@ -158,7 +159,7 @@ def test_each_network_of_an_ensemble_keeps_its_own(tmp_path: Path) -> None:
 def test_what_is_evaluated_is_what_is_segmented(tmp_path: Path, asked: Asked) -> None:
     """An annotated image is a slide of its own."""
     picture = cut(150, 190)
-    (method,) = networks([str(model(tmp_path, asked))], "cpu")
+    (method,) = networks([load_model(ModelSection(weights=str(model(tmp_path, asked))))], "cpu")
     found = method.answers(picture)(Box(0, 0, 150, 190))
     expected = oracle.whole_pass(oracle.network(tmp_path / "asked.safetensors"), asked.shown(picture))
     assert_equal_to_rounding(found, expected, share=2e-3)
