@@ -110,7 +110,7 @@ def record_of(evaluation: Evaluation) -> dict[str, Any]:
     found = [asdict(pair) for pair in pairs if pair is not None]
     return {
         "pooled": models[0]["pooled"],
-        "cases": [row for result in evaluation.results for row in _rows(evaluation, result)],
+        "cases": [row for result in evaluation.results for row in case_rows(evaluation, result)],
         "models": models,
         "comparisons": found,
         "settings": _settings(evaluation, patients),
@@ -171,7 +171,8 @@ def _class(evaluation: Evaluation, table: Table) -> dict[str, Any]:
     return told
 
 
-def _rows(evaluation: Evaluation, result: Result) -> list[dict[str, Any]]:
+def case_rows(evaluation: Evaluation, result: Result) -> list[dict[str, Any]]:
+    """Each image with whose it is and its scores, those that are defined."""
     scores = result.scores(np.eye(len(evaluation.cases)))
     return [
         {"model": result.method.name, "image": case.annotated.name, "patient": case.patient, "fold": case.fold}

@@ -15,7 +15,7 @@ from flows.document import Picture, number, percent, render, write_document
 from flows.figures import INTERVALS, Line, f1_curve, interval_plot, reliability_plot
 from flows.map_panels import Looked, MapsShown, show_maps
 from flows.plain import printable
-from pipeline.display import Rgb, class_colours
+from pipeline.display import class_colours
 from pipeline.manifest import package_version
 from unet_core.metrics import IOUS
 from unet_core.scores import ERRORS, LENGTHS
@@ -56,9 +56,9 @@ def write_report(
     content = content_of(record) | {
         "intervals_chart": next((one for one in charts if one.name == INTERVALS), None),
         "charts": [one for one in charts if one.name != INTERVALS],
-        "panels": panels_shown(evaluation, record, panels),
+        "panels": panels_of(evaluation, record["cases"], panels),
         "colours": error_colours(),
-        "classes": [(name, css(colour)) for name, colour in zip(*_classes(record), strict=True)],
+        "classes": class_key(record["models"][0]["classes"]),
         "maps": inside,
     }
     page = render("evaluation.html.j2", content)
@@ -285,22 +285,22 @@ def _bins(models: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     return {name: told for name, told in found.items() if told and any(told["pixels"])}
 
 
-def panels_shown(
-    evaluation: Evaluation, record: Mapping[str, Any], panels: Sequence[CasePanel]
+def panels_of(
+    evaluation: Evaluation, rows: Sequence[Mapping[str, Any]], panels: Sequence[CasePanel]
 ) -> list[dict[str, Any]]:
-    """Each panel with its case's name and scores; a case that is two of best, median and worst is shown once."""
-    first = record["models"][0]["name"]
-    rows = {row["image"]: row for row in record["cases"] if row["model"] == first}
+    """Each panel with its case's name and scores; a case that is two of best, median and worst is shown once.
+
+    ``rows`` are the cases of the first method, in order; others may follow.
+    """
     by_number: dict[int, list[CasePanel]] = {}
     for panel in panels:
         by_number.setdefault(panel.number, []).append(panel)
-    return [_panel(evaluation, rows, same) for same in by_number.values()]
+    return [_panel(evaluation, rows[number], same) for number, same in by_number.items()]
 
 
-def _panel(evaluation: Evaluation, rows: Mapping[str, Any], same: Sequence[CasePanel]) -> dict[str, Any]:
+def _panel(evaluation: Evaluation, row: Mapping[str, Any], same: Sequence[CasePanel]) -> dict[str, Any]:
     case = evaluation.cases[same[0].number]
     name, shape = printable(case.annotated.name), case.annotated.labels_YX.shape
-    row = rows[case.annotated.name]
     title = " and ".join(panel.rank for panel in same)
     return {
         "title": title.capitalize(),
@@ -315,9 +315,10 @@ def _panel(evaluation: Evaluation, rows: Mapping[str, Any], same: Sequence[CaseP
     }
 
 
-def _classes(record: Mapping[str, Any]) -> tuple[list[str], tuple[Rgb, ...]]:
-    names = [printable(name) for name in record["models"][0]["classes"]]
-    return names, class_colours(len(names))
+def class_key(names: Iterable[str]) -> list[tuple[str, str]]:
+    """What the colours of truth and prediction stand for."""
+    known = [printable(name) for name in names]
+    return [(name, css(colour)) for name, colour in zip(known, class_colours(len(known)), strict=True)]
 
 
 def error_colours() -> dict[str, str]:

@@ -49,6 +49,8 @@ STYLE: Any = {
 }
 NAME_LETTERS = 34
 INTERVALS = "figures/intervals"
+DRAWN = 800
+"""Points of a curve that are drawn at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,8 @@ class History:
     norms: Mapping[str, Sequence[float]]
     judged: Sequence[int]
     scores: Mapping[str, Sequence[float]]
-    best_step: int | None
+    best_step: int
+    seconds: float
 
 
 def loss_curve(name: str, history: History) -> Picture:
@@ -176,8 +179,9 @@ def loss_curve(name: str, history: History) -> Picture:
 
     def draw(drawn: Figure) -> None:
         axes = drawn.subplots()
-        axes.plot(history.steps, history.loss, color=PALE, linewidth=0.8)
-        lines = [Line("training, running mean", history.steps, running_mean(history.loss))]
+        every = thinning(history.steps)
+        axes.plot(history.steps[every], history.loss[every], color=PALE, linewidth=0.8)
+        lines = [Line("training, running mean", history.steps[every], running_mean(history.loss)[every])]
         if "loss" in history.scores:
             lines.append(Line("held back", history.judged, history.scores["loss"]))
         draw_lines(axes, lines[:1], marked=False)
@@ -195,6 +199,11 @@ def _ceiling(history: History) -> float | None:
     """Where to end the axis of the loss, so that a few wild steps at the start do not flatten what follows."""
     seen = [*running_mean(history.loss), *history.scores.get("loss", ())[1:]]
     return 1.15 * max(seen) if seen else None
+
+
+def thinning(values: Sequence[float]) -> slice:
+    """Which of many values are drawn, counted from the last: enough that nobody sees a corner."""
+    return slice((len(values) - 1) % (step := -(-len(values) // DRAWN) or 1), None, step)
 
 
 def running_mean(values: Sequence[float], over: int = 50) -> list[float]:
@@ -224,7 +233,8 @@ def rate_curve(name: str, history: History) -> Picture:
 
     def draw(drawn: Figure) -> None:
         axes = drawn.subplots()
-        draw_lines(axes, [Line("rate", history.steps, history.rate)], marked=False)
+        every = thinning(history.steps)
+        draw_lines(axes, [Line("rate", history.steps[every], history.rate[every])], marked=False)
         axes.set(title="Learning rate", xlabel="step", ylabel="rate", ylim=(0, None))
 
     return figure(name, "Learning rate by step", draw)
@@ -235,10 +245,11 @@ def norm_curves(name: str, history: History) -> Picture:
 
     def draw(drawn: Figure) -> None:
         axes = drawn.subplots()
+        every = thinning(history.steps)
         shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(history.norms)))
         for shade, (level, values) in zip(shades, history.norms.items(), strict=True):
-            means = np.maximum(running_mean(values), 1e-12)
-            axes.plot(history.steps, means, color=shade, linewidth=1.2, label=label(level))
+            means = np.maximum(running_mean(values)[every], 1e-12)
+            axes.plot(history.steps[every], means, color=shade, linewidth=1.2, label=label(level))
         axes.legend(ncols=2 if len(history.norms) > 8 else 1, loc="upper left", bbox_to_anchor=(1, 1))
         axes.set(title="Norm of the gradient by level", xlabel="step", ylabel="norm, running mean", yscale="log")
 
@@ -275,8 +286,7 @@ def threshold_curve(name: str, lines: Sequence[Line], chosen: float) -> Picture:
 
 def _mark_best(axes: Axes, history: History) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    if history.best_step is not None:
-        axes.axvline(history.best_step, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    axes.axvline(history.best_step, color=INK, linewidth=1, linestyle=(0, (4, 3)))
 
 
 # ---- maps ------------------------------------------------------------------------------------------------------------

@@ -27,7 +27,12 @@ LEAST_PX = 200
 
 
 def save_panel(path: Path, batch: Batch, class_names: Sequence[str]) -> None:
-    """Write a PNG with a row for each sample of the batch. The last two columns of it are what the loss sees."""
+    """Write what ``draw_panel`` draws as a PNG."""
+    draw_panel(batch, class_names).save(path)
+
+
+def draw_panel(batch: Batch, class_names: Sequence[str]) -> Image.Image:
+    """A row for each sample of the batch. The last two columns are what the loss sees."""
     images, targets, weights = (np.asarray(part) for part in (batch.image_NCHW, batch.target_NHW, batch.weight_NHW))
     low, high = float(weights.min()), float(weights.max())
     shades = ((weights - low) / max(high - low, 1e-6) * 255).round().astype(np.uint8)
@@ -42,7 +47,7 @@ def save_panel(path: Path, batch: Batch, class_names: Sequence[str]) -> None:
     for row, cells in enumerate(rows):
         for col, cell in enumerate(cells):
             picture.paste(Image.fromarray(cell), (GAP_PX + col * step, top + row * step))
-    picture.save(path)
+    return picture
 
 
 def _row(

@@ -55,7 +55,9 @@ def train_unet(request: TrainRequest, watcher: Any = None, begun: Any = None) ->
         keep_freed_memory()
         exact_gpu_arithmetic()
         use_threads(request.recipe.compute.threads)
-        return [train_fold(printable(order.folder.name), _unseen((order, watcher))) for order in prepared.orders]
+        models = [train_fold(printable(order.folder.name), _unseen((order, watcher))) for order in prepared.orders]
+        report(_unseen((request, prepared)))
+        return models
 
 
 def _unseen(job: Any) -> Any:
@@ -71,6 +73,16 @@ def train_fold(name: str, job: tuple[Order, Watcher | None]) -> Path:
     train(order, watcher or _Nobody())
     show_artifact("training", name, training_markdown(order.folder))
     return order.folder / BEST
+
+
+@task(name="report", cache_policy=NO_CACHE, persist_result=False)
+def report(job: tuple[TrainRequest, Prepared]) -> Path:
+    """Write the run's page, and show where it is."""
+    from flows.training_report import write_training_report  # matplotlib costs half a second, and training comes first
+
+    path, markdown = write_training_report(*job)
+    show_artifact("training-report", "report", markdown)
+    return path
 
 
 def training_markdown(folder: Path) -> str:

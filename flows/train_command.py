@@ -94,6 +94,7 @@ def _train(words: Words) -> int:
     from prefect.utilities.annotations import quote
 
     from flows.annotation_checks import show_summary
+    from flows.document import PAGE
     from flows.material import TrainRequest
     from flows.train import begin, train_unet
     from flows.train_progress import Display
@@ -108,6 +109,7 @@ def _train(words: Words) -> int:
             models = train_unet(request, quote(display), quote(lambda _: nullcontext(prepared)))
     for model in models:
         console.print(f"trained: {escape(printable(str(model)))}", soft_wrap=True, highlight=False)
+    console.print(f"report: {escape(printable(str(words.out / PAGE)))}", soft_wrap=True, highlight=False)
     return 0
 
 
