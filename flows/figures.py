@@ -132,7 +132,9 @@ def f1_curve(lines: Sequence[Line]) -> Picture:
     def draw(drawn: Figure) -> None:
         axes = drawn.subplots()
         draw_lines(axes, lines)
-        axes.set(title="Objects found", xlabel="IoU from which on an object counts as found", ylabel="F1", ylim=(0, 1))
+        axes.set(
+            title="Objects found", xlabel="IoU from which on an object counts as found", ylabel="F1", ylim=(-0.02, 1.02)
+        )
 
     names = ", ".join(line.name for line in lines)
     return figure("figures/f1", f"F1 of objects against the IoU demanded, from 0.5 to 0.9: {names}", draw)
@@ -206,8 +208,9 @@ def thinning(values: Sequence[float]) -> slice:
     return slice((len(values) - 1) % (step := -(-len(values) // DRAWN) or 1), None, step)
 
 
-def running_mean(values: Sequence[float], over: int = 50) -> list[float]:
-    """The mean of each value and those before it, ``over`` of them where there are so many."""
+def running_mean(values: Sequence[float]) -> list[float]:
+    """The mean of each value and those before it, a twentieth of all or 50 of them where there are so many."""
+    over = max(1, min(50, len(values) // 20))
     sums = np.concatenate([[0.0], np.cumsum(np.asarray(values, np.float64))])
     stops = np.arange(1, len(values) + 1)
     starts = np.maximum(0, stops - over)
@@ -223,7 +226,7 @@ def score_curve(name: str, history: History) -> Picture:
         named = {"dice": "Dice", "iou": "IoU", "f1_50": "F1 of objects at IoU 0.5"}
         draw_lines(axes, [Line(said, history.judged, history.scores[key]) for key, said in named.items()])
         _mark_best(axes, history)
-        axes.set(title="Held back, at threshold 0.5", xlabel="step", ylabel="score", ylim=(0, 1))
+        axes.set(title="Held back, at threshold 0.5", xlabel="step", ylabel="score", ylim=(-0.02, 1.02))
 
     return figure(name, "Dice, IoU and F1 on what is held back, by step", draw)
 
@@ -268,6 +271,7 @@ def skip_bars(name: str, flows: Sequence[tuple[str, float, float]]) -> Picture:
         axes.grid(visible=False, axis="x")
         axes.legend()
         axes.set(title="Gradient where skips join", ylabel="norm of the gradient")
+        axes.set_ylim(0, 1.3 * max(max(one[1:]) for one in flows) or 1.0)
 
     return figure(name, "Norm of the gradient through each skip, and from the level below", draw)
 
@@ -279,7 +283,7 @@ def threshold_curve(name: str, lines: Sequence[Line], chosen: float) -> Picture:
         axes = drawn.subplots()
         draw_lines(axes, lines)
         axes.axvline(chosen, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-        axes.set(title=f"Threshold: {chosen:g} was chosen", xlabel="threshold", ylabel="score", ylim=(0, 1))
+        axes.set(title=f"Threshold: {chosen:g} was chosen", xlabel="threshold", ylabel="score", ylim=(-0.02, 1.02))
 
     return figure(name, f"Scores by threshold; {chosen:g} was chosen", draw)
 

@@ -16,13 +16,12 @@ from flows.panel import save_panel
 from pipeline.errors import ConfigError
 from unet_core.recipe import Recipe
 from unet_core.recolour import recoloured
+from unet_core.review import SAMPLES
 from unet_core.samples import Sampler
 from unet_core.survey import with_target
 from unet_core.train import Material, Order, chance, sizes_px
 
 FOLDS = "folds.json"
-SAMPLES = 4
-"""Tiles in the picture of samples."""
 
 
 @dataclass(frozen=True, slots=True)

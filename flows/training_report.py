@@ -1,7 +1,7 @@
 """RUN/report.html: what was trained, how it went, what it learnt, and where it fails.
 
-The one decision made here: one page a run, whatever the number of its networks, so nothing on it refers to another file;
-and it carries the command that repeats the run, every key that is not the default spelt out.
+The one decision made here: one page a run, whatever the number of its networks, so nothing on it refers to another
+file; and it carries the command that repeats the run, every key that is not the default spelt out.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ def write_training_report(request: TrainRequest, prepared: Prepared) -> tuple[Pa
 
 def markdown(path: Path, folds: Sequence[Fold]) -> str:
     """Where the page is, and each network's scores."""
-    told = [
-        (fold.name, str(fold.history.best_step), *(_told(fold, one) for one in ("dice", "f1_50"))) for fold in folds
-    ]
-    rows = [f"| {' | '.join(cells)} |" for cells in told]
+    scores = [(told(fold, "dice"), told(fold, "f1_50")) for fold in folds]
+    named = zip(folds, scores, strict=True)
+    rows = [f"| {fold.name} | {fold.history.best_step} | {dice} | {f1} |" for fold, (dice, f1) in named]
     head = ["| network | step | Dice | F1 at IoU 0.5 |", "|---|---|---|---|"]
     return "\n".join(["# Report", "", f"`{printable(str(path.resolve()))}`", "", *head, *rows]) + "\n"
 
 
-def _told(fold: Fold, score: str) -> str:
+def told(fold: Fold, score: str) -> str:
+    """A score of the images shown, to three digits."""
     return number(fold.pooled.get(score))
 
 
@@ -105,9 +105,9 @@ def _fold(fold: Fold) -> dict[str, Any]:
         "name": fold.name,
         "marks": marks,
         "headline": headline(fold),
-        "curves": fold.curves,
+        "curves": (*fold.curves, *((fold.threshold,) if fold.threshold else ())),
         "norms": fold.norms,
-        "threshold": fold.threshold,
+        "has_threshold": fold.threshold is not None,
         "skips": fold.skips,
         "maps": fold.maps,
         "best_step": fold.history.best_step,
@@ -127,8 +127,9 @@ def headline(fold: Fold) -> str:
     where = "held back" if material.held_back else "it has learnt from"
     chosen = f", threshold {spec.threshold:g}" if spec.threshold is not None else ""
     return (
-        f"Learnt from {many(len(material.training), 'image')} in {steps} steps ({history.seconds / 60:.1f} minutes); kept "
-        f"is step {history.best_step}{chosen}. The scores are of {many(len(fold.evaluation.cases), 'image')} {where}."
+        f"Learnt from {many(len(material.training), 'image')} in {steps} steps ({history.seconds / 60:.1f} minutes); "
+        f"kept is step {history.best_step}{chosen}. The scores are of "
+        f"{many(len(fold.evaluation.cases), 'image')} {where}."
     )
 
 
@@ -136,6 +137,7 @@ def _about_skips(fold: Fold) -> str:
     if fold.skips is None:
         return "This network has no skips."
     return (
-        "Where a skip joins, the gradient of the loss goes on through the skip and to the level below; measured once, on "
-        "the network that was kept, on one batch of the images shown, without augmentation. Skip 1 is at full resolution."
+        "Where a skip joins, the gradient of the loss goes on through the skip and to the level below; measured once, "
+        "on the network that was kept, on one batch of the images shown, without augmentation. Skip 1 is at full "
+        "resolution."
     )

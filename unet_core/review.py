@@ -16,12 +16,14 @@ from unet_core.evaluate import least_px, score, whole_pass
 from unet_core.learner import Learner
 from unet_core.loss import loss_for
 from unet_core.model import SegmentationNetwork
+from unet_core.recolour import recoloured
 from unet_core.samples import Annotated, Batch, Sampler, class_frequencies
 from unet_core.spec import UNetSpec
 from unet_core.train import Order, chance, sizes_px
 from unet_core.validate import views
 
 SAMPLES = 4
+"""Tiles in a picture of samples."""
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 
@@ -41,13 +43,14 @@ def seen(order: Order) -> list[Annotated]:
 def samples(order: Order, spec: UNetSpec) -> Batch:
     """Return a few tiles as the first steps of training draw them."""
     sampling = order.recipe.sampling.model_copy(update={"batch": SAMPLES})
-    sampler = Sampler(order.material.training, sizes_px(spec, order.recipe), sampling, order.recipe.augment)
+    shown = recoloured(order.material.training, spec.normalisation)
+    sampler = Sampler(shown, sizes_px(spec, order.recipe), sampling, order.recipe.augment)
     return sampler.draw(chance(order.recipe))
 
 
 def threshold_scores(model: SegmentationNetwork, cases: Sequence[Annotated]) -> ThresholdScores:
     """Score a network for one class at each threshold, its own smallest objects dropped."""
-    probabilities = [whole_pass(model.eval(), case.image_CYX) for case in cases]
+    probabilities = [whole_pass(model.eval(), case.image_CYX) for case in recoloured(cases, model.spec.normalisation)]
     least = least_px(model.spec)
     counts = [score(probabilities, cases, threshold, least) for threshold in THRESHOLDS]
     return ThresholdScores(tuple(pixels.f1 for pixels, _ in counts), tuple(objects.f1 for _, objects in counts))
@@ -59,6 +62,7 @@ def skip_flows(order: Order, model: SegmentationNetwork, cases: Sequence[Annotat
     loss = loss_for(recipe.loss, spec, class_frequencies(order.material.training, spec.classes))
     learner = Learner.of(model, loss, recipe)
     device = resolve_device(recipe.compute.device)
-    sampler = Sampler(cases, sizes_px(spec, recipe), recipe.sampling, Augmentation.off(), device)
+    shown = recoloured(cases, spec.normalisation)
+    sampler = Sampler(shown, sizes_px(spec, recipe), recipe.sampling, Augmentation.off(), device)
     batch = sampler.draw(chance(recipe))
     return skip_gradients(model, lambda: learner.loss_of(batch))

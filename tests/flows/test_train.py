@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 import tifffile
@@ -20,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline.lock import slide_lock
 from tests.commands import PATIENCE_S, Command, Ran, installed_command
+from tests.flows.reporting import assert_alone
 from tests.make_discs import Discs, drawn, write_discs
 from tests.unet_core.training import assert_equal_runs, lines
 from unet_core.header import describe
@@ -84,7 +86,17 @@ def test_it_leaves_a_model_a_record_and_folds(trained: Trained) -> None:
     assert folds["folds"] == {f"{i}": i % 3 for i in range(6)}
     assert describe(trained.out / "last.safetensors").provenance["held_back"] == ["0", "3"]
     assert "best.safetensors" in trained.ran.stdout
+    assert f"report: {trained.out / 'report.html'}" in trained.ran.stdout
+    assert "Training of run" in assert_alone(trained.out / "report.html").text
     assert "6 images of 6 patients" in trained.ran.stdout
+
+
+def test_prefect_shows_where_the_report_is(trained: Trained, prefect_server: str) -> None:
+    asked = json.dumps({"artifacts": {"key": {"any_": ["training-report"]}}}).encode()
+    kind = {"Content-Type": "application/json"}
+    with urlopen(Request(f"{prefect_server}/artifacts/filter", asked, kind)) as answer:
+        (artifact,) = json.load(answer)
+    assert str((trained.out / "report.html").resolve()) in artifact["data"]
 
 
 def test_tensorboard_reads_the_same_losses(trained: Trained) -> None:
