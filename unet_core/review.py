@@ -50,9 +50,10 @@ def samples(order: Order, spec: UNetSpec) -> Batch:
 
 def threshold_scores(model: SegmentationNetwork, cases: Sequence[Annotated]) -> ThresholdScores:
     """Score a network for one class at each threshold, its own smallest objects dropped."""
-    probabilities = [whole_pass(model.eval(), case.image_CYX) for case in recoloured(cases, model.spec.normalisation)]
+    shown = recoloured(cases, model.spec.normalisation)
+    probabilities = (whole_pass(model.eval(), case.image_CYX) for case in shown)
     least = least_px(model.spec)
-    counts = [score(probabilities, cases, threshold, least) for threshold in THRESHOLDS]
+    counts = score(probabilities, cases, [(threshold, least) for threshold in THRESHOLDS])
     return ThresholdScores(tuple(pixels.f1 for pixels, _ in counts), tuple(objects.f1 for _, objects in counts))
 
 
