@@ -117,6 +117,22 @@ def test_the_model_segments(trained: Trained, overtile: Command, tmp_path: Path)
 
 
 @pytest.mark.long
+def test_a_model_with_colours_of_its_own_is_trained_and_segments(overtile: Command, tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    asked = ("--set", "network.stain_normalisation=macenko", "--set", "network.equalise=true")
+    trained = overtile.run(*words(write_discs(tmp_path), run, *asked))
+    assert trained.code == 0, trained.said
+    image, _ = drawn(3, (200, 240))
+    tifffile.imwrite(tmp_path / "slide.tif", image, photometric="rgb", tile=(64, 64))
+    ran = overtile.segment(tmp_path / "slide.tif", out, "tissue=null", model=run / "best.safetensors")
+    assert ran.code == 0, ran.said
+    facts = json.loads((out / "slide" / "manifest.json").read_text())["stages"]["tissue"]["facts"]
+    (fitted,) = facts["normalisation"]
+    assert (fitted["kept"], len(fitted["matrix"]), len(fitted["ranks"])) == ([], 3, 3)
+    assert "colours_not_normalised" not in facts["flags"]
+
+
+@pytest.mark.long
 def test_the_same_command_again_has_nothing_to_do(trained: Trained, overtile: Command) -> None:
     before = (trained.out / "resume.safetensors").stat().st_mtime_ns
     ran = overtile.run(*words(trained.discs, trained.out))
