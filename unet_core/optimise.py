@@ -74,10 +74,14 @@ def levels_of(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def gradient_norms(model: nn.Module) -> dict[str, float]:
-    """Return the Euclidean norm of the gradient of each level of the network."""
-    squares = {
-        level: torch.stack([one.grad.square().sum() for one in part.parameters() if one.grad is not None]).sum()
+    """Return the Euclidean norm of the gradient of each level of the network that has one.
+
+    U-Net++ has heads on columns that are not asked.
+    """
+    gradients = {
+        level: [one.grad.square().sum() for one in part.parameters() if one.grad is not None]
         for level, part in levels_of(model).items()
     }
+    squares = {level: torch.stack(own).sum() for level, own in gradients.items() if own}
     norms = torch.stack([*squares.values()]).sqrt().tolist()
     return dict(zip(squares, norms, strict=True))

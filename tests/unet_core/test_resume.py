@@ -160,6 +160,23 @@ def test_a_damaged_state_and_a_shortened_record_are_named(tmp_path: Path, monkey
         run(tmp_path, recipe())
 
 
+@pytest.mark.parametrize("network", [{"preset": "unet++", "growth": 1}, {"preset": "attention", "depth": 2}])
+def test_every_network_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: dict[str, Any]) -> None:
+    """Batch norm's running means are kept, too."""
+    given = recipe(
+        network={**network, "depth": network.get("depth"), "width": 2, "dropout": 0.5},
+        schedule={"steps": 4, "warmup": 2},
+        stopping={"every": 2},
+    )
+    run(tmp_path / "undisturbed", given)
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "step", dying(Learner.step, 4, before=True))
+        with pytest.raises(Killed):
+            run(tmp_path / "run", given)
+    run(tmp_path / "run", given)
+    assert_equal_runs(tmp_path / "run", tmp_path / "undisturbed")
+
+
 def test_the_time_used_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run by minutes that is stopped has so many minutes less, on a clock that moves when it is looked at."""
     ticks = count(0.0, 0.02)
