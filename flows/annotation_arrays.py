@@ -20,6 +20,7 @@ from pipeline.errors import SlideError
 from pipeline.geometry import Box, TileGrid
 from pipeline.slide import open_slide
 from pipeline.slide_labels import open_labels
+from unet_core.classify import IGNORED
 from unet_core.masks import Content, Meaning, packed
 
 WINDOW_PX = 1024
@@ -80,13 +81,26 @@ class SlidePixels:
 
 @dataclass(frozen=True, slots=True)
 class MaskValues:
-    """The numbers of a mask; its colours packed into numbers when it has colours, or ``by_colour`` of its palette."""
+    """The numbers of a mask; its colours packed into numbers when it has colours, or ``by_colour`` of its palette.
+
+    Where it holds ``ignore``, ``blank`` is told instead.
+    """
 
     path: Path
     by_colour: bool = False
+    ignore: int | None = None
+    blank: int = 0
 
     def __call__(self, box: Box) -> NDArray[Any]:
         """The numbers (y, x) of a box."""
+        numbers_YX = self._stored(box)
+        return numbers_YX if self.ignore is None else np.where(numbers_YX == self.ignore, self.blank, numbers_YX)
+
+    def ignored(self, box: Box) -> NDArray[np.bool_]:
+        """Which pixels (y, x) of a box are ignored."""
+        return np.asarray(self._stored(box) == self.ignore)
+
+    def _stored(self, box: Box) -> NDArray[Any]:
         mask = open_labels(self.path)
         pixels_CYX = mask.read(box)
         if mask.coloured:
@@ -111,6 +125,19 @@ class MaskClasses:
     def __call__(self, box: Box) -> NDArray[np.uint8]:
         """The classes (y, x) of a box."""
         return self.meaning.classes_of(self.values(box))
+
+
+@dataclass(frozen=True, slots=True)
+class KnownClasses:
+    """The class of each pixel (1 where there are no ``classes``), ``IGNORED`` where nobody says what is there."""
+
+    classes: ReadBox | None
+    ignored: ReadBox
+
+    def __call__(self, box: Box) -> NDArray[np.uint8]:
+        """The classes (y, x) of a box."""
+        classes_YX = np.ones(box.shape, np.uint8) if self.classes is None else self.classes(box)
+        return np.where(self.ignored(box), np.uint8(IGNORED), classes_YX)
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,14 +139,17 @@ def _odd(cases: Sequence[CaseFacts]) -> Iterator[str]:
     bare = [case.name for case in cases if not case.counted.objects]
     if bare:
         yield f"{len(bare)} images have no object: {', '.join(bare[:5])}. They teach what background looks like"
-    marked = sum(sum(case.class_px[1:]) for case in cases) / sum(case.counted.pixels for case in cases)
+    pixels, ignored = sum(case.counted.pixels for case in cases), sum(case.counted.ignored for case in cases)
+    if ignored:
+        yield f"{ignored / pixels:.1%} of all pixels are ignored: nothing is learnt and nothing judged there"
+    marked = sum(sum(case.class_px[1:]) for case in cases) / pixels
     if marked > _MUCH:
         yield f"{marked:.0%} of all pixels are objects: are objects and background exchanged?"
     stated = sorted({case.mpp for case in cases if case.mpp})
     if stated and stated[-1] > _APART * stated[0]:
         yield (
             f"images state {stated[0]:.3g} to {stated[-1]:.3g} um per pixel: objects differ in size, and one network "
-            f"has one resolution. Bring them to one (network.mpp) if that is not wanted"
+            f"has one resolution. Name it (network.mpp), and all are brought to it, if that is not wanted"
         )
     outside = sum(not case.in_memory for case in cases)
     if outside:

@@ -18,6 +18,7 @@ import numpy as np
 from pipeline.config import SLIDE_PATTERNS
 from pipeline.discover import Candidate, find_slides, key_of
 from pipeline.errors import ConfigError
+from pipeline.resample import MPP_RANGE_UM
 from pipeline.slide import open_slide
 from pipeline.slide_labels import open_labels
 
@@ -28,7 +29,10 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """An image, its mask, and what the image's file says of it; ``mpp`` is in um, where it says so."""
+    """An image, its mask, and what the image's file says of it; ``mpp`` is in um, where it says so.
+
+    A resolution that no microscope has is none.
+    """
 
     key: str
     image: Path
@@ -123,7 +127,9 @@ def _without_mask(lone: Sequence[Candidate], masks: Path, extra: Mapping[str, Pa
 def _pair(image: Candidate, mask: Path) -> Pair:
     reader = open_slide(image.path)
     shape_yx = reader.levels[0].shape_yx
+    low, high = MPP_RANGE_UM
     mpp = math.sqrt(reader.mpp_yx[0] * reader.mpp_yx[1]) if reader.mpp_yx else None
+    mpp = mpp if mpp and low <= mpp <= high else None  # nobody's microscope: none is stated
     pair = Pair(image.key, image.path, mask, shape_yx, reader.channels, reader.dtype, mpp)
     if not pair.drawn and (found := open_labels(mask).shape_yx) != shape_yx:
         turned = " It is turned by 90 degrees." if found == shape_yx[::-1] else ""

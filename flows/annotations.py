@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from flows.annotation_arrays import (
     ClassOfObject,
+    KnownClasses,
     MaskClasses,
     MaskValues,
     ReadBox,
@@ -26,11 +27,13 @@ from flows.annotation_arrays import (
     content_of,
 )
 from flows.annotation_pairs import Pair, find_images, find_pairs
+from flows.annotation_scale import NearestPixels, ScaledPixels, scale_of, scaled
 from flows.annotation_table import Row, read_table
 from pipeline.connected import Connected
 from pipeline.drawn import Drawn
 from pipeline.errors import ConfigError, SlideError
 from pipeline.geometry import Box
+from pipeline.resample import Resolution
 from unet_core.errors import AnnotationError
 from unet_core.masks import ONE_CLASS, DataSettings, Meaning, meaning_of
 from unet_core.mirror import ArrayLike
@@ -60,12 +63,17 @@ def refusals() -> Iterator[None]:
 
 
 def open_annotations(
-    images: Path, masks: Path, cases: Path | None = None, settings: DataSettings | None = None
+    images: Path,
+    masks: Path,
+    cases: Path | None = None,
+    settings: DataSettings | None = None,
+    mpp: float | None = None,
 ) -> Annotations:
     """Every image of a folder that has a mask by the same name in another, or those a table names.
 
-    Small images are read; those beyond ``settings.memory_gb`` are arrays that read windows. Raises ConfigError, naming
-    the file and the cure, for whatever cannot be trained on.
+    Those that state another resolution than ``mpp`` (um per pixel) are brought to it. Small images are read; those
+    beyond ``settings.memory_gb`` are arrays that read windows. Raises ConfigError, naming the file and the cure, for
+    whatever cannot be trained on.
     """
     settings = settings or DataSettings()
     with refusals():
@@ -74,7 +82,8 @@ def open_annotations(
         chosen = [image for image in found if rows is None or image.key in rows]
         pairs = find_pairs(chosen, masks, strict=rows is None)
         sources, names, said = _sources(pairs, settings)
-        built = [case for pair in pairs for case in _cases(pair, sources[pair.key])]
+        scales = {pair.key: scale_of(pair, mpp) for pair in pairs}
+        built = [case for pair in pairs for case in _cases(pair, sources[pair.key], scales[pair.key])]
         held = tuple(_held([case for _, case in built], settings.memory_gb))
     owner = {case.name: key for key, case in built}
     known = {pair.key: pair for pair in pairs}
@@ -82,8 +91,8 @@ def open_annotations(
         cases=held,
         class_names=names,
         rows={name: rows[key] if rows else Row(key) for name, key in owner.items()},
-        mpp={name: known[key].mpp for name, key in owner.items()},
-        said=(*_of_table(len(found), len(chosen), rows), *said),
+        mpp={name: mpp if scales[key] else known[key].mpp for name, key in owner.items()},
+        said=(*_of_table(len(found), len(chosen), rows), *said, *_of_scales(pairs, scales, mpp)),
     )
 
 
@@ -98,6 +107,18 @@ class _Source:
     classes: ReadBox | None
     parts: tuple[Box, ...] = ()
 
+    def without(self, ignored: ReadBox) -> _Source:
+        """The same, but for pixels of which nobody says what they are."""
+        return replace(self, classes=KnownClasses(self.classes, ignored))
+
+    def scaled(self, scale: Resolution, shape_yx: tuple[int, int]) -> _Source:
+        """The same at another resolution than that of level 0, which has this shape."""
+        objects, classes = (
+            None if read is None else NearestPixels(read, scale, shape_yx) for read in (self.objects, self.classes)
+        )
+        assert objects is not None
+        return _Source(objects, classes, tuple(scaled(part, scale) for part in self.parts))
+
 
 def _sources(
     pairs: Sequence[Pair], settings: DataSettings
@@ -106,7 +127,8 @@ def _sources(
     drawn = {pair.key: Drawn.read(pair.mask, pair.shape_yx) for pair in pairs if pair.drawn}
     names, said = _names(pairs, drawn, settings)
     settings = settings if settings.class_names == names else settings.model_copy(update={"classes": names})
-    values = {pair.key: MaskValues(pair.mask, bool(settings.colours)) for pair in pairs if not pair.drawn}
+    by_colour, ignored, blank = bool(settings.colours), settings.ignored, settings.blank
+    values = {pair.key: MaskValues(pair.mask, by_colour, ignored, blank) for pair in pairs if not pair.drawn}
     meaning = meaning_of([content_of(one) for one in values.values()], settings) if values else None
     sources = {key: _of_drawn(one, names) for key, one in drawn.items()}
     if meaning is not None:
@@ -118,17 +140,20 @@ def _sources(
 
 def _of_mask(values: MaskValues, meaning: Meaning, shape_yx: tuple[int, int]) -> _Source:
     if meaning.kind == "labels":
-        return _Source(values, None)
-    classes = MaskClasses(values, meaning)
-    connected = Connected.of(classes, shape_yx)
-    return _Source(connected.read, classes if len(meaning.class_names) > 1 else None)
+        source = _Source(values, None)
+    else:
+        classes = MaskClasses(values, meaning)
+        connected = Connected.of(classes, shape_yx)
+        source = _Source(connected.read, classes if len(meaning.class_names) > 1 else None)
+    return source if values.ignore is None else source.without(values.ignored)
 
 
 def _of_drawn(drawn: Drawn, names: Sequence[str]) -> _Source:
-    if len(names) == 1:
-        return _Source(drawn.paint, None, drawn.parts)
-    numbers = (0, *(names.index(kind) + 1 for kind in drawn.kinds))
-    return _Source(drawn.paint, ClassOfObject(drawn.paint, numbers), drawn.parts)
+    classes = None
+    if len(names) > 1:
+        classes = ClassOfObject(drawn.paint, (0, *(names.index(kind) + 1 for kind in drawn.kinds)))
+    source = _Source(drawn.paint, classes, drawn.parts)
+    return source.without(drawn.ignored) if drawn.holes else source
 
 
 def _names(
@@ -161,6 +186,8 @@ def _names(
     said += [f"{parts} areas of class Region* are what was annotated; the rest of those images is not used"] * bool(
         parts
     )
+    holes = sum(len(one.holes) for one in drawn.values())
+    said += [f"{holes} areas of class Ignore* or exclude: nothing is learnt and nothing judged there"] * bool(holes)
     said += [f"{whole} images have no area of class Region*: all of them counts as annotated"] * bool(whole)
     return names, tuple(said)
 
@@ -168,12 +195,16 @@ def _names(
 # ---- cases -----------------------------------------------------------------------------------------------------------
 
 
-def _cases(pair: Pair, source: _Source) -> Iterator[tuple[str, Annotated]]:
+def _cases(pair: Pair, source: _Source, scale: Resolution | None) -> Iterator[tuple[str, Annotated]]:
     """The image, or each part of it that was annotated, by key of the image. Nothing is read."""
+    pixels: ReadBox = SlidePixels(pair.image) if scale is None else ScaledPixels(pair.image, scale)
     areas = source.parts or (Box.of_shape(pair.shape_yx),)
+    if scale is not None:
+        source = source.scaled(scale, pair.shape_yx)
+        areas = source.parts or (Box.of_shape(scale.out_yx),)
     for number, area in enumerate(areas, 1):
         name = pair.key if not source.parts else f"{pair.key}#{number}"
-        image = Windows(SlidePixels(pair.image), area, pair.dtype, pair.channels)
+        image = Windows(pixels, area, pair.dtype, pair.channels)
         classes = None if source.classes is None else Windows(source.classes, area, _CLASS)
         yield pair.key, Annotated(name, image, Windows(source.objects, area, _IDS), classes)
 
@@ -197,6 +228,18 @@ def _whole(array: ArrayLike) -> NDArray[Any]:
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
+
+
+def _of_scales(pairs: Sequence[Pair], scales: Mapping[str, Resolution | None], mpp: float | None) -> Iterator[str]:
+    off = [pair.mpp for pair in pairs if pair.mpp and scales[pair.key]]
+    if off:
+        yield (
+            f"{len(off)} images of {min(off):.3g} to {max(off):.3g} um per pixel are resampled to the network's "
+            f"{mpp:g} as segment does, their masks by the nearest pixel"
+        )
+    silent = sum(pair.mpp is None for pair in pairs)
+    if mpp is not None and silent:
+        yield f"{silent} images state no resolution and are taken for {mpp:g} um per pixel, the network's"
 
 
 def _of_table(found: int, chosen: int, rows: Mapping[str, Row] | None) -> Iterator[str]:

@@ -20,6 +20,7 @@ from pipeline.display import class_colours, compose, windows
 from pipeline.files import write_bytes
 from pipeline.geometry import Box
 from pipeline.judge import Judge
+from unet_core.classify import IGNORED
 
 SHOWN_PX, GAP_PX = 768, 6
 RIGHT, ONLY_FOUND, ONLY_TRUE = (200, 200, 200), (213, 94, 0), (0, 114, 178)
@@ -74,6 +75,7 @@ def panel(evaluation: Evaluation, number: int) -> NDArray[np.uint8]:
     box = middle(judge.shape, SHOWN_PX)
     shown = rgb(np.asarray(case.image_CYX[(slice(None), *box.slices)]))
     true_YX, found_YX = case.class_map[box.slices], np.asarray(judge.found_YX[box.slices])
+    true_YX = np.where(true_YX == IGNORED, 0, true_YX)  # as background, and nothing is found there
     colours = np.array([(255, 255, 255), *class_colours(len(method.rules.class_names))], np.uint8)
     parts = (shown, colours[true_YX], colours[found_YX], error(true_YX, found_YX))
     gap = np.full((box.shape[0], GAP_PX, 3), 255, np.uint8)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 SHOWN = ("dice", "iou", "f1_50", "f1_75", "pq", "aji", "v_rand", "v_info", "hd95", "surface_dice", "ece")
 LENGTHS = ("hd95",)
-OFF = 0.05
-"""A resolution that differs by more is another one."""
 KEYS = ("model", "image", "patient", "fold")
 WithBaselines = Annotated[
     bool, typer.Option("--baselines", help="Judge Otsu, and classifiers trained on the other folds, too.")
@@ -143,7 +141,11 @@ def read_cases(source: Source, models: Sequence[Model], data: DataSettings) -> A
     from flows.annotations import open_annotations  # torch costs a second
     from flows.evaluation import Case
 
-    found = open_annotations(source.images, source.masks, source.cases, data)
+    resolutions = {model.spec.mpp: model.name for model in models if model.spec.mpp}
+    mpp = next(iter(resolutions)) if len(resolutions) == 1 else None
+    found = open_annotations(source.images, source.masks, source.cases, data, mpp)
+    if len(resolutions) > 1 and any(found.mpp.values()):
+        _refuse_several(resolutions)
     if first and len(found.class_names) != first.spec.foreground:
         raise ConfigError(
             f"{source.masks}: expected {first.spec.foreground} classes, as {first.name} knows "
@@ -151,20 +153,16 @@ def read_cases(source: Source, models: Sequence[Model], data: DataSettings) -> A
             "Choose them with --set data.classes=[...]"
         )
     cases = [Case(one, found.rows[one.name].patient, found.rows[one.name].fold) for one in found.cases]
-    return Asked(
-        tuple(cases), first.spec.class_names if first else found.class_names, (*found.said, *_off(first, found.mpp))
+    return Asked(tuple(cases), first.spec.class_names if first else found.class_names, found.said)
+
+
+def _refuse_several(resolutions: Mapping[float, str]) -> NoReturn:
+    """Images that state a resolution would be other ones for each network."""
+    (one, first), (other, second), *_ = resolutions.items()
+    raise ConfigError(
+        f"--model: expected networks of one resolution for images that state theirs, found {one:g} um per pixel of "
+        f"{first} and {other:g} of {second}. Judge them apart"
     )
-
-
-def _off(model: Model | None, mpp: Mapping[str, float | None]) -> Iterator[str]:
-    """What is to be said of images that state another resolution than the model's."""
-    needed = None if model is None else model.spec.mpp
-    off = [name for name, stated in mpp.items() if stated and needed and abs(stated / needed - 1) > OFF]
-    if model and off:
-        yield (
-            f"{len(off)} images state another resolution than {model.name} ({needed:g} um), as {off[0]}: judged pixel "
-            "for pixel; segment would resample them"
-        )
 
 
 def split(cases: Sequence[Case], folds: Sequence[int] | None) -> tuple[list[Case], list[Case]]:

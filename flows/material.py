@@ -7,13 +7,17 @@ learning is never judged by what it has seen.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flows.annotation_checks import Summary, check_annotations, draw_folds
+from flows.annotation_scale import agreed
 from flows.annotations import Annotations, open_annotations, refusals
 from flows.panel import save_panel
 from pipeline.errors import ConfigError
+from pipeline.files import disk_errors, sweep_partials
+from pipeline.lock import slide_lock
 from unet_core.recipe import Recipe
 from unet_core.recolour import recoloured
 from unet_core.review import SAMPLES
@@ -43,24 +47,35 @@ class Prepared:
     summary: Summary
 
 
+@contextmanager
+def begin(request: TrainRequest) -> Iterator[Prepared]:
+    """Read and check the images, and keep everybody else out of the run's folder while they are trained on."""
+    with disk_errors(request.out), slide_lock(request.out / ".work"):
+        sweep_partials(request.out, age_s=0)  # nobody else is at work here
+        yield prepare(request)
+
+
 def prepare(request: TrainRequest) -> Prepared:
     """Read and check the images, draw the folds or read them.
 
     Raises ConfigError, naming the file and the cure, for whatever cannot be trained on.
     """
-    found, summary = read(request)
-    orders = (
-        Order(folder, _material(found, *names), request.recipe) for folder, *names in _splits(request, found, summary)
-    )
+    recipe, found, summary = read(request)
+    orders = (Order(folder, _material(found, *names), recipe) for folder, *names in _splits(request, found, summary))
     return Prepared(tuple(orders), summary)
 
 
-def read(request: TrainRequest) -> tuple[Annotations, Summary]:
-    """The images with their annotations, and what was counted in them."""
+def read(request: TrainRequest) -> tuple[Recipe, Annotations, Summary]:
+    """The recipe, its resolution that of the images where it says none; these, and what was counted in them."""
     if request.out.resolve() in (request.images.resolve(), request.masks.resolve()):
         raise ConfigError(f"{request.out}: expected a folder of its own for the run, found the images' or masks'")
-    found = open_annotations(request.images, request.masks, request.cases, request.recipe.data)
-    return found, check_annotations(found)
+    recipe = request.recipe
+    wanted = recipe.network.resolution()
+    found = open_annotations(request.images, request.masks, request.cases, recipe.data, wanted)
+    if wanted is None and not recipe.network.start and (mpp := agreed(found.mpp.values())):
+        recipe = recipe.model_copy(update={"network": recipe.network.model_copy(update={"mpp": mpp})})
+        found = replace(found, said=(*found.said, f"network.mpp is {mpp:g} um per pixel, as all images state"))
+    return recipe, found, check_annotations(found)
 
 
 def save_samples(request: TrainRequest, found: Annotations) -> Path:

@@ -6,8 +6,7 @@ lies in its folder, so the same call goes on there whatever Prefect remembers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +15,15 @@ from prefect.cache_policies import NO_CACHE
 from prefect.utilities.annotations import quote
 
 from flows.artifact import show_artifact
-from flows.material import Prepared, TrainRequest, prepare
+from flows.material import TrainRequest, begin
 from flows.plain import printable
-from pipeline.files import disk_errors, read_json_lines, sweep_partials
-from pipeline.lock import slide_lock
+from pipeline.files import read_json_lines
 from pipeline.network import exact_gpu_arithmetic, keep_freed_memory
 from unet_core.header import describe
 from unet_core.journal import NAME as METRICS
 from unet_core.learner import use_threads
 from unet_core.resume import Position
 from unet_core.train import BEST, Order, Watcher, train
-
-
-@contextmanager
-def begin(request: TrainRequest) -> Iterator[Prepared]:
-    """Read and check the images, and keep everybody else out of the run's folder while they are trained on."""
-    with disk_errors(request.out), slide_lock(request.out / ".work"):
-        sweep_partials(request.out, age_s=0)  # nobody else is at work here
-        yield prepare(request)
 
 
 def _run_name() -> str:

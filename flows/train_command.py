@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -20,6 +20,9 @@ from rich.markup import escape
 from flows.plain import printable
 from pipeline.config import load_as, read_settings
 from pipeline.errors import ConfigError, ModelError, OvertileError
+
+if TYPE_CHECKING:
+    from flows.material import Prepared, TrainRequest
 
 app = typer.Typer()
 
@@ -91,26 +94,38 @@ def _train(words: Words) -> int:
     from flows.server import Server, used
 
     server = Server.start()  # it boots while the rest is imported and the images are read
-    from prefect.utilities.annotations import quote
-
     from flows.annotation_checks import show_summary
     from flows.document import PAGE
-    from flows.material import TrainRequest
-    from flows.train import begin, train_unet
-    from flows.train_progress import Display
+    from flows.material import TrainRequest, begin
     from unet_core.recipe import Recipe
+    from unet_core.train import BEST, is_done
 
     recipe = load_as(Recipe, words.config, words.overrides)
     request = TrainRequest(words.images, words.masks, words.cases, words.out, recipe)
     console = Console()
-    with _refused(), begin(request) as prepared, used(server):
+    with _refused(), begin(request) as prepared:
         show_summary(prepared.summary, console)
-        with Display(console) as display:
-            models = train_unet(request, quote(display), quote(lambda _: nullcontext(prepared)))
-    for model in models:
-        console.print(f"trained: {escape(printable(str(model)))}", soft_wrap=True, highlight=False)
+        if all(map(is_done, prepared.orders)) and (words.out / PAGE).exists():
+            console.print("nothing to do: it was trained to its end before")
+        else:
+            with used(server):
+                _run(request, prepared, console)
+    for order in prepared.orders:
+        model = printable(str(order.folder / BEST))
+        console.print(f"trained: {escape(model)}", soft_wrap=True, highlight=False)
     console.print(f"report: {escape(printable(str(words.out / PAGE)))}", soft_wrap=True, highlight=False)
     return 0
+
+
+def _run(request: TrainRequest, prepared: Prepared, console: Console) -> None:
+    """Train under Prefect."""
+    from prefect.utilities.annotations import quote
+
+    from flows.train import train_unet
+    from flows.train_progress import Display
+
+    with Display(console) as display:
+        train_unet(request, quote(display), quote(lambda _: nullcontext(prepared)))
 
 
 def _dry_run(words: Words) -> int:
@@ -122,7 +137,7 @@ def _dry_run(words: Words) -> int:
     request = TrainRequest(words.images, words.masks, words.cases, words.out, recipe)
     console = Console()
     with _refused():
-        found, summary = read(request)
+        _, found, summary = read(request)
         show_summary(summary, console)
         samples = save_samples(request, found)
     console.print(f"samples: {escape(printable(str(samples)))}", soft_wrap=True, highlight=False)

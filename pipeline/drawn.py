@@ -6,7 +6,8 @@ windows of any size agree to the pixel. Of areas that overlap the smallest wins:
 more than a part of it, in whatever order it was saved.
 
 Areas of the class ``Region*`` (QuPath's own name for it) are no objects: they say which parts of the slide were
-annotated at all. Those of the classes ``exclude`` and ``Ignore*`` are cut out of all objects.
+annotated at all. In those of the classes ``exclude`` and ``Ignore*`` nobody says what is there: they are cut out of all
+objects, and ``ignored`` tells where they are.
 """
 
 from __future__ import annotations
@@ -89,9 +90,16 @@ class Drawn:
         touched = self._touched(box)
         for number in self.order[touched[self.order]]:
             _fill(found, box, _Piece(shapely.from_wkb(self.areas[number]), int(number) + 1, _IN_OBJECT))
-        for number in np.flatnonzero(touched[len(self.areas) :]):
-            _fill(found, box, _Piece(shapely.from_wkb(self.holes[number]), 0, _IN_HOLE))
+        if touched[len(self.areas) :].any():
+            found[self.ignored(box)] = 0
         return found
+
+    def ignored(self, box: Box) -> NDArray[np.bool_]:
+        """Which pixels of the box (y, x) lie in a hole."""
+        found: Labels = np.zeros(box.shape, np.int32)
+        for number in np.flatnonzero(self._touched(box)[len(self.areas) :]):
+            _fill(found, box, _Piece(shapely.from_wkb(self.holes[number]), 1, _IN_HOLE))
+        return found > 0
 
     def _touched(self, box: Box) -> NDArray[np.bool_]:
         x0, y0, x1, y1 = self.bounds.T

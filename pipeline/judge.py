@@ -8,7 +8,8 @@ in a scratch file, a byte a pixel, and objects and outlines are tables.
     answer --first pass--> classes (scratch), calibration, pieces --join--> objects
            --second pass--> confusion, overlaps of objects with true ones          --third pass--> outlines
 
-Only membranes need the image whole: thinning them does.
+Only membranes need the image whole: thinning them does. Where the class is not known (``IGNORED``) nothing counts:
+objects are found in the whole image, and what of them lies there is no part of them, be they found or true.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pipeline.components import Part, join, label_pieces, object_part, paint
 from pipeline.geometry import Box, TileGrid
 from pipeline.numbering import Limits, Whole, number_objects
 from unet_core.calibration import calibration_sums
-from unet_core.classify import class_map
+from unet_core.classify import IGNORED, class_map
 from unet_core.membranes import room_sums
 from unet_core.metrics import Overlaps, confusion, object_sums, pixel_sums
 from unet_core.samples import Annotated
@@ -115,7 +116,8 @@ class Judge:
         probability_KYX, true_YX = self.answer(core), self._true(core)
         if self.rules.graded:
             for number, plane_YX in enumerate(probability_KYX, start=1):
-                self.calibration[number - 1] += calibration_sums(plane_YX, true_YX == number)
+                known = true_YX != IGNORED
+                self.calibration[number - 1] += calibration_sums(plane_YX[known], true_YX[known] == number)
         classes_YX = class_map(probability_KYX, self.rules.threshold)
         self.found_YX[core.slices] = classes_YX
         return object_part(label_pieces(classes_YX, CONNECTIVITY), classes_YX, core, self.shape[1])
@@ -129,10 +131,11 @@ class Judge:
             core = tile.core
             pieces = label_pieces(np.asarray(self.found_YX[core.slices]), CONNECTIVITY)
             found_ids_YX = paint(pieces, ids[pieces.label - 1], core.shape)
-            found_YX = np.where(found_ids_YX > 0, self.found_YX[core.slices], 0)
-            self.found_YX[core.slices] = found_YX
             true_YX, labels_YX = self._true(core), np.asarray(self.case.labels_YX[core.slices])
-            pixels += confusion(found_YX, true_YX, count)
+            known = true_YX != IGNORED
+            found_YX = np.where((found_ids_YX > 0) & known, self.found_YX[core.slices], 0)
+            self.found_YX[core.slices] = found_YX
+            pixels += confusion(found_YX[known], true_YX[known], count)
             for number, seen in parts.items():
                 mine = np.where(found_YX == number, found_ids_YX, 0), np.where(true_YX == number, labels_YX, 0)
                 seen.append(Overlaps.of(*mine))
@@ -148,8 +151,9 @@ class Judge:
         if number in overlaps:
             sums[OBJECTS] = object_sums(overlaps[number])
         else:
-            whole = Box.of_shape(self.shape)
-            sums[ROOMS] = room_sums(np.asarray(self.found_YX) == number, self._true(whole) == number)
+            true_YX = self._true(Box.of_shape(self.shape))
+            unknown = true_YX == IGNORED  # as membrane: room for nobody
+            sums[ROOMS] = room_sums((self.found_YX == number) | unknown, (true_YX == number) | unknown)
         found, true = (self._outline(read, number) for read in (self._found, self._true))
         return ImageSums(sums, Distances.between(found, true))
 

@@ -20,6 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
+from unet_core.classify import IGNORED
 from unet_core.metrics import Array
 from unet_core.mirror import ArrayLike, BoxLike, read_mirrored
 from unet_core.samples import Annotated, Square
@@ -179,6 +180,7 @@ def _drawn(case: Annotated, count: int, generator: np.random.Generator) -> tuple
     square = Square(y, x, y + sides[0], x + sides[1])
     chosen = generator.choice(sides[0] * sides[1], min(count, sides[0] * sides[1]), replace=False)
     classes_YX = case.class_map[y : square.y1, x : square.x1]
+    chosen = chosen[classes_YX.ravel()[chosen] != IGNORED]
     return _features(case.image_CYX, square)[chosen], classes_YX.ravel()[chosen]
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Generator
 
 from unet_core.augment import below
+from unet_core.classify import IGNORED
 from unet_core.mirror import ArrayLike
 
 CELL_PX, WINDOW_PX = 512, 1024
@@ -24,7 +25,10 @@ CELL_PX, WINDOW_PX = 512, 1024
 
 @dataclass(frozen=True, slots=True)
 class ClassMap:
-    """The class of each pixel as an array-like (y, x) of uint8: 0 where no object is, 1 where classes are not given."""
+    """The class of each pixel as an array-like (y, x) of uint8.
+
+    0 where no object is, 1 on objects where classes are not given, ``IGNORED`` where these say so, object or none.
+    """
 
     labels_YX: ArrayLike
     classes_YX: ArrayLike | None
@@ -35,8 +39,11 @@ class ClassMap:
         return self.labels_YX.shape
 
     def __getitem__(self, key: tuple[slice, ...], /) -> NDArray[np.uint8]:
-        classes = 1 if self.classes_YX is None else np.asarray(self.classes_YX[key])
-        return np.where(np.asarray(self.labels_YX[key]) != 0, classes, 0).astype(np.uint8)
+        is_object = np.asarray(self.labels_YX[key]) != 0
+        if self.classes_YX is None:
+            return np.asarray(is_object, np.uint8)
+        classes = np.asarray(self.classes_YX[key])
+        return np.where(is_object | (classes == IGNORED), classes, 0).astype(np.uint8)
 
     def held(self, key: tuple[slice, ...]) -> ClassMap:
         """Return a part of it, in memory."""
@@ -48,12 +55,14 @@ class ClassMap:
 class Census:
     """An annotated image, counted.
 
-    `counts`: pixels of each class, 0 to the highest there is, in each cell: (class, row, column). `sums` and `squares`
+    `counts`: pixels of each class, 0 to the highest there is, in each cell: (class, row, column); what is `ignored` is
+    not among them, but in `pixels`. `sums` and `squares`
     are of the pixels of each channel of the image, as stored.
     """
 
     class_map: ClassMap
     counts: NDArray[np.int64]
+    ignored: int
     objects: int
     dtype: np.dtype[Any]
     sums: tuple[int, ...]
@@ -75,9 +84,10 @@ class Census:
             for row, column in np.ndindex(*(-(-length // CELL_PX) for length in part.shape)):
                 found = np.bincount(part[_cell(part.shape, row, column)].ravel(), minlength=256)
                 counts[:, y // CELL_PX + row, x // CELL_PX + column] = found
-        highest = int(np.flatnonzero(counts.any(axis=(1, 2))).max(initial=0))
+        ignored, known = int(counts[IGNORED].sum()), counts[:IGNORED]
+        highest = int(np.flatnonzero(known.any(axis=(1, 2))).max(initial=0))
         total, squares = (tuple(map(int, one)) for one in sums)
-        return cls(class_map, counts[: highest + 1].copy(), len(objects - {0}), dtype, total, squares)
+        return cls(class_map, known[: highest + 1].copy(), ignored, len(objects - {0}), dtype, total, squares)
 
     @property
     def pixels(self) -> int:

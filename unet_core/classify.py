@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 MAX_CLASSES = 255
+IGNORED = 255
+"""The class of a pixel of which nobody knows the class: nothing is learnt and nothing is judged there."""
 
 
 def threshold_byte(threshold: float) -> int:

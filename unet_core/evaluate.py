@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from skimage.measure import label
 
-from unet_core.classify import class_map
+from unet_core.census import ClassMap
+from unet_core.classify import IGNORED, class_map
 from unet_core.metrics import Counts, object_counts, pixel_counts
 from unet_core.mirror import ArrayLike, read_mirrored
 from unet_core.model import SegmentationNetwork, foreground_probability
@@ -67,8 +68,10 @@ def score(
     totals = [(Counts(), Counts())] * len(rules)
     for probability_KYX, case in zip(probabilities, cases, strict=True):
         true_YX = np.asarray(case.labels_YX[:, :])
+        unknown_YX = ClassMap(true_YX, case.classes_YX)[:, :] == IGNORED
         for i, (threshold, least) in enumerate(rules):
             found_YX = components(class_map(probability_KYX[:1], threshold) > 0, least)
+            found_YX = np.where(unknown_YX, 0, found_YX)
             pixels, objects = totals[i]
             counted = pixel_counts(found_YX > 0, true_YX > 0), object_counts(found_YX, true_YX)
             totals[i] = pixels + counted[0], objects + counted[1]

@@ -4,7 +4,8 @@ Decision: two kinds. Cross-entropy and focal loss judge pixels one by one; each 
 w = w_c + w0 * exp(..) with w_c that of its class, and a batch by its weighted mean. Dice, Jaccard and Tversky judge the
 overlap of each foreground class, over the whole batch at once, as the metrics add counts over images before dividing.
 So a tile without an object needs no rule, and for a class that the whole batch is without there is this one: nothing
-there and nothing found is loss 0, anything found is loss 1 (`SMOOTH` in both halves of the fraction).
+there and nothing found is loss 0, anything found is loss 1 (`SMOOTH` in both halves of the fraction). A pixel of weight
+0 is nowhere: neither in a mean nor in an overlap.
 """
 
 from __future__ import annotations
@@ -68,11 +69,15 @@ def loss_for(settings: LossSettings, spec: UNetSpec, frequencies: Sequence[float
     def total(logits_NCHW: Tensor, target_NHW: Tensor, weight_NHW: Tensor) -> Tensor:
         logits = logits_NCHW.float()
         parts = []
+        counted = weight_NHW > 0
         if by_pixel:
-            weight = weight_NHW - 1 + class_weight_C.to(weight_NHW.device)[target_NHW]
-            parts += [factor * (loss(logits, target_NHW) * weight).sum() / weight.sum() for factor, loss in by_pixel]
+            weight = (weight_NHW - 1 + class_weight_C.to(weight_NHW.device)[target_NHW]) * counted
+            total = weight.sum().clamp_min(SMOOTH)
+            parts += [factor * (loss(logits, target_NHW) * weight).sum() / total for factor, loss in by_pixel]
         if by_overlap:
-            found, wanted = foreground_probability(spec, logits), one_hot(spec, target_NHW)[:, -spec.foreground :]
+            inside = counted[:, None]
+            found = foreground_probability(spec, logits) * inside
+            wanted = one_hot(spec, target_NHW)[:, -spec.foreground :] * inside
             parts += [factor * loss(found, wanted) for factor, loss in by_overlap]
         return torch.stack(parts).sum()
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from unet_core.classify import IGNORED
 from unet_core.errors import AnnotationError
 from unet_core.spec import Colour
 
@@ -38,7 +39,8 @@ class DataSettings(BaseModel):
     """How annotations are read.
 
     `mask`: what masks are; `auto`: told by what they hold. `classes`: their names, in the order of their numbers;
-    `colours`: the colour of each instead. `only`: use the lines of the table of cases that have these cells. Images are
+    `colours`: the colour of each instead. `ignore`: the number, or colour, of pixels that are neither learnt from nor
+    judged. `only`: use the lines of the table of cases that have these cells. Images are
     held in memory as far as `memory_gb` goes; the others are read where and when they are needed.
     """
 
@@ -48,6 +50,7 @@ class DataSettings(BaseModel):
     classes: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     colours: dict[str, Colour] = Field(default_factory=dict)
     background: Colour = (0, 0, 0)
+    ignore: Annotated[int, Field(gt=0)] | Colour | None = None
     only: dict[str, str | int] = Field(default_factory=dict)
     memory_gb: Annotated[float, Field(ge=0)] = 2.0
 
@@ -60,11 +63,29 @@ class DataSettings(BaseModel):
             raise ValueError("colours: expected a colour of its own for each class and for the background")
         if self.colours and self.classes and tuple(self.colours) != self.classes:
             raise ValueError(f"colours: expected those of classes {list(self.classes)}, found {list(self.colours)}")
+        if len(self.class_names) >= IGNORED:
+            raise ValueError(f"classes: expected at most {IGNORED - 1}, found {len(self.class_names)}")
+        if self.ignore is not None and isinstance(self.ignore, int) is bool(self.colours):
+            kind = "a colour, as colours has" if self.colours else "a number, as there are no colours"
+            raise ValueError(f"ignore: expected {kind}, found {self.ignore}")
+        taken = {self.background, *self.colours.values()} if self.colours else set(range(1, len(self.classes) + 1))
+        if self.ignore in taken and len(self.class_names) > 1:
+            raise ValueError(f"ignore: expected another than those of classes and background, found {self.ignore}")
         if self.colours and self.mask not in ("auto", "colours"):
             raise ValueError(f"mask={self.mask} has no use for colours: leave one of the two out")
         if self.mask == "colours" and not self.colours:
             raise ValueError("mask=colours: expected the colour of each class, such as colours={nucleus: [255, 0, 0]}")
         return self
+
+    @property
+    def ignored(self) -> int | None:
+        """What of masks is ignored: a number, or a packed colour."""
+        return pack(self.ignore) if isinstance(self.ignore, tuple) else self.ignore
+
+    @property
+    def blank(self) -> int:
+        """Background: 0, or its packed colour."""
+        return pack(self.background) if self.colours else 0
 
     @property
     def class_names(self) -> tuple[str, ...]:

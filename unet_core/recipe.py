@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from unet_core.augment import Augmentation
 from unet_core.colour_map import Rows
 from unet_core.folds import FoldSettings
+from unet_core.header import describe, resolve
 from unet_core.loss import LossSettings
 from unet_core.masks import DataSettings
 from unet_core.samples import Sampling
@@ -69,6 +70,10 @@ class NetworkSection(Section):
             said["stain_target"] = target
         found = {"in_channels": in_channels, "classes": 1 + len(class_names), "class_names": tuple(class_names)}
         return preset(self.preset, **said, **found)
+
+    def resolution(self) -> float | None:
+        """Return the micrometres per pixel that are asked for, or those of the model to start from."""
+        return describe(resolve(self.start)).spec.mpp if self.start else self.spec(3, ("object",)).mpp
 
 
 class FoldsSection(FoldSettings):

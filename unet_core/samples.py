@@ -31,6 +31,7 @@ from unet_core.augment import (
     uniform,
 )
 from unet_core.census import Census, ClassMap
+from unet_core.classify import IGNORED
 from unet_core.mirror import ArrayLike, read_mirrored
 from unet_core.separation import SeparationWeights, part_touching
 from unet_core.stain import SQUARE_UM, Stain, mean_density
@@ -70,7 +71,8 @@ class Square:
 class Annotated:
     """An image with every object outlined: `labels_YX` are ids, 0 background; `classes_YX` the class of each pixel.
 
-    Without classes every object is of class 1; classes count only where labels do. All three may be larger than memory.
+    Without classes every object is of class 1; classes count only where labels do, but `IGNORED`, which counts
+    everywhere: of such a pixel nobody knows the class. All three may be larger than memory.
     What is asked for with every tile is kept: the counts of pixels, and the weights of labels that are in memory.
     Raises ValueError where sizes differ.
     """
@@ -114,7 +116,10 @@ class Annotated:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Tiles for one step: image in 0..1, class index and weight of each pixel of the network's output."""
+    """Tiles for one step: image in 0..1, class index and weight of each pixel of the network's output.
+
+    A pixel of weight 0 is not to be learnt from; all others weigh 1 or more.
+    """
 
     image_NCHW: Tensor
     target_NHW: Tensor
@@ -182,15 +187,17 @@ class Sampler:
         middle = Window.around(corner_yx, at[:, trim : trim + output_px, trim : trim + output_px])
         weight = middle.weight(case.weights(self.sampling.separation, self.sampling.separation_sigma_px))
         image = jitter_colour(image, self.augmentation, generator)
-        return image, _target(case, middle).to(self.device), weight.to(self.device)
+        target, known = _target(case, middle)
+        return image, target.to(self.device), (weight * known).to(self.device)
 
 
-def _target(case: Annotated, window: Window) -> Tensor:
-    """Return the class of each pixel, touching objects parted."""
+def _target(case: Annotated, window: Window) -> tuple[Tensor, Tensor]:
+    """Return the class of each pixel, touching objects parted, and whether it is known."""
     labels = window.indices(case.labels_YX)
-    classes = None if case.classes_YX is None else window.indices(case.classes_YX)
-    kept = part_touching(labels, classes) > 0
-    return torch.from_numpy(np.where(kept, 1 if classes is None else classes, 0)).long()
+    classes = np.ones_like(labels) if case.classes_YX is None else window.indices(case.classes_YX)
+    known = classes != IGNORED
+    kept = (part_touching(labels, classes) > 0) & known
+    return torch.from_numpy(np.where(kept, classes, 0)).long(), torch.from_numpy(known)
 
 
 def draw_place(

@@ -79,14 +79,20 @@ class Order:
                 "folds.hold_back, or leave them out"
             )
 
-    def identity(self, learner: Learner, frequencies: Sequence[float]) -> dict[str, Any]:
+    def spec(self) -> UNetSpec:
+        """Return the network: that of the model to start from, or what the images make of the recipe's."""
+        if start := self.recipe.network.start:
+            return describe(resolve(start)).spec
+        return spec_for(self.material.training, self.material.class_names, self.recipe)
+
+    def identity(self, spec: UNetSpec) -> dict[str, Any]:
         """Return what makes it this run and no other, as plain data."""
         return {
             "recipe": self.recipe.model_dump(mode="json"),
-            "network": learner.model.spec.model_dump(mode="json"),
+            "network": spec.model_dump(mode="json"),
             "trained on": [[case.name, *case.labels_YX.shape] for case in self.material.training],
             "held back": [[case.name, *case.labels_YX.shape] for case in self.material.held_back],
-            "share of each class": list(frequencies),
+            "share of each class": list(class_frequencies(self.material.training, spec.classes)),
         }
 
     def provenance(self, step: int) -> dict[str, Any]:
@@ -141,13 +147,13 @@ class Training:
         recipe, material = order.recipe, order.material
         torch.manual_seed(recipe.compute.seed)
         start = load(resolve(recipe.network.start)) if recipe.network.start else None
-        spec = start.spec if start else spec_for(material.training, material.class_names, recipe)
+        spec = start.spec if start else order.spec()
         frequencies = class_frequencies(material.training, spec.classes)
         learner = Learner.of(start or build(spec), loss_for(recipe.loss, spec, frequencies), recipe)
         shown = material.shown(spec)
         sampler = Sampler(shown.training, sizes_px(spec, recipe), recipe.sampling, recipe.augment, learner.device.type)
         generator = chance(recipe)
-        identity = order.identity(learner, frequencies)
+        identity = order.identity(spec)
         seen = views(shown.held_back, recipe.stopping.images)
         position = Position()
         if saved := resume.read(order.folder, identity):
@@ -311,3 +317,11 @@ def _pixels(cases: Sequence[Annotated]) -> int:
 def train(order: Order, watcher: Watcher) -> Position:
     """Train into a folder that exists, or go on where the same call was stopped; return where it ended."""
     return Training.of(order, watcher).run()
+
+
+def is_done(order: Order) -> bool:
+    """Return whether an earlier call has trained it to its end. Raises RecipeError where that was another run."""
+    if not (order.folder / resume.NAME).exists():
+        return False
+    saved = resume.read(order.folder, order.identity(order.spec()))
+    return saved is not None and saved.position.done

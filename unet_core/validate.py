@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from unet_core.classify import class_map
+from unet_core.classify import IGNORED, class_map
 from unet_core.evaluate import components, whole_pass
 from unet_core.metrics import Counts, object_counts, pixel_counts
 from unet_core.mirror import ArrayLike
@@ -36,9 +36,10 @@ def validate(model: SegmentationNetwork, seen: Sequence[Annotated]) -> dict[str,
         found_YX, true_YX = class_map(whole_pass(model, case.image_CYX), THRESHOLD), case.class_map[:, :]
         for index in range(1, model.spec.classes):
             wanted_YX = true_YX == index
-            pixels += pixel_counts(found_YX == index, wanted_YX)
+            ids_YX = np.where(true_YX == IGNORED, 0, components(found_YX == index))
+            pixels += pixel_counts(ids_YX > 0, wanted_YX)
             labels_YX = np.where(wanted_YX, np.asarray(case.labels_YX[:, :]), 0)
-            objects += object_counts(components(found_YX == index), labels_YX)
+            objects += object_counts(ids_YX, labels_YX)
     union = pixels.both + pixels.found_only + pixels.true_only
     return {"dice": pixels.f1, "iou": pixels.both / union if union else 1.0, "f1_50": objects.f1}
 

@@ -297,6 +297,30 @@ def test_the_mask_is_the_one_that_segment_gives(
         assert not np.array_equal(judge.found_YX > 0, found), "the setting makes no difference here"
 
 
+def test_an_enlarged_image_that_says_so_is_judged_as_the_image(
+    folder: Path, overtile_alone: Command, tmp_path: Path
+) -> None:
+    records = []
+    for times in (1, 2):
+        root = tmp_path / str(times)
+        (root / "images").mkdir(parents=True)
+        (root / "masks").mkdir()
+        image, labels = (part.repeat(times, axis=0).repeat(times, axis=1) for part in drawn(3))
+        resolution = {"resolution": (20000 * times,) * 2, "resolutionunit": "CENTIMETER"}
+        tifffile.imwrite(root / "images" / "a.tif", image, photometric="rgb", **resolution)
+        io.imsave(root / "masks" / "a.png", labels, check_contrast=False)
+        ran = overtile_alone.run(*words(root, root / "out", "--model", folder / "sharp.safetensors"))
+        assert ran.code == 0, ran.said
+        records.append(json.loads((root / "out" / "metrics.json").read_text()))
+    assert records[0]["cases"] == records[1]["cases"]
+    assert "resampled to the network's 0.5" in " ".join(records[1]["settings"]["said"])
+    other = tmp_path / "other.safetensors"
+    save(other, UNet(SPEC.model_copy(update={"mpp": 0.25})).eval(), {})
+    ran = overtile_alone.run(*words(tmp_path / "1", tmp_path / "o", "--model", folder / "sharp.safetensors", other))
+    assert ran.code == 2, ran.said
+    assert "expected networks of one resolution" in ran.only_error
+
+
 def test_an_ensemble_is_named_by_its_networks(pair: tuple[Path, Path], folder: Path, tmp_path: Path) -> None:
     one, other = asked_for(f"{pair[0]}+{pair[1]}", folder / "sharp.safetensors")
     assert sorted(one.name.split(" + ")) == ["0", "1"]

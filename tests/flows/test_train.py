@@ -132,11 +132,13 @@ def test_a_model_with_colours_of_its_own_is_trained_and_segments(overtile: Comma
     assert "colours_not_normalised" not in facts["flags"]
 
 
-@pytest.mark.long
-def test_the_same_command_again_has_nothing_to_do(trained: Trained, overtile: Command) -> None:
+def test_the_same_command_again_has_nothing_to_do(trained: Trained, overtile_alone: Command) -> None:
+    """And does not wait for Prefect to say so."""
     before = (trained.out / "resume.safetensors").stat().st_mtime_ns
-    ran = overtile.run(*words(trained.discs, trained.out))
+    ran = overtile_alone.run(*words(trained.discs, trained.out))
     assert ran.code == 0, ran.said
+    assert "nothing to do" in ran.stdout
+    assert "best.safetensors" in ran.stdout
     assert (trained.out / "resume.safetensors").stat().st_mtime_ns == before
 
 

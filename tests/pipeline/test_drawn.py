@@ -126,6 +126,10 @@ def test_what_is_excluded_is_cut_out_of_all(tmp_path: Path) -> None:
     )
     assert drawn.kinds == ("",)
     assert (drawn.paint(Box.of_shape(SHAPE)) == 1).sum() == 2500 - 100 - 100
+    unknown = drawn.ignored(Box.of_shape(SHAPE))
+    assert unknown[10:20, 10:20].all()
+    assert unknown[30:60, 30:35].all()
+    assert unknown.sum() == 100 + 150
 
 
 def test_regions_say_what_was_annotated(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from skimage.measure import label
 
 from pipeline.geometry import Box
 from pipeline.judge import Judge, Judgement, Rules
+from unet_core.classify import IGNORED
 from unet_core.metrics import object_counts
 from unet_core.samples import Annotated
-from unet_core.scores import OBJECTS, PIXELS, Table
+from unet_core.scores import CALIBRATION, OBJECTS, PIXELS, Table
 from unet_core.surface import outline
 
 Array = np.ndarray[Any, Any]
@@ -99,6 +100,44 @@ def test_each_class_is_scored_on_its_own_pixels() -> None:
     assert [a["dice"][0], b["dice"][0], a["f1_50"][0], b["f1_50"][0]] == [1, 0, 1, 0]
     assert np.isnan(b["precision"][0])
     assert judgement.confusion.tolist() == [[600 - 49 - 91, 0, 0], [0, 49, 0], [91, 0, 0]]
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), classes=st.integers(1, 3), block=st.sampled_from([8, 2048]))
+def test_where_nobody_knows_the_class_nothing_counts(seed: int, classes: int, block: int) -> None:
+    """Pixels of ignored areas are left out of everything; objects are found as if there were none."""
+    probability, objects, kinds = blobs(seed, (37, 50), classes)
+    unknown = np.kron(np.random.default_rng(seed).integers(0, 2, (8, 10)), np.ones((5, 5), int))[:37, :50] == 1
+    case = Annotated(
+        "a", np.zeros((1, 37, 50), np.uint8), np.where(unknown, 0, objects), np.where(unknown, IGNORED, kinds)
+    )
+    rules = Rules(tuple("abc")[:classes], 0.4, 12)
+    judgement, found = judged(probability, case, rules, block)
+    expected, ids = user_gets(probability, rules)
+    assert np.array_equal(found, np.where(unknown, 0, expected))
+    pairs = np.zeros((classes + 1, classes + 1), int)
+    np.add.at(pairs, (kinds[~unknown], expected[~unknown]), 1)
+    assert np.array_equal(judgement.confusion, pairs)
+    for number, sums in enumerate(judgement.classes, start=1):
+        mine, true = (expected == number) & ~unknown, (kinds == number) & ~unknown
+        counts = object_counts(np.where(mine, ids, 0), np.where(true, objects, 0), 0.5)
+        assert Table.of([sums]).scores()["f1_50"][0] == pytest.approx(counts.f1)
+        assert sums.sums[CALIBRATION][:10].sum() == (~unknown).sum()
+        assert sums.sums[CALIBRATION][20:].sum() == true.sum()
+
+
+def test_rooms_nobody_knows_are_no_rooms() -> None:
+    """Noise where the truth is not known parts nothing."""
+    membrane = np.zeros((21, 31), np.uint8)
+    membrane[10], membrane[:, 10] = 1, 1
+    noisy = membrane.copy()
+    noisy[:, 21:] = np.random.default_rng(0).integers(0, 2, (21, 10))
+    classes = membrane.copy()
+    classes[:, 21:] = IGNORED
+    case = Annotated("a", np.zeros((1, 21, 31), np.uint8), (classes == 1).astype(np.int32), classes)
+    judgement, _ = judged(255 * noisy[None], case, Rules(("membrane",), 0.5, 1), 8)
+    scores = Table.of(judgement.classes).scores()
+    assert [scores["v_rand"][0], scores["v_info"][0], scores["dice"][0]] == pytest.approx([1, 1, 1])
 
 
 def test_without_classes_every_object_is_of_the_first() -> None:

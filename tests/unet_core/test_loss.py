@@ -199,3 +199,30 @@ def test_a_sum_of_nothing_and_unknown_keys_are_refused() -> None:
         LossSettings(cross_entropy=0.0, dice=0.0)
     with pytest.raises(ValidationError, match="dise"):
         LossSettings.model_validate({"dise": 1})
+
+
+# ---- what is not to be learnt from -----------------------------------------------------------------------------------
+
+
+@every_head
+@pytest.mark.parametrize("settings", [*map(only, ("cross_entropy", "focal", "dice", "jaccard", "tversky"))])
+@pytest.mark.parametrize("class_weights", ["none", "inverse_frequency"])
+def test_pixels_of_weight_0_are_as_if_they_were_not_there(
+    spec: UNetSpec, settings: LossSettings, class_weights: str
+) -> None:
+    """The loss of the others alone, laid out in one row; and no gradient where nothing counts."""
+    logits, target, weight = drawn(spec)
+    gone = torch.rand(target.shape, generator=torch.Generator().manual_seed(7)) < 0.4
+    shares = np.arange(1, spec.classes + 1) / np.arange(1, spec.classes + 1).sum()
+    loss = loss_for(settings.model_copy(update={"class_weights": class_weights}), spec, shares.tolist())
+    logits.requires_grad_()
+    found = loss(logits, target, torch.where(gone, 0, weight))
+    row = logits.detach().movedim(1, -1)[~gone].T[None, :, None]
+    alone = loss(row, target[~gone][None, None], weight[~gone][None, None])
+    assert float(found.detach()) == pytest.approx(float(alone), rel=1e-5)
+    found.backward()
+    assert logits.grad is not None
+    assert (logits.grad.movedim(1, -1)[gone] == 0).all()
+    assert logits.grad.any()
+    nothing = loss(logits, target, torch.zeros_like(weight))
+    assert float(nothing.detach()) == pytest.approx(0, abs=1e-6)

@@ -13,6 +13,7 @@ from tests.unet_core.watched import Watched
 from unet_core import census
 from unet_core.augment import Augmentation
 from unet_core.census import WINDOW_PX, Census, ClassMap
+from unet_core.classify import IGNORED
 from unet_core.samples import Annotated, Sampler, Sampling, class_frequencies, draw_place, stain_shown
 from unet_core.separation import separation_weights
 
@@ -96,6 +97,35 @@ def test_with_everything_off_a_tile_is_the_mirrored_image_to_the_bit(dtype: type
         np.testing.assert_array_equal(target.numpy(), labels_padded[middle] > 0)
         np.testing.assert_array_equal(weight.numpy(), weights_padded[middle])
     assert len(places) == 20
+
+
+def test_what_is_ignored_weighs_nothing_and_is_of_no_class() -> None:
+    """Over an object or beside it: nowhere else is anything changed."""
+    labels, classes = blocks()
+    ignored = np.zeros(labels.shape, bool)
+    ignored[::7, :], ignored[:, 20:31] = True, True
+    known = Annotated("known", coordinates(), labels, classes)
+    partly = Annotated("partly", coordinates(), np.where(ignored, 0, labels), np.where(ignored, IGNORED, classes))
+    unweighted = Sampling(separation=0.0)
+    seen = 0
+    for seed in range(5):
+        (image, target, weight), (same, expected, _) = (
+            Sampler([case], SIZES, unweighted, OFF).tile(seed) for case in (partly, known)
+        )
+        _, (y, x) = draw_place([partly], 0.0, seeded(seed))
+        cut = np.pad(ignored, 60, mode="reflect")[60 + y - 30 : 60 + y + 30, 60 + x - 30 : 60 + x + 30]
+        np.testing.assert_array_equal(image, same)
+        np.testing.assert_array_equal(weight.numpy(), np.where(cut, 0, 1))
+        np.testing.assert_array_equal(target.numpy(), np.where(cut, 0, expected))
+        seen += int((cut & (expected.numpy() > 0)).sum())
+    assert seen > 100
+    counted = partly.census()
+    assert counted.ignored == ignored.sum()
+    expected_px = [((classes == index) & ~ignored).sum() for index in range(3)]
+    assert class_frequencies([partly], 3) == pytest.approx(np.array(expected_px) / (~ignored).sum())
+    for seed in range(50):
+        _, (y, x) = draw_place([partly], 1.0, seeded(seed))
+        assert not ignored[y, x]
 
 
 def test_touching_objects_are_parted_in_the_tile_not_before() -> None:
