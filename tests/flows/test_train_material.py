@@ -1,13 +1,10 @@
-"""The command trains on what groups have: a slide with QuPath annotations, a slide larger than memory, other networks.
+"""The command trains on what groups have: a slide with QuPath annotations, other networks than the U-Net.
 
 Each network it writes is run by `overtile segment`.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ import tifffile
 import zarr
 from numpy.typing import NDArray
 
-from tests.commands import Command, installed_command
+from tests.commands import Command
 from tests.flows.annotating import folders, rectangle, save_geojson
 from tests.make_discs import drawn, write_discs
 from unet_core.header import describe
@@ -75,51 +72,6 @@ def test_a_slide_annotated_in_qupath_becomes_a_network(overtile: Command, tmp_pa
     for x, y in corners:
         true[y : y + 14, x : x + 18] = True
     assert 2 * (found & true).sum() / (found.sum() + true.sum()) > 0.8
-
-
-# ---- larger than memory ----------------------------------------------------------------------------------------------
-
-SIDE_PX, TILE_PX = 20_480, 1024
-
-
-def tiles(shape_yx: tuple[int, int], part: NDArray[Any], *, only: int | None = None) -> Iterator[NDArray[Any]]:
-    """The tiles of an image that is never whole: one part everywhere, or in so many first tiles and 0 elsewhere."""
-    count = (shape_yx[0] // TILE_PX) * (shape_yx[1] // TILE_PX)
-    for number in range(count):
-        yield part if only is None or number < only else np.zeros_like(part)
-
-
-@pytest.mark.long
-def test_an_image_larger_than_the_memory_it_may_take_becomes_a_network(overtile: Command, tmp_path: Path) -> None:
-    """1.3 GB of pixels, of which data.memory_gb lets 0.1 in; the whole process never holds as much."""
-    images, masks = folders(tmp_path)
-    image, labels = drawn(1, (TILE_PX, TILE_PX))
-    shape = (SIDE_PX, SIDE_PX)
-    kind = {"tile": (TILE_PX, TILE_PX), "compression": "zlib"}
-    tifffile.imwrite(
-        images / "a.tif", tiles(shape, image), shape=(*shape, 3), dtype=np.uint8, photometric="rgb", **kind
-    )
-    mask = (labels > 0).astype(np.uint8)
-    tifffile.imwrite(masks / "a.tif", tiles(shape, mask, only=3), shape=shape, **kind)
-    line = words(images, masks, tmp_path / "run", "--steps", "3", "--fold", "none", "data.memory_gb=0.1")
-    with (tmp_path / "said").open("wb") as said:
-        process = subprocess.Popen(
-            [*installed_command(), *line],
-            env=dict(overtile.environment),
-            cwd=overtile.folder,
-            stdout=said,
-            stderr=said,
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    text = (tmp_path / "said").read_text()
-    assert process.returncode == 0, text
-    assert "1 images do not fit into data.memory_gb" in text
-    pixels = SIDE_PX * SIDE_PX * 3
-    print(f"peak {usage.ru_maxrss * 1024 / 1e6:.0f} MB for {pixels / 1e6:.0f} MB of pixels")
-    assert usage.ru_maxrss * 1024 < pixels
-    small = save_slide(tmp_path / "small.tif", image[:200, :200], 0.5)
-    assert segmented(overtile, small, tmp_path / "run" / "best.safetensors", tmp_path / "out").shape == (200, 200)
 
 
 # ---- other networks --------------------------------------------------------------------------------------------------
