@@ -15,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.utilities.annotations import quote
 
 from flows.artifact import show_artifact
-from flows.material import TrainRequest, begin
+from flows.material import Prepared, TrainRequest, begin
 from flows.plain import printable
 from pipeline.files import read_json_lines
 from pipeline.network import exact_gpu_arithmetic, keep_freed_memory
