@@ -39,10 +39,15 @@ MANIFEST = "manifest"
 EXIT_OK, EXIT_USAGE, EXIT_SOME, EXIT_NONE, EXIT_DISK, EXIT_LOCKED = 0, 2, 3, 4, 74, 75
 
 
+NOT_THE_SLIDES = {"cluster": True, "outputs": True, "input": {"pattern", "cases", "order", "settle_s"}}
+"""Settings that change nothing about whether a slide can be planned."""
+
+
 class BatchRequest(BaseModel):
     """What a batch is asked to do: inputs (slides or folders), output folder, configuration, keys to force.
 
-    From ``until`` on, a time of day in ``timezone`` (null: this machine's), no block is begun any more.
+    From ``until`` on, a time of day in ``timezone`` (null: this machine's), no block is begun any more. ``command`` is
+    what does the same by hand, where it was not typed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,6 +59,7 @@ class BatchRequest(BaseModel):
     force_all: bool = False
     until: time | None = None
     timezone: str | None = None
+    command: tuple[str, ...] = ()
 
     @field_serializer("inputs", when_used="json")
     def _inputs_as_text(self, inputs: tuple[Path, ...]) -> list[str]:
@@ -242,7 +248,8 @@ def _unplanned_attempt(chosen: Chosen, model: Model) -> str:
     """What tells a slide and what is asked of it while there is no plan, whose hashes tell more."""
     with suppress(OSError):
         found = chosen.candidate.path.stat()
-        return digest([found.st_size, found.st_mtime_ns, chosen.config.model_dump(mode="json"), model.sha256])
+        asked = chosen.config.model_dump(mode="json", exclude=NOT_THE_SLIDES)
+        return digest([found.st_size, found.st_mtime_ns, asked, model.sha256])
     return ""
 
 

@@ -6,7 +6,7 @@ nowhere else. Nothing here says what is done: a history that is lost costs slide
 
     {"event": "began", "run": id, "when", "who", "host", "pid", "command", "batch": hash of all plans, "force" ..}
     {"event": "ended", "run": id, "exit_code", "states": counts, "not_complete": {key: state, stage, cause, attempt ..}}
-    {"event": "retry", "keys": [..]}
+    {"event": "retry", "keys": [..]}    {"event": "skipped", "night": when it was due, "why"}
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def new_run() -> str:
     return uuid.uuid4().hex[:12]
 
 
-def note(out: Path, event: Literal["began", "ended", "retry"], facts: Line) -> None:
+def note(out: Path, event: Literal["began", "ended", "retry", "skipped"], facts: Line) -> None:
     """Append a line: what happened, when, and whose doing it was."""
     append_json(out / NAME, {"event": event, "when": datetime.now(UTC).isoformat(timespec="milliseconds"), **facts})
 

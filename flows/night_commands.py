@@ -1,20 +1,24 @@
-"""Commands for what runs unattended: how it stands, and what to try again.
+"""Commands for what runs unattended: when, how it stands, and what to try again.
 
-The one decision made here: they work on OUT alone, from its files, so they answer without a server and on any machine
-that sees the folder.
+The one decision made here: status and retry work on OUT alone, from its files, so they answer without a server and on
+any machine that sees the folder. What is scheduled is asked for in the words of ``segment``.
 """
 
 from __future__ import annotations
 
 import json
+import os
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from flows.history import History, doer, note
 from flows.plain import printable
+from flows.until import read_clock, read_zone
+from pipeline.config import RunConfig, load_config
 from pipeline.errors import ConfigError
 
 app = typer.Typer()
@@ -54,3 +58,80 @@ def retry(
         raise ConfigError(f"{unknown[0]}: expected the key of a slide that failed in {out}, found among them: {known}")
     note(out, "retry", {"keys": keys, **doer()})
     typer.echo(f"tried again in the next run: {printable(', '.join(keys))}")
+
+
+SETTLE_S = 60
+"""Nobody watches: a slide changed less than so many seconds ago may still be written, and waits for the next night."""
+
+
+@app.command()
+def schedule(  # noqa: PLR0913  one parameter an option
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder that slides arrive in.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", metavar="OUT", help="Folder for the results.", show_default=False)],
+    cron: Annotated[str | None, typer.Option("--cron", metavar="CRON", help="When, such as '0 1 * * *'.")] = None,
+    every: Annotated[
+        float | None, typer.Option("--every", metavar="SECONDS", help="How often, instead.", min=1)
+    ] = None,
+    timezone: Annotated[
+        str | None,
+        typer.Option("--timezone", metavar="ZONE", help="Such as Europe/Berlin; else this machine's."),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="HH:MM", help="Begin no block from this time of day on.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="F", help="YAML configuration; see configs/segment.yaml.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="section.key=value", help="Override one key. Repeatable.")
+    ] = None,
+) -> None:
+    """Segment what is new in a folder every night. Runs until it is stopped; start it again after a reboot."""
+    overrides = list(settings or ())
+    checked = load_config(config, overrides)
+    if "settle_s" not in checked.input.model_fields_set:
+        overrides.append(f"input.settle_s={SETTLE_S}")
+        checked = load_config(config, overrides)
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder: expected the one that slides arrive in")
+    zone = timezone or _local_zone()
+    read_zone(zone)
+    words = [str(folder.absolute()), "--out", str(out.absolute())]
+    words += [] if config is None else ["--config", str(config.absolute())]
+    words += [word for override in overrides for word in ("--set", override)]
+    asked = {
+        "inputs": (folder.absolute(),),
+        "out": out.absolute(),
+        "until": None if until is None else read_clock(until),
+        "timezone": zone,
+        "command": ("overtile", "segment", *words),
+    }
+    raise typer.Exit(_serve(checked, asked, (cron, every)))
+
+
+def _serve(config: RunConfig, asked: dict[str, Any], times: tuple[str | None, float | None]) -> int:
+    """Serve the nights asked for at these times until a signal; the exit code."""
+    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "INFO"  # nobody watches, a journal does
+    from flows.server import Server, used
+    from pipeline.model import load_model
+
+    sha256 = load_model(config.model).sha256
+    server = Server.start(lasting=True)
+    from flows.night import NightRequest
+    from flows.schedule import Post, serve, when
+
+    request = NightRequest(config=config, model_sha256=sha256, **asked)
+    plan = when(*times, request.timezone or "UTC")
+    with used(server):
+        return serve(request, plan, Post(_say, None if server is None else server.require_alive))
+
+
+def _say(text: str) -> None:
+    typer.echo(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S}  {printable(text)}")
+
+
+def _local_zone() -> str:
+    """The name of this machine's time zone: cron's times are those of the clock on its wall."""
+    named = os.environ.get("TZ", "").removeprefix(":")
+    _, found, name = str(Path("/etc/localtime").resolve()).partition("zoneinfo/")
+    return named or (name if found else "UTC")

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows.batch import Batch
+from flows.batch import Batch, BatchRequest
 from flows.history import doer, new_run, note
 from flows.outcome import Outcome
 from flows.plain import printable
@@ -107,8 +107,8 @@ class Report:
         elapsed = time.monotonic() - self.began
         with self.guard:
             left = elapsed * (self.meter.total - self.meter.finished) / self.worked if self.worked else None
-        batch = self.batch
-        return Page(batch.request.out.name, batch.outcomes, self.records, elapsed, running, left, _command())
+        outcomes, request = self.batch.outcomes, self.batch.request
+        return Page(request.out.name, outcomes, self.records, elapsed, running, left, _command(request))
 
     def results(self) -> str:
         """results.csv: the slides asked for in their order, then the others that lie in OUT."""
@@ -165,9 +165,9 @@ def _failures_csv(outcomes: list[Outcome]) -> str:
     return text.getvalue()
 
 
-def _command() -> str | None:
-    """What was typed, when it was."""
-    name, *words = sys.argv
+def _command(request: BatchRequest) -> str | None:
+    """What was typed, when it was, or does the same."""
+    name, *words = request.command or sys.argv
     return shlex.join(["overtile", *words]) if Path(name).name == "overtile" else None
 
 
@@ -175,14 +175,21 @@ def _command() -> str | None:
 def noted(batch: Batch) -> Iterator[None]:
     """Note in the history that this batch begins, and how it ended, if it lives to tell."""
     out, run = batch.request.out, new_run()
-    note(out, "began", {"run": run, **doer(), **_asked_for(batch)})
+    typed = {"command": list(batch.request.command)} if batch.request.command else {}
+    note(out, "began", {"run": run, **doer(), **typed, **_asked_for(batch)})
     try:
         yield
     except BaseException as error:
         with suppress(OSError):  # the error in hand says more
-            note(out, "ended", {"run": run, "exit_code": getattr(error, "exit_code", 1), **_came_out(batch)})
+            note(out, "ended", {"run": run, "exit_code": _code_of(error), **_came_out(batch)})
         raise
     note(out, "ended", {"run": run, "exit_code": batch.exit_code(), **_came_out(batch)})
+
+
+def _code_of(error: BaseException) -> int:
+    """What a command would end with: the error's own, that of a signal which Prefect received, or 1."""
+    number = getattr(error, "signal", None)
+    return int(getattr(error, "exit_code", 1 if number is None else 128 + number))
 
 
 def _asked_for(batch: Batch) -> dict[str, Any]:

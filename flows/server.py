@@ -2,9 +2,10 @@
 
 The one decision made here: Prefect would start one itself, but only after everything is imported, and ``kill -9`` of
 the parent would leave it behind. This one boots on another core from the first moment, is asked on a socket that was
-open before it, so nobody polls, and ends when the pipe from its parent does.
+open before it, so nobody polls, and ends when the pipe from its parent does. A schedule's ``lasting`` server has the
+services that make runs due, and the pages to look at.
 
-    python -m flows.server DESCRIPTOR
+    python -m flows.server DESCRIPTOR [lasting]
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from typing import IO
 from pipeline.errors import OvertileError
 
 API_URL = "PREFECT_API_URL"
-HOST = "127.0.0.1"
+HOST, PORT = "127.0.0.1", 4200
+"""Where a lasting server is found: Prefect's own port, when it is free."""
+
 BOOT_S, STOP_S = 120, 5
 """Longest waits: for a first start, which writes Prefect's database, on a slow disk; and for the end."""
 
@@ -40,22 +43,23 @@ class Server:
     said: IO[bytes]
 
     @classmethod
-    def start(cls) -> Server | None:
+    def start(cls, *, lasting: bool = False) -> Server | None:
         """Start one and return at once; none where the environment names one."""
         if os.environ.get(API_URL):
             return None
-        with socket.create_server((HOST, 0)) as listening:
-            descriptor = listening.fileno()
+        with _listen(PORT if lasting else 0) as listening:
+            descriptor, port = listening.fileno(), listening.getsockname()[1]
             said = TemporaryFile()  # noqa: SIM115  it is read when the server is no more
             process = subprocess.Popen(  # noqa: S603  this very interpreter
-                [sys.executable, "-P", "-m", "flows.server", str(descriptor)],
+                [sys.executable, "-P", "-m", "flows.server", str(descriptor), *(["lasting"] if lasting else [])],
+                env={**os.environ, **(_own_pages(port) if lasting else {})},
                 stdin=subprocess.PIPE,
                 stdout=said,
                 stderr=said,
                 pass_fds=(descriptor,),
                 start_new_session=True,  # Ctrl-C is for the parent, which still has to tell it how the run ended
             )
-            server = cls(listening.getsockname()[1], process, said)
+            server = cls(port, process, said)
         atexit.register(server.stop)  # not before Prefect's own last words, which are registered later
         return server
 
@@ -68,6 +72,13 @@ class Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+    def require_alive(self) -> None:
+        """Raise OvertileError when it has ended by itself."""
+        if (code := self.process.poll()) is not None:
+            raise OvertileError(
+                f"the Prefect server has ended with {code} ({self._last_words()}). Start the schedule again"
+            )
 
     def wait(self) -> None:
         """Wait until it answers. Raises OvertileError when it does not."""
@@ -89,6 +100,25 @@ class Server:
         return lines[-1] if lines else ""
 
 
+def _listen(port: int) -> socket.socket:
+    """On that port of this machine alone, or on any when it is taken."""
+    try:
+        return socket.create_server((HOST, port))
+    except OSError:
+        return socket.create_server((HOST, 0))
+
+
+def _own_pages(port: int) -> dict[str, str]:
+    """Settings by which the server's pages find it, and other pages do not."""
+    here = f"http://{HOST}:{port}"
+    return {
+        "PREFECT_SERVER_API_HOST": HOST,
+        "PREFECT_SERVER_API_PORT": str(port),
+        "PREFECT_SERVER_UI_API_URL": f"{here}/api",
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": here,
+    }
+
+
 @contextmanager
 def used(server: Server | None) -> Iterator[None]:
     """What is run inside talks to this server, unless Prefect's settings name another one or forbid it."""
@@ -108,7 +138,7 @@ def _is_needed() -> bool:
     return determine_server_type() is ServerType.EPHEMERAL
 
 
-def serve(descriptor: int) -> None:
+def serve(descriptor: int, *, lasting: bool) -> None:
     """Serve on an open socket until standard input ends."""
     Thread(target=_end_with_parent, daemon=True).start()
     if not _is_needed():
@@ -116,7 +146,9 @@ def serve(descriptor: int) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
-    config = uvicorn.Config(create_app(ephemeral=True, final=True), log_level="error", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        create_app(ephemeral=not lasting, final=True), log_level="error", timeout_graceful_shutdown=1
+    )
     uvicorn.Server(config).run(sockets=[socket.socket(fileno=descriptor)])
 
 
@@ -126,4 +158,4 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]))
+    serve(int(sys.argv[1]), lasting="lasting" in sys.argv[2:])

@@ -81,7 +81,7 @@ LAZY = {
     "torch": ("unet_core/*", "pipeline/network.py"),
     "monai": ("unet_core/variants.py",),
     "matplotlib": ("flows/figures.py",),
-    "prefect": ("flows/artifact.py", "flows/segment.py", "flows/train.py"),
+    "prefect": tuple(f"flows/{n}.py" for n in ("artifact", "segment", "train", "night", "catch_up", "schedule")),
 }
 """What costs a second to import: everywhere else only inside a function."""
 

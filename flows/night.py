@@ -1,0 +1,74 @@
+"""The flow of one night: the batch that was scheduled, under a lock that only one night at a time holds.
+
+The one decision made here: a night is ``segment`` and nothing more, with what was asked for kept in one checked model,
+so that what runs unattended can be run by hand. The weights are those that were there when it was scheduled, or it
+refuses to run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import State
+from prefect.states import Cancelled, Completed
+from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field
+
+from flows.batch import BatchRequest
+from flows.outcome import NOT_IN_VAIN
+from flows.plain import printable
+from flows.segment import IncompleteError, segment_folder
+from pipeline.config import MOST_SLIDES_ASKED
+from pipeline.errors import LockedError, ModelError
+from pipeline.lock import slide_lock
+from pipeline.model import load_model
+
+LOCK = ".night"
+"""The folder in OUT whose lock a night holds. It dies with its process, whatever Prefect believes."""
+
+
+class NightRequest(BatchRequest):
+    """What every night is asked to do."""
+
+    inputs: tuple[Path, ...] = Field(description="Slides, or folders of slides: what is new in them is segmented.")
+    out: Path = Field(description="Folder for the results, one folder a slide.")
+    model_sha256: str = Field(description="The weights that may be used; other ones are refused.")
+
+
+def _night_name() -> str:
+    from prefect.runtime import flow_run
+
+    return f"{flow_run.scheduled_start_time:%Y-%m-%d %H:%M} UTC"
+
+
+@flow(
+    name="night",
+    flow_run_name=_night_name,
+    task_runner=ThreadPoolTaskRunner(max_workers=MOST_SLIDES_ASKED),  # type: ignore[arg-type]  # its futures are ours
+    persist_result=False,
+)
+def night(request: NightRequest) -> State[None]:
+    """Segment what is new in a folder. Fails when a slide failed, with the count; stopping in time is no failure."""
+    require_weights(request)
+    try:
+        with slide_lock(request.out / LOCK):
+            segment_folder.fn(request)
+    except LockedError as error:
+        get_run_logger().warning("skipped: %s", printable(str(error)))
+        return Cancelled(name="Skipped", message=f"the night before is still at work: {error}")
+    except IncompleteError as error:
+        if any(not outcome.as_asked and outcome.state not in NOT_IN_VAIN for outcome in error.batch.outcomes):
+            raise
+        return Completed(message=str(error))
+    return Completed(message="all slides are complete")
+
+
+def require_weights(request: NightRequest) -> None:
+    """Raise ModelError when the model is not the one that was scheduled."""
+    model = load_model(request.config.model)
+    if model.sha256 != request.model_sha256:
+        raise ModelError(
+            f"{model.name}: expected the weights that were scheduled, sha256 {request.model_sha256[:12]}, found "
+            f"{model.sha256[:12]}. Bring them back, or schedule again to use these"
+        )

@@ -1,0 +1,144 @@
+"""A schedule on one machine: a deployment that this process serves, and a Prefect server where none is configured.
+
+The one decision made here: when, how often and how many at once are Prefect's own (a served deployment, its schedule,
+its concurrency limit with CANCEL_NEW); only what a killed process leaves behind is put right by us, when we start and
+every half minute after.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import anyio
+from httpx import HTTPError
+from prefect import get_client
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect.deployments.runner import RunnerDeployment
+from prefect.exceptions import PrefectException
+from prefect.runner import Runner
+from prefect.schedules import Cron, Interval, Schedule
+from prefect.types.entrypoint import EntrypointType
+
+from flows.catch_up import catch_up, firings, mark_dead, skipped
+from flows.history import note
+from flows.night import NightRequest, night
+from flows.plain import printable
+from pipeline.errors import ConfigError, OvertileError
+from pipeline.files import digest
+from pipeline.lock import slide_lock
+
+LOCK = ".schedule"
+LOOK_S, POLL_S = 30, 5
+"""How often it is looked for nights that died, and for nights that are due."""
+
+
+def when(cron: str | None, every_s: float | None, zone: str) -> Schedule:
+    """Prefect's schedule. Raises ConfigError unless exactly one of both is given, and makes sense."""
+    if (cron is None) == (every_s is None):
+        raise ConfigError("expected either --cron '0 1 * * *' or --every SECONDS")
+    try:
+        return Cron(cron, timezone=zone) if cron is not None else Interval(every_s or 0, timezone=zone)
+    except ValueError as error:
+        raise ConfigError(f"--cron {cron}: expected minute, hour, day, month, weekday such as '0 1 * * *'") from error
+
+
+def deployment_of(request: NightRequest, schedule: Schedule) -> RunnerDeployment:
+    """The deployment: one for an output folder, so that scheduling again replaces it."""
+    return RunnerDeployment.from_flow(
+        night,
+        name=f"{printable(request.out.name)}-{digest(str(request.out))[:8]}",
+        schedule=schedule,
+        parameters={"request": request.model_dump(mode="json")},
+        concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
+        description=f"Segments what is new in {', '.join(printable(str(path)) for path in request.inputs)}",
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """Where a schedule tells what it does, and what it asks whether its server lives."""
+
+    say: Callable[[str], None]
+    require_server: Callable[[], None] | None = None
+
+
+def serve(request: NightRequest, schedule: Schedule, post: Post) -> int:
+    """Serve it until SIGINT or SIGTERM; the exit code that follows. Raises LockedError when another process does."""
+    with slide_lock(request.out / LOCK):
+        return anyio.run(_serve, request, schedule, post)
+
+
+async def _serve(request: NightRequest, schedule: Schedule, post: Post) -> int:
+    runner = Runner(name="overtile", query_seconds=POLL_S)
+    deployment = await runner.aadd_deployment(deployment_of(request, schedule))
+    async with get_client() as client:
+        watch = _Watch(client, deployment, request, post)
+        await watch.begin()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(runner.start)
+            tasks.start_soon(watch.look, tasks.cancel_scope)
+            await anyio.sleep(0)  # the runner has set its own handler by now
+            with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                watch.ended = 128 + await anext(aiter(signals))
+                tasks.cancel_scope.cancel()
+    if isinstance(watch.ended, OvertileError):
+        raise watch.ended
+    return watch.ended
+
+
+@dataclass(slots=True)
+class _Watch:
+    """Looks after the nights of a deployment while it is served."""
+
+    client: PrefectClient
+    deployment: UUID
+    request: NightRequest
+    post: Post
+    seen: set[UUID] = field(default_factory=set)
+    ended: int | OvertileError = 0
+
+    async def begin(self) -> None:
+        """Put right what was left behind, and say what comes."""
+        self.seen = {run.id for run in await skipped(self.client, self.deployment)}
+        plan = (await self.client.read_deployment(self.deployment)).schedules[0].schedule
+        if why := await catch_up(self.client, self.deployment, self.request.out, plan):
+            self.post.say(why)
+        (following,) = await firings(plan, datetime.now(UTC), 1)
+        pages = self.client.api_url.copy_with(path="/")
+        self.post.say(f"next: {self._night(following)}; runs are shown at {pages}")
+
+    def _night(self, moment: datetime | None) -> str:
+        zone = ZoneInfo(self.request.timezone or "UTC")
+        return "a night" if moment is None else f"the night of {moment.astimezone(zone):%Y-%m-%d %H:%M:%S %Z}"
+
+    async def look(self, scope: anyio.CancelScope) -> None:
+        """Every half minute: is the server there, did a night die, was one skipped?"""
+        while True:
+            await anyio.sleep(LOOK_S)
+            try:
+                if self.post.require_server is not None:
+                    self.post.require_server()
+            except OvertileError as error:
+                self.ended = error
+                scope.cancel()
+                return
+            with suppress(PrefectException, HTTPError):  # it is asked again
+                await self._look_once()
+
+    async def _look_once(self) -> None:
+        for run in await mark_dead(self.client, self.deployment, self.request.out):
+            self.post.say(f"{self._night(run.expected_start_time)} crashed: its process is gone. The next one goes on")
+        for run in await skipped(self.client, self.deployment):
+            if run.id not in self.seen:
+                self.seen.add(run.id)
+                why = f"{self._night(run.expected_start_time)} was skipped: the one before is still at work"
+                self.post.say(why)
+                note(self.request.out, "skipped", {"night": str(run.expected_start_time), "why": why})
