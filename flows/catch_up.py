@@ -29,6 +29,7 @@ from flows.night import LOCK
 from pipeline.lock import live_owner
 
 AT_WORK = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
+MISSED = "nights were missed: one makes up for them"
 GRACE = timedelta(seconds=90)
 """So long may a night be at work without its lock: before it holds it, and after."""
 
@@ -50,16 +51,14 @@ async def catch_up(client: PrefectClient, deployment: UUID, out: Path, schedule:
     now = datetime.now(UTC)
     dead = await mark_dead(client, deployment, out, timedelta(0))
     late = [run for run in await _runs(client, deployment, [StateType.SCHEDULED]) if _start(run) <= now]
-    for run in late[1:]:
+    for run in late:  # they were scheduled with what was asked for then
         await client.set_flow_run_state(run.id, Cancelled(name="Skipped", message="one night makes up for all missed"))
-    if late:
-        return f"{len(late)} nights are late: one makes up for them"
     past = [run for run in await _runs(client, deployment, list(StateType)) if _start(run) <= now]
     missed = bool(past) and bool(await firings(schedule, _start(past[0]), 1, before=now))
-    if not dead and not missed:
+    if not dead and not late and not missed:
         return None
     await client.create_flow_run_from_deployment(deployment)
-    return "a night died: it goes on now" if dead else "nights were missed: one makes up for them now"
+    return f"{len(dead)} nights died and {len(late)} are late: one makes up for them" if dead or late else MISSED
 
 
 async def skipped(client: PrefectClient, deployment: UUID) -> list[FlowRun]:

@@ -2,7 +2,7 @@
 
 The one decision made here: when, how often and how many at once are Prefect's own (a served deployment, its schedule,
 its concurrency limit with CANCEL_NEW); only what a killed process leaves behind is put right by us, when we start and
-every half minute after.
+every few seconds after.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pipeline.files import digest
 from pipeline.lock import slide_lock
 
 LOCK = ".schedule"
-LOOK_S, POLL_S = 30, 5
+LOOK_S, POLL_S = 10, 5
 """How often it is looked for nights that died, and for nights that are due."""
 
 
@@ -80,15 +80,13 @@ async def _serve(request: NightRequest, schedule: Schedule, post: Post) -> int:
     runner = Runner(name="overtile", query_seconds=POLL_S)
     deployment = await runner.aadd_deployment(deployment_of(request, schedule))
     async with get_client() as client:
-        watch = _Watch(client, deployment, request, post)
+        watch = _Watch(client, deployment, request, post, runner)
         await watch.begin()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(runner.start)
-            tasks.start_soon(watch.look, tasks.cancel_scope)
-            await anyio.sleep(0)  # the runner has set its own handler by now
-            with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-                watch.ended = 128 + await anext(aiter(signals))
-                tasks.cancel_scope.cancel()
+            tasks.start_soon(watch.look)
+            tasks.start_soon(watch.stop)
+            await runner.start()  # stops when it is asked to, and must not be cancelled
+            tasks.cancel_scope.cancel()
     if isinstance(watch.ended, OvertileError):
         raise watch.ended
     return watch.ended
@@ -102,6 +100,7 @@ class _Watch:
     deployment: UUID
     request: NightRequest
     post: Post
+    runner: Runner
     seen: set[UUID] = field(default_factory=set)
     ended: int | OvertileError = 0
 
@@ -119,8 +118,14 @@ class _Watch:
         zone = ZoneInfo(self.request.timezone or "UTC")
         return "a night" if moment is None else f"the night of {moment.astimezone(zone):%Y-%m-%d %H:%M:%S %Z}"
 
-    async def look(self, scope: anyio.CancelScope) -> None:
-        """Every half minute: is the server there, did a night die, was one skipped?"""
+    async def stop(self) -> None:
+        """Wait for a signal, then end the night at work and the runner, politely. The runner's own way ends with 0."""
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            self.ended = 128 + await anext(aiter(signals))
+            await self.runner.astop()
+
+    async def look(self) -> None:
+        """Now and then: is the server there, did a night die, was one skipped?"""
         while True:
             await anyio.sleep(LOOK_S)
             try:
@@ -128,7 +133,7 @@ class _Watch:
                     self.post.require_server()
             except OvertileError as error:
                 self.ended = error
-                scope.cancel()
+                await self.runner.astop()
                 return
             with suppress(PrefectException, HTTPError):  # it is asked again
                 await self._look_once()

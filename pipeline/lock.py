@@ -68,13 +68,20 @@ def _lives(owner: Mapping[str, str | int]) -> bool:
     """Whether the process of an owner on this host is still there."""
     if owner.get("boot") != _myself()["boot"]:
         return False
+    with suppress(PermissionError):  # somebody else's, but there
+        try:
+            os.kill(int(owner["pid"]), 0)
+        except ProcessLookupError:
+            return False
+    return not _is_zombie(int(owner["pid"]))
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether a process has ended and nobody has asked how: in a container there may be nobody to."""
     try:
-        os.kill(int(owner["pid"]), 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except (OSError, IndexError):
         return False
-    except PermissionError:  # somebody else's, and alive
-        return True
-    return True
 
 
 def _acquire(file: BinaryIO, path: Path) -> None:

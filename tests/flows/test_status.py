@@ -116,6 +116,10 @@ def test_a_live_lock_is_in_progress_and_a_dead_one_is_not(out: Path) -> None:
     dead = {**json.loads(kept), "pid": int(process.stdout)}
     (store.work / "lock").write_text(json.dumps(dead))
     assert found(out)["slide"].state == "resumable", "killed: its process is no more"
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        (store.work / "lock").write_text(json.dumps({**dead, "pid": ended.pid}))
+        assert found(out)["slide"].state == "resumable", "killed, and nobody has asked how it ended"
     elsewhere = {**dead, "host": "another.host"}
     (store.work / "lock").write_text(json.dumps(elsewhere))
     assert found(out)["slide"].state == "in progress"
