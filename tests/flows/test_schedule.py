@@ -19,7 +19,7 @@ import pytest
 from tests.commands import CLASSES, Command, installed_command
 from tests.faults.pictures import draw, red_and_blue, write
 
-PATIENCE_S = 120
+PATIENCE_S = 240
 IN_PROCESS = """
 import asyncio, sys
 from datetime import UTC, datetime, timedelta
