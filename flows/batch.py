@@ -39,7 +39,11 @@ MANIFEST = "manifest"
 EXIT_OK, EXIT_USAGE, EXIT_SOME, EXIT_NONE, EXIT_DISK, EXIT_LOCKED = 0, 2, 3, 4, 74, 75
 
 
-NOT_THE_SLIDES = {"cluster": True, "outputs": True, "input": {"pattern", "cases", "order", "settle_s"}}
+NOT_THE_SLIDES: Mapping[str, bool | set[str]] = {
+    "cluster": True,
+    "outputs": True,
+    "input": {"pattern", "cases", "order", "settle_s"},
+}
 """Settings that change nothing about whether a slide can be planned."""
 
 
