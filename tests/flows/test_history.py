@@ -61,14 +61,16 @@ def test_a_line_of_garbage_is_left_out(tmp_path: Path) -> None:
     assert count(tmp_path, "slide") == 1
 
 
-def _write(out: Path, writer: int) -> None:
+def _write(out: Path, writer: int, start: Any) -> None:
+    start.wait()
     for number in range(LINES):
         note(out, "ended", {"run": f"{writer}.{number}", "filler": "x" * 9000})
 
 
 def test_lines_of_several_writers_never_mix(tmp_path: Path) -> None:
     fork = multiprocessing.get_context("fork")
-    writers = [fork.Process(target=_write, args=(tmp_path, number)) for number in range(WRITERS)]
+    start = fork.Barrier(WRITERS)
+    writers = [fork.Process(target=_write, args=(tmp_path, number, start)) for number in range(WRITERS)]
     for writer in writers:
         writer.start()
     for writer in writers:
