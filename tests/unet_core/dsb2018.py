@@ -22,4 +22,5 @@ def annotated(shared_data: Path, kind: str, folds: Sequence[int]) -> list[Annota
 
 def _one(folder: Path, name: str) -> Annotated:
     image_YXC, labels_YX = (io.imread(folder / part / name) for part in ("images", "labels"))
-    return Annotated(name, np.ascontiguousarray(image_YXC.transpose(2, 0, 1)), labels_YX.astype(np.int32))
+    image_CYX = np.ascontiguousarray(np.atleast_3d(image_YXC).transpose(2, 0, 1))
+    return Annotated(name, image_CYX, labels_YX.astype(np.int32))
