@@ -57,7 +57,7 @@ def test_the_built_in_model_keeps_its_promise(shared_data: Path) -> None:
 
 
 def test_the_built_in_model_for_fluorescence_is_the_one_its_card_speaks_of(shared_data: Path) -> None:
-    """It has seen these images; how it does on others is its card's cross-validation. A wrong file does not get here."""
+    """It has seen these images; how it does on others says its card. A wrong file does not get past this."""
     path = resolve("nuclei-fluorescence@1")
     model = load(path)
     assert model.spec.in_channels == 1
