@@ -24,6 +24,7 @@ from unet_core.samples import Annotated, Square
 
 WINDOW_PX = 1024
 LARGEST_PX = 2**22  # pixels of an image that is judged whole
+MOST_WINDOWS = 16  # of one image: each is as large as sixteen small images
 THRESHOLD = 0.5  # until one is chosen
 
 Thing = TypeVar("Thing")
@@ -47,7 +48,7 @@ def validate(model: SegmentationNetwork, seen: Sequence[Annotated]) -> dict[str,
 def views(cases: Sequence[Annotated], most: int) -> list[Annotated]:
     """Return at most so many images, or windows of large ones, chosen evenly."""
     chosen = evenly(cases, most)
-    return [view for case in chosen for view in windows(case, most // len(chosen))]
+    return [view for case in chosen for view in windows(case, min(MOST_WINDOWS, most // len(chosen)))]
 
 
 def evenly(things: Sequence[Thing], most: int) -> list[Thing]:

@@ -1,10 +1,13 @@
-"""The command trains on what groups have: a slide with QuPath annotations, other networks than the U-Net.
+"""The command trains on what groups have: a slide with QuPath annotations, a slide larger than memory, other networks.
 
 Each network it writes is run by `overtile segment`.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import tifffile
 import zarr
 from numpy.typing import NDArray
 
-from tests.commands import Command
+from tests.commands import Command, installed_command
 from tests.flows.annotating import folders, rectangle, save_geojson
 from tests.make_discs import drawn, write_discs
 from unet_core.header import describe
@@ -72,6 +75,50 @@ def test_a_slide_annotated_in_qupath_becomes_a_network(overtile: Command, tmp_pa
     for x, y in corners:
         true[y : y + 14, x : x + 18] = True
     assert 2 * (found & true).sum() / (found.sum() + true.sum()) > 0.8
+
+
+# ---- larger than memory ----------------------------------------------------------------------------------------------
+
+SIDE_PX, TILE_PX = 20_480, 1024
+
+
+def tiles(marked: NDArray[Any], bare: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """The tiles of an image that is never whole: three of one kind, the others of another."""
+    yield from (marked if number < 3 else bare for number in range((SIDE_PX // TILE_PX) ** 2))
+
+
+@pytest.mark.long
+def test_an_image_larger_than_the_memory_it_may_take_becomes_a_network(overtile: Command, tmp_path: Path) -> None:
+    """1.3 GB of pixels, of which data.memory_gb lets 0.1 in; the whole process never holds as much."""
+    images, masks = folders(tmp_path)
+    (image, labels), bare = drawn(1, (TILE_PX, TILE_PX)), np.full((TILE_PX, TILE_PX, 3), (230, 170, 200), np.uint8)
+    mask = (labels > 0).astype(np.uint8)
+    shape = (SIDE_PX, SIDE_PX)
+    kind = {"tile": (TILE_PX, TILE_PX), "compression": "zlib", "dtype": np.uint8}
+    with tifffile.TiffWriter(images / "a.tif") as writer:
+        writer.write(tiles(image, bare), shape=(*shape, 3), photometric="rgb", **kind)
+    with tifffile.TiffWriter(masks / "a.tif") as writer:
+        writer.write(tiles(mask, np.zeros_like(mask)), shape=shape, **kind)
+    learnt = "data.memory_gb=0.1", "sampling.foreground=0.5", "optimiser.rate=0.01"
+    line = words(images, masks, tmp_path / "run", "--steps", "100", "--fold", "none", *learnt)
+    with (tmp_path / "said").open("wb") as said:
+        process = subprocess.Popen(
+            [*installed_command(), *line],
+            env=dict(overtile.environment),
+            cwd=overtile.folder,
+            stdout=said,
+            stderr=said,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    text = (tmp_path / "said").read_text()
+    assert process.returncode == 0, text
+    assert "1 images do not fit into data.memory_gb" in text
+    pixels = SIDE_PX * SIDE_PX * 3
+    print(f"peak {usage.ru_maxrss * 1024 / 1e6:.0f} MB for {pixels / 1e6:.0f} MB of pixels")
+    assert usage.ru_maxrss * 1024 < pixels
+    small = save_slide(tmp_path / "small.tif", image[:200, :200], 0.5)
+    assert segmented(overtile, small, tmp_path / "run" / "best.safetensors", tmp_path / "out").shape == (200, 200)
 
 
 # ---- other networks --------------------------------------------------------------------------------------------------
