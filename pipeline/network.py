@@ -28,6 +28,9 @@ from pipeline.errors import ModelError
 from pipeline.geometry import Box, TileGrid
 from unet_core import checkpoint, header
 from unet_core.colour_map import ColourMap
+from unet_core.device import multiplies_bf16
+from unet_core.device import resolve_device as settled
+from unet_core.errors import DeviceError
 from unet_core.header import Weights
 from unet_core.mirror import ArrayLike, read_mirrored
 from unet_core.recolour import recolour
@@ -276,14 +279,11 @@ def single_pass(network: Network, image: ArrayLike, box: Box, colours: Colours =
 
 
 def resolve_device(device: str) -> str:
-    """``auto`` is CUDA where there is one. Raises ModelError when CUDA is asked for and absent."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ModelError(
-            "compute.device=cuda: torch sees no CUDA device here. Use cpu, or check the driver ('overtile doctor')"
-        )
-    return device
+    """As `unet_core.device` settles it. Raises ModelError when CUDA is asked for and absent."""
+    try:
+        return settled(device)
+    except DeviceError as error:
+        raise ModelError(str(error)) from error
 
 
 def resolve_precision(precision: str, device: str) -> str:
@@ -292,5 +292,4 @@ def resolve_precision(precision: str, device: str) -> str:
         return precision
     if device == "cuda":
         return "fp16"
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if native else "fp32"
+    return "bf16" if multiplies_bf16(device) else "fp32"
