@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,6 +48,15 @@ def dying(real: Callable[..., Any], at: int, *, before: bool) -> Callable[..., A
     return called
 
 
+@contextmanager
+def killed_at(monkeypatch: pytest.MonkeyPatch, step: int, *, before: bool) -> Iterator[None]:
+    """A run in here is killed before or after it has taken this step."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "step", dying(Learner.step, step, before=before))
+        with pytest.raises(Killed):
+            yield
+
+
 def test_two_runs_of_one_seed_are_the_same_and_of_two_are_not(undisturbed: Path, tmp_path: Path) -> None:
     run(tmp_path / "again", recipe())
     assert_equal_runs(tmp_path / "again", undisturbed)
@@ -79,10 +89,8 @@ def test_killed_before_each_write_it_goes_on_as_if_it_had_not(tmp_path: Path, mo
 def test_killed_inside_an_epoch_it_goes_on_as_if_it_had_not(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(Learner, "step", dying(Learner.step, step, before=False))
-        with pytest.raises(Killed):
-            run(tmp_path, recipe())
+    with killed_at(monkeypatch, step, before=False):
+        run(tmp_path, recipe())
     run(tmp_path, recipe())
     assert_equal_runs(tmp_path, undisturbed)
 
@@ -92,10 +100,8 @@ def test_killed_again_and_again_it_goes_on_as_if_it_had_not(tmp_path: Path, monk
     given = recipe(schedule={"steps": 11})
     run(tmp_path / "undisturbed", given)
     for steps in (2, 2, 5, 4):
-        with monkeypatch.context() as patch:
-            patch.setattr(Learner, "step", dying(Learner.step, steps, before=False))
-            with pytest.raises(Killed):
-                run(tmp_path / "killed", given)
+        with killed_at(monkeypatch, steps, before=False):
+            run(tmp_path / "killed", given)
     run(tmp_path / "killed", given)
     assert_equal_runs(tmp_path / "killed", tmp_path / "undisturbed")
 
@@ -123,10 +129,8 @@ def test_the_state_is_all_of_it(undisturbed: Path) -> None:
 def test_every_optimiser_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     given = recipe(optimiser={"kind": kind, "rate": 1e-3})
     run(tmp_path / "whole", given)
-    with monkeypatch.context() as patch:
-        patch.setattr(Learner, "step", dying(Learner.step, 5, before=False))
-        with pytest.raises(Killed):
-            run(tmp_path / "killed", given)
+    with killed_at(monkeypatch, 5, before=False):
+        run(tmp_path / "killed", given)
     run(tmp_path / "killed", given)
     assert_equal_runs(tmp_path / "killed", tmp_path / "whole")
 
@@ -147,10 +151,8 @@ def test_a_run_that_is_done_stays_as_it_is(undisturbed: Path) -> None:
 
 
 def test_a_damaged_state_and_a_shortened_record_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(Learner, "step", dying(Learner.step, 5, before=True))
-        with pytest.raises(Killed):
-            run(tmp_path, recipe())
+    with killed_at(monkeypatch, 5, before=True):
+        run(tmp_path, recipe())
     record = (tmp_path / "metrics.jsonl").read_bytes()
     (tmp_path / "metrics.jsonl").write_bytes(record[:10])
     with pytest.raises(RecipeError, match=r"metrics\.jsonl: expected \d+ bytes or more up to step 3, found 10"):
@@ -169,10 +171,8 @@ def test_every_network_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         stopping={"every": 2},
     )
     run(tmp_path / "undisturbed", given)
-    with monkeypatch.context() as patch:
-        patch.setattr(Learner, "step", dying(Learner.step, 4, before=True))
-        with pytest.raises(Killed):
-            run(tmp_path / "run", given)
+    with killed_at(monkeypatch, 4, before=True):
+        run(tmp_path / "run", given)
     run(tmp_path / "run", given)
     assert_equal_runs(tmp_path / "run", tmp_path / "undisturbed")
 
@@ -182,10 +182,8 @@ def test_the_time_used_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ticks = count(0.0, 0.02)
     monkeypatch.setattr("unet_core.train.time", SimpleNamespace(monotonic=lambda: next(ticks)))
     given = recipe(schedule={"steps": None, "minutes": 0.03})
-    with monkeypatch.context() as patch:
-        patch.setattr(Learner, "step", dying(Learner.step, 7, before=True))
-        with pytest.raises(Killed):
-            run(tmp_path, given)
+    with killed_at(monkeypatch, 7, before=True):
+        run(tmp_path, given)
     with (tmp_path / "resume.safetensors").open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     kept = json.loads(header["__metadata__"]["overtile-training"])["position"]
