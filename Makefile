@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONHASHSEED ?= 0
 
-.PHONY: demo browser test test-long lint prove bench bench-long gpu clean
+.PHONY: demo browser test test-long faults lint prove bench bench-long gpu clean
 
 .venv: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -24,6 +24,9 @@ browser:  ## Chromium, in which the tests open reports: where it is absent and D
 
 test-long: .venv  ## the proofs that take longer: 20 kills, every tile and block size
 	$(BIN)/python -m pytest -m 'long' --timeout 3600
+
+faults: .venv  ## every fault that must be survived, and the table of what survived; about an hour
+	$(BIN)/python -m pytest -p tests.faults.table -m 'not cuda' --timeout 3600
 
 lint: .venv
 	$(BIN)/ruff check .

@@ -167,7 +167,7 @@ def test_the_observer_sees_a_whole_run(calls: list[Call], root: Path) -> None:
     )
 
 
-def test_every_file_is_fsynced_before_it_gets_its_name(calls: list[Call]) -> None:
+def test_fault_26_every_file_is_fsynced_before_it_gets_its_name(calls: list[Call]) -> None:
     last: dict[Path, str] = {}
     renamed = 0
     for call in calls:
@@ -179,7 +179,7 @@ def test_every_file_is_fsynced_before_it_gets_its_name(calls: list[Call]) -> Non
     assert renamed > 20
 
 
-def test_every_name_is_durable_before_a_stamp_relies_on_it(calls: list[Call], root: Path) -> None:
+def test_fault_26_every_name_is_durable_before_a_stamp_relies_on_it(calls: list[Call], root: Path) -> None:
     for claim, before in claims(calls):
         unsafe: dict[Path, Path] = {}
         for call in before:

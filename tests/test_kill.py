@@ -318,7 +318,9 @@ def killed_and_resumed(runner: Runner, slide: Slide, points: list[Point], log: P
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_twenty_kills_change_no_byte_and_repeat_no_block(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_fault_1_2_3_5_twenty_kills_change_no_byte_and_repeat_no_block(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
     source = tissue_slide(tmp_path / "tissue.tif", (6500, 6100), (1600, 2400))
     local = f"cluster.workers={WORKERS}"
     Runner(command(source, tmp_path / "undisturbed", local), environment).finish(tmp_path / "undisturbed.log")
@@ -369,7 +371,7 @@ def drawn_regions(path: Path) -> Path:
     ],
     ids=["whole slide", "regions on OME-Zarr", "splitting"],
 )
-def test_a_kill_in_a_stage_changes_no_byte_and_repeats_no_block(
+def test_fault_2_3_a_kill_in_a_stage_changes_no_byte_and_repeats_no_block(
     tmp_path: Path, environment: dict[str, str], prefect_server: str, *, name: str, stage: str, drawn: bool
 ) -> None:
     source = tissue_slide(tmp_path / name, (2000, 1900), (700, 800))

@@ -60,7 +60,7 @@ def test_windows_count_what_the_whole_holds(tmp_path: Path) -> None:
     assert summary.std == pytest.approx([(pixels / 65535).std()], rel=1e-9)
 
 
-def test_a_class_without_a_pixel_is_refused(tmp_path: Path) -> None:
+def test_fault_61_a_class_without_a_pixel_is_refused(tmp_path: Path) -> None:
     images, masks, _ = dataset(tmp_path, "classes")
     three = DataSettings(classes=(*COLOURS, "necrosis"))
     with pytest.raises(ConfigError, match=r"class 'necrosis' has not one pixel in 3 masks \(case 1.*data\.classes"):
@@ -137,7 +137,7 @@ def test_folds_follow_the_table_and_are_kept(tmp_path: Path) -> None:
         draw_folds(tmp_path / "more.json", annotations, summary, FoldSettings(k=5))
 
 
-def test_a_column_that_parts_a_patient_or_starves_a_fold_is_refused(tmp_path: Path) -> None:
+def test_fault_62_a_column_that_parts_a_patient_or_starves_a_fold_is_refused(tmp_path: Path) -> None:
     images, masks, drawings = dataset(tmp_path, "classes", range(1, 5))
     lines = [f"{name},p{number // 2},{number % 2}" for number, name in enumerate(drawings)]
     table = save_table(tmp_path / "t.csv", "image,patient,fold", *lines)

@@ -16,7 +16,9 @@ from tests.commands import CONTEXT, Command, installed_command
 
 
 @pytest.mark.parametrize(("number", "kind"), [(signal.SIGTERM, "local"), (signal.SIGINT, "serial")])
-def test_a_signal_ends_it_soon_and_resumable(overtile: Command, tmp_path: Path, number: int, kind: str) -> None:
+def test_fault_10_a_signal_ends_it_soon_and_resumable(
+    overtile: Command, tmp_path: Path, number: int, kind: str
+) -> None:
     slide = tmp_path / "slide.tif"
     tifffile.imwrite(slide, np.tile(immunohistochemistry()[:509, :505], (5, 5, 1)), tile=(256, 256), photometric="rgb")
     settings = [

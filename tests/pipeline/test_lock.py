@@ -80,7 +80,7 @@ ELSEWHERE = {"pid": 4711, "host": "elsewhere", "boot": "b", "since": "2026-11-20
 # ---- the living ----------------------------------------------------------------------------------------------------
 
 
-def test_second_process_is_refused_with_pid_host_slide_and_since(tmp_path: Path) -> None:
+def test_fault_15_second_process_is_refused_with_pid_host_slide_and_since(tmp_path: Path) -> None:
     with process(HOLD, tmp_path / "slide" / ".work") as holder:
         assert first_line(holder) == "held"
         with pytest.raises(LockedError) as caught, slide_lock(tmp_path / "slide" / ".work"):
@@ -135,7 +135,7 @@ def test_nothing_but_an_empty_lock_is_left(tmp_path: Path) -> None:
 # ---- the dead ------------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_owner_on_this_host_is_replaced_at_once(tmp_path: Path) -> None:
+def test_fault_15_a_killed_owner_on_this_host_is_replaced_at_once(tmp_path: Path) -> None:
     with process(HOLD, tmp_path) as holder:
         assert first_line(holder) == "held"
         holder.send_signal(signal.SIGKILL)
@@ -174,7 +174,7 @@ def test_a_refusal_is_no_sign_of_life(tmp_path: Path) -> None:
     assert path.stat().st_mtime == before, "or asking every minute would keep a dead run's lock for ever"
 
 
-def test_an_owner_on_another_host_without_a_beat_is_replaced(tmp_path: Path) -> None:
+def test_fault_15_an_owner_on_another_host_without_a_beat_is_replaced(tmp_path: Path) -> None:
     path = owned_by(tmp_path / "w", ELSEWHERE, STALE_S + 1)
     with slide_lock(tmp_path / "w"):
         assert json.loads(path.read_text())["host"] == socket.gethostname()

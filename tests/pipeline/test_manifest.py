@@ -96,7 +96,9 @@ def test_it_is_the_last_file_to_appear_and_made_durable(store: SlideStore, monke
     assert order == ["digests", "manifest.json", f"sync {store.root.name}"]
 
 
-def test_killed_at_any_step_it_is_the_old_one_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_4_killed_at_any_step_it_is_the_old_one_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = finished_slide(tmp_path / "slide")
     old = store.manifest.read_bytes()
     for step in range(20):

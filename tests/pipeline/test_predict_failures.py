@@ -44,7 +44,9 @@ def without_memory_above(network: Network, side_px: int) -> tuple[Network, list[
 
 
 @pytest.mark.parametrize(("tile", "fits", "side"), [(512, 444, 256), (384, 380, 192), (512, 316, 128)])
-def test_out_of_memory_halves_the_tile_and_changes_no_byte(wide: Path, tile: int, fits: int, side: int) -> None:
+def test_fault_12_out_of_memory_halves_the_tile_and_changes_no_byte(
+    wide: Path, tile: int, fits: int, side: int
+) -> None:
     network = network_of(wide)
     image, core = cut(400, 400), Box(0, 0, 384, 384)
     region = Region.around(image, network.grid(core, tile))
@@ -86,7 +88,7 @@ def test_out_of_memory_in_the_middle_of_a_block_leaves_no_trace_in_it(wide: Path
     assert np.array_equal(found, network.probability(region, core, 256))
 
 
-def test_a_halved_run_writes_the_bytes_of_an_undisturbed_one_and_says_so(
+def test_fault_12_a_halved_run_writes_the_bytes_of_an_undisturbed_one_and_says_so(
     tmp_path: Path, wide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = cut(300, 600)
@@ -98,7 +100,7 @@ def test_a_halved_run_writes_the_bytes_of_an_undisturbed_one_and_says_so(
     assert tree_bytes(halved.work.store.zarr) == tree_bytes(undisturbed.work.store.zarr)
 
 
-def test_no_memory_at_all_is_an_error_not_a_background(
+def test_fault_12_no_memory_at_all_is_an_error_not_a_background(
     tmp_path: Path, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = slide(tmp_path, cut(100, 100))
@@ -128,7 +130,7 @@ def test_other_errors_of_the_device_are_not_taken_for_want_of_memory(network: Ne
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("channel", [0, 1])
 @pytest.mark.parametrize("place", [(0, 0), (99, 99), (50, 3)])
-def test_one_number_that_is_not_finite_fails_the_slide(
+def test_fault_57_one_number_that_is_not_finite_fails_the_slide(
     tmp_path: Path,
     network: Network,
     monkeypatch: pytest.MonkeyPatch,

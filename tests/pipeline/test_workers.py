@@ -257,12 +257,12 @@ def test_a_bug_names_its_block_and_kind(cluster: DaskMap, tmp_path: Path) -> Non
 # ---- death ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_that_dies_once_costs_nothing_but_time(cluster: DaskMap, tmp_path: Path) -> None:
+def test_fault_6_a_worker_that_dies_once_costs_nothing_but_time(cluster: DaskMap, tmp_path: Path) -> None:
     answers = list(cluster(partial(blocks.poison, tmp_path, ((1, 3),), 1), GRID))
     assert totals(answers) == totals([blocks.count(index) for index in GRID])
 
 
-def test_a_block_that_always_kills_its_worker_is_named_and_the_innocent_complete(
+def test_fault_11_13_a_block_that_always_kills_its_worker_is_named_and_the_innocent_complete(
     cluster: DaskMap, tmp_path: Path
 ) -> None:
     found, error = consume(cluster(partial(blocks.poison, tmp_path, ((0, 1),), 99), GRID))
@@ -274,7 +274,7 @@ def test_a_block_that_always_kills_its_worker_is_named_and_the_innocent_complete
     assert len(list(cluster(blocks.count, GRID))) == len(GRID), "and the workers are back"
 
 
-def test_a_block_that_kills_costs_the_other_slides_nothing(cluster: DaskMap, tmp_path: Path) -> None:
+def test_fault_13_a_block_that_kills_costs_the_other_slides_nothing(cluster: DaskMap, tmp_path: Path) -> None:
     """It is tried again with nothing of any slide beside it."""
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()

@@ -35,7 +35,7 @@ patients = st.lists(st.lists(one, min_size=1, max_size=4), min_size=1, max_size=
 
 @settings(max_examples=120, deadline=None)
 @given(patients, st.sampled_from(METHODS), st.integers(2, 6), st.integers(0, 2**32 - 1))
-def test_no_patient_is_on_both_sides_and_no_fold_lacks_a_class(
+def test_fault_62_no_patient_is_on_both_sides_and_no_fold_lacks_a_class(
     drawn: list[list[tuple[int, int, str, frozenset[str]]]], method: str, k: int, seed: int
 ) -> None:
     members = [
@@ -97,7 +97,7 @@ def test_grouped_folds_hold_as_many_images_as_patients_allow() -> None:
     assert sorted(np.bincount(list(folds.values())).tolist()) == [9, 9]
 
 
-def test_fewer_patients_than_folds_are_refused_with_the_numbers() -> None:
+def test_fault_62_fewer_patients_than_folds_are_refused_with_the_numbers() -> None:
     for method in METHODS:
         with pytest.raises(AnnotationError, match=r"as many patients as folds \(5\), found 3 .*Set folds\.k=3"):
             assign_folds(plain(3), FoldSettings(method=method, k=5))

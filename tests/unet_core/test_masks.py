@@ -67,7 +67,7 @@ def test_kinds_are_told_apart(contents: list[Content], chosen: DataSettings, kin
         ([numbers(0, 1)], TWO.model_copy(update={"mask": "labels"}), r"data\.mask=labels tells of one class"),
     ],
 )
-def test_what_means_nothing_or_two_things_is_refused_by_file(
+def test_fault_61_what_means_nothing_or_two_things_is_refused_by_file(
     contents: list[Content], chosen: DataSettings, said: str
 ) -> None:
     with pytest.raises(AnnotationError, match=said):

@@ -64,7 +64,9 @@ def test_two_runs_of_one_seed_are_the_same_and_of_two_are_not(undisturbed: Path,
     assert lines(tmp_path / "other")[1]["loss"] != lines(undisturbed)[1]["loss"]
 
 
-def test_killed_before_each_write_it_goes_on_as_if_it_had_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_25_killed_before_each_write_it_goes_on_as_if_it_had_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every file that has to be whole goes through one function: state and models at three steps, and the end's."""
     given = recipe(schedule={"steps": 4}, stopping={"every": 2})
     run(tmp_path / "undisturbed", given)

@@ -132,7 +132,7 @@ def test_without_images_to_score_on_the_best_is_the_last(tmp_path: Path) -> None
     assert not [line for line in lines(tmp_path) if "validation" in line]
 
 
-def test_a_loss_that_is_no_number_stops_it_and_the_last_good_network_stays(tmp_path: Path) -> None:
+def test_fault_61_a_loss_that_is_no_number_stops_it_and_the_last_good_network_stays(tmp_path: Path) -> None:
     given = recipe(optimiser={"kind": "sgd", "rate": 1e25, "clip": None}, schedule={"steps": 50, "warmup": 0})
     with pytest.raises(DivergedError, match=r"diverged at step \d+: loss .*Kept are best\.safetensors of step \d+"):
         run(tmp_path, given)

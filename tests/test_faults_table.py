@@ -1,0 +1,71 @@
+"""The table of faults judges by what ran: its own rules, on runs made up for it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults.table import REASONS, numbers_of, read_cases
+
+ROOT = Path(__file__).parents[1]
+MADE_UP = """
+import pytest
+def test_fault_{first}_{last}_passes(record_property):
+    record_property("recomputed", "1 of 3 blocks")
+@pytest.mark.parametrize("fails", [False, True])
+def test_fault_5_fails(fails):
+    assert not fails
+def test_fault_6_is_skipped():
+    pytest.skip("why not")
+def test_2_is_no_fault():
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        ("test_fault_7_it", [7]),
+        ("test_fault_46_49_it_has_2_of_3", [46, 49]),
+        ("test_fault_x_7_it", []),
+        ("test_faults_7_it", []),
+        ("test_7_fault", []),
+    ],
+)
+def test_a_name_carries_its_numbers(name: str, numbers: list[int]) -> None:
+    assert numbers_of(name) == numbers
+
+
+def test_every_fault_has_its_line_and_few_have_a_reason() -> None:
+    cases = read_cases()
+    assert list(cases) == list(range(1, 67))
+    assert all(case.injected and case.promise for case in cases.values())
+
+
+def test_too_many_reasons_are_refused(tmp_path: Path) -> None:
+    lines = (f'[{number}]\ninjected = "a"\npromise = "b"\nreason = "c"\n' for number in range(1, REASONS + 2))
+    (tmp_path / "cases.toml").write_text("".join(lines))
+    with pytest.raises(ValueError, match=f"at most {REASONS}"):
+        read_cases(tmp_path / "cases.toml")
+
+
+def test_a_run_is_judged_by_what_passed(tmp_path: Path) -> None:
+    """Cases without a test, failed, skipped and unsaid are open, and open cases fail the run."""
+    (tmp_path / "test_made_up.py").write_text(MADE_UP.format(first=1, last=66))
+    line = [sys.executable, "-m", "pytest", "-q", "-p", "tests.faults.table", "-c", os.devnull, str(tmp_path)]
+    bare = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    ran = subprocess.run(line, cwd=ROOT, env=bare, capture_output=True, text=True, check=False, timeout=100)
+    rows = {line.split("|")[1].strip(): line for line in ran.stdout.splitlines() if line.startswith("| ")}
+    assert ran.returncode == 1, ran.stdout
+    for number in ("1", "66"):
+        assert rows[number].endswith("| test_fault_1_66_passes | yes | 1 of 3 blocks |")
+    assert "| test_fault_5_fails | NO |" in rows["5"]
+    assert "| test_fault_6_is_skipped | NOT SHOWN |" in rows["6"]
+    assert "| - | NO TEST | - |" in rows["2"]
+    assert "| - | not tested: there is no viewer yet | - |" in rows["64"]
+    assert "1 deselected" in ran.stdout
+    assert "2 of 66 faults survived; open: 2, 3, 4, 5, 6, 7," in ran.stdout
