@@ -47,6 +47,7 @@ def _night_name() -> str:
     flow_run_name=_night_name,
     task_runner=ThreadPoolTaskRunner(max_workers=MOST_SLIDES_ASKED),  # type: ignore[arg-type]  # its futures are ours
     persist_result=False,
+    result_serializer="json",  # Prefect keeps what a flow raises, by default as a pickle of all it holds
 )
 def night(request: NightRequest) -> State[None]:
     """Segment what is new in a folder. Fails when a slide failed, with the count; stopping in time is no failure."""

@@ -309,6 +309,7 @@ def _begin(request: BatchRequest) -> Iterator[tuple[Batch, Crew]]:
     flow_run_name=_batch_name,
     task_runner=ThreadPoolTaskRunner(max_workers=MOST_SLIDES_ASKED),  # type: ignore[arg-type]  # its futures are ours
     persist_result=False,
+    result_serializer="json",  # Prefect keeps what a flow raises, by default as a pickle of all it holds
 )
 def segment_folder(request: BatchRequest, watcher: Any = None, begun: Any = None) -> Batch:
     """Segment every slide of a folder; what is complete already is left as it is.

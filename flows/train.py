@@ -33,7 +33,7 @@ def _run_name() -> str:
     return printable(f"{request.images.name} -> {request.out.name}")
 
 
-@flow(name="train-unet", flow_run_name=_run_name, persist_result=False)
+@flow(name="train-unet", flow_run_name=_run_name, persist_result=False, result_serializer="json")  # else a pickle
 def train_unet(request: TrainRequest, watcher: Any = None, begun: Any = None) -> list[Path]:
     """Train a network for each fold that is held back; return the models' files. What is done already stays.
 

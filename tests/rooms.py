@@ -73,7 +73,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "matplotlib": ("flows/figures.py",),
     "jinja2": ("flows/document.py",),
     "markupsafe": ("flows/document.py",),
-    "pickle": (),
+    **dict.fromkeys(("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"), ()),
 }
 """One library, one room: the files that may import it."""
 

@@ -174,6 +174,46 @@ def test_importing_a_package_imports_nothing(package: str) -> None:
     assert ast.get_docstring(tree)
 
 
+# ---- files are data --------------------------------------------------------------------------------------------------
+
+LOADERS = {"yaml.load": {"Loader": "_StrictLoader"}, "torch.load": {"weights_only": "True"}}
+LOADERS |= {"np.load": {"allow_pickle": "False"}, "import_module": {}}
+"""Calls that could run what a file or a word says, and with which keywords they cannot."""
+
+
+def _calls(source: Source) -> Iterator[tuple[str, dict[str, str]]]:
+    """What is called, and the keywords it is given."""
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Call):
+            keywords = {keyword.arg or "**": ast.unparse(keyword.value) for keyword in node.keywords}
+            yield ast.unparse(node.func), keywords
+
+
+@each_source
+def test_fault_55_60_nothing_that_is_read_is_ever_run(source: Source) -> None:
+    for name, keywords in _calls(source):
+        risky = name.rpartition(".")[2] in ("eval", "exec", "compile", "__import__", "system", "popen", "import_module")
+        risky |= re.fullmatch(r"(yaml|torch|np|numpy|pandas|pd)\.(\w+_)?(load|read_pickle)(_\w+)?", name) is not None
+        is_method = name.endswith((".eval", "re.compile"))  # of a network; of a pattern
+        assert not risky or is_method or name in LOADERS, f"{source.name} calls {name}"
+        for keyword, value in LOADERS.get(name, {}).items():
+            assert keywords.get(keyword) == value, f"{source.name}: {name} without {keyword}={value}"
+        assert keywords.get("shell", "False") == "False", f"{source.name} starts a shell"
+
+
+@each_source
+def test_fault_66_what_a_flow_raises_is_kept_as_json(source: Source) -> None:
+    """Prefect keeps it whatever it is told, by default as a pickle of the exception and all that it holds."""
+    flows = [keywords for name, keywords in _calls(source) if name == "flow"]
+    assert [keywords.get("result_serializer") for keywords in flows] == ["'json'"] * len(flows)
+    assert len(flows) == len(re.findall(r"^@flow\b", source.text, re.MULTILINE))
+
+
+@each_source
+def test_fault_65_labels_and_macros_are_never_asked_for(source: Source) -> None:
+    assert not {"associated_images", "get_thumbnail"} & {getattr(node, "attr", "") for node in ast.walk(source.tree)}
+
+
 # ---- size ----------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,39 @@
+"""Which sockets a process and all it started hold open for others, as the kernel lists them."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+import psutil
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """A socket that others may talk to, and the process that holds it."""
+
+    pid: int
+    address: str
+    port: int
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine reaches it."""
+        return ipaddress.ip_address(self.address).is_loopback
+
+
+def family(process: psutil.Process) -> list[psutil.Process]:
+    """A process and all that descend from it."""
+    with suppress(psutil.NoSuchProcess):
+        return [process, *process.children(recursive=True)]
+    return []
+
+
+def listening(process: psutil.Process) -> Iterator[Listening]:
+    """TCP sockets that listen, and UDP sockets that are bound, of one process."""
+    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        for one in process.net_connections(kind="inet"):
+            if one.laddr and not one.raddr and one.status in (psutil.CONN_LISTEN, psutil.CONN_NONE):
+                yield Listening(process.pid, one.laddr.ip, one.laddr.port)
