@@ -30,6 +30,8 @@ from pipeline.lock import live_owner
 
 AT_WORK = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 MISSED = "nights were missed: one makes up for them"
+STOPPED = "Runner is shutting down"
+"""What Prefect says of nights that it ended because their schedule was."""
 GRACE = timedelta(seconds=90)
 """So long may a night be at work without its lock: before it holds it, and after."""
 
@@ -46,7 +48,7 @@ async def mark_dead(client: PrefectClient, deployment: UUID, out: Path, grace: t
     return dead
 
 
-async def catch_up(client: PrefectClient, deployment: UUID, out: Path, schedule: SCHEDULE_TYPES) -> str | None:
+async def catch_up(client: PrefectClient, deployment: UUID, out: Path, schedule: SCHEDULE_TYPES | None) -> str | None:
     """Let exactly one night make up for all that died, are late or were missed; why, or None when there is none."""
     now = datetime.now(UTC)
     dead = await mark_dead(client, deployment, out, timedelta(0))
@@ -54,11 +56,19 @@ async def catch_up(client: PrefectClient, deployment: UUID, out: Path, schedule:
     for run in late:  # they were scheduled with what was asked for then
         await client.set_flow_run_state(run.id, Cancelled(name="Skipped", message="one night makes up for all missed"))
     past = [run for run in await _runs(client, deployment, list(StateType)) if _start(run) <= now]
-    missed = bool(past) and bool(await firings(schedule, _start(past[0]), 1, before=now))
-    if not dead and not late and not missed:
+    missed = bool(past and schedule and await firings(schedule, _start(past[0]), 1, before=now))
+    stopped = bool(past) and STOPPED in (past[0].state.message or "" if past[0].state else "")
+    if not dead and not late and not missed and not stopped:
         return None
     await client.create_flow_run_from_deployment(deployment)
-    return f"{len(dead)} nights died and {len(late)} are late: one makes up for them" if dead or late else MISSED
+    if dead or late:
+        return f"{len(dead)} nights died and {len(late)} are late: one makes up for them"
+    return MISSED if missed else "the last night was ended with the schedule: another one goes on with it"
+
+
+async def is_busy(client: PrefectClient, deployment: UUID) -> bool:
+    """Whether a night is at work, or about to be."""
+    return bool(await _runs(client, deployment, [*AT_WORK, StateType.SCHEDULED]))
 
 
 async def skipped(client: PrefectClient, deployment: UUID) -> list[FlowRun]:

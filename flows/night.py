@@ -11,16 +11,20 @@ from pathlib import Path
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
-from prefect.states import Cancelled, Completed
+from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows.batch import BatchRequest
+from flows.artifact import show_artifact
+from flows.batch import Batch, BatchRequest
+from flows.morning import morning_page
 from flows.outcome import NOT_IN_VAIN
 from flows.plain import printable
 from flows.segment import IncompleteError, segment_folder
+from flows.summary import plain
 from pipeline.config import MOST_SLIDES_ASKED
 from pipeline.errors import LockedError, ModelError
+from pipeline.files import digest
 from pipeline.lock import slide_lock
 from pipeline.model import load_model
 
@@ -54,15 +58,27 @@ def night(request: NightRequest) -> State[None]:
     require_weights(request)
     try:
         with slide_lock(request.out / LOCK):
-            segment_folder.fn(request)
+            batch = segment_folder.fn(request)
     except LockedError as error:
         get_run_logger().warning("skipped: %s", printable(str(error)))
         return Cancelled(name="Skipped", message=f"the night before is still at work: {error}")
     except IncompleteError as error:
-        if any(not outcome.as_asked and outcome.state not in NOT_IN_VAIN for outcome in error.batch.outcomes):
-            raise
-        return Completed(message=str(error))
+        _show(error.batch)
+        in_vain = any(not one.as_asked and one.state not in NOT_IN_VAIN for one in error.batch.outcomes)
+        return Failed(message=str(error)) if in_vain else Completed(message=str(error))
+    _show(batch)
     return Completed(message="all slides are complete")
+
+
+def short_name(out: Path) -> str:
+    """What tells an output folder from all others where a path cannot stand."""
+    return digest(str(out))[:8]
+
+
+def _show(batch: Batch) -> None:
+    """Put the page of the night where all of this folder are found."""
+    out = batch.request.out
+    show_artifact(f"night-{short_name(out)}", plain(out), morning_page(batch))
 
 
 def require_weights(request: NightRequest) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -72,12 +73,19 @@ def schedule(  # noqa: PLR0913  one parameter an option
     every: Annotated[
         float | None, typer.Option("--every", metavar="SECONDS", help="How often, instead.", min=1)
     ] = None,
+    watch: Annotated[  # noqa: FBT002  typer's way to declare a flag
+        bool, typer.Option("--watch", help="Whenever slides have arrived and rested, instead.")
+    ] = False,
     timezone: Annotated[
         str | None,
         typer.Option("--timezone", metavar="ZONE", help="Such as Europe/Berlin; else this machine's."),
     ] = None,
     until: Annotated[
         str | None, typer.Option("--until", metavar="HH:MM", help="Begin no block from this time of day on.")
+    ] = None,
+    notify: Annotated[
+        str | None,
+        typer.Option("--notify", metavar="BLOCK", help="Prefect's block to write to when a night fails or is missing."),
     ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", metavar="F", help="YAML configuration; see configs/segment.yaml.")
@@ -106,10 +114,19 @@ def schedule(  # noqa: PLR0913  one parameter an option
         "timezone": zone,
         "command": ("overtile", "segment", *words),
     }
-    raise typer.Exit(_serve(checked, asked, (cron, every)))
+    raise typer.Exit(_serve(checked, asked, _Times(cron, every, watch), notify))
 
 
-def _serve(config: RunConfig, asked: dict[str, Any], times: tuple[str | None, float | None]) -> int:
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """When nights are asked for."""
+
+    cron: str | None
+    every_s: float | None
+    watch: bool
+
+
+def _serve(config: RunConfig, asked: dict[str, Any], times: _Times, block: str | None) -> int:
     """Serve the nights asked for at these times until a signal; the exit code."""
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "INFO"  # nobody watches, a journal does
     from flows.server import Server, used
@@ -121,9 +138,9 @@ def _serve(config: RunConfig, asked: dict[str, Any], times: tuple[str | None, fl
     from flows.schedule import Post, serve, when
 
     request = NightRequest(config=config, model_sha256=sha256, **asked)
-    plan = when(*times, request.timezone or "UTC")
+    plan = when(times.cron, times.every_s, request.timezone or "UTC", watch=times.watch)
     with used(server):
-        return serve(request, plan, Post(_say, None if server is None else server.require_alive))
+        return serve(request, plan, Post(_say, None if server is None else server.require_alive, block))
 
 
 def _say(text: str) -> None:

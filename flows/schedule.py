@@ -26,12 +26,13 @@ from prefect.runner import Runner
 from prefect.schedules import Cron, Interval, Schedule
 from prefect.types.entrypoint import EntrypointType
 
-from flows.catch_up import catch_up, firings, mark_dead, skipped
+from flows.arrivals import Arrivals
+from flows.catch_up import catch_up, firings, is_busy, mark_dead, skipped
 from flows.history import note
-from flows.night import NightRequest, night
+from flows.night import NightRequest, night, short_name
+from flows.notify import automations, find_block
 from flows.plain import printable
 from pipeline.errors import ConfigError, OvertileError
-from pipeline.files import digest
 from pipeline.lock import slide_lock
 
 LOCK = ".schedule"
@@ -39,21 +40,23 @@ LOOK_S, POLL_S = 10, 5
 """How often it is looked for nights that died, and for nights that are due."""
 
 
-def when(cron: str | None, every_s: float | None, zone: str) -> Schedule:
-    """Prefect's schedule. Raises ConfigError unless exactly one of both is given, and makes sense."""
-    if (cron is None) == (every_s is None):
-        raise ConfigError("expected either --cron '0 1 * * *' or --every SECONDS")
+def when(cron: str | None, every_s: float | None, zone: str, *, watch: bool = False) -> Schedule | None:
+    """Prefect's schedule, None to watch. Raises ConfigError unless exactly one is asked for, and makes sense."""
+    if [cron is not None, every_s is not None, watch].count(True) != 1:
+        raise ConfigError("expected one of --cron '0 1 * * *', --every SECONDS and --watch")
+    if watch:
+        return None
     try:
         return Cron(cron, timezone=zone) if cron is not None else Interval(every_s or 0, timezone=zone)
     except ValueError as error:
         raise ConfigError(f"--cron {cron}: expected minute, hour, day, month, weekday such as '0 1 * * *'") from error
 
 
-def deployment_of(request: NightRequest, schedule: Schedule) -> RunnerDeployment:
+def deployment_of(request: NightRequest, schedule: Schedule | None) -> RunnerDeployment:
     """The deployment: one for an output folder, so that scheduling again replaces it."""
     return RunnerDeployment.from_flow(
         night,
-        name=f"{printable(request.out.name)}-{digest(str(request.out))[:8]}",
+        name=f"{printable(request.out.name)}-{short_name(request.out)}",
         schedule=schedule,
         parameters={"request": request.model_dump(mode="json")},
         concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
@@ -64,26 +67,35 @@ def deployment_of(request: NightRequest, schedule: Schedule) -> RunnerDeployment
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """Where a schedule tells what it does, and what it asks whether its server lives."""
+    """Where a schedule tells what it does, what it asks whether its server lives, and by which block it calls for help.
+
+    ``block`` is the name of one of Prefect's notification blocks.
+    """
 
     say: Callable[[str], None]
     require_server: Callable[[], None] | None = None
+    block: str | None = None
 
 
-def serve(request: NightRequest, schedule: Schedule, post: Post) -> int:
+def serve(request: NightRequest, schedule: Schedule | None, post: Post) -> int:
     """Serve it until SIGINT or SIGTERM; the exit code that follows. Raises LockedError when another process does."""
     with slide_lock(request.out / LOCK):
         return anyio.run(_serve, request, schedule, post)
 
 
-async def _serve(request: NightRequest, schedule: Schedule, post: Post) -> int:
+async def _serve(request: NightRequest, schedule: Schedule | None, post: Post) -> int:
     runner = Runner(name="overtile", query_seconds=POLL_S)
-    deployment = await runner.aadd_deployment(deployment_of(request, schedule))
     async with get_client() as client:
+        block = None if post.block is None else await find_block(client, post.block)
+        deployment = await runner.aadd_deployment(deployment_of(request, schedule))
+        for automation in [] if block is None else automations(deployment, block, request.out):
+            await client.create_automation(automation)
         watch = _Watch(client, deployment, request, post, runner)
         await watch.begin()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watch.look)
+            if schedule is None:
+                tasks.start_soon(watch.arrivals)
             tasks.start_soon(watch.stop)
             await runner.start()  # stops when it is asked to, and must not be cancelled
             tasks.cancel_scope.cancel()
@@ -107,12 +119,13 @@ class _Watch:
     async def begin(self) -> None:
         """Put right what was left behind, and say what comes."""
         self.seen = {run.id for run in await skipped(self.client, self.deployment)}
-        plan = (await self.client.read_deployment(self.deployment)).schedules[0].schedule
+        schedules = (await self.client.read_deployment(self.deployment)).schedules
+        plan = schedules[0].schedule if schedules else None
         if why := await catch_up(self.client, self.deployment, self.request.out, plan):
             self.post.say(why)
-        (following,) = await firings(plan, datetime.now(UTC), 1)
+        following = [self._night(moment) for moment in await firings(plan, datetime.now(UTC), 1)] if plan else []
         pages = self.client.api_url.copy_with(path="/")
-        self.post.say(f"next: {self._night(following)}; runs are shown at {pages}")
+        self.post.say(f"next: {', '.join(following) or 'when slides arrive'}; runs are shown at {pages}")
 
     def _night(self, moment: datetime | None) -> str:
         zone = ZoneInfo(self.request.timezone or "UTC")
@@ -123,6 +136,18 @@ class _Watch:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             self.ended = 128 + await anext(aiter(signals))
             await self.runner.astop()
+
+    async def arrivals(self) -> None:
+        """Ask for a night whenever slides have arrived, unless one is at work, or about to be: then a little later."""
+        arrivals = Arrivals(self.request)
+        while True:
+            with suppress(PrefectException, HTTPError):  # it is asked again
+                found = await anyio.to_thread.run_sync(arrivals.look, abandon_on_cancel=True)
+                if found and not await is_busy(self.client, self.deployment):
+                    await self.client.create_flow_run_from_deployment(self.deployment)
+                    arrivals.taken |= found
+                    self.post.say(f"{len(found)} slides have arrived or changed: a night begins")
+            await anyio.sleep(arrivals.pause_s)
 
     async def look(self) -> None:
         """Now and then: is the server there, did a night die, was one skipped?"""

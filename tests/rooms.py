@@ -77,11 +77,12 @@ ROOMS: dict[str, tuple[str, ...]] = {
 }
 """One library, one room: the files that may import it."""
 
+_PREFECT = ("artifact", "segment", "train", "night", "catch_up", "schedule", "notify")
 LAZY = {
     "torch": ("unet_core/*", "pipeline/network.py"),
     "monai": ("unet_core/variants.py",),
     "matplotlib": ("flows/figures.py",),
-    "prefect": tuple(f"flows/{n}.py" for n in ("artifact", "segment", "train", "night", "catch_up", "schedule")),
+    "prefect": tuple(f"flows/{n}.py" for n in _PREFECT),
 }
 """What costs a second to import: everywhere else only inside a function."""
 
