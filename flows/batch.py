@@ -141,6 +141,7 @@ def plan_batch(request: BatchRequest, *, writing: bool = True) -> Batch:
     DiskError.
     """
     deadline = Deadline.of(request.until, request.timezone)
+    request = _absolute(request) if request.config.cluster.is_elsewhere else request
     chosen = _chosen(request)
     known = {one.candidate.key for one in chosen}
     if unknown := [key for key in request.force if key not in known]:
@@ -157,6 +158,15 @@ def plan_batch(request: BatchRequest, *, writing: bool = True) -> Batch:
     for one in chosen:
         _plan(batch, one)
     return batch
+
+
+def _absolute(request: BatchRequest) -> BatchRequest:
+    """The request with paths that mean the same in whatever folder a worker was started."""
+    inputs = tuple(path.absolute() for path in request.inputs)
+    outputs = request.config.outputs
+    scratch = None if outputs.scratch is None else str(Path(outputs.scratch).absolute())
+    config = request.config.model_copy(update={"outputs": outputs.model_copy(update={"scratch": scratch})})
+    return request.model_copy(update={"inputs": inputs, "out": request.out.absolute(), "config": config})
 
 
 def _chosen(request: BatchRequest) -> list[Chosen]:
@@ -199,7 +209,8 @@ def _equip(config: RunConfig, models: dict[ModelSection, Model]) -> dict[ModelSe
 
     for model in models.values():
         _require_weights(model)
-    device = resolve_device(config.compute.device)
+    there = config.cluster.is_elsewhere and config.compute.device != "auto"  # then workers have it, or refuse
+    device = config.compute.device if there else resolve_device(config.compute.device)
     precision = resolve_precision(config.compute.precision, device)
     return {
         section: Equipment(model, Compute(device, precision, resolve_tile(config, model, device)))

@@ -6,13 +6,14 @@ person can act on, or needs nobody because the next run goes on.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from flows.history import Strikes
 from flows.until import TimeUpError
-from pipeline.errors import DiskError, LockedError, OvertileError
+from pipeline.errors import ClusterError, DiskError, LockedError, OvertileError
 from pipeline.work import StageReport
 
 State = Literal[
@@ -21,6 +22,9 @@ State = Literal[
 
 NOT_IN_VAIN = ("kept", "resumable", "deferred")
 """States of slides that are not as asked, and yet nothing is wrong with them."""
+
+OTHERS_FAULT: Mapping[type[OvertileError], State] = {LockedError: "locked", ClusterError: "resumable"}
+"""What a slide is that stopped for no fault of its own."""
 
 
 @dataclass(slots=True)
@@ -57,13 +61,14 @@ class Outcome:
 
     def failed(self, stage: str, error: BaseException) -> None:
         """Remember why the slide stopped, on one line."""
-        self.state = "locked" if isinstance(error, LockedError) else "failed"
+        self.state = next((state for kind, state in OTHERS_FAULT.items() if isinstance(error, kind)), "failed")
         self.stage = stage
         ours = isinstance(error, OvertileError)  # then the message names its place
         text = str(error) if ours else f"{self.slide}: {type(error).__name__}: {error}"
         self.cause = " ".join(text.split())
         self.disk_failed = isinstance(error, DiskError)
-        self.attempt = "" if self.disk_failed else self.attempt  # no fault of the slide's
+        if self.disk_failed or self.state != "failed":
+            self.attempt = ""  # no fault of the slide's
 
     def paused(self, stage: str, error: TimeUpError) -> None:
         """Remember where the slide was stopped because the time was over."""

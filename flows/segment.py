@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from prefect import flow, task
@@ -30,7 +31,7 @@ from flows.report import Report, noted, slide_markdown
 from flows.room import Room
 from flows.until import Deadline, Taken, TimeUpError
 from pipeline.config import MOST_SLIDES_ASKED, ClusterSection
-from pipeline.errors import OvertileError
+from pipeline.errors import ClusterError, OvertileError
 from pipeline.store import Index
 from pipeline.work import Counts, MapBlocks, StageReport, serial
 
@@ -102,10 +103,10 @@ class Doorkeeper:
     """
 
     at_once: int | Literal["auto"]
-    threads: int
+    threads: Callable[[], int]
 
     @classmethod
-    def of(cls, cluster: ClusterSection, threads: int) -> Doorkeeper:
+    def of(cls, cluster: ClusterSection, threads: Callable[[], int]) -> Doorkeeper:
         """In one process every open slide holds a block in its memory: no more than one reads while one computes."""
         alone = cluster.kind == "serial" and cluster.slides_at_once == "auto"
         return cls(LEAST_SLIDES if alone else cluster.slides_at_once, threads)
@@ -114,7 +115,7 @@ class Doorkeeper:
         """``blocks_left``: for each open slide, the blocks that the network has not answered yet."""
         if self.at_once != "auto":
             return len(blocks_left) < self.at_once
-        busy = sum(blocks_left) >= BLOCKS_A_THREAD * self.threads
+        busy = sum(blocks_left) >= BLOCKS_A_THREAD * self.threads()
         return len(blocks_left) < (LEAST_SLIDES if busy else MOST_SLIDES)
 
 
@@ -131,6 +132,7 @@ class Conductor:
     events: queue.SimpleQueue[Callable[[], None]] = field(default_factory=queue.SimpleQueue)
     stopping: threading.Event = field(default_factory=threading.Event)
     blocks_left: dict[str, int] = field(default_factory=dict)
+    lost: ClusterError | None = None
 
     def __post_init__(self) -> None:
         config, self.deadline = self.batch.request.config, self.batch.deadline
@@ -151,9 +153,16 @@ class Conductor:
         for _, outcome in waiting:
             self._leave(outcome)
 
+    @property
+    def _is_ending(self) -> bool:
+        """Whether nothing may be begun any more."""
+        return self.lost is not None or self.deadline.is_over()
+
     def _leave(self, outcome: Outcome) -> None:
-        """Say why a slide was not begun: the time was over, or there is no room for it."""
-        if not self.deadline.is_over():
+        """Say why a slide was not begun: the workers are gone, the time was over, or there is no room for it."""
+        if self.lost is not None:
+            outcome.failed(outcome.stage, self.lost)
+        elif not self.deadline.is_over():
             outcome.cause = self.room.cause(self.batch.plans[outcome.key])
         elif is_complete(self.batch, outcome):
             outcome.state = "complete before"
@@ -163,7 +172,7 @@ class Conductor:
 
     def _admit(self, waiting: list[tuple[int, Outcome]]) -> None:
         """Open slides that have something to do, while there is room for them."""
-        while not self.deadline.is_over() and self.door.admits(self.blocks_left.values()):
+        while not self._is_ending and self.door.admits(self.blocks_left.values()):
             chosen = next((one for one in waiting if self._has_room(one[1])), None)
             self.room.full = chosen is None
             if chosen is None:
@@ -175,7 +184,7 @@ class Conductor:
                 self.watcher.slide_done(outcome)
                 continue
             self.blocks_left[outcome.key] = self.batch.plans[outcome.key].blocks
-            self._submit(slide, next(slide.stages), self.crew.map_for(rank))
+            self._submit(slide, next(slide.stages), rank)
 
     def _has_room(self, outcome: Outcome) -> bool:
         """Whether a slide may be begun; one that is complete already needs no room."""
@@ -184,19 +193,21 @@ class Conductor:
             not self.room.full and is_complete(self.batch, outcome)
         )
 
-    def _submit(self, slide: OpenSlide, stage: str, map_blocks: MapBlocks) -> None:
+    def _submit(self, slide: OpenSlide, stage: str, rank: int) -> None:
         self.watcher.stage_started(slide.outcome.key, stage)
-        job: Any = quote((slide, self._watched(slide.outcome, stage, map_blocks)))  # Prefect unwraps it
+        map_blocks = self._watched(slide.outcome, stage, self.crew.map_for(rank, stage))
+        job: Any = quote((slide, map_blocks))  # Prefect unwraps it
         future = slide_stage.submit(printable(slide.outcome.key), stage, job)
-        future.add_done_callback(lambda done: self.events.put(partial(self._follow, slide, stage, map_blocks, done)))
+        future.add_done_callback(lambda done: self.events.put(partial(self._follow, slide, stage, rank, done)))
 
-    def _follow(self, slide: OpenSlide, stage: str, map_blocks: MapBlocks, future: PrefectFuture[Any]) -> None:
+    def _follow(self, slide: OpenSlide, stage: str, rank: int, future: PrefectFuture[Any]) -> None:
         """Submit what follows a stage that ended, or close the slide when it has come to its end."""
         answer = future.result(raise_on_failure=False)
         outcome = slide.outcome
         if isinstance(answer, TimeUpError):
             outcome.paused(stage, answer)
         elif isinstance(answer, BaseException):
+            self.lost = answer if isinstance(answer, ClusterError) else self.lost
             slide.run.fail(stage, answer)
             outcome.failed(stage, answer)
         else:
@@ -205,7 +216,7 @@ class Conductor:
                 self.blocks_left[outcome.key] = 0
             following = self._next_stage(slide, stage)
             if following is not None:
-                return self._submit(slide, following, map_blocks)
+                return self._submit(slide, following, rank)
         outcome.notices.extend(notice for notice in slide.run.notices if notice not in outcome.notices)
         slide.lock.close()
         del self.blocks_left[outcome.key]
@@ -274,27 +285,32 @@ def _batch_name() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Crew:
-    """Who does the blocks: ``map_for`` is given a slide's rank, the oldest has 0; ``stop`` makes all mapping end."""
+    """Who does the blocks: ``map_for`` is given a slide's rank, the oldest has 0, and a stage; ``stop`` ends all of it.
 
-    map_for: Callable[[int], MapBlocks]
-    threads: int
+    ``threads``: how many compute for the network now.
+    """
+
+    map_for: Callable[[int, str], MapBlocks]
+    threads: Callable[[], int]
     stop: Callable[[], None]
 
 
 @contextmanager
 def crew_of(batch: Batch) -> Iterator[Crew]:
     """Workers as the batch asks for them, or this process alone."""
-    cluster = batch.request.config.cluster
+    request = batch.request
+    cluster, scratch = request.config.cluster, request.config.outputs.scratch
     if cluster.kind == "serial":
-        yield Crew(lambda _rank: serial, 1, lambda: None)
+        yield Crew(lambda _rank, _stage: serial, lambda: 1, lambda: None)
         return
-    from pipeline.workers import local_cluster, resolve_workers
+    from pipeline.cluster import team_of
+    from unet_core.device import device_names
 
     on_gpu = any(one.compute.device == "cuda" for one in batch.equipment.values())
-    workers, threads = resolve_workers(cluster.workers), 2 if on_gpu else 1
-    with local_cluster(workers, threads) as dask:
-        dask.prepare("pipeline.stages")
-        yield Crew(dask.ranked, workers * threads, dask.flight.close)
+    shared = [request.out, *(() if scratch is None else (Path(scratch),))]
+    with team_of(cluster, shared, device_names() if on_gpu and not cluster.is_elsewhere else ()) as team:
+        team.map_for(0, NETWORK).prepare("pipeline.stages")
+        yield Crew(team.map_for, lambda: team.threads, team.close)
 
 
 @contextmanager

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
 
@@ -129,11 +131,52 @@ class OutputsSection(Section):
 
 
 class ClusterSection(Section):
-    """Who computes: dask workers on this machine, or this process alone. ``slides_at_once`` are open at a time."""
+    """Who computes: dask workers on this machine, those of a scheduler at ``address``, or this process alone.
 
-    kind: Literal["local", "serial"] = "local"
+    ``tls`` is a folder with ca.pem, cert.pem and key.pem; ``slides_at_once`` are open at a time.
+    """
+
+    kind: Literal["local", "serial", "address"] = "local"
     workers: Length | Literal["auto"] = "auto"
     slides_at_once: Annotated[int, Field(gt=0, le=MOST_SLIDES_ASKED)] | Literal["auto"] = "auto"
+    address: str | None = None
+    tls: str | None = None
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether workers may run on other machines, or be started in other folders."""
+        return self.kind == "address"
+
+    @model_validator(mode="after")
+    def _is_reachable_in_safety(self) -> ClusterSection:
+        if (self.kind == "address") != (self.address is not None):
+            raise ValueError("expected kind: address together with an address such as tls://head:8786, or neither")
+        scheme, host = _scheme_and_host(self.address)
+        if scheme == "tcp" and not is_loopback(host):
+            raise ValueError(
+                f"address {self.address} leaves this machine without TLS: whoever reaches a dask scheduler can run "
+                "anything as you. Start it with --protocol tls, say tls:// and name the certificates' folder in tls"
+            )
+        if (scheme == "tls") != (self.tls is not None):
+            raise ValueError("expected an address that begins with tls:// together with tls: FOLDER, or neither")
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine is reached at that host."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _scheme_and_host(address: str | None) -> tuple[str, str]:
+    if address is None:
+        return "", ""
+    split = urlsplit(address)
+    if split.scheme not in ("tls", "tcp") or not split.hostname or split.port is None:
+        raise ValueError(f"address {address}: expected tls://HOST:PORT, or tcp://127.0.0.1:PORT on this machine")
+    return split.scheme, split.hostname
 
 
 class RunConfig(Section):
@@ -236,7 +279,7 @@ def _explain(error: ValidationError, sections: Mapping[str, Sequence[str]]) -> I
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             yield f"unknown key {where!r}: {hint}"
         else:
-            yield f"{where}: {fault['msg']}, found {fault['input']!r}"
+            yield f"{where}: {fault['msg'].removeprefix('Value error, ')}, found {fault['input']!r}"
 
 
 def _sections(kind: type[BaseModel]) -> dict[str, list[str]]:

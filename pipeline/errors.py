@@ -53,3 +53,9 @@ class LockedError(OvertileError, RuntimeError):
 
 class WorkerError(OvertileError, RuntimeError):
     """A block failed, or the worker that ran it died."""
+
+
+class ClusterError(OvertileError, ConnectionError):
+    """The dask scheduler or its workers went away, or are not fit: no slide's fault, the next run goes on (exit 3)."""
+
+    exit_code = 3

@@ -29,7 +29,9 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """There will be no more places, and what is in the air may never land."""
+    """There will be no more places, and what is in the air may never land; ``why``, when something went wrong."""
+
+    why: Exception | None = None
 
 
 @dataclass(slots=True, order=True)
@@ -53,7 +55,7 @@ class Flight(Generic[T]):
     places: int
     _held: int = 0
     _alone: bool = False
-    _closed: bool = False
+    _closed: Closed | None = None
     _line: list[Lane[T]] = field(default_factory=list)
     _lanes: list[Lane[T]] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=count)
@@ -76,7 +78,7 @@ class Flight(Generic[T]):
         """Stand in line for one more place: a ``Place`` arrives in the inbox when it is there."""
         with self._guard:
             if self._closed:
-                lane.inbox.put(Closed())
+                lane.inbox.put(self._closed)
                 return
             heapq.heappush(self._line, lane)
             self._grant()
@@ -93,13 +95,22 @@ class Flight(Generic[T]):
             self._quit_line(lane)
             self._free(lane)
 
-    def close(self) -> None:
+    def resize(self, places: int) -> None:
+        """There are more places now, or fewer: what is in the air stays there."""
+        with self._guard:
+            more, self.places = places - self.places, places
+            for lane in self._lanes if not self._closed else ():
+                for _ in range(0 if lane.alone else more):
+                    heapq.heappush(self._line, lane)
+            self._grant()
+
+    def close(self, why: Exception | None = None) -> None:
         """No more places: whoever waits is told, and so is who asks later."""
         with self._guard:
-            self._closed = True
+            self._closed = self._closed or Closed(why)
             self._line.clear()
             for lane in self._lanes:
-                lane.inbox.put(Closed())
+                lane.inbox.put(self._closed)
 
     def _leave(self, lane: Lane[T]) -> None:
         with self._guard:

@@ -1,28 +1,32 @@
-"""Who maps the blocks: dask workers on this machine. The only room that knows dask.
+"""How blocks are mapped by dask workers, and how those of this machine are started.
 
 The one decision made here: a task is one block, a worker is one process with one computing thread, and at most two
 blocks a thread are in flight, of all slides together and the oldest slide's first, so neither the scheduler nor the
 client grows with the slide. A block that fails is remembered while the others go on; a block that kills its worker is
-tried again with nothing else in flight, so that innocents queued behind it are not blamed.
+tried again with nothing else in flight, so that innocents queued behind it are not blamed. Workers of another release
+give no answer: their pixels might be others.
 """
 
 from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
 import dask
-from distributed import Client, Future, KilledWorker, LocalCluster, fire_and_forget
+from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster, fire_and_forget
 
-from pipeline.errors import DiskError, OvertileError, WorkerError
+from pipeline.errors import ClusterError, DiskError, OvertileError, WorkerError
 from pipeline.flight import Closed, Flight, Lane, Place
+from pipeline.manifest import package_version
+from pipeline.plan import CODE_VERSIONS
 from pipeline.store import Index
 from pipeline.work import Counts, attempt
 
@@ -35,6 +39,37 @@ ENVIRONMENT = {
 }
 """What a worker process starts with. One heap for all its threads, which keeps what was freed for the next block: with
 glibc's heap for every thread memory grows from block to block, and returned pages cost time at every layer."""
+
+SETTINGS: Mapping[str, Any] = MappingProxyType(
+    {
+        "distributed.worker.memory.target": False,  # nothing is kept on workers: no spilling, no pausing
+        "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.pause": False,
+        "distributed.worker.memory.terminate": False,
+        "distributed.worker.profile.enabled": False,  # watching itself costs dask 4 % of two cores
+        "distributed.admin.tick.interval": "1s",
+        "distributed.admin.system-monitor.interval": "10s",
+        "distributed.worker.memory.monitor-interval": "10s",
+        "distributed.scheduler.allowed-failures": 1,
+        "distributed.nanny.pre-spawn-environ": ENVIRONMENT,
+    }
+)
+"""What dask is told, here and (`configs/dask.yaml`) where scheduler and workers are started by hand."""
+
+GPU, GPU_THREADS = "GPU", 2
+"""The resource of a worker with a GPU: as many as threads, of which one computes while the other reads and writes."""
+
+RELEASE = f"{package_version('overtile')}, stages {'.'.join(map(str, CODE_VERSIONS.values()))}"
+"""What decides, beside the plan, which pixels a block gets."""
+
+LOST = "the dask scheduler went away. What is done is kept: start it and run the same command again"
+
+
+def run_block(release: str, function: Callable[[Index], Counts], index: Index) -> Counts:
+    """Run one block in a worker. Raises ClusterError when it is not of the release that sent the block."""
+    if release != RELEASE:
+        raise ClusterError(f"a worker has overtile {RELEASE}, this is {release}. Start workers of the same version")
+    return attempt(function, index)
 
 
 @dataclass(slots=True)
@@ -66,11 +101,15 @@ class Landed:
 
 @dataclass(frozen=True, slots=True)
 class DaskMap:
-    """Map blocks on a dask cluster through ``client``. All slides share one ``flight``; lower ``rank`` goes first."""
+    """Map blocks on a dask cluster through ``client``. All slides share one ``flight``; lower ``rank`` goes first.
+
+    ``place`` says where a block may run now, in the words of dask's ``submit``.
+    """
 
     client: Client
     flight: Flight[Landed]
     rank: int = 0
+    place: Callable[[], Mapping[str, Any]] = dict
 
     def __call__(self, function: Callable[[Index], Counts], indices: Iterable[Index]) -> Iterator[Counts]:
         """Answers as blocks finish. Raises the first failure after the others are done."""
@@ -120,25 +159,26 @@ class DaskMap:
                         case Landed(index, future):
                             in_air.remove(future)
                             result = _result(future)
-                            sending = sending and not isinstance(result, DiskError)
+                            sending = sending and not isinstance(result, DiskError | ClusterError)
                             future.release()
                             yield index, result
-                        case Closed():
-                            raise WorkerError("the workers were stopped. Run the same command again to go on")
+                        case Closed(why):
+                            raise why or WorkerError("the workers were stopped. Run the same command again to go on")
             finally:
                 for future in in_air:  # nobody listens any more
                     future.release()
 
     def _send(self, function: Callable[[Index], Counts], index: Index, lane: Lane[Landed]) -> Future[Counts]:
         name = getattr(getattr(function, "func", function), "__name__", "block")
-        future = self.client.submit(attempt, function, index, key=f"{name}-{uuid4()}", priority=-self.rank)
+        how = {"key": f"{name}-{uuid4()}", "priority": -self.rank, **self.place()}
+        future = self.client.submit(run_block, RELEASE, function, index, **how)
         future.add_done_callback(lambda done: self.flight.land(lane, Landed(index, done)))
         return future
 
 
 def _result(future: Future[Counts]) -> Counts | BaseException:
     if future.status == "cancelled":
-        return WorkerError("the dask scheduler went away while the block ran. Run the same command again")
+        return ClusterError(LOST)
     error: BaseException | None = future.exception()
     if error is not None:
         return error
@@ -156,40 +196,38 @@ def _explain(index: Index, error: BaseException) -> BaseException:
 
 
 @contextmanager
-def local_cluster(workers: int, threads: int = 1) -> Iterator[DaskMap]:
-    """A cluster of worker processes on this machine, all sockets on 127.0.0.1, gone when the block ends.
+def local_client(workers: int, threads: int = 1, gpus: Sequence[str] = ()) -> Iterator[Client]:
+    """Worker processes on this machine, all sockets on 127.0.0.1, gone when the block ends.
 
-    ``threads`` above 1 is for CUDA, where one thread computes while others read and write.
+    Beside those there is one for each of ``gpus``, names for CUDA_VISIBLE_DEVICES, which sees that one and has the
+    resource GPU. ``threads`` above 1 is for CUDA, where one computes while others read and write.
     """
-    settings: dict[str, Any] = {
-        "distributed.worker.memory.target": False,  # nothing is kept on workers: no spilling, no pausing
-        "distributed.worker.memory.spill": False,
-        "distributed.worker.memory.pause": False,
-        "distributed.worker.memory.terminate": False,
-        "distributed.worker.profile.enabled": False,  # watching itself costs dask 4 % of two cores
-        "distributed.admin.tick.interval": "1s",
-        "distributed.admin.system-monitor.interval": "10s",
-        "distributed.worker.memory.monitor-interval": "10s",
-        "distributed.scheduler.allowed-failures": 1,
-        "distributed.nanny.pre-spawn-environ": ENVIRONMENT,
+    place = {"host": "127.0.0.1", "protocol": "tcp://"}
+    nanny = {**place, "dashboard": False, "memory_limit": None, "silence_logs": 50}
+    team: dict[int | str, dict[str, Any]] = {
+        number: {"cls": Nanny, "options": {**nanny, "nthreads": threads}} for number in range(workers)
     }
+    for gpu in gpus:
+        pinned = {"env": {"CUDA_VISIBLE_DEVICES": gpu}, "resources": {GPU: GPU_THREADS}, "nthreads": GPU_THREADS}
+        team[f"gpu-{gpu}"] = {"cls": Nanny, "options": {**nanny, **pinned}}
+    scheduler = {"cls": Scheduler, "options": {**place, "port": 0, "dashboard_address": "127.0.0.1:0"}}
     with (
         TemporaryDirectory(prefix="overtile-") as scratch,
-        dask.config.set({**settings, "temporary-directory": scratch}),
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=threads,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            silence_logs=50,
-        ) as cluster,
+        dask.config.set({**SETTINGS, "temporary-directory": scratch}),
+        SpecCluster(workers=team, scheduler=scheduler, silence_logs=50) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
+        yield client
+        client.run(gc.freeze)  # workers end without a last collection of all that they imported: half a second
+
+
+@contextmanager
+def local_cluster(workers: int, threads: int = 1) -> Iterator[DaskMap]:
+    """Map blocks on worker processes of this machine."""
+    with local_client(workers, threads) as client:
         flight: Flight[Landed] = Flight(2 * workers * threads)
         try:
             yield DaskMap(client, flight)
-            client.run(gc.freeze)  # workers end without a last collection of all that they imported: half a second
         finally:
             flight.close()
 

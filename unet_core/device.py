@@ -6,6 +6,8 @@ asked for by name and is not there is refused, never replaced.
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from unet_core.errors import DeviceError
@@ -25,3 +27,11 @@ def resolve_device(device: str) -> str:
 def multiplies_bf16(device: str) -> bool:
     """Return whether bfloat16 is fast there: on CUDA, and on a CPU with AVX512-BF16 or AMX."""
     return device == "cuda" or bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def device_names() -> tuple[str, ...]:
+    """Return the CUDA devices of this process, each as CUDA_VISIBLE_DEVICES names it."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return tuple(map(str, range(torch.cuda.device_count())))
+    return tuple(name.strip() for name in listed.split(",") if name.strip())

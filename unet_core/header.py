@@ -65,7 +65,7 @@ def resolve(name_or_path: str | Path) -> Path:
         return max(numbered)[1]
     path = Path(name_or_path)
     if path.is_file():
-        return path
+        return path.absolute()
     known = ", ".join(sorted(versions)) or "none"
     raise UnknownModelError(f"no model {text!r}: expected a built-in one ({known}) or an existing .safetensors file")
 

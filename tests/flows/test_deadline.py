@@ -69,7 +69,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int],
         report = Report(batch)
         report.batch_planned(batch)
         with noted(batch):
-            Conductor(batch, Crew(lambda _: serial, 1, lambda: None), report).conduct()
+            Conductor(batch, Crew(lambda *_: serial, lambda: 1, lambda: None), report).conduct()
             report.finish()
         return batch
 

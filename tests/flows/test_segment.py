@@ -101,7 +101,7 @@ def opened(door: Doorkeeper, blocks_a_slide: int) -> int:
 
 
 def test_so_many_slides_are_open_that_workers_have_blocks() -> None:
-    auto = Doorkeeper("auto", threads=4)
+    auto = Doorkeeper("auto", threads=lambda: 4)
     assert [opened(auto, blocks) for blocks in (500, 12, 6, 4, 2)] == [2, 2, 2, 3, 6]
     assert opened(auto, 0) == 16, "what is through the network does not count, but has its tables in memory"
     assert auto.admits([5, 3, 3]), "nearly through: the next may come"
@@ -109,4 +109,4 @@ def test_so_many_slides_are_open_that_workers_have_blocks() -> None:
 
 
 def test_no_more_slides_are_open_than_asked_for() -> None:
-    assert [opened(Doorkeeper(number, threads=4), 1) for number in (1, 5)] == [1, 5]
+    assert [opened(Doorkeeper(number, threads=lambda: 4), 1) for number in (1, 5)] == [1, 5]

@@ -15,10 +15,7 @@ from pydantic import ValidationError
 from pipeline.config import SLIDE_PATTERNS, RunConfig, load_config
 from pipeline.errors import ConfigError
 
-OTHERS = {"prefect.yaml", "automations.yaml", "compose.yaml"}
-"""Examples for Prefect and for containers."""
-CONFIGS = [path for path in sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")) if "train" not in path.name]
-CONFIGS = [path for path in CONFIGS if path.name not in OTHERS]
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("segment*.yaml"))
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "model": {"weights": "nuclei", "tta": "none"},
@@ -47,7 +44,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "geojson": True,
         "overview": True,
     },
-    "cluster": {"kind": "local", "workers": "auto", "slides_at_once": "auto"},
+    "cluster": {"kind": "local", "workers": "auto", "slides_at_once": "auto", "address": None, "tls": None},
 }
 
 

@@ -176,3 +176,36 @@ def test_all_blocks_of_all_slides_fly_once_and_never_too_many(places: int, sizes
     assert air.most <= places
     assert sorted(air.seen) == sorted((rank, number) for rank, blocks in order for number in range(blocks))
     assert flight._held == 0
+
+
+# ---- more places, or fewer -------------------------------------------------------------------------------------------
+
+
+def test_workers_that_come_are_used_and_those_that_leave_are_not_missed() -> None:
+    flight: Flight[Sent] = Flight(1)
+    with lanes(flight, 2, 1) as (young, old):
+        assert (news(young), news(old)) == ([Place()], [])
+        flight.resize(4)
+        assert (news(young), news(old)) == ([], [Place()] * 3), "the oldest first, as ever"
+        flight.resize(2)
+        for number in range(3):
+            flight.land(old, (1, number))
+        assert (news(young), news(old)) == ([], [(1, 0), (1, 1), (1, 2), Place()])
+
+
+def test_a_flight_without_places_has_some_when_workers_come() -> None:
+    flight: Flight[Sent] = Flight(0)
+    with lanes(flight, 1) as (lane,):
+        assert news(lane) == []
+        flight.resize(2)
+        assert news(lane) == [Place()] * 2
+
+
+def test_who_waits_is_told_why_it_was_closed() -> None:
+    flight: Flight[Sent] = Flight(1)
+    lost = ConnectionError("gone")
+    with lanes(flight, 1) as (lane,):
+        flight.close(lost)
+        flight.close()
+        flight.ask(lane)
+        assert news(lane) == [Place(), *[Closed(lost)] * 3]

@@ -101,3 +101,12 @@ def ordered(folder: Path, slide: int, index: Index) -> Counts:
     with (folder / "order").open("a") as file:
         file.write(f"{slide}\n")
     return {"blocks": 1, "work": sum(range(1_000_000))}  # long beside what it takes to send the next one
+
+
+DEVICES = "CUDA_VISIBLE_DEVICES"
+
+
+def seen(folder: Path, stage: str, index: Index) -> Counts:
+    """Leaves a file that tells which devices the process saw, which process it was, and the block."""
+    (folder / f"{stage}@{os.environ.get(DEVICES)} {os.getpid()} {index}").touch()
+    return count(index)

@@ -1,0 +1,223 @@
+"""Where the dask workers of a run are: on this machine, or at the address of a scheduler that others started.
+
+The one decision made here: workers may come and go while a run goes on, so what may be in flight follows their number,
+and where some have the resource GPU the network's blocks run there alone, the others' elsewhere while there is an
+elsewhere. Who reaches a scheduler can run anything as its user: off this machine it is reached through TLS only, with
+certificates that both ends show. A run whose scheduler, or whose last worker, stays away ends and can be resumed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import dask
+from distributed import Client, Security
+
+from pipeline.config import ClusterSection
+from pipeline.errors import ClusterError, ConfigError
+from pipeline.files import remove, write_bytes
+from pipeline.flight import Flight
+from pipeline.workers import GPU, LOST, RELEASE, SETTINGS, DaskMap, Landed, local_client, resolve_workers
+
+NETWORK = "predict"
+"""The stage whose blocks need a GPU where there are any."""
+
+ANSWER_S, LOOK_S, PATIENCE_S = 60.0, 1.0, 600.0
+"""How long a scheduler, and then a first worker, may take to answer; how often workers are counted; how long none of
+them may be there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """The workers there are, by address: threads of those without a GPU, and places on those with one."""
+
+    plain: Mapping[str, int]
+    gpu: Mapping[str, int]
+
+    @classmethod
+    def of(cls, client: Client) -> Census:
+        """Now. Raises ClusterError when the scheduler is gone."""
+        workers = client.scheduler_info()["workers"] if client.status == "running" else {}
+        if client.status != "running":
+            raise ClusterError(LOST)
+        gpu = {address: int(one["resources"][GPU]) for address, one in workers.items() if one["resources"].get(GPU)}
+        return cls({address: int(one["nthreads"]) for address, one in workers.items() if address not in gpu}, gpu)
+
+
+@dataclass(slots=True)
+class Team:
+    """Workers, and how many blocks may be in flight on them; where there are GPUs those of the network apart."""
+
+    client: Client
+    census: Census
+    others: Flight[Landed] = field(init=False)
+    network: Flight[Landed] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.others = Flight(0)
+        self.network = Flight(0) if self.census.gpu else self.others
+        self.count(self.census)
+
+    @property
+    def has_gpus(self) -> bool:
+        """Whether there were any when the run began."""
+        return self.network is not self.others
+
+    @property
+    def threads(self) -> int:
+        """Blocks of the network that can be computed at a time."""
+        census = self.census
+        return sum((census.gpu if self.has_gpus else census.plain).values())
+
+    def count(self, census: Census) -> None:
+        """Take note of who is there now."""
+        self.census = census
+        self.others.resize(2 * sum((census.plain or census.gpu).values()))
+        if self.has_gpus:
+            self.network.resize(2 * sum(census.gpu.values()))
+
+    def map_for(self, rank: int, stage: str) -> DaskMap:
+        """Who maps the blocks of a stage of the slide with this rank."""
+        if stage == NETWORK and self.has_gpus:
+            return DaskMap(self.client, self.network, rank, lambda: {"resources": {GPU: 1}})
+        return DaskMap(self.client, self.others, rank, self._off_the_gpus)
+
+    def close(self, why: Exception | None = None) -> None:
+        """No more blocks: all mapping ends."""
+        self.others.close(why)
+        self.network.close(why)
+
+    def _off_the_gpus(self) -> Mapping[str, Any]:
+        plain = list(self.census.plain)
+        return {"workers": plain, "allow_other_workers": True} if self.has_gpus and plain else {}
+
+
+@contextmanager
+def team_of(section: ClusterSection, shared: Sequence[Path], gpus: Sequence[str] = ()) -> Iterator[Team]:
+    """The workers that a configuration asks for; folders in ``shared`` must be seen by all of them.
+
+    ``gpus`` are this machine's, for workers of this machine.
+    """
+    if section.address is None:
+        with local_client(_beside(section, gpus), gpus=gpus) as client:
+            yield from _led(Team(client, Census.of(client)))
+        return
+    with _connected(section, section.address) as client:
+        _require_fit(client, shared)
+        team = Team(client, Census.of(client))
+        with _watched(team):
+            yield from _led(team)
+
+
+def _led(team: Team) -> Iterator[Team]:
+    try:
+        yield team
+    finally:
+        team.close()
+
+
+def _beside(section: ClusterSection, gpus: Sequence[str]) -> int:
+    """Workers without a GPU: of ``auto`` one a core, less those whose worker has one."""
+    workers = resolve_workers(section.workers)
+    return max(1, workers - len(gpus)) if section.workers == "auto" else workers
+
+
+# ---- a scheduler elsewhere -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _connected(section: ClusterSection, address: str) -> Iterator[Client]:
+    """A client of a running scheduler that has a worker. Raises ConfigError when either does not answer."""
+    with dask.config.set(dict(SETTINGS)):
+        security = None if section.tls is None else security_of(Path(section.tls))
+        try:
+            client = Client(address, timeout=ANSWER_S, security=security, set_as_default=False)
+        except OSError as error:
+            raise ConfigError(
+                f"cluster.address={address}: no dask scheduler answers there as it should ({error}). Start one ('dask "
+                "scheduler'), and look at the address and the certificates"
+            ) from error
+        with client:
+            try:
+                client.wait_for_workers(1, timeout=ANSWER_S)
+            except TimeoutError as error:
+                raise ConfigError(
+                    f"cluster.address={address}: has no workers. Start some: dask worker {address}"
+                ) from error
+            yield client
+
+
+def security_of(folder: Path) -> Security:
+    """TLS with the certificates in a folder. Raises ConfigError when one is missing or the key is not kept secret."""
+    found = {name: folder / f"{name}.pem" for name in ("ca", "cert", "key")}
+    for path in found.values():
+        if not path.is_file():
+            raise ConfigError(
+                f"cluster.tls={folder}: expected ca.pem, cert.pem and key.pem there, {path.name} is missing"
+            )
+    if found["key"].stat().st_mode & 0o077:
+        raise ConfigError(f"{found['key']}: others can read it, and run anything as you with it. Run: chmod 600 it")
+    files = {"tls_ca_file": str(found["ca"])}
+    for role in ("client", "worker", "scheduler"):
+        files |= {f"tls_{role}_{name}": str(found[name]) for name in ("cert", "key")}
+    return Security(require_encryption=True, **files)
+
+
+def _require_fit(client: Client, shared: Sequence[Path]) -> None:
+    """Raise ConfigError when a worker is of another release, or does not see a folder."""
+    for address, release in client.run(_release).items():
+        if release != RELEASE:
+            raise ConfigError(f"the worker {address} has overtile {release}, this is {RELEASE}. Install the same there")
+    for folder in shared:
+        probe = folder / f".overtile.{uuid4().hex}.partial"
+        write_bytes(probe, b"")
+        try:
+            blind = [address for address, sees in client.run(partial(_sees, probe)).items() if not sees]
+        finally:
+            remove(probe)
+        if blind:
+            raise ConfigError(f"{folder}: the worker {blind[0]} does not see it. Mount it there, at the same path")
+
+
+def _release() -> str:
+    return RELEASE
+
+
+def _sees(path: Path) -> bool:
+    list(path.parent.iterdir())  # a network file system looks again
+    return path.exists()
+
+
+@contextmanager
+def _watched(team: Team) -> Iterator[None]:
+    """Count the workers as they come and go; close the team when nobody is there any more."""
+    stop = threading.Event()
+    watch = threading.Thread(target=watch_team, args=(team, stop.wait), name="census", daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watch.join()
+
+
+def watch_team(team: Team, wait: Callable[[float], bool], clock: Callable[[], float] = time.monotonic) -> None:
+    """Keep the census until ``wait`` is true. A team without scheduler, or too long without workers, is closed."""
+    seen = clock()
+    while not wait(LOOK_S):
+        try:
+            team.count(Census.of(team.client))
+        except ClusterError as error:
+            return team.close(error)
+        seen = clock() if team.threads else seen
+        if clock() - seen > PATIENCE_S:
+            kind = "worker with a GPU" if team.has_gpus else "worker"
+            return team.close(ClusterError(f"no {kind} for {PATIENCE_S / 60:.0f} minutes. Start some and run it again"))
