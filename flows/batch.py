@@ -16,8 +16,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, field_serializer
 
 from flows.history import STRIKES, History, Strikes
+from flows.names import names_of
 from flows.outcome import NOT_IN_VAIN, Outcome
 from flows.until import Deadline
+from pipeline.alias import Alias, untold
 from pipeline.cases import Case, choose_slides, read_cases
 from pipeline.config import ModelSection, RunConfig
 from pipeline.discover import Candidate, find_slides
@@ -117,6 +119,19 @@ class Batch:
     strikes: Mapping[str, Strikes] = field(default_factory=dict)
     deadline: Deadline = field(default_factory=Deadline)
     files: dict[str, tuple[FileState, ...]] = field(default_factory=dict)
+    aliases: tuple[Alias, ...] = ()
+
+    def told(self, text: str) -> str:
+        """The text without the names of slides that may not be told."""
+        for alias in self.aliases:
+            text = alias.text(text)
+        return text
+
+    @property
+    def shown(self) -> BatchRequest:
+        """The request as others may read it."""
+        told = [Path(self.told(str(path))) for path in self.request.inputs]
+        return self.request.model_copy(update={"inputs": tuple(told)}) if self.aliases else self.request
 
     def exit_code(self) -> int:
         """The code the command ends with."""
@@ -143,6 +158,10 @@ def plan_batch(request: BatchRequest, *, writing: bool = True) -> Batch:
     deadline = Deadline.of(request.until, request.timezone)
     request = _absolute(request) if request.config.cluster.is_elsewhere else request
     chosen = _chosen(request)
+    if request.config.outputs.redact is not None:
+        with names_of(Path(request.config.outputs.redact), request.out, writing=writing) as names:
+            redacted = names.redacted([one.candidate for one in chosen])
+        chosen = [replace(one, candidate=candidate) for one, candidate in zip(chosen, redacted, strict=True)]
     known = {one.candidate.key for one in chosen}
     if unknown := [key for key in request.force if key not in known]:
         raise ConfigError(f"--force {unknown[0]}: no such slide here; expected one of {', '.join(sorted(known)[:10])}")
@@ -155,6 +174,7 @@ def plan_batch(request: BatchRequest, *, writing: bool = True) -> Batch:
             _require_writable(Path(request.config.outputs.scratch), "scratch folder", "outputs.scratch")
     batch = Batch(request, _equip(request.config, models))
     batch.strikes, batch.deadline = History.read(request.out).strikes(), deadline
+    batch.aliases = tuple(one.candidate.alias for one in chosen if one.candidate.alias)
     for one in chosen:
         _plan(batch, one)
     return batch
@@ -239,7 +259,7 @@ def _store(batch: Batch, key: str) -> SlideStore:
 
 def _plan(batch: Batch, chosen: Chosen) -> None:
     candidate = chosen.candidate
-    outcome = Outcome(candidate.key, candidate.path)
+    outcome = Outcome(candidate.key, candidate.shown)
     batch.outcomes.append(outcome)
     if candidate.case is not None:
         batch.cases[candidate.key] = candidate.case
@@ -248,15 +268,15 @@ def _plan(batch: Batch, chosen: Chosen) -> None:
             raise candidate.refused
         equipment = batch.equipment[chosen.config.model]
         outcome.attempt = _unplanned_attempt(chosen, equipment.model)
-        if _is_left_alone(batch, outcome):
+        if _is_left_alone(batch, outcome, candidate):
             return
         compute = _compute(batch, equipment.compute, candidate.key)
         plan = retried(lambda: plan_slide(candidate, equipment.model, compute, chosen.config))
         outcome.attempt = digest(dict(plan.hashes))
         batch.plans[candidate.key] = _warned(plan, batch.request.config)
-        _is_left_alone(batch, outcome)
+        _is_left_alone(batch, outcome, candidate)
     except Exception as error:  # one bad slide never stops the others
-        outcome.failed("plan", error)
+        outcome.failed("plan", untold(error, candidate.alias))
 
 
 def _unplanned_attempt(chosen: Chosen, model: Model) -> str:
@@ -268,12 +288,12 @@ def _unplanned_attempt(chosen: Chosen, model: Model) -> str:
     return ""
 
 
-def _is_left_alone(batch: Batch, outcome: Outcome) -> bool:
+def _is_left_alone(batch: Batch, outcome: Outcome, candidate: Candidate) -> bool:
     """Whether the slide is not to be tried: it is still being written, or it failed too often as it is."""
-    key, path, settle_s = outcome.key, outcome.slide, batch.request.config.input.settle_s
+    key, path, settle_s = candidate.key, candidate.path, batch.request.config.input.settle_s
     strikes = batch.strikes.get(key)
     if settle_s and (why := unsettled(path, settle_s)):
-        outcome.deferred(why)
+        outcome.deferred(candidate.told(why))
     elif strikes and strikes.count >= STRIKES and strikes.attempt == outcome.attempt and not batch.request.forces(key):
         outcome.quarantined(strikes, shlex.join(["overtile", "retry", str(batch.request.out), key]))
     elif settle_s:
@@ -283,12 +303,15 @@ def _is_left_alone(batch: Batch, outcome: Outcome) -> bool:
 
 def defer_changed(batch: Batch, outcome: Outcome) -> bool:
     """Defer a slide whose files are not what they were when it was planned; whether it had to be."""
-    before = batch.files.get(outcome.key)
-    if before is None or before == (now := file_states(outcome.slide)):
+    before, plan = batch.files.get(outcome.key), batch.plans[outcome.key]
+    if before is None or before == (now := file_states(plan.slide)):
         return False
     gone = [name for name, *_ in before if name not in {name for name, *_ in now}]
     if gone:
-        outcome.failed(outcome.stage, SlideError(f"{gone[0]}: vanished after the slide was planned. Bring it back"))
+        outcome.failed(
+            outcome.stage,
+            SlideError(f"{plan.shown if plan.alias else gone[0]}: vanished after the slide was planned. Bring it back"),
+        )
         outcome.attempt = ""
     else:
         outcome.deferred(f"{outcome.slide}: was written to since it was planned. The next run takes it")
@@ -300,7 +323,7 @@ def _warned(plan: SlidePlan, asked: RunConfig) -> SlidePlan:
     mpp, general = plan.config.input.mpp, asked.input.mpp
     if not isinstance(mpp, float) or not isinstance(general, float) or abs(mpp / general - 1) <= TOLERANCE:
         return plan
-    warning = f"{plan.slide}: the cases table's {mpp:g} um/px is used; --mpp gives {general:g}, more than 5 % off"
+    warning = f"{plan.shown}: the cases table's {mpp:g} um/px is used; --mpp gives {general:g}, more than 5 % off"
     return replace(plan, warnings=(*plan.warnings, warning))
 
 
@@ -361,7 +384,7 @@ def open_slide_run(batch: Batch, outcome: Outcome) -> OpenSlide | None:
         standing = run.prepare(forced=batch.request.forces(plan.key))
     except Exception as error:  # one bad slide never stops the others
         lock.close()
-        outcome.failed("plan", error)
+        outcome.failed("plan", untold(error, plan.alias))
         return None
     outcome.notices = [*plan.warnings, *run.notices]
     if standing == "todo":

@@ -105,6 +105,9 @@ def segment(  # noqa: PLR0913  one parameter an option
     until: Annotated[
         str | None, typer.Option("--until", metavar="HH:MM", help="Begin no block from this time of day on.")
     ] = None,
+    redact: Annotated[
+        Path | None, typer.Option("--redact", metavar="FILE", help="Tell ids, not names; FILE says which is which.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Price it in hours, disk and memory, and stop.")] = False,  # noqa: FBT002  typer's way to declare a flag
 ) -> None:
     """Segment slides. Run the same command again to resume, or to add new slides."""
@@ -113,6 +116,7 @@ def segment(  # noqa: PLR0913  one parameter an option
     overrides = list(settings or ())
     overrides += [f"model.weights={json.dumps(model if len(model) > 1 else model[0])}"] if model else []
     overrides += [f"input.mpp={mpp}"] if mpp is not None else []
+    overrides += [f"outputs.redact={json.dumps(str(redact))}"] if redact is not None else []
     overrides += [f"input.cases={json.dumps(str(cases))}"] if cases is not None else []
     checked = load_config(config, overrides)  # before the second that the rest takes to import
     from flows.batch import BatchRequest
@@ -148,7 +152,7 @@ def _segment(request: BatchRequest) -> int:
 
     try:
         with crew_of(batch) as crew, used(server), Display(console) as display:
-            batch = segment_folder(request, quote(display), quote(lambda _: nullcontext((batch, crew))))
+            batch = segment_folder(batch.shown, quote(display), quote(lambda _: nullcontext((batch, crew))))
     except IncompleteError as incomplete:
         batch = incomplete.batch
     return _report(batch)

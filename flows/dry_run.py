@@ -23,6 +23,7 @@ from flows.batch import Batch, BatchRequest, plan_batch
 from flows.plain import printable
 from flows.price import LEVEL_0, OUTSIDE_BYTES, Extent, Price, Rates, Seen, Total, price, total
 from flows.sample import Look, extent, look, sample, window
+from pipeline.alias import untold
 from pipeline.config import CELL_PX, OutputsSection
 from pipeline.errors import OvertileError
 from pipeline.geometry import Box
@@ -140,7 +141,7 @@ def _tried(quote: Quote, plan: SlidePlan, box: Box | None) -> list[Seen]:
     try:
         return [] if box is None else [sample(plan, box)]
     except OvertileError as error:
-        quote.notes[plan.key] = f"a window of it cannot be segmented: {error}"
+        quote.notes[plan.key] = f"a window of it cannot be segmented: {untold(error, plan.alias)}"
         return []
 
 

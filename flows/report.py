@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows.batch import Batch, BatchRequest
+from flows.batch import Batch
 from flows.history import doer, new_run, note
 from flows.outcome import Outcome
 from flows.plain import printable
@@ -108,7 +108,7 @@ class Report:
         with self.guard:
             left = elapsed * (self.meter.total - self.meter.finished) / self.worked if self.worked else None
         outcomes, request = self.batch.outcomes, self.batch.request
-        return Page(request.out.name, outcomes, self.records, elapsed, running, left, _command(request))
+        return Page(request.out.name, outcomes, self.records, elapsed, running, left, _command(self.batch))
 
     def results(self) -> str:
         """results.csv: the slides asked for in their order, then the others that lie in OUT."""
@@ -165,18 +165,18 @@ def _failures_csv(outcomes: list[Outcome]) -> str:
     return text.getvalue()
 
 
-def _command(request: BatchRequest) -> str | None:
+def _command(batch: Batch) -> str | None:
     """What was typed, when it was, or does the same."""
-    name, *words = request.command or sys.argv
-    return shlex.join(["overtile", *words]) if Path(name).name == "overtile" else None
+    name, *words = batch.request.command or sys.argv
+    return shlex.join(["overtile", *map(batch.told, words)]) if Path(name).name == "overtile" else None
 
 
 @contextmanager
 def noted(batch: Batch) -> Iterator[None]:
     """Note in the history that this batch begins, and how it ended, if it lives to tell."""
     out, run = batch.request.out, new_run()
-    typed = {"command": list(batch.request.command)} if batch.request.command else {}
-    note(out, "began", {"run": run, **doer(), **typed, **_asked_for(batch)})
+    typed = [batch.told(word) for word in batch.request.command or sys.argv]
+    note(out, "began", {"run": run, **doer(), "command": typed, **_asked_for(batch)})
     try:
         yield
     except BaseException as error:

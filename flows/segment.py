@@ -30,6 +30,7 @@ from flows.plain import printable
 from flows.report import Report, noted, slide_markdown
 from flows.room import Room
 from flows.until import Deadline, Taken, TimeUpError
+from pipeline.alias import Untold
 from pipeline.config import MOST_SLIDES_ASKED, ClusterSection
 from pipeline.errors import ClusterError, OvertileError
 from pipeline.store import Index
@@ -267,12 +268,13 @@ def slide_stage(key: str, stage: str, job: tuple[OpenSlide, MapBlocks]) -> Answe
     """Run one stage of one slide, or write its manifest and show it."""
     slide, map_blocks = job
     began = time.monotonic()
-    if stage == MANIFEST:
-        slide.run.finish()
-        show_artifact("slide", key, slide_markdown(slide.run))
-        report = StageReport(stage)
-    else:
-        report = slide.run.step(stage, map_blocks)
+    with Untold(slide.run.plan.alias):
+        if stage == MANIFEST:
+            slide.run.finish()
+            show_artifact("slide", key, slide_markdown(slide.run))
+            report = StageReport(stage)
+        else:
+            report = slide.run.step(stage, map_blocks)
     return Answer(report, time.monotonic() - began)
 
 

@@ -94,7 +94,7 @@ class _Told:
     def is_current(self, key: str) -> bool:
         """Whether a slide without a folder is still to be told of: it was of the last run, or lies where it lay."""
         run, entry = self.words[key]
-        return run == self.runs[-1] or Path(entry["slide"]).exists()
+        return run == self.runs[-1] or not _has_vanished(key, entry)
 
     def standing(self, key: str, store: SlideStore) -> Standing:
         """A slide that has a folder."""
@@ -124,7 +124,7 @@ class _Told:
         _, entry = self.words[key]
         state, stage, cause, cure = entry["state"], entry["stage"], entry["cause"], self._command(key)
         strikes = self.strikes.get(key)
-        if not Path(entry["slide"]).exists():
+        if _has_vanished(key, entry):
             return Standing(key, "vanished", stage, f"{entry['slide']} is not there any more")
         if state == "quarantined" and strikes is None:
             return Standing(key, "waiting", "", "it is tried again in the next run", cure)
@@ -140,6 +140,11 @@ class _Told:
         run = self.words[key][0] if key in self.words else self.runs[-1] if self.runs else None
         name, *words = run.began["command"] if run else [""]
         return shlex.join(["overtile", *words]) if Path(name).name == "overtile" else ""
+
+
+def _has_vanished(key: str, entry: Mapping[str, Any]) -> bool:
+    """Whether the slide is not where it lay; of one whose name is not told nobody knows."""
+    return entry["slide"] != key and not Path(entry["slide"]).exists()
 
 
 def _with_blocks(slide: Standing, store: SlideStore) -> Standing:

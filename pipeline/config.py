@@ -120,12 +120,16 @@ class ObjectsSection(Section):
 
 
 class OutputsSection(Section):
-    """What is written, and which full-resolution arrays a complete slide keeps; their coarser levels always stay."""
+    """What is written, and which full-resolution arrays a complete slide keeps; their coarser levels always stay.
+
+    With ``redact`` slides go by ids, and that file alone tells their names.
+    """
 
     image: Literal["keep", "drop"] = "keep"
     probability: Literal["keep", "drop"] = "keep"
     scratch: str | None = None
     max_gb: Annotated[float, Field(gt=0)] | None = None
+    redact: str | None = None
     geojson: bool = True
     overview: bool = True
 

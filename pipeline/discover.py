@@ -20,6 +20,7 @@ from fnmatch import fnmatch
 from itertools import chain, permutations, product
 from pathlib import Path, PurePosixPath
 
+from pipeline.alias import Alias
 from pipeline.errors import ConfigError, OvertileError, SlideError
 from pipeline.slide_dicom import DICOM, group_by_series
 from pipeline.slide_kinds import UNREADABLE, is_ome_zarr, is_own_result, owned_names
@@ -29,12 +30,30 @@ EXTENSIONS = (".ome.tiff", ".ome.tif", ".ome.zarr")
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A slide asked for: its key, its path, why it cannot even be tried (None: it can), its line of a cases table."""
+    """A slide asked for: its key, its path, why it cannot even be tried (None: it can), its line of a cases table.
+
+    With an ``alias`` the key is an id, and nothing else of the slide's name may be told.
+    """
 
     key: str
     path: Path
     refused: OvertileError | None = None
     case: Mapping[str, str] | None = None
+    alias: Alias | None = None
+
+    @property
+    def name(self) -> str:
+        """What files that belong to the slide are called: its key, had it no alias."""
+        return self.alias.name if self.alias else self.key
+
+    @property
+    def shown(self) -> Path:
+        """Its path as it may be told."""
+        return Path(self.key) if self.alias else self.path
+
+    def told(self, text: str) -> str:
+        """The text without the slide's name where that may not be told."""
+        return self.alias.text(text) if self.alias else text
 
 
 def find_slides(inputs: Sequence[Path], patterns: Sequence[str], out: Path) -> list[Candidate]:

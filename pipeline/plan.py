@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.alias import Alias
 from pipeline.config import RunConfig
 from pipeline.discover import Candidate
 from pipeline.errors import ConfigError, SlideError
@@ -62,6 +63,12 @@ class SlidePlan:
     regions: Regions | None = None
     mask: MaskFile | None = None
     warnings: tuple[str, ...] = ()
+    alias: Alias | None = None
+
+    @property
+    def shown(self) -> str:
+        """The slide's path, or its id where that may not be told."""
+        return self.key if self.alias else str(self.slide)
 
     @property
     def shape_yx(self) -> tuple[int, int]:
@@ -109,7 +116,7 @@ class SlidePlan:
         """The plan as JSON: what was run, on what, with what."""
         return {
             "key": self.key,
-            "slide": str(self.slide),
+            "slide": self.shown,
             "case": self.case and dict(self.case),
             "facts": dict(self.facts),
             "image": {
@@ -130,9 +137,17 @@ class SlidePlan:
             },
             "threshold": self.threshold,
             "min_area_um2": self.min_area_um2,
-            "config": self.config.model_dump(mode="json"),
+            "config": self._told_config(),
             "hashes": dict(self.hashes),
         }
+
+    def _told_config(self) -> dict[str, Any]:
+        """The configuration; files in it may be called after the slide."""
+        config = self.config.model_dump(mode="json")
+        for section, name in (("input", "regions"), ("tissue", "method")):
+            if self.alias and config[section] and config[section][name]:
+                config[section][name] = self.alias.text(config[section][name])
+        return config
 
 
 def resolve_tile(config: RunConfig, model: Model, device: str) -> int:
@@ -192,7 +207,8 @@ def plan_slide(candidate: Candidate, model: Model, compute: Compute, config: Run
         hashes={},
         regions=regions,
         mask=_mask(candidate, config),
-        warnings=(*resolved.warnings, *reader.warnings, *remarks),
+        warnings=tuple(map(candidate.told, (*resolved.warnings, *reader.warnings, *remarks))),
+        alias=candidate.alias,
     )
     return replace(plan, hashes=_hashes(source, plan))
 
@@ -203,7 +219,7 @@ def _regions(
     """The slide's regions, if it is to have any, and remarks on those that reach beyond it."""
     if config.input.regions is None:
         return None, ()
-    regions = Regions.read(find_regions(Path(config.input.regions), candidate.key))
+    regions = Regions.read(find_regions(Path(config.input.regions), candidate.name))
     return regions, regions.check_inside(candidate.path, shape_yx)
 
 
@@ -211,7 +227,7 @@ def _mask(candidate: Candidate, config: RunConfig) -> MaskFile | None:
     """The slide's own mask of its tissue, if that is how tissue is found."""
     if config.tissue is None or config.tissue.method == OTSU:
         return None
-    return find_mask(Path(config.tissue.method), candidate.key)
+    return find_mask(Path(config.tissue.method), candidate.name)
 
 
 def _hashes(source: Mapping[str, Any], plan: SlidePlan) -> dict[str, str]:

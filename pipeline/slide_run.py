@@ -146,7 +146,7 @@ class SlideRun:
         """Leave the cause beside the unfinished result, where the file system still allows it."""
         try:
             write_json(
-                self.store.work / "failure.json", {"stage": stage, "cause": str(error), "slide": str(self.plan.slide)}
+                self.store.work / "failure.json", {"stage": stage, "cause": str(error), "slide": self.plan.shown}
             )
         except OSError:
             return

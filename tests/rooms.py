@@ -8,7 +8,7 @@ from __future__ import annotations
 PACKAGES = ("flows", "pipeline", "unet_core")  # each may import itself and what stands to its right
 
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("errors", "geometry"),
+    ("alias errors", "geometry"),
     (  # pure files and single rooms. Within a family (one line) files may import one another, families may not
         "components connected holes hull moments numbering watershed",
         "config",

@@ -41,6 +41,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "probability": "keep",
         "scratch": None,
         "max_gb": None,
+        "redact": None,
         "geojson": True,
         "overview": True,
     },
