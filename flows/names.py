@@ -38,13 +38,13 @@ class Names:
     known: dict[str, str] = field(default_factory=dict)
     new: list[dict[str, str]] = field(default_factory=list)
 
-    def id_of(self, kind: str, name: str, **more: str) -> str:
-        """The id of a thing of this kind; remembered with ``more`` when it is new. Raises ConfigError for a twin."""
+    def id_of(self, kind: str, name: str, path: str | None = None) -> str:
+        """The id of a thing of this kind; remembered, with its path, when it is new. Raises ConfigError for a twin."""
         content = f"{kind}\0{name}".encode(errors="surrogateescape")
         found = f"{kind}-{hmac.new(self.secret, content, 'sha256').hexdigest()[:DIGITS]}"
         if found not in self.known:
             self.known[found] = name
-            self.new.append({"id": found, "name": name, **more})
+            self.new.append({"id": found, "name": name} | ({} if path is None else {"path": path}))
         if self.known[found] != name:
             raise ConfigError(f"outputs.redact: two names have the id {found}. Use another file for one of them")
         return found
@@ -65,7 +65,7 @@ class Names:
 
     def _alias(self, candidate: Candidate) -> Alias:
         path = os.path.abspath(candidate.path)
-        return Alias.of(self.id_of("slide", candidate.key, path=path), candidate.key, candidate.path)
+        return Alias.of(self.id_of("slide", candidate.key, path), candidate.key, candidate.path)
 
     def _case(self, case: Mapping[str, str]) -> dict[str, str]:
         patient = case.get(PATIENT, "").strip()

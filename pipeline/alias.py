@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 
-from pipeline.errors import DamagedError, DiskError, LockedError, ModelError, OvertileError, SlideError, WorkerError
+from pipeline.errors import OvertileError
 
-KINDS = (DiskError, LockedError, ModelError, DamagedError, SlideError, WorkerError)
-"""What an error may be of, for whoever handles it; the most special first."""
 FEWEST_DIGITS, FEWEST_CHARACTERS = 4, 2
 """A name that is a shorter number, or shorter at all, is taken out as part of a path only: it tells nothing alone."""
 
@@ -57,9 +55,9 @@ class Alias:
         told = self.text(str(error))
         if told == str(error):
             return error
-        kind = next((kind for kind in KINDS if isinstance(error, kind)), OvertileError)
-        ours = isinstance(error, OvertileError)
-        return kind(told if ours else f"{self.key}: {type(error).__name__}: {told}")
+        kinds = (kind for kind in type(error).__mro__ if kind.__module__ == OvertileError.__module__)
+        kind = next(kinds, None)  # of the tree, whose errors take a message and nothing else
+        return kind(told) if kind else OvertileError(f"{self.key}: {type(error).__name__}: {told}")
 
 
 def untold(error: Exception, alias: Alias | None) -> Exception:
