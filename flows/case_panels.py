@@ -19,7 +19,6 @@ from flows.evaluation import Evaluation
 from pipeline.display import class_colours, compose, windows
 from pipeline.files import write_bytes
 from pipeline.geometry import Box
-from pipeline.judge import Judge
 from unet_core.classify import IGNORED
 
 SHOWN_PX, GAP_PX = 768, 6
@@ -70,7 +69,7 @@ def png(pixels_YXC: NDArray[np.uint8]) -> bytes:
 def panel(evaluation: Evaluation, number: int) -> NDArray[np.uint8]:
     """Image, truth, prediction and error of one case (y, x, 3)."""
     case, method = evaluation.cases[number].annotated, evaluation.results[0].method
-    judge = Judge(method.answers(case.image_CYX), case, method.rules)
+    judge = method.judge(case)
     judge.run()
     box = middle(judge.shape, SHOWN_PX)
     shown = rgb(np.asarray(case.image_CYX[(slice(None), *box.slices)]))

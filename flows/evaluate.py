@@ -11,7 +11,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -19,11 +19,11 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Column, Table
 
+from flows.fold_models import FoldModels, Named, Turns, named
 from flows.plain import printable
-from pipeline.config import ModelSection, Section, load_as
+from pipeline.config import Section, load_as
 from pipeline.errors import ConfigError
 from pipeline.files import write_bytes, write_json
-from pipeline.model import Model, load_model, names_of
 from unet_core.masks import DataSettings
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ app = typer.Typer()
 
 
 class TurnsSection(Section):
-    """How networks are asked, as `segment` has it: ``d4`` averages over the eight flips and quarter turns of a tile."""
+    """How networks are asked."""
 
-    tta: Literal["none", "d4"] = "none"
+    tta: Turns = "none"
 
 
 class Told(Section):
@@ -58,7 +58,11 @@ def evaluate(  # noqa: PLR0913  one parameter an option
     out: Annotated[Path, typer.Option("--out", metavar="REPORT", help="Folder for what is found.")],
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", metavar="NAME_OR_FILE...", help="Built-in models or files; A+B: their mean, as one."),
+        typer.Option(
+            "--model",
+            metavar="NAME_OR_FILE...",
+            help="Built-in models or files; A+B: their mean; a run over all folds: each image by who held it back.",
+        ),
     ] = None,
     cases: Annotated[
         Path | None, typer.Option("--cases", metavar="CSV", help="Columns image, patient, fold; see README.")
@@ -75,11 +79,12 @@ def evaluate(  # noqa: PLR0913  one parameter an option
 ) -> None:
     """Score models on annotated images, with intervals over patients, and compare them."""
     told = load_as(Told, None, settings or ())
-    models = [load_model(ModelSection(weights=names_of(word), tta=told.model.tta)) for word in model or ()]
-    if not (models or baselines):
+    if not (model or baselines):
         raise ConfigError("expected something to judge, found neither --model nor --baselines. Name a model")
+    models = [named(word, told.model.tta) for word in model or ()]
     asked = read_cases(Source(images, masks, cases), models, told.data)
     judged, others = split(asked.cases, folds)
+    demand_unseen(models, judged)
     from flows.case_panels import write_panels
     from flows.evaluation import evaluate_methods, record_of  # torch costs a second
     from flows.evaluation_report import maps_of, write_report  # and matplotlib half of one
@@ -130,7 +135,7 @@ class Asked:
     said: tuple[str, ...]
 
 
-def read_cases(source: Source, models: Sequence[Model], data: DataSettings) -> Asked:
+def read_cases(source: Source, models: Sequence[Named], data: DataSettings) -> Asked:
     """Every annotated image, its masks read as classes of the first model where it knows several.
 
     Raises ConfigError for whatever cannot be read as it is meant, and for other classes than the model's.
@@ -179,6 +184,12 @@ def split(cases: Sequence[Case], folds: Sequence[int] | None) -> tuple[list[Case
     if both := sorted(patients & {case.patient for case in others}):
         raise ConfigError(f"patient {both[0]!r} lies in judged folds and in others: move all images into one fold")
     return judged, others
+
+
+def demand_unseen(models: Sequence[Named], judged: Sequence[Case]) -> None:
+    """Raise ConfigError for a case that no network of a run over all folds held back."""
+    for run in (one for one in models if isinstance(one, FoldModels)):
+        run.demand(case.annotated.name for case in judged)
 
 
 # ---- what is written and said ----------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from flows.methods import Method
-from pipeline.judge import Judge, Judgement
+from pipeline.judge import Judgement
 from unet_core import surface
 from unet_core.calibration import reliability
 from unet_core.metrics import Array, Scores
@@ -87,8 +87,7 @@ def evaluate_methods(cases: Sequence[Case], methods: Sequence[Method], done: Cal
         for method in methods:
             judgements = []
             for case in cases:
-                answer = method.answers(case.annotated.image_CYX)
-                judgements.append(Judge(answer, case.annotated, method.rules).run())
+                judgements.append(method.judge(case.annotated).run())
                 done()
             yield Result(method, tuple(judgements))
 

@@ -22,7 +22,7 @@ from unet_core.scores import ERRORS, LENGTHS
 
 if TYPE_CHECKING:
     from flows.evaluation import Evaluation
-    from pipeline.model import Model
+    from flows.fold_models import Named
 
 NAMES = {
     "dice": "Dice",
@@ -65,7 +65,7 @@ def write_report(
     return write_document(out, page, (*charts, *(inside.pictures if inside else ())))
 
 
-def maps_of(models: Sequence[Model], evaluation: Evaluation) -> MapsShown | None:
+def maps_of(models: Sequence[Named], evaluation: Evaluation) -> MapsShown | None:
     """The inside of the first network while it looks at the median case; none where only baselines are judged."""
     if not models:
         return None

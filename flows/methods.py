@@ -1,21 +1,24 @@
-"""What is judged: networks and baselines, asked in one way.
+"""What is judged: networks, runs over all folds and baselines, asked in one way.
 
 The one decision made here: a method is a function from an annotated image to a function from blocks to bytes of
-probability. How it came by them is its own affair, so a threshold and a network stand in one table.
+probability. How it came by them is its own affair, so a threshold and a network stand in one table; and so does a run
+over all folds, each image of which is judged by the network that was not trained on it, as that network's file says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flows.fold_models import FoldModels, Named
 from pipeline.errors import ConfigError
+from pipeline.files import digest
 from pipeline.geometry import Box
-from pipeline.judge import Answer, Rules
+from pipeline.judge import Answer, Judge, Rules
 from pipeline.model import THRESHOLD, Model
 from pipeline.network import Network, Region, resolve_device
 from pipeline.predict import PredictSection, load_network
@@ -35,7 +38,10 @@ PRECISION = "fp32"
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A way to segment an image, and how its bytes become objects. ``mpp`` and ``sha256`` only where there are any."""
+    """A way to segment an image, and how its bytes become objects. ``mpp`` and ``sha256`` only where there are any.
+
+    ``instead``: who is asked about an image of this name, where that is another.
+    """
 
     name: str
     how: str
@@ -43,10 +49,16 @@ class Method:
     answers: Callable[[ArrayLike], Answer]
     mpp: float | None = None
     sha256: str | None = None
+    instead: Mapping[str, Method] = field(default_factory=dict)
+
+    def judge(self, case: Annotated) -> Judge:
+        """Who judges what it says of an image."""
+        one = self.instead.get(case.name, self)
+        return Judge(one.answers(case.image_CYX), case, one.rules)
 
 
-def networks(models: Sequence[Model], device: str) -> list[Method]:
-    """Models, of one network or of several. Raises ConfigError for two of one name or of other classes, ModelError."""
+def networks(models: Sequence[Named], device: str) -> list[Method]:
+    """Models and runs. Raises ConfigError for two of one name or of other classes, ModelError."""
     names = [model.name for model in models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"--model: expected files of different names, found {', '.join(twice)} twice. Rename one")
@@ -56,7 +68,17 @@ def networks(models: Sequence[Model], device: str) -> list[Method]:
                 f"--model: expected one list of classes, found {list(models[0].spec.class_names)} in {names[0]} and "
                 f"{list(model.spec.class_names)} in {model.name}. Judge them apart"
             )
-    return [_network(model, resolve_device(device)) for model in models]
+    where = resolve_device(device)
+    return [_network(one, where) if isinstance(one, Model) else _folds(one, where) for one in models]
+
+
+def _folds(run: FoldModels, device: str) -> Method:
+    """Each image by the network that held it back; what these say of themselves is the first's where they agree."""
+    each = [_network(model, device) for model in run.models]
+    instead = {name: method for method, names in zip(each, run.held_back, strict=True) for name in names}
+    how = f"{len(each)} networks, each on the images it was not trained on: " + "; ".join(one.how for one in each)
+    sha256 = digest([model.sha256 for model in run.models])
+    return Method(run.name, how, each[0].rules, each[0].answers, run.spec.mpp, sha256, instead)
 
 
 def _network(model: Model, device: str) -> Method:

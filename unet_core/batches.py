@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
+import torch
 from torch import Generator, Tensor
 
 from unet_core.samples import Batch, Sampler, stack
@@ -29,7 +30,7 @@ class Batches(Iterator[Batch]):
 
     def __init__(self, sampler: Sampler, generator: Generator, threads: int | None = None) -> None:
         self._sampler, self._generator = sampler, generator
-        self._pool = ThreadPoolExecutor(threads or max(1, len(os.sched_getaffinity(0)) - 1), "tiles")
+        self._pool = ThreadPoolExecutor(threads or max(1, len(os.sched_getaffinity(0)) - 1), "tiles", _draw_alone)
         self._waiting: deque[tuple[Tensor, Tiles]] = deque()
 
     @property
@@ -56,3 +57,8 @@ class Batches(Iterator[Batch]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _draw_alone() -> None:
+    """Let this thread compute by itself: a tile is too small to share, and waiting for each other takes cores away."""
+    torch.set_num_threads(1)
