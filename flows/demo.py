@@ -108,13 +108,13 @@ def check(store: SlideStore) -> list[str]:
 def _different_from_one_pass(store: SlideStore, manifest: dict[str, Any]) -> int:
     """Pixels of the window that one network call on it alone gives otherwise, among cells with tissue."""
     from pipeline.network import single_pass
-    from pipeline.predict import PredictSection, colours_of, load_network, tissue_pixels
+    from pipeline.predict import PredictSection, cell_pixels, colours_of, load_network, tissue_cells
 
     model, compute = load_model(load_config(None).model), manifest["plan"]["compute"]
     facts = manifest["stages"]["tissue"]["facts"]
     factor = facts["factor"]
     section = PredictSection(model.weights, model.spec.foreground, factor, **compute)
     whole = single_pass(load_network(section), store.read("0"), WINDOW, colours_of(facts))
-    tissue = tissue_pixels(store.read("tissue"), WINDOW, factor)
+    tissue = cell_pixels(tissue_cells(store.read("tissue"), WINDOW, factor), WINDOW)
     stored = store.read("probability/0").read(WINDOW)
     return int((stored != np.where(tissue, whole, 0)).any(axis=0).sum())

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pipeline.config import CELL_PX
 from pipeline.geometry import Box
 from pipeline.network import Colours, Network, Region, load
+from pipeline.seam import Cut, seam_check
 from pipeline.store import Array, ArraySpec, Index, StoredArray
 from pipeline.work import Counts, MapBlocks, StageReport, Work, run_blocks
 from unet_core.colour_map import ColourMap
@@ -30,7 +31,8 @@ class PredictSection:
     """Which networks, on what, in tiles of which core. ``tissue_factor``: image px along one tissue px.
 
     ``colours``: for each network the map fitted to this slide; none where none asks for one.
-    ``cells`` (rows, cols): which cells of the image to compute, where there is tissue; None: all.
+    ``cells`` (rows, cols): which cells of the image to compute, where there is tissue; None: all. ``step_px`` is the
+    networks' own, for the look at seams.
     """
 
     weights: tuple[Weights, ...]
@@ -42,6 +44,7 @@ class PredictSection:
     tta: str = "none"
     cells: NDArray[np.bool_] | None = None
     colours: Colours = ()
+    step_px: int = 16
 
 
 def load_network(section: PredictSection) -> Network:
@@ -79,19 +82,23 @@ def predict_block(work: Work, section: PredictSection, index: Index) -> Counts:
 
 def wanted_pixels(tissue: StoredArray, section: PredictSection, box: Box) -> Array:
     """Which pixels of the box (h, w) lie in a cell that holds any tissue and, with regions, touches one."""
-    found = tissue_pixels(tissue, box, section.tissue_factor)
-    return found if section.cells is None else found & cell_pixels(section.cells[box.cover(CELL_PX).slices], box)
+    return cell_pixels(wanted_cells(tissue, section, box), box)
 
 
-def tissue_pixels(tissue: StoredArray, box: Box, factor: int) -> Array:
-    """Which pixels of the box (h, w) lie in a cell that holds any tissue. ``factor`` image px make a tissue px."""
+def wanted_cells(tissue: StoredArray, section: PredictSection, box: Box) -> Array:
+    """Which of the cells (rows, cols) that cover the box hold any tissue and, with regions, touch one."""
+    found = tissue_cells(tissue, box, section.tissue_factor)
+    return found if section.cells is None else found & section.cells[box.cover(CELL_PX).slices]
+
+
+def tissue_cells(tissue: StoredArray, box: Box, factor: int) -> Array:
+    """Which of the cells (rows, cols) that cover the box hold any tissue. ``factor`` image px make a tissue px."""
     cells = box.cover(CELL_PX)
     low = cells.scale(CELL_PX // factor).intersect(Box.of_shape((tissue.shape[0], tissue.shape[1])))
     assert low is not None, "the box lies in the image"
     mask = tissue.read(low)
     starts = [np.arange(0, length, CELL_PX // factor) for length in mask.shape]
-    alive = np.logical_or.reduceat(np.logical_or.reduceat(mask, starts[0], axis=0), starts[1], axis=1)
-    return cell_pixels(alive, box)
+    return np.asarray(np.logical_or.reduceat(np.logical_or.reduceat(mask, starts[0], axis=0), starts[1], axis=1))
 
 
 def cell_pixels(cells: Array, box: Box) -> Array:
@@ -108,15 +115,17 @@ def predict_slide(work: Work, section: PredictSection, map_blocks: MapBlocks) ->
     store.create(ArraySpec(ARRAY, shape, "uint8", work.block_px, work.plan))
     done = store.done(ARRAY, work.plan)
     report = run_blocks("predict", work, done, partial(predict_block, work, section), map_blocks)
-    report.facts = _facts(work, section)
     store.commit(ARRAY, work.plan)
+    report.facts = _facts(work, section)
     store.stamp("predict", work.plan, report.facts)
     return report
 
 
-def _facts(work: Work, section: PredictSection) -> dict[str, int]:
-    """How much of the image the network was asked about."""
+def _facts(work: Work, section: PredictSection) -> dict[str, Any]:
+    """How much of the image the network was asked about, and whether it shows where the work was cut."""
     whole = Box.of_shape(work.shape_yx)
     tissue = work.store.read("tissue")
     alive = sum(int(wanted_pixels(tissue, section, core).sum()) for core in (tile.core for tile in work.grid))
-    return {"pixels": whole.area_px, "skipped_pixels": whole.area_px - alive}
+    cut = Cut(work.shape_yx, work.block_px, section.tile_px, section.step_px)
+    seam = seam_check(work.store.read(ARRAY).read, wanted_cells(tissue, section, whole), cut)
+    return {"pixels": whole.area_px, "skipped_pixels": whole.area_px - alive, "seam": seam}

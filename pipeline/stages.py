@@ -80,6 +80,7 @@ def _predict(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
         tissue_factor=tissue.tissue_factor(plan.resolution.mpp),
         cells=_cells(plan),
         colours=predict.colours_of(work.store.facts("tissue")),
+        step_px=plan.model.shape.step,
     )
     return predict.predict_slide(work, section, map_blocks)
 

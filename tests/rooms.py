@@ -28,7 +28,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "shard",
         "tissue_mask",
     ),
-    ("cases", "drawn", "lock", "plan model", "quality", "store"),
+    ("cases", "drawn", "lock", "plan model", "quality", "seam", "store"),
     ("judge", "manifest", "object_runs", "work"),
     (
         "export",

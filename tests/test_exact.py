@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from flows.batch import BatchRequest, plan_batch
 from pipeline.config import load_config
+from pipeline.seam import Cut, seam_check
 from pipeline.slide_run import SlideRun, slide_root
 from pipeline.store import SlideStore
 from pipeline.work import MapBlocks, serial
@@ -25,6 +27,7 @@ from pipeline.workers import local_cluster
 from tests import oracle
 from tests.make_dicom import write_dicom
 from tests.make_photos import write_png, write_zarr
+from unet_core.model import UNet
 
 CONTEXT = Path(__file__).parent / "golden" / "context.safetensors"
 CROP = (slice(100, 1437), slice(33, 1810))
@@ -96,13 +99,51 @@ def assert_equal(stored: NDArray[np.uint8], expected: NDArray[np.uint8]) -> None
     assert (difference == 0).mean() >= 0.9999
 
 
-def test_control_a_stride_off_the_step_grid_shows(crop: NDArray[np.uint8], whole: NDArray[np.uint8]) -> None:
-    model = oracle.network(CONTEXT)
-    off = np.abs(oracle.tiled(model, crop, tile=572, stride=388).astype(np.int16) - whole)
-    on = np.abs(oracle.tiled(model, crop, tile=572, stride=384).astype(np.int16) - whole)
-    print(f"stride 388 changes {(off > 1).mean():.1%} of pixels by more than 1 grey level, up to {off.max()}")
-    assert (off > 1).mean() >= 0.01
+@pytest.fixture(scope="module")
+def off(crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The paper's tiling, whose stride is no multiple of the step."""
+    return oracle.tiled(oracle.network(CONTEXT), crop, tile=572, stride=388)
+
+
+def test_control_a_stride_off_the_step_grid_shows(
+    crop: NDArray[np.uint8], whole: NDArray[np.uint8], off: NDArray[np.uint8]
+) -> None:
+    wrong = np.abs(off.astype(np.int16) - whole)
+    on = np.abs(oracle.tiled(oracle.network(CONTEXT), crop, tile=572, stride=384).astype(np.int16) - whole)
+    print(f"stride 388 changes {(wrong > 1).mean():.1%} of pixels by more than 1 grey level, up to {wrong.max()}")
+    assert (wrong > 1).mean() >= 0.01
     assert on.max() == 0
+
+
+def seam(probability: NDArray[np.uint8], tile: int, block: int = 1 << 20) -> Any:
+    """How the lines of such tiles show."""
+    height, width = probability.shape[1:]
+    computed = np.ones((-(-height // 512), -(-width // 512)), bool)
+    cut = Cut((height, width), block, tile, oracle.STEP_4)
+    return seam_check(lambda box: probability[(slice(None), *box.slices)], computed, cut)
+
+
+def test_the_look_at_seams_tells_an_exact_result_from_one_cut_wrong(
+    crop: NDArray[np.uint8], whole: NDArray[np.uint8], off: NDArray[np.uint8]
+) -> None:
+    exact = [seam(whole, tile)["ratio"] for tile in range(64, 272, 32)]  # any tile gives these pixels
+    wrong = seam(off, 388)["ratio"]
+    blended = seam(blended_tiles(oracle.network(CONTEXT), crop), 320)["ratio"]
+    print(f"seams: exact {exact}, stride 388 {wrong}, tiles without context blended over 64 px {blended}")
+    assert fmean(exact) == pytest.approx(1, abs=0.02)
+    assert wrong > 1.2
+    assert blended > 1.2
+
+
+def blended_tiles(model: UNet, crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Tiles of 384 px that see nothing beyond themselves, the mean where they overlap by 64."""
+    total, count = np.zeros((1, *crop.shape[1:])), np.zeros(crop.shape[1:])
+    for y, x in np.ndindex(*(-(-side // 320) for side in crop.shape[1:])):
+        place = slice(320 * y, 320 * y + 384), slice(320 * x, 320 * x + 384)
+        if min(crop[(slice(None), *place)].shape[1:]) > oracle.HALO_4:
+            total[(slice(None), *place)] += oracle.whole_pass(model, crop[(slice(None), *place)])
+            count[place] += 1
+    return np.rint(total / np.maximum(count, 1)).astype(np.uint8)
 
 
 def prove(slide: Path, whole: NDArray[np.uint8], case: tuple[int, int, str], mapper: MapBlocks) -> None:
@@ -112,6 +153,7 @@ def prove(slide: Path, whole: NDArray[np.uint8], case: tuple[int, int, str], map
     store = segmented(slide, slide.parent / "out", settings, mapper)
     stored = store.read("probability/0")[:]
     assert_equal(stored, whole)
+    assert store.facts("predict")["seam"] == seam(stored, tile, block)
     assert np.array_equal(store.read("labels/objects/0")[:], oracle.objects(stored, 0.5))
 
 

@@ -26,7 +26,7 @@ from pipeline.network import (
     single_pass,
 )
 from pipeline.plan import resolve_tile
-from pipeline.predict import ARRAY, PredictSection, load_network, tissue_pixels
+from pipeline.predict import ARRAY, PredictSection, cell_pixels, load_network, tissue_cells
 from pipeline.store import SlideStore, StoredArray
 from tests.make_store import StopAfter, StoppedError, put_array, tree_bytes
 from tests.pipeline.predicting import (
@@ -228,7 +228,7 @@ def test_cells_without_tissue_are_zero_and_cost_no_call(tmp_path: Path) -> None:
         assert not made.probability[:, ~cells].any()
         calls = sum(bool(cells[t.core.slices].any()) for b in made.work.grid for t in TileGrid(b.core, tile))
         assert report.counts["network_calls"] == calls
-        assert report.facts == {"pixels": 1100 * 1300, "skipped_pixels": int((~cells).sum())}
+        assert report.facts == {"pixels": 1100 * 1300, "skipped_pixels": int((~cells).sum()), "seam": None}
 
 
 def test_a_slide_without_tissue_is_complete_and_asks_the_network_nothing(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_tissue_is_decided_by_cell(tmp_path: Path, factor: int) -> None:
     assert expected.any()
     assert not expected.all()
     for box in (Box(0, 0, height, width), Box(0, 512, 512, 1024), Box(512, 1024, 700, 1300), Box(511, 1000, 513, 1025)):
-        assert np.array_equal(tissue_pixels(store.read("tissue"), box, factor), expected[box.slices])
+        assert np.array_equal(cell_pixels(tissue_cells(store.read("tissue"), box, factor), box), expected[box.slices])
 
 
 # ---- which network -------------------------------------------------------------------------------------------------
