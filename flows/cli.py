@@ -24,6 +24,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from flows.evaluate import app as evaluate_app
+from flows.look_commands import app as look_app
 from flows.model import app as model_app
 from flows.night_commands import app as night_app
 from flows.plain import printable
@@ -52,6 +53,7 @@ app.add_typer(model_app, name="model")
 app.add_typer(train_app)
 app.add_typer(evaluate_app)
 app.add_typer(night_app)
+app.add_typer(look_app)
 
 Inputs = Annotated[
     list[Path], typer.Argument(metavar="SLIDE_OR_FOLDER...", help="Slides, or folders of slides.", show_default=False)
@@ -201,19 +203,6 @@ def _report(batch: Batch) -> int:
     )
     console.print(f"results: {escape(printable(str(batch.request.out)))}", soft_wrap=True, highlight=False)
     return batch.exit_code()
-
-
-@app.command()
-def inspect(path: Place, as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:  # noqa: FBT002  typer's way to declare a flag
-    """Say what a result holds and whether it is complete."""
-    from flows.inspect import inspect_stores, show
-
-    records = inspect_stores(path)
-    if as_json:
-        typer.echo(json.dumps(records, indent=1))
-    else:
-        show(records, Console())
-    raise typer.Exit(0 if all(record["state"] == "complete" for record in records) else 3)
 
 
 @app.command()

@@ -1,25 +1,29 @@
 """Inspect: what a result is, from its files alone.
 
 The one decision made here: only metadata and directory listings are read, so it answers at once whatever the size.
+What was counted over pixels (objects, areas, seams) was counted by the run, and stands in the manifest.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from flows.plain import printable
 from flows.records import figures, slide_record, slide_stores
+from flows.results import manifest_rows
 from pipeline.dropped import unwanted_before
 from pipeline.errors import ConfigError, DamagedError
 from pipeline.files import read_json
 from pipeline.manifest import read_manifest
 from pipeline.store import SlideStore
+
+IMAGES = {"image": "", "probability": "probability", "objects": "labels/objects"}
+"""The pyramids of a result, and where in the OME-Zarr each lies."""
+BITS = {"bool": 8}
 
 
 def inspect_stores(path: Path) -> list[dict[str, Any]]:
@@ -36,14 +40,41 @@ def _record(store: SlideStore) -> dict[str, Any]:
         return record
     manifest = read_manifest(store)
     assert manifest is not None, "its state is complete"
-    stages = {name: {"facts": stage["facts"], "seconds": _seconds(stage)} for name, stage in manifest["stages"].items()}
-    dropped = sorted(path for path in unwanted_before(manifest) if not (store.zarr / path).exists())
-    record |= {"dropped": dropped}
-    return {**record, **figures(manifest), "plan": manifest["plan"], "stages": stages, "software": manifest["software"]}
+    plan, stages = manifest["plan"], manifest["stages"]
+    return {
+        **record,
+        "dropped": sorted(path for path in unwanted_before(manifest) if not (store.zarr / path).exists()),
+        **figures(manifest),
+        "size_mm": [round(side * plan["image"]["mpp"] / 1000, 4) for side in plan["image"]["shape_yx"]],
+        "pyramids": {name: list(_levels(store, group)) for name, group in IMAGES.items()},
+        "classes": [row for row in manifest_rows(manifest) if "class" in row],
+        "seam": stages["predict"]["facts"].get("seam"),
+        "plan": plan,
+        "stages": {name: _stage(stage) for name, stage in stages.items()},
+        "software": manifest["software"],
+        "bytes": sum(entry["size"] for entry in manifest["files"].values()),
+    }
 
 
-def _seconds(stage: dict[str, Any]) -> float:
-    return round(float(sum(run["seconds"] for run in stage["runs"])), 1)
+def _stage(stage: dict[str, Any]) -> dict[str, Any]:
+    runs = stage["runs"]
+    seconds, computed = sum(run["seconds"] for run in runs), sum(run["computed"] for run in runs)
+    return {"facts": stage["facts"], "seconds": round(float(seconds), 1), "runs": len(runs), "computed": computed}
+
+
+def _levels(store: SlideStore, group: str) -> Iterator[dict[str, Any]]:
+    """Of a pyramid the levels that its metadata names, the finest first; none where there is no such pyramid."""
+    metadata = store.zarr / group / "zarr.json"
+    if not metadata.exists():
+        return
+    (pyramid,) = read_json(metadata)["attributes"]["ome"]["multiscales"]
+    for dataset in pyramid["datasets"]:
+        path = Path(group, dataset["path"]).as_posix()
+        scale = dataset["coordinateTransformations"][0]["scale"]
+        yield {"path": path, "shape": read_json(store.zarr / path / "zarr.json")["shape"], "um_per_px": scale[-1]}
+
+
+# ---- arrays ----------------------------------------------------------------------------------------------------------
 
 
 def _arrays(store: SlideStore) -> list[dict[str, Any]]:
@@ -61,63 +92,48 @@ def _array(location: Path) -> dict[str, Any]:
     try:
         metadata = read_json(location / "zarr.json")
         shape, shard = metadata["shape"], metadata["chunk_grid"]["configuration"]["chunk_shape"]
-    except (DamagedError, KeyError, TypeError) as error:
+        (sharding,) = metadata["codecs"]
+        inside = sharding["configuration"]
+        chunk, codecs = inside["chunk_shape"], [codec["name"] for codec in inside["codecs"]]
+        raw = prod(shape) * _bytes_of(metadata["data_type"])
+        blocks = prod(-(-length // side) for length, side in zip(shape, shard, strict=True))
+    except (DamagedError, LookupError, TypeError, ValueError) as error:
         return {"damaged": f"{location / 'zarr.json'}: {error}"}
-    sizes = [entry.stat().st_size for entry in (location / "c").rglob("*") if entry.is_file()]
-    blocks = 1
-    for length, side in zip(shape, shard, strict=True):
-        blocks *= -(-length // side)
+    sizes = list(_sizes(location / "c"))
     return {
         "shape": shape,
         "dtype": metadata["data_type"],
+        "chunk": chunk,
         "shard": shard,
+        "codecs": codecs,
         "bytes": sum(sizes),
+        "ratio": round(raw / sum(sizes), 2) if any(sizes) else None,
         "blocks": blocks,
         "blocks_done": len([size for size in sizes if size]),
     }
 
 
-def show(records: list[dict[str, Any]], console: Console) -> None:
-    """Print the records for a person."""
-    for record in records:
-        complete = record["state"] == "complete"
-        console.print(
-            f"[bold]{escape(printable(record['path']))}[/]  [{'green' if complete else 'red'}]{record['state']}[/]",
-            soft_wrap=True,
-        )
-        if not complete:
-            console.print(f"  {escape(printable(record.get('cause', 'segment it again to go on')))}", soft_wrap=True)
-        else:
-            _show_figures(record, console)
-        table = Table("array", "shape", "type", "shard", "MB", "blocks")
-        for array in record["arrays"]:
-            if "damaged" in array:
-                table.add_row(array["path"], f"[red]{escape(printable(array['damaged']))}[/]", "", "", "", "")
-                continue
-            done = f"{array['blocks_done']} / {array['blocks']}"
-            megabytes = f"{array['bytes'] / 1e6:.2f}"
-            table.add_row(
-                array["path"], _times(array["shape"]), array["dtype"], _times(array["shard"]), megabytes, done
-            )
-        console.print(table)
+def _bytes_of(data_type: str) -> int:
+    """Of a sample: the digits at the end of a type's name are its bits."""
+    name = data_type.rstrip("0123456789")
+    return (int(data_type[len(name) :]) if name != data_type else BITS[data_type]) // 8
 
 
-def _show_figures(record: dict[str, Any], console: Console) -> None:
-    plan = record["plan"]
-    height, width = plan["image"]["shape_yx"]
-    mpp = plan["image"]["mpp"]
-    lines = [
-        f"{width} x {height} px at {mpp:g} um/px = {width * mpp / 1000:.2f} x {height * mpp / 1000:.2f} mm",
-        f"{record['objects']} objects on {record['tissue_mm2']} mm2 of tissue = {record['objects_per_mm2']} per mm2",
-        f"model {record['model']} in {plan['compute']['precision']} on {plan['compute']['device']}, "
-        f"threshold {plan['threshold']:g}, smallest object {plan['min_area_um2']:g} um2",
-        "seconds: " + ", ".join(f"{name} {stage['seconds']}" for name, stage in record["stages"].items()),
-        *(f"dropped once complete: {path}, the full resolution" for path in record["dropped"]),
-        *(f"warning: {warning}" for warning in record["warnings"]),
-    ]
-    for line in lines:
-        console.print(f"  {escape(printable(line))}", soft_wrap=True, highlight=False)
+def _sizes(folder: Path | str) -> Iterator[int]:
+    """Of every file below a folder."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _sizes(entry.path)
+            else:
+                yield entry.stat(follow_symlinks=False).st_size
 
 
-def _times(lengths: list[int]) -> str:
-    return " x ".join(map(str, lengths))
+def said_of_seams(seam: dict[str, Any] | None) -> str:
+    """The look at seams in words."""
+    if seam is None:
+        return "too little was cut here to tell, or an earlier version wrote it"
+    return printable(
+        f"{seam['ratio']:.3f} +- {seam['error']:.3f} at {seam['places']} places "
+        "(1 = block and tile lines cannot be seen; above 1.2 they can)"
+    )
