@@ -18,7 +18,7 @@ FOR_EVER = 10**9
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Strike the ``first`` to ``last`` occurrence of ``call`` on a path holding ``part``: an errno, or "kill"."""
+    """Strike the ``first`` to ``last`` occurrence of ``call`` on a path holding ``part``: an errno, or a deed."""
 
     call: str
     part: str
@@ -55,6 +55,28 @@ class Preload:
             for rule, counter in zip(rules, counters, strict=True)
         ]
         return command.with_environment(LD_PRELOAD=str(self.library), FAULT_RULES="\n".join(lines)), counters
+
+    def watched(self, command: Command, root: Path) -> tuple[Command, Path]:
+        """The command with its changes below ``root`` noted in a file; see ``read_journal``."""
+        self.sets += 1
+        journal = self.folder / f"journal.{self.sets}"
+        noted = {"FAULT_JOURNAL": str(journal), "FAULT_ROOT": str(root)}
+        return command.with_environment(LD_PRELOAD=str(self.library), **noted), journal
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One system call that changed the disk: what it did, to which path, and where a rename led."""
+
+    call: str
+    path: Path
+    to: Path
+
+
+def read_journal(journal: Path) -> list[Change]:
+    """What succeeded, in order, of all processes."""
+    lines = (line.split("\t") for line in journal.read_text().splitlines())
+    return [Change(call, Path(path), Path(to)) for call, path, to in lines]
 
 
 def times(counter: Path) -> int:
