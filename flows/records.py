@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flows.results import Row, flags, manifest_rows, tissue_areas_mm2
+from pipeline.bad_tiles import BadTile
 from pipeline.errors import DamagedError
 from pipeline.files import read_json
 from pipeline.manifest import read_manifest
@@ -81,5 +82,6 @@ def figures(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "objects_per_mm2": round(objects / tissue_mm2, 1) if tissue_mm2 else 0.0,
         "seconds": round(sum(run["seconds"] for stage in stages.values() for run in stage["runs"]), 1),
         "flags": flags(manifest),
+        "masked": [str(tile) for tile in BadTile.listed(stages.get("ingest", {}).get("facts", {}))],
         "warnings": plan["image"]["warnings"],
     }

@@ -17,6 +17,7 @@ from flows.outcome import Outcome
 from flows.plain import printable
 from flows.records import Record
 from flows.results import ENLARGED_FLAG
+from pipeline.bad_tiles import FLAG as MASKED_FLAG
 
 FAR = 3.5
 """Modified z-scores beyond this are worth a look (Iglewicz and Hoaglin 1993)."""
@@ -71,7 +72,7 @@ class Page:
     # ---- what needs somebody -----------------------------------------------------------------------------------------
 
     def _attention(self) -> list[str]:
-        lines = [*self._failures(), *self._flagged(), *self._warned()]
+        lines = [*self._failures(), *self._masked(), *self._flagged(), *self._warned()]
         return ["## Needs attention", "", *lines] if lines else []
 
     def _failures(self) -> Iterator[str]:
@@ -94,10 +95,15 @@ class Page:
         flagged: dict[str, list[str]] = defaultdict(list)
         for outcome, record in self._complete():
             for flag in record.figures["flags"]:
-                if flag != ENLARGED_FLAG:  # its warning says more
+                if flag not in (ENLARGED_FLAG, MASKED_FLAG):  # more is said of these
                     flagged[flag].append(outcome.key)
         for flag, keys in flagged.items():
             yield f"- **{_slides(len(keys))} flagged {plain(flag)}**: {_names(keys)}"
+
+    def _masked(self) -> Iterator[str]:
+        for outcome, record in self._complete():
+            if tiles := record.figures["masked"]:
+                yield f"- {plain(outcome.key)}: not decoded and masked, nothing is found there: {_names(tiles)}"
 
     def _warned(self) -> Iterator[str]:
         warned: dict[str, list[tuple[str, str]]] = defaultdict(list)

@@ -63,6 +63,7 @@ class InputSection(Section):
     replaces model and resolution for one of them; ``regions`` is a folder of ``<key>.geojson``, or one such file.
     ``channels``: numbers, counted from 1, or names of the channels to use, in the model's order; null for all.
     ``order``: which slides come first; ``settle_s``: so long must a slide's files have been left alone.
+    ``on_bad_tile``: what a tile that cannot be decoded does to its slide: it fails, or goes on without the tile.
     """
 
     pattern: Annotated[tuple[str, ...], Field(strict=False)] = SLIDE_PATTERNS  # not strict: YAML has lists only
@@ -72,6 +73,7 @@ class InputSection(Section):
     channels: Annotated[tuple[Annotated[int, Field(ge=1)] | str, ...], Field(strict=False, min_length=1)] | None = None
     order: Literal["name", "newest", "priority"] | None = None
     settle_s: Annotated[float, Field(ge=0, le=86400)] = 0.0
+    on_bad_tile: Literal["fail", "mask"] = "fail"
 
 
 class TissueSection(Section):

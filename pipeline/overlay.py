@@ -54,6 +54,8 @@ _LEGEND_CLASSES = 6
 MARKS: dict[str, Rgb] = {"blurred": (230, 120, 0), "pen": (0, 160, 60)}
 ALERT: Rgb = (200, 30, 30)
 _REGION: Rgb = (0, 110, 200)
+_HATCH_PX = 9
+"""Between two lines of a hatching."""
 _SEEN_PX = 5.0
 """Diameter on the overview from which an outline says more than a tint."""
 
@@ -63,7 +65,8 @@ class OverlaySection:
     """What the numbers and colours mean, and what is written above the picture.
 
     ``tissue_mm2`` None: no tissue was looked for, the whole image counts. ``objects`` False: there are no labels.
-    ``flags`` is what was said about the slide's quality; ``regions`` what was drawn, ``level0_from_image`` their scale.
+    ``flags`` is what was said about the slide's quality; ``regions`` what was drawn, ``level0_from_image`` their scale;
+    ``masked`` the pixels of the image that could not be read.
     """
 
     name: str
@@ -77,6 +80,7 @@ class OverlaySection:
     flags: tuple[str, ...] = ()
     regions: Regions | None = None
     level0_from_image: tuple[float, float] = (1.0, 1.0)
+    masked: tuple[Box, ...] = ()
 
     @property
     def searched(self) -> str:
@@ -212,6 +216,7 @@ def _draw_overview(scene: Scene, rgb: NDArray[np.uint8]) -> Legend | None:
     if tissue is not None:
         outline_mask(rgb, tissue, _LIGHT if scene.dark else INK)
     _mark_cells(scene, rgb)
+    _hatch(scene, rgb)
     _draw_regions(scene, rgb)
     return legend
 
@@ -223,6 +228,17 @@ def _mark_cells(scene: Scene, rgb: NDArray[np.uint8]) -> None:
     for flag, cells in (("blurred", quality.blurred), ("pen", quality.inked)):
         rows, cols = (at.astype(np.int64).clip(0, side - 1) for at, side in zip((y, x), cells.shape, strict=True))
         outline_mask(rgb, cells[np.ix_(rows, cols)], MARKS[flag])
+
+
+def _hatch(scene: Scene, rgb: NDArray[np.uint8]) -> None:
+    """Hatch what could not be read, in place; a sliver still shows."""
+    for box in scene.section.masked:
+        x0, y0, x1, y1 = scene.view.overview_from_image(box)
+        rows, cols = slice(int(y0), max(int(y0) + 2, round(y1))), slice(int(x0), max(int(x0) + 2, round(x1)))
+        y, x = np.ogrid[rows, cols]
+        inside = rgb[rows, cols]
+        stripes = ((y + x) % _HATCH_PX < _HATCH_PX // 3)[: inside.shape[0], : inside.shape[1]]
+        inside[stripes] = ALERT
 
 
 def _draw_regions(scene: Scene, rgb: NDArray[np.uint8]) -> None:

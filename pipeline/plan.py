@@ -191,6 +191,7 @@ def plan_slide(candidate: Candidate, model: Model, compute: Compute, config: Run
         "level": resolved.level,
         "resampling": repr(resolved.resampling),
         "block": config.tiles.block,
+        **({"on_bad_tile": "mask"} if config.input.on_bad_tile == "mask" else {}),
     }
     plan = SlidePlan(
         key=candidate.key,

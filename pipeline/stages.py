@@ -7,12 +7,14 @@ already done is the stage's own business.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline import export, ingest, label, measure, overlay, predict, pyramid, tissue
+from pipeline.bad_tiles import BadTile, untouched_cells
 from pipeline.config import CELL_PX
 from pipeline.display import Rgb, class_colours
+from pipeline.geometry import Box
 from pipeline.object_rows import MeasureSection
 from pipeline.plan import SlidePlan
 from pipeline.regions import Mask
@@ -38,7 +40,14 @@ def _ingest(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
 
 def ingest_section(plan: SlidePlan) -> ingest.IngestSection:
     """How the image of a plan is read from its slide."""
-    return ingest.IngestSection(plan.slide, plan.resolution, plan.channels, plan.dtype, plan.channel_numbers)
+    return ingest.IngestSection(
+        plan.slide,
+        plan.resolution,
+        plan.channels,
+        plan.dtype,
+        plan.channel_numbers,
+        masking=plan.config.input.on_bad_tile == "mask",
+    )
 
 
 def _tissue(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
@@ -78,17 +87,20 @@ def _predict(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
         tile_px=plan.compute.tile_px,
         tta=plan.model.tta,
         tissue_factor=tissue.tissue_factor(plan.resolution.mpp),
-        cells=_cells(plan),
+        cells=_cells(plan, BadTile.listed(work.store.facts("ingest"))),
         colours=predict.colours_of(work.store.facts("tissue")),
         step_px=plan.model.shape.step,
     )
     return predict.predict_slide(work, section, map_blocks)
 
 
-def _cells(plan: SlidePlan) -> Mask | None:
+def _cells(plan: SlidePlan, bad: Sequence[BadTile]) -> Mask | None:
+    """The cells to compute: those in regions, if there are any, of which no bad tile is seen. None: all."""
+    sound = untouched_cells(bad, plan.shape_yx, plan.model.shape.halo) if bad else None
     if plan.regions is None:
-        return None
-    return plan.regions.cells(plan.shape_yx, CELL_PX, plan.resolution.level0_from_image_yx)
+        return sound
+    drawn = plan.regions.cells(plan.shape_yx, CELL_PX, plan.resolution.level0_from_image_yx)
+    return drawn if sound is None else drawn & sound
 
 
 def _label(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
@@ -145,7 +157,7 @@ def _export(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
 
 
 def _overlay(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
-    facts = work.store.facts("tissue")
+    facts, read = work.store.facts("tissue"), work.store.facts("ingest")
     searched_px = facts["tissue_px"] if plan.regions is None else sum(facts["region_tissue_px"])
     section = overlay.OverlaySection(
         name=plan.key,
@@ -156,7 +168,8 @@ def _overlay(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
         class_colours=_colours(plan),
         tissue_mm2=searched_px * plan.resolution.mpp**2 / 1e6 if plan.config.tissue or plan.regions else None,
         objects="label" in plan.hashes,
-        flags=tuple(facts["flags"]),
+        flags=(*read.get("flags", ()), *facts["flags"]),
+        masked=tuple(Box(*tile.box) for tile in BadTile.listed(read)),
         regions=plan.regions,
         level0_from_image=plan.resolution.level0_from_image_yx,
     )

@@ -29,6 +29,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "tissue_mask",
     ),
     ("cases", "drawn", "lock", "plan model", "quality", "seam", "store"),
+    ("bad_tiles", "cases", "drawn", "lock", "plan model", "quality", "store"),
     ("judge", "manifest", "object_runs", "work"),
     (
         "export",

@@ -22,7 +22,7 @@ def outcome(key: str, state: State = "complete", cause: str = "") -> Outcome:
 def record(key: str, density: float = 100.0, **figures: Any) -> Record:
     known = {"model": "m", "tissue_mm2": 2.0, "objects": 2 * density, "objects_per_mm2": density}
     rows = ({"class": "cell", "count": 2 * density, "tissue_mm2": 2.0, "area_mm2": 0.5},)
-    return Record(key, "complete", {}, {**known, "flags": [], "warnings": [], **figures}, rows)
+    return Record(key, "complete", {}, {**known, "flags": [], "masked": [], "warnings": [], **figures}, rows)
 
 
 def page(outcomes: list[Outcome], *records: Record, **more: Any) -> str:
