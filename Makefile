@@ -40,8 +40,8 @@ prove: .venv  ## break each promise on purpose and demand a red test
 bench: .venv  ## speed and memory against their bars; writes bench.json
 	$(BIN)/python tests/benchmarks/bench.py
 
-bench-long: .venv  ## a slide of 60,000 px squared in the memory of a small one; half an hour, 20 GB of disk
-	$(BIN)/python tests/benchmarks/bench.py long
+bench-long: .venv  ## a slide of 60,000 px squared in the memory of a small one, 100,000 blocks; 45 minutes, 20 GB of disk
+	$(BIN)/python tests/benchmarks/bench.py long scale_long
 
 gpu: .venv  ## the CUDA path against the CPU, where there is a device; writes gpu.json
 	$(BIN)/python tests/benchmarks/gpu.py

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, field_serializer
 from flows.history import STRIKES, History, Strikes
 from flows.names import names_of
 from flows.outcome import NOT_IN_VAIN, Outcome
+from flows.share import Share
 from flows.until import Deadline
 from pipeline.alias import Alias, untold
 from pipeline.cases import Case, choose_slides, read_cases
@@ -53,7 +54,7 @@ class BatchRequest(BaseModel):
     """What a batch is asked to do: inputs (slides or folders), output folder, configuration, keys to force.
 
     From ``until`` on, a time of day in ``timezone`` (null: this machine's), no block is begun any more. ``command`` is
-    what does the same by hand, where it was not typed.
+    what does the same by hand, where it was not typed. Of a ``share`` only that part of the slides is taken.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -66,6 +67,7 @@ class BatchRequest(BaseModel):
     until: time | None = None
     timezone: str | None = None
     command: tuple[str, ...] = ()
+    share: Share | None = None
 
     @field_serializer("inputs", when_used="json")
     def _inputs_as_text(self, inputs: tuple[Path, ...]) -> list[str]:
@@ -108,7 +110,7 @@ class Batch:
 
     ``equipment`` holds each model once, by what configurations say of it; ``cases`` what the cases table says of
     a slide, by key; ``strikes`` the slides that failed in the last runs, ``files`` what slides that
-    have to rest looked like when they were planned.
+    have to rest looked like when they were planned; ``everything`` the slides of all shares.
     """
 
     request: BatchRequest
@@ -120,6 +122,7 @@ class Batch:
     deadline: Deadline = field(default_factory=Deadline)
     files: dict[str, tuple[FileState, ...]] = field(default_factory=dict)
     aliases: tuple[Alias, ...] = ()
+    everything: dict[str, Path] = field(default_factory=dict)
 
     def told(self, text: str) -> str:
         """The text without the names of slides that may not be told."""
@@ -162,18 +165,21 @@ def plan_batch(request: BatchRequest, *, writing: bool = True) -> Batch:
         with names_of(Path(request.config.outputs.redact), request.out, writing=writing) as names:
             redacted = names.redacted([one.candidate for one in chosen])
         chosen = [replace(one, candidate=candidate) for one, candidate in zip(chosen, redacted, strict=True)]
-    known = {one.candidate.key for one in chosen}
-    if unknown := [key for key in request.force if key not in known]:
-        raise ConfigError(f"--force {unknown[0]}: no such slide here; expected one of {', '.join(sorted(known)[:10])}")
+    everything = {one.candidate.key: one.candidate.shown for one in chosen}
+    if unknown := [key for key in request.force if key not in everything]:
+        raise ConfigError(
+            f"--force {unknown[0]}: no such slide here; expected one of {', '.join(sorted(everything)[:10])}"
+        )
     if all(one.candidate.refused for one in chosen):
         raise ConfigError("; ".join(str(one.candidate.refused) for one in chosen))
+    chosen = chosen if request.share is None else request.share.take(chosen)
     models = _models(chosen)
     if writing:
         _require_writable(request.out, "output folder", "--out")
         if request.config.outputs.scratch is not None:
             _require_writable(Path(request.config.outputs.scratch), "scratch folder", "outputs.scratch")
     batch = Batch(request, _equip(request.config, models))
-    batch.strikes, batch.deadline = History.read(request.out).strikes(), deadline
+    batch.strikes, batch.deadline, batch.everything = History.read(request.out).strikes(), deadline, everything
     batch.aliases = tuple(one.candidate.alias for one in chosen if one.candidate.alias)
     for one in chosen:
         _plan(batch, one)

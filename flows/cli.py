@@ -28,6 +28,7 @@ from flows.look_commands import app as look_app
 from flows.model import app as model_app
 from flows.night_commands import app as night_app
 from flows.plain import printable
+from flows.share import Share
 from flows.train_command import app as train_app
 from flows.until import read_clock
 from pipeline.errors import ConfigError, OvertileError
@@ -110,6 +111,10 @@ def segment(  # noqa: PLR0913  one parameter an option
     redact: Annotated[
         Path | None, typer.Option("--redact", metavar="FILE", help="Tell ids, not names; FILE says which is which.")
     ] = None,
+    array: Annotated[
+        str | None,
+        typer.Option("--array", metavar="i/n", help="Take every n-th slide only, from the i-th: one job of n."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Price it in hours, disk and memory, and stop.")] = False,  # noqa: FBT002  typer's way to declare a flag
 ) -> None:
     """Segment slides. Run the same command again to resume, or to add new slides."""
@@ -121,6 +126,7 @@ def segment(  # noqa: PLR0913  one parameter an option
     overrides += [f"outputs.redact={json.dumps(str(redact))}"] if redact is not None else []
     overrides += [f"input.cases={json.dumps(str(cases))}"] if cases is not None else []
     checked = load_config(config, overrides)  # before the second that the rest takes to import
+    share = None if array is None else Share.read(array)
     from flows.batch import BatchRequest
 
     keys = tuple(key for key in force or () if key != ALL)
@@ -131,6 +137,7 @@ def segment(  # noqa: PLR0913  one parameter an option
         force=keys,
         force_all=ALL in (force or ()),
         until=None if until is None else read_clock(until),
+        share=share,
     )
     raise typer.Exit(_dry_run(request) if dry_run else _segment(request))
 
@@ -138,7 +145,7 @@ def segment(  # noqa: PLR0913  one parameter an option
 def _segment(request: BatchRequest) -> int:
     from flows.server import Server, used
 
-    server = Server.start()  # it boots while the rest is imported and planned
+    server = Server.start(apart=request.share is not None)  # it boots while the rest is imported and planned
     from flows.batch import plan_batch, settle
     from flows.progress import Display
     from flows.report import write_batch_files

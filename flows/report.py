@@ -28,6 +28,7 @@ from flows.progress import Meter
 from flows.records import Record, figures, read_record, slide_stores
 from flows.results import Row, inert, results_csv
 from flows.summary import Page, plain
+from flows.together import everyone, write_last
 from pipeline.files import digest, write_bytes, write_json
 from pipeline.manifest import read_manifest
 from pipeline.slide_run import SlideRun, slide_root
@@ -53,12 +54,17 @@ class Report:
     worked: float = 0.0
     began: float = field(default_factory=lambda: time.monotonic())
     guard: threading.Lock = field(default_factory=threading.Lock)
+    outcomes: list[Outcome] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.outcomes = self.batch.outcomes
 
     def batch_planned(self, batch: Batch) -> None:
         """Write the files as they are before anything is done."""
         self.meter.plan(batch)
-        self._look()
-        self._write(running=True)
+        if batch.request.share is None:
+            self._look()
+            self._write(running=True)
 
     def stage_started(self, key: str, stage: str) -> None:
         """No file tells it."""
@@ -74,13 +80,22 @@ class Report:
         """Write the files with what became of the slide. When the disk refuses, the next slide's end tries again."""
         with self.guard:
             self.meter.end_slide(outcome.key)
+        if self.batch.request.share is not None:
+            return
         key = outcome.key
         with suppress(OSError):
             self.records[key] = read_record(SlideStore(slide_root(self.batch.request.out, key)), key)
             self._write(running=True)
 
     def finish(self) -> None:
-        """Write the files anew from all folders, those of other runs too."""
+        """Write the files anew from all folders, those of other runs too. A share's are written after its end."""
+        if self.batch.request.share is None:
+            self.write()
+
+    def write(self) -> None:
+        """Write the files as the folders are now, and the outcomes of all slides."""
+        if self.batch.request.share is not None:
+            self.outcomes = everyone(self.batch.request.out, self.batch.outcomes, self.batch.everything)
         self._look()
         self._write(running=False)
         write_json(self.batch.request.out / "batch.json", self._content())
@@ -94,12 +109,12 @@ class Report:
         out = self.batch.request.out
         write_bytes(out / "results.csv", self.results().encode())
         write_bytes(out / "summary.md", self.page(running=running).markdown().encode())
-        write_bytes(out / "failures.csv", _failures_csv(self.batch.outcomes).encode())
+        write_bytes(out / "failures.csv", _failures_csv(self.outcomes).encode())
 
     def _content(self) -> dict[str, Any]:
         """batch.json."""
         slides = [dict(record.content) for _, record in sorted(self.records.items())]
-        outcomes = [_record(outcome) for outcome in self.batch.outcomes]
+        outcomes = [_record(outcome) for outcome in self.outcomes]
         return {"slides": slides, "run": {"exit_code": self.batch.exit_code(), "outcomes": outcomes}}
 
     def page(self, *, running: bool) -> Page:
@@ -107,13 +122,13 @@ class Report:
         elapsed = time.monotonic() - self.began
         with self.guard:
             left = elapsed * (self.meter.total - self.meter.finished) / self.worked if self.worked else None
-        outcomes, request = self.batch.outcomes, self.batch.request
+        outcomes, request = self.outcomes, self.batch.request
         return Page(request.out.name, outcomes, self.records, elapsed, running, left, _command(self.batch))
 
     def results(self) -> str:
         """results.csv: the slides asked for in their order, then the others that lie in OUT."""
-        pairs = [pair for outcome in self.batch.outcomes for pair in self._asked(outcome)]
-        asked = {outcome.key for outcome in self.batch.outcomes}
+        pairs = [pair for outcome in self.outcomes for pair in self._asked(outcome)]
+        asked = {outcome.key for outcome in self.outcomes}
         others = [record for key, record in sorted(self.records.items()) if key not in asked]
         pairs += [pair for record in others for pair in _rows(record.key, record.state, record, record.case)]
         return results_csv(*zip(*pairs, strict=True)) if pairs else results_csv((), ())
@@ -184,6 +199,8 @@ def noted(batch: Batch) -> Iterator[None]:
             note(out, "ended", {"run": run, "exit_code": _code_of(error), **_came_out(batch)})
         raise
     note(out, "ended", {"run": run, "exit_code": batch.exit_code(), **_came_out(batch)})
+    if batch.request.share is not None:
+        write_last(out, Report(batch).write)
 
 
 def _code_of(error: BaseException) -> int:

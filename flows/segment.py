@@ -306,11 +306,10 @@ def crew_of(batch: Batch) -> Iterator[Crew]:
         yield Crew(lambda _rank, _stage: serial, lambda: 1, lambda: None)
         return
     from pipeline.cluster import team_of
-    from unet_core.device import device_names
 
     on_gpu = any(one.compute.device == "cuda" for one in batch.equipment.values())
     shared = [request.out, *(() if scratch is None else (Path(scratch),))]
-    with team_of(cluster, shared, device_names() if on_gpu and not cluster.is_elsewhere else ()) as team:
+    with team_of(cluster, shared, on_gpu=on_gpu) as team:
         team.map_for(0, NETWORK).prepare("pipeline.stages")
         yield Crew(team.map_for, lambda: team.threads, team.close)
 

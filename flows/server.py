@@ -3,9 +3,10 @@
 The one decision made here: Prefect would start one itself, but only after everything is imported, and ``kill -9`` of
 the parent would leave it behind. This one boots on another core from the first moment, is asked on a socket that was
 open before it, so nobody polls, and ends when the pipe from its parent does. A schedule's ``lasting`` server has the
-services that make runs due, and the pages to look at.
+services that make runs due, and the pages to look at. Where many run at once, as shares of a batch do, each is
+``apart``: its database lies on a disk of its own machine, for SQLite breaks on a home that many machines mount.
 
-    python -m flows.server DESCRIPTOR [lasting]
+    python -m flows.server DESCRIPTOR [lasting] [apart]
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from threading import Thread
 from typing import IO
 
@@ -43,15 +44,16 @@ class Server:
     said: IO[bytes]
 
     @classmethod
-    def start(cls, *, lasting: bool = False) -> Server | None:
-        """Start one and return at once; none where the environment names one."""
+    def start(cls, *, lasting: bool = False, apart: bool = False) -> Server | None:
+        """Start one and return at once; none where the environment names one. ``apart``: with a database of its own."""
         if os.environ.get(API_URL):
             return None
         with _listen(PORT if lasting else 0) as listening:
             descriptor, port = listening.fileno(), listening.getsockname()[1]
+            words = [word for word, is_so in (("lasting", lasting), ("apart", apart)) if is_so]
             said = TemporaryFile()  # noqa: SIM115  it is read when the server is no more
             process = subprocess.Popen(  # noqa: S603  this very interpreter
-                [sys.executable, "-P", "-m", "flows.server", str(descriptor), *(["lasting"] if lasting else [])],
+                [sys.executable, "-P", "-m", "flows.server", str(descriptor), *words],
                 env={**os.environ, **(_own_pages(port) if lasting else {})},
                 stdin=subprocess.PIPE,
                 stdout=said,
@@ -152,10 +154,19 @@ def serve(descriptor: int, *, lasting: bool) -> None:
     uvicorn.Server(config).run(sockets=[socket.socket(fileno=descriptor)])
 
 
+@contextmanager
+def own_database() -> Iterator[None]:
+    """What is served inside keeps its runs in a folder for temporary files."""
+    with TemporaryDirectory(prefix="overtile-prefect-") as folder:
+        os.environ["PREFECT_API_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{folder}/prefect.db"
+        yield
+
+
 def _end_with_parent() -> None:
     os.read(sys.stdin.fileno(), 1)  # nothing is ever written: it returns when the parent closes it, or is no more
     os.kill(os.getpid(), signal.SIGTERM)  # at once while importing, politely when serving
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]), lasting="lasting" in sys.argv[2:])
+    with own_database() if "apart" in sys.argv[2:] else nullcontext():
+        serve(int(sys.argv[1]), lasting="lasting" in sys.argv[2:])

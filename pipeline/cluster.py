@@ -1,4 +1,4 @@
-"""Where the dask workers of a run are: on this machine, or at the address of a scheduler that others started.
+"""Where the dask workers of a run are: on this machine, at the address of a scheduler that others started, or in jobs.
 
 The one decision made here: workers may come and go while a run goes on, so what may be in flight follows their number,
 and where some have the resource GPU the network's blocks run there alone, the others' elsewhere while there is an
@@ -8,6 +8,7 @@ certificates that both ends show. A run whose scheduler, or whose last worker, s
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import dask
@@ -25,7 +28,7 @@ from pipeline.config import ClusterSection
 from pipeline.errors import ClusterError, ConfigError
 from pipeline.files import remove, write_bytes
 from pipeline.flight import Flight
-from pipeline.workers import GPU, LOST, RELEASE, SETTINGS, DaskMap, Landed, local_client, resolve_workers
+from pipeline.workers import GPU, GPU_THREADS, LOST, RELEASE, SETTINGS, DaskMap, Landed, local_client, resolve_workers
 
 NETWORK = "predict"
 """The stage whose blocks need a GPU where there are any."""
@@ -58,6 +61,7 @@ class Team:
 
     client: Client
     census: Census
+    patience_s: float = PATIENCE_S
     others: Flight[Landed] = field(init=False)
     network: Flight[Landed] = field(init=False)
 
@@ -101,20 +105,30 @@ class Team:
 
 
 @contextmanager
-def team_of(section: ClusterSection, shared: Sequence[Path], gpus: Sequence[str] = ()) -> Iterator[Team]:
+def team_of(section: ClusterSection, shared: Sequence[Path], *, on_gpu: bool = False) -> Iterator[Team]:
     """The workers that a configuration asks for; folders in ``shared`` must be seen by all of them.
 
-    ``gpus`` are this machine's, for workers of this machine.
+    Raises ConfigError when there are none, or when they are not fit.
     """
     if section.address is None:
+        gpus = _device_names() if on_gpu else ()
         with local_client(_beside(section, gpus), gpus=gpus) as client:
             yield from _led(Team(client, Census.of(client)))
         return
-    with _connected(section, section.address) as client:
+    queued = section.kind == "slurm"
+    with _jobs(section, on_gpu=on_gpu) if queued else _connected(section, section.address) as client:
         _require_fit(client, shared)
-        team = Team(client, Census.of(client))
+        team = Team(client, Census.of(client), math.inf if queued else PATIENCE_S)  # a queue may be long
+        if on_gpu and not team.has_gpus:
+            raise ConfigError(f"compute.device=cuda: no worker at {section.address} was started with --resources GPU=2")
         with _watched(team):
             yield from _led(team)
+
+
+def _device_names() -> Sequence[str]:
+    from unet_core.device import device_names  # torch costs a second
+
+    return device_names()
 
 
 def _led(team: Team) -> Iterator[Team]:
@@ -155,6 +169,47 @@ def _connected(section: ClusterSection, address: str) -> Iterator[Client]:
             yield client
 
 
+@contextmanager
+def _jobs(section: ClusterSection, *, on_gpu: bool) -> Iterator[Client]:
+    """A client of a scheduler of its own, whose workers are jobs; waits in the queue for the first of them."""
+    jobs = resolve_workers(section.workers)
+    with dask.config.set(dict(SETTINGS)), slurm_cluster(section, on_gpu=on_gpu) as cluster:
+        cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)  # one that ends is submitted again
+        with Client(cluster, set_as_default=False) as client:
+            client.wait_for_workers(1)
+            yield client
+
+
+def slurm_cluster(section: ClusterSection, *, on_gpu: bool) -> Any:
+    """A dask-jobqueue cluster without jobs yet. Raises ConfigError when that is not installed."""
+    try:
+        from dask_jobqueue.slurm import SLURMCluster
+    except ImportError as error:
+        raise ConfigError("cluster.kind=slurm: expected dask-jobqueue. Run: pip install 'overtile[slurm]'") from error
+    assert section.address is not None, "checked with the configuration"
+    assert section.tls is not None, "checked with the configuration"
+    where = urlsplit(section.address)
+    told = [
+        f"export DASK_{key.upper().replace('.', '__').replace('-', '_')}={quote(str(SETTINGS[key]))}"
+        for key in SETTINGS
+    ]
+    words = ["--memory-limit", "0", "--dashboard-address", "127.0.0.1:0"]
+    words += ["--resources", f"{GPU}={GPU_THREADS}"] if on_gpu else []
+    return SLURMCluster(
+        cores=GPU_THREADS if on_gpu else 1,
+        processes=1,
+        memory="1GB",  # what dask asks for; the line is left out: `sbatch` says how much
+        job_directives_skip=["--mem=", "-t "],
+        job_extra_directives=list(section.sbatch),
+        job_script_prologue=told,
+        worker_extra_args=words,
+        job_name="overtile",
+        security=security_of(Path(section.tls).absolute()),
+        scheduler_options={"host": where.hostname, "port": where.port, "dashboard_address": "127.0.0.1:0"},
+        silence_logs=50,
+    )
+
+
 def security_of(folder: Path) -> Security:
     """TLS with the certificates in a folder. Raises ConfigError when one is missing or the key is not kept secret."""
     found = {name: folder / f"{name}.pem" for name in ("ca", "cert", "key")}
@@ -172,10 +227,14 @@ def security_of(folder: Path) -> Security:
 
 
 def _require_fit(client: Client, shared: Sequence[Path]) -> None:
-    """Raise ConfigError when a worker is of another release, or does not see a folder."""
-    for address, release in client.run(_release).items():
+    """Raise ConfigError when scheduler or a worker has another release, or a worker does not see a folder."""
+    try:
+        releases = {"the scheduler": client.run_on_scheduler(_release), **client.run(_release)}
+    except ImportError as error:
+        raise ConfigError(f"scheduler or a worker has no overtile ({error}). Install {RELEASE} there") from error
+    for who, release in releases.items():
         if release != RELEASE:
-            raise ConfigError(f"the worker {address} has overtile {release}, this is {RELEASE}. Install the same there")
+            raise ConfigError(f"{who} has overtile {release}, this is {RELEASE}. Install the same there")
     for folder in shared:
         probe = folder / f".overtile.{uuid4().hex}.partial"
         write_bytes(probe, b"")
@@ -218,6 +277,7 @@ def watch_team(team: Team, wait: Callable[[float], bool], clock: Callable[[], fl
         except ClusterError as error:
             return team.close(error)
         seen = clock() if team.threads else seen
-        if clock() - seen > PATIENCE_S:
+        if clock() - seen > team.patience_s:
             kind = "worker with a GPU" if team.has_gpus else "worker"
-            return team.close(ClusterError(f"no {kind} for {PATIENCE_S / 60:.0f} minutes. Start some and run it again"))
+            why = f"no {kind} for {team.patience_s / 60:.0f} minutes. Start some and run the same command again"
+            return team.close(ClusterError(why))

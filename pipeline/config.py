@@ -137,26 +137,32 @@ class OutputsSection(Section):
 
 
 class ClusterSection(Section):
-    """Who computes: dask workers on this machine, those of a scheduler at ``address``, or this process alone.
+    """Who computes: dask workers on this machine, those of a scheduler at ``address``, jobs, or this process alone.
 
-    ``tls`` is a folder with ca.pem, cert.pem and key.pem; ``slides_at_once`` are open at a time.
+    With ``slurm`` the scheduler is the run's own, listens at ``address``, and its workers are jobs, submitted with the
+    options in ``sbatch``. ``tls`` is a folder with ca.pem, cert.pem and key.pem; ``slides_at_once`` are open at a time.
     """
 
-    kind: Literal["local", "serial", "address"] = "local"
+    kind: Literal["local", "serial", "address", "slurm"] = "local"
     workers: Length | Literal["auto"] = "auto"
     slides_at_once: Annotated[int, Field(gt=0, le=MOST_SLIDES_ASKED)] | Literal["auto"] = "auto"
     address: str | None = None
     tls: str | None = None
+    sbatch: Annotated[tuple[Annotated[str, Field(pattern=r"^-[^\n]+$")], ...], Field(strict=False)] = ()
 
     @property
     def is_elsewhere(self) -> bool:
         """Whether workers may run on other machines, or be started in other folders."""
-        return self.kind == "address"
+        return self.kind in ("address", "slurm")
 
     @model_validator(mode="after")
     def _is_reachable_in_safety(self) -> ClusterSection:
-        if (self.kind == "address") != (self.address is not None):
-            raise ValueError("expected kind: address together with an address such as tls://head:8786, or neither")
+        if self.is_elsewhere != (self.address is not None):
+            raise ValueError("expected an address such as tls://head:8786 with kind: address or slurm, and only there")
+        if self.kind == "slurm" and self.workers == "auto":
+            raise ValueError("kind: slurm needs workers: how many jobs to submit, of one worker each")
+        if self.kind != "slurm" and self.sbatch:
+            raise ValueError("sbatch is for kind: slurm")
         scheme, host = _scheme_and_host(self.address)
         if scheme == "tcp" and not is_loopback(host):
             raise ValueError(

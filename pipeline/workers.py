@@ -56,8 +56,11 @@ SETTINGS: Mapping[str, Any] = MappingProxyType(
 )
 """What dask is told, here and (`configs/dask.yaml`) where scheduler and workers are started by hand."""
 
-GPU, GPU_THREADS = "GPU", 2
+DEVICES, GPU, GPU_THREADS = "CUDA_VISIBLE_DEVICES", "GPU", 2
 """The resource of a worker with a GPU: as many as threads, of which one computes while the other reads and writes."""
+
+STEALING = "distributed.scheduler.work-stealing"
+"""Off where there are GPUs: an idle worker that has one would steal blocks that are for the others."""
 
 RELEASE = f"{package_version('overtile')}, stages {'.'.join(map(str, CODE_VERSIONS.values()))}"
 """What decides, beside the plan, which pixels a block gets."""
@@ -199,21 +202,22 @@ def _explain(index: Index, error: BaseException) -> BaseException:
 def local_client(workers: int, threads: int = 1, gpus: Sequence[str] = ()) -> Iterator[Client]:
     """Worker processes on this machine, all sockets on 127.0.0.1, gone when the block ends.
 
-    Beside those there is one for each of ``gpus``, names for CUDA_VISIBLE_DEVICES, which sees that one and has the
+    Beside those there is one for each of ``gpus``, names for CUDA_VISIBLE_DEVICES, which alone sees it and has the
     resource GPU. ``threads`` above 1 is for CUDA, where one computes while others read and write.
     """
     place = {"host": "127.0.0.1", "protocol": "tcp://"}
     nanny = {**place, "dashboard": False, "memory_limit": None, "silence_logs": 50}
+    blind = {"env": {DEVICES: ""}} if gpus else {}
     team: dict[int | str, dict[str, Any]] = {
-        number: {"cls": Nanny, "options": {**nanny, "nthreads": threads}} for number in range(workers)
+        number: {"cls": Nanny, "options": {**nanny, **blind, "nthreads": threads}} for number in range(workers)
     }
     for gpu in gpus:
-        pinned = {"env": {"CUDA_VISIBLE_DEVICES": gpu}, "resources": {GPU: GPU_THREADS}, "nthreads": GPU_THREADS}
+        pinned = {"env": {DEVICES: gpu}, "resources": {GPU: GPU_THREADS}, "nthreads": GPU_THREADS}
         team[f"gpu-{gpu}"] = {"cls": Nanny, "options": {**nanny, **pinned}}
     scheduler = {"cls": Scheduler, "options": {**place, "port": 0, "dashboard_address": "127.0.0.1:0"}}
     with (
         TemporaryDirectory(prefix="overtile-") as scratch,
-        dask.config.set({**SETTINGS, "temporary-directory": scratch}),
+        dask.config.set({**SETTINGS, "temporary-directory": scratch, STEALING: not gpus}),
         SpecCluster(workers=team, scheduler=scheduler, silence_logs=50) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):

@@ -5,7 +5,6 @@ The certificates are made by the very command that the documentation states.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -41,19 +40,19 @@ class Machines:
     @property
     def address(self) -> str:
         """Of the scheduler."""
-        return str(json.loads((self.folder / "scheduler.json").read_text())["address"])
+        (found,) = re.findall(r"Scheduler at:\s+(tls://\S+)\n", (self.folder / "scheduler.log").read_text())
+        return str(found)
 
     @property
     def settings(self) -> list[str]:
         """What the command is told."""
         return ["cluster.kind=address", f"cluster.address={self.address}", f"cluster.tls={self.tls}"]
 
-    def start_scheduler(self) -> None:
+    def start_scheduler(self, environment: Mapping[str, str] | None = None) -> None:
         """Start it, and wait until it has an address."""
-        found = self.folder / "scheduler.json"
         words = ["--host", "127.0.0.1", "--port", "0", "--protocol", "tls", "--dashboard-address", "127.0.0.1:0"]
-        self._start("scheduler", [*words, "--scheduler-file", str(found)], {})
-        self._until("scheduler", found.exists)
+        self._start("scheduler", words, environment or {})
+        self._until("scheduler", lambda: "dashboard at" in (self.folder / "scheduler.log").read_text())
 
     def start_worker(self, name: str, *options: str, environment: Mapping[str, str] | None = None) -> None:
         """Start one process with one thread, in a folder of its own, and wait until the scheduler knows it."""
@@ -102,11 +101,11 @@ class Machines:
 
 
 @contextmanager
-def machines(folder: Path, *workers: str) -> Iterator[Machines]:
-    """A scheduler and workers of these names; all gone at the end."""
+def machines(folder: Path, *workers: str, environment: Mapping[str, str] | None = None) -> Iterator[Machines]:
+    """A scheduler, with more in its environment, and workers of these names; all gone at the end."""
     found = Machines(folder, make_certificates(folder))
     try:
-        found.start_scheduler()
+        found.start_scheduler(environment)
         for name in workers:
             found.start_worker(name)
         yield found

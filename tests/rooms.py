@@ -55,6 +55,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "click": ("flows/cli.py",),
     "rich": ("flows/*",),
     "dask": ("pipeline/workers.py", "pipeline/cluster.py"),
+    "dask_jobqueue": ("pipeline/cluster.py",),
     "distributed": ("pipeline/workers.py", "pipeline/cluster.py"),
     "torch": ("unet_core/*", "pipeline/network.py", "flows/doctor.py"),
     "safetensors": ("unet_core/*",),

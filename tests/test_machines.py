@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -46,9 +47,17 @@ def test_workers_under_tls_give_the_bytes_of_one_process(overtile: Command, fini
 class Running:
     """A command in the background."""
 
-    def __init__(self, overtile: Command, source: Path, out: Path, settings: list[str]) -> None:
+    def __init__(self, overtile: Command, source: Path, out: Path, settings: list[str], *options: str) -> None:
         settings = ["tiles.block=512", "compute.precision=fp32", *settings]
-        words = [source, "--out", out, "--model", CLASSES, *(word for one in settings for word in ("--set", one))]
+        words = [
+            source,
+            "--out",
+            out,
+            "--model",
+            CLASSES,
+            *(word for one in settings for word in ("--set", one)),
+            *options,
+        ]
         self.out = out
         self.process = subprocess.Popen(
             [*installed_command(), "segment", *map(str, words)],
@@ -57,7 +66,13 @@ class Running:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
+
+    def kill(self) -> None:
+        """SIGKILL of the process and all that it started."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
 
     def shards(self) -> int:
         """Blocks that the network has answered."""
@@ -66,8 +81,11 @@ class Running:
     def until(self, is_so: Callable[[], bool]) -> None:
         """Wait until something is so; it must not end before."""
         while not is_so():
-            with pytest.raises(subprocess.TimeoutExpired):
-                self.process.wait(timeout=0.05)
+            try:
+                said, _ = self.process.communicate(timeout=0.05)
+            except subprocess.TimeoutExpired:
+                continue
+            pytest.fail(f"it ended with {self.process.returncode}:\n{said}")
 
     def end(self) -> tuple[int, str]:
         """Its exit code and what it said."""
@@ -153,7 +171,7 @@ def test_a_scheduler_that_is_killed_costs_blocks_in_flight_and_counts_against_no
 def test_the_network_runs_where_a_gpu_is_and_nothing_else_does(overtile: Command, tmp_path: Path) -> None:
     """Four workers, each started for one of the devices 0, 1, 2 and 3, and one without."""
     slides = sound_slides(tmp_path / "slides", "a", "b")
-    with machines(tmp_path) as there:
+    with machines(tmp_path, environment={"DASK_DISTRIBUTED__SCHEDULER__WORK_STEALING": "False"}) as there:
         noted = tmp_path / "noted"
         noted.mkdir()
         for number in "0123":

@@ -33,9 +33,10 @@ BENCHMARKS: dict[str, dict[str, str]] = {
     "linear": {},
     "price": {},
     "training": {},
+    "scale": {},
 }
 """Each with the environment it needs: what works on blocks in its own process does so as a worker process would."""
-LONG: dict[str, dict[str, str]] = {"long": {}}
+LONG: dict[str, dict[str, str]] = {"long": {}, "scale_long": {}}
 """Those that are only run by name."""
 
 
@@ -75,6 +76,11 @@ BARS = (
     Bar("peak memory, 60,000 px over 4,096 px squared", "long", "long_over_small", "at most", 1.10),
     Bar("GiB of the largest worker at 60,000 px squared", "long", "worker_gib", "at most", 1.5),
     Bar("four workers busy with fifty small slides", "slides", "busy", "at least", 0.90),
+    Bar("64 workers busy with blocks of one second", "scale", "efficiency", "at least", 0.95),
+    Bar("overhead of a block on 64 workers, ms of wall", "scale", "overhead_ms", "at most", 3.0),
+    Bar("64 workers busy with 100,000 blocks behind them", "scale_long", "efficiency", "at least", 0.95),
+    Bar("overhead of one of 100,000 blocks, ms of wall", "scale_long", "overhead_ms", "at most", 3.0),
+    Bar("MiB the scheduler grows, 2,400 to 100,000 blocks", "scale_long", "scheduler_growth_mib", "at most", 100.0),
     Bar("weight map of 1000 x 1000 px and 300 objects, seconds", "training", "weight_map_s", "at most", 1.0),
     Bar("training steps over a bare loop's, drawing included, wall", "training", "step_over_bare", "at least", 0.85),
 )

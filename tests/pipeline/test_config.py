@@ -45,7 +45,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "geojson": True,
         "overview": True,
     },
-    "cluster": {"kind": "local", "workers": "auto", "slides_at_once": "auto", "address": None, "tls": None},
+    "cluster": {
+        "kind": "local",
+        "workers": "auto",
+        "slides_at_once": "auto",
+        "address": None,
+        "tls": None,
+        "sbatch": (),
+    },
 }
 
 

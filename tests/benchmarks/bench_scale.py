@@ -1,0 +1,114 @@
+"""What the plumbing costs when there are many workers and blocks: overhead, efficiency, the scheduler's memory.
+
+The one decision made here: a block's work is a wait, and everything else is real: a scheduler in a process of its own,
+workers at the other end of sockets, the flight that bounds what is under way, one task a block. 2,400 blocks are a
+slide of 100,000 pixels squared. Simulated workers share one process, so their own plumbing has one core, not one each:
+what is found here is worse than what many machines see.
+
+    python tests/benchmarks/bench_scale.py [BLOCKS [SECONDS [WORKERS...]]]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+from napping import nap
+
+from pipeline.cluster import Team, team_of
+from pipeline.config import ClusterSection
+
+HERE = Path(__file__).parent
+ENVIRONMENT = {**os.environ, "DASK_CONFIG": str(HERE.parents[1] / "configs" / "dask.yaml"), "PYTHONPATH": str(HERE)}
+SLIDE, SECONDS, WORKERS = 2_400, 1.0, (1, 8, 64)
+MIB = 2**20
+
+
+@contextmanager
+def scheduler(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """A dask scheduler on this machine: its address and its process."""
+    log = folder / "log"
+    line = [sys.executable, "-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", "0"]
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [*line, "--dashboard-address", "127.0.0.1:0"], env=ENVIRONMENT, stdout=file, stderr=subprocess.STDOUT
+        )
+    try:
+        while not (found := re.search(r"Scheduler at:\s+(tcp://\S+)\n", log.read_text())):
+            if process.poll() is not None:
+                raise RuntimeError(f"the scheduler ended:\n{log.read_text()}")
+            time.sleep(0.1)
+        yield found[1], psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextmanager
+def team(address: str, workers: int) -> Iterator[Team]:
+    """So many workers that nap, as a run sees them."""
+    line = [sys.executable, str(HERE / "napping.py"), address, str(workers)]
+    naps = subprocess.Popen(line, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    try:
+        with team_of(ClusterSection(kind="address", address=address), ()) as found:
+            found.client.wait_for_workers(workers)
+            while found.threads < workers:
+                time.sleep(0.1)
+            yield found
+    finally:
+        naps.kill()
+        naps.wait()
+
+
+def wall_s(found: Team, blocks: int, seconds: float) -> float:
+    """How long so many blocks take that each wait so long."""
+    began = time.monotonic()
+    done = sum(answer["blocks"] for answer in found.map_for(0, "predict")(partial(nap, seconds), grid(blocks)))
+    assert done == blocks
+    return time.monotonic() - began
+
+
+def grid(blocks: int) -> Iterator[tuple[int, int]]:
+    """Indices, drawn as they are needed."""
+    return ((0, number) for number in range(blocks))
+
+
+def measure(blocks: int, seconds: float, workers: int) -> dict[str, Any]:
+    """A block's overhead, the share of the workers' time in which they work, the scheduler's memory and processor."""
+    with tempfile.TemporaryDirectory() as name, scheduler(Path(name)) as (address, process):
+        with team(address, workers) as found:
+            wall_s(found, 4 * workers, 0)  # everything imported
+            before = process.cpu_times()
+            empty_s = wall_s(found, blocks, 0)
+            after = process.cpu_times()
+            answer = {
+                "overhead_ms": 1e3 * empty_s / blocks,
+                "scheduler_cpu_ms": 1e3 * (after.user + after.system - before.user - before.system) / blocks,
+                "scheduler_mib": process.memory_info().rss / MIB,
+            }
+            if seconds:
+                working = min(blocks, 40 * workers)  # forty rounds tell as much as more
+                answer["efficiency"] = working * seconds / workers / wall_s(found, working, seconds)
+        return answer
+
+
+def measure_all(blocks: int = SLIDE, seconds: float = SECONDS, *workers: int) -> dict[str, Any]:
+    """For each number of workers; what the bars are about is said of the largest."""
+    found = {number: measure(blocks, seconds, number) for number in workers or WORKERS}
+    return {"blocks": blocks, "seconds": seconds, **found[max(found)], "by_workers": found}
+
+
+if __name__ == "__main__":
+    given = sys.argv[1:]
+    print(json.dumps(measure_all(*map(int, given[:1]), *map(float, given[1:2]), *map(int, given[2:])), indent=1))

@@ -1,0 +1,86 @@
+"""SLURM: what would be submitted is accepted by it, where it is installed; where not, the script is read at least."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.cluster import slurm_cluster
+from pipeline.config import ClusterSection
+from pipeline.errors import ConfigError
+from tests.machines import PAGE, make_certificates
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The job of a worker with a GPU."""
+    folder = tmp_path_factory.mktemp("slurm")
+    section = ClusterSection(
+        kind="slurm",
+        workers=2,
+        address="tls://127.0.0.1:0",
+        tls=str(make_certificates(folder)),
+        sbatch=("--mem=8G", "--time=08:00:00", "--comment=night"),
+    )
+    with slurm_cluster(section, on_gpu=True) as cluster:
+        return str(cluster.job_script()).replace(str(folder), "FOLDER")
+
+
+def test_the_job_says_what_was_asked_for_and_nothing_dask_makes_up(script: str) -> None:
+    assert [line for line in script.splitlines() if line.startswith("#SBATCH")] == [
+        "#SBATCH -J overtile",
+        "#SBATCH -n 1",
+        "#SBATCH --cpus-per-task=2",
+        "#SBATCH --mem=8G",
+        "#SBATCH --time=08:00:00",
+        "#SBATCH --comment=night",
+    ]
+
+
+def test_the_worker_is_this_interpreters_under_tls_and_shows_itself_to_nobody_else(script: str) -> None:
+    (line,) = (line for line in script.splitlines() if "distributed.cli.dask_worker" in line)
+    assert line.startswith(f"{sys.executable} -m distributed.cli.dask_worker tls://127.0.0.1:")
+    for words in (
+        "--nthreads 2",
+        "--resources GPU=2",
+        "--dashboard-address 127.0.0.1:0",
+        "--tls-ca-file FOLDER/tls/ca.pem --tls-cert FOLDER/tls/cert.pem --tls-key FOLDER/tls/key.pem",
+    ):
+        assert words in line
+    assert line.rindex("--memory-limit 0") > line.index("--memory-limit"), "the last one counts"
+
+
+def test_the_worker_is_told_what_a_runs_own_workers_are(script: str) -> None:
+    exports = "\n".join(line for line in script.splitlines() if line.startswith("export "))
+    told = "import dask, distributed; from pipeline.workers import SETTINGS\nfor k, v in SETTINGS.items():\n"
+    told += "    assert dask.config.get(k) == v, (k, dask.config.get(k))\n"
+    done = subprocess.run(
+        ["bash", "-ec", f'{exports}\n"{sys.executable}" -c "$0"', told], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_the_library_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "dask_jobqueue.slurm", None)
+    section = ClusterSection(kind="slurm", workers=2, address="tls://127.0.0.1:0", tls=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"pip install 'overtile\[slurm\]'"):
+        slurm_cluster(section, on_gpu=False)
+
+
+@pytest.mark.parametrize("which", ["worker", "array"])
+def test_slurm_would_take_it(script: str, which: str, tmp_path: Path) -> None:
+    if shutil.which("sbatch") is None:
+        pytest.skip("no SLURM here: there is no sbatch to ask")
+    if which == "array":
+        found = re.search(r"```bash\n(#!/bin/bash\n#SBATCH.*?)```", PAGE.read_text("utf-8"), re.S)
+        assert found, "the page has a script"
+        script = found[1]
+    (tmp_path / "job.sh").write_text(script)
+    asked = subprocess.run(["sbatch", "--test-only", tmp_path / "job.sh"], capture_output=True, text=True)
+    assert asked.returncode == 0, asked.stderr
+    assert " to start at " in asked.stderr
