@@ -167,9 +167,8 @@ def plan_batch(request: BatchRequest, *, writing: bool = True) -> Batch:
         chosen = [replace(one, candidate=candidate) for one, candidate in zip(chosen, redacted, strict=True)]
     everything = {one.candidate.key: one.candidate.shown for one in chosen}
     if unknown := [key for key in request.force if key not in everything]:
-        raise ConfigError(
-            f"--force {unknown[0]}: no such slide here; expected one of {', '.join(sorted(everything)[:10])}"
-        )
+        there = ", ".join(sorted(everything)[:10])
+        raise ConfigError(f"--force {unknown[0]}: no such slide here; expected one of {there}")
     if all(one.candidate.refused for one in chosen):
         raise ConfigError("; ".join(str(one.candidate.refused) for one in chosen))
     chosen = chosen if request.share is None else request.share.take(chosen)
