@@ -106,16 +106,6 @@ def test_tensorboard_reads_the_same_losses(trained: Trained) -> None:
     assert [event.value for event in board.Scalars("training/loss")] == pytest.approx(losses)
 
 
-def test_the_model_segments(trained: Trained, overtile: Command, tmp_path: Path) -> None:
-    image, _ = drawn(3, (200, 240))
-    tifffile.imwrite(tmp_path / "slide.tif", image, photometric="rgb", tile=(64, 64))
-    out = tmp_path / "out"
-    ran = overtile.segment(tmp_path / "slide.tif", out, "tissue=null", model=trained.out / "best.safetensors")
-    assert ran.code == 0, ran.said
-    objects = zarr.open_array(out / "slide" / "slide.ome.zarr" / "labels" / "objects" / "0", mode="r")
-    assert objects.shape == (200, 240)
-
-
 @pytest.mark.long
 def test_a_model_with_colours_of_its_own_is_trained_and_segments(overtile: Command, tmp_path: Path) -> None:
     run, out = tmp_path / "run", tmp_path / "out"

@@ -124,7 +124,8 @@ def test_an_image_larger_than_the_memory_it_may_take_becomes_a_network(overtile:
 # ---- other networks --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", ["attention", pytest.param("unet++", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("preset", ["attention", "unet++"])
 def test_other_networks_are_trained_and_run(overtile: Command, tmp_path: Path, preset: str) -> None:
     discs = write_discs(tmp_path, 3)
     depth = "network.depth=null" if preset == "unet++" else "network.depth=2"
