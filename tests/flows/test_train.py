@@ -15,7 +15,6 @@ from urllib.request import Request, urlopen
 
 import pytest
 import tifffile
-import zarr
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
