@@ -12,6 +12,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from flows.plain import printable
+from pipeline.errors import ConfigError
+
 app = typer.Typer()
 
 Place = Annotated[
@@ -36,3 +39,36 @@ def inspect(
 
         show(records, Console(), preview=preview)
     raise typer.Exit(0 if all(record["state"] == "complete" for record in records) else 3)
+
+
+@app.command()
+def export(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Slides' folders in OUT, or OUT.", show_default=False)
+    ],
+    to: Annotated[
+        list[str],
+        typer.Option("--to", metavar="FORMAT", help="geojson, geoparquet, csv, ngff04 or ome-tiff. Repeatable."),
+    ],
+    into: Annotated[
+        Path | None,
+        typer.Option("--into", metavar="DIR", help="Folder for the copies; else 'exports' beside each result."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write anew what is there already.")] = False,  # noqa: FBT002  typer's way to declare a flag
+) -> None:
+    """Copy complete results into forms that other tools read. Ends with 3 when one of several is not complete."""
+    from flows.export import export as write
+    from flows.records import slide_stores
+    from pipeline.handover import Result
+
+    stores = [store for path in paths for store in slide_stores(path)]
+    if not stores:
+        raise ConfigError(f"{paths[0]} holds no results: expected a folder that 'overtile segment' wrote")
+    complete = [store for store in stores if store.manifest.exists()]
+    for store in stores:
+        if store not in complete:
+            typer.echo(f"not complete, left out: {printable(str(store.root))}", err=True)
+    for store in complete:
+        for path in write(Result.open(store), to, into, force=force):
+            typer.echo(printable(str(path)))
+    raise typer.Exit(0 if len(complete) == len(stores) else 3)

@@ -16,7 +16,7 @@ import gzip
 import json
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO
@@ -60,12 +60,12 @@ def export_block(work: Work, section: ExportSection, index: Index) -> Counts:
     Raises StoreError when the labels are of another plan, DamagedError when the table lacks one of the objects.
     """
     core = work.core(index)
-    labels = _labels(work, section).read(core)
+    labels = labels_of(work, section).read(core)
     parts = trace(labels, (core.y0, core.x0))
-    shared = np.isin(parts.ids, _ids_on_seams(labels, core, work.shape_yx))
-    inside = _grouped(parts.ids[~shared], parts.polygons()[~shared])
+    shared = np.isin(parts.ids, ids_on_seams(labels, core, work.shape_yx))
+    inside = grouped(parts.ids[~shared], parts.polygons()[~shared])
     shapes = {identity: join(pieces, across_blocks=False) for identity, pieces in inside.items()}
-    text = ",\n".join(_features(work, section, shapes))
+    text = ",\n".join(features_of(work, section, shapes))
     result = parts.select(shared).arrays() | {"text": np.frombuffer(zlib.compress(text.encode(), 1), np.uint8)}
     work.store.save_result(STAGE, work.plan, index, result | {"inside": np.array(len(shapes))})
     return {"polygons": len(parts.ids)}
@@ -92,7 +92,8 @@ def export_slide(work: Work, section: ExportSection, map_blocks: MapBlocks) -> S
     return report
 
 
-def _labels(work: Work, section: ExportSection) -> StoredArray:
+def labels_of(work: Work, section: ExportSection) -> StoredArray:
+    """The labels, which must be of the plan that is exported. Raises StoreError when they are not."""
     labels = work.store.read(OBJECTS)
     if labels.plan != section.objects_plan:
         raise StoreError(
@@ -105,7 +106,7 @@ def _labels(work: Work, section: ExportSection) -> StoredArray:
 # ---- joining --------------------------------------------------------------------------------------------------------
 
 
-def _ids_on_seams(labels_YX: NDArray[np.uint32], core: Box, shape_yx: tuple[int, int]) -> NDArray[np.uint32]:
+def ids_on_seams(labels_YX: NDArray[np.uint32], core: Box, shape_yx: tuple[int, int]) -> NDArray[np.uint32]:
     """Ids on those sides of the block that have a neighbour. Objects are connected, so no other can go on there."""
     height, width = shape_yx
     sides = [
@@ -117,7 +118,7 @@ def _ids_on_seams(labels_YX: NDArray[np.uint32], core: Box, shape_yx: tuple[int,
     return np.unique(np.concatenate([side for side in sides if side is not None] or [labels_YX[:0, 0]]))
 
 
-def _grouped(ids: NDArray[np.uint32], polygons: NDArray[Any]) -> dict[int, list[Polygon]]:
+def grouped(ids: NDArray[np.uint32], polygons: NDArray[Any]) -> dict[int, list[Polygon]]:
     """Pieces of each object, ids in the order given."""
     pieces: dict[int, list[Polygon]] = {}
     for identity, polygon in zip(ids.tolist(), polygons, strict=True):
@@ -156,19 +157,19 @@ class Seams:
                 yield zlib.decompress(result["text"].tobytes()).decode()
             parts = Parts.of_arrays(result)
             ready: dict[int, Polygon | MultiPolygon] = {}
-            for identity, pieces in _grouped(parts.ids, parts.polygons()).items():
+            for identity, pieces in grouped(parts.ids, parts.polygons()).items():
                 earlier = waiting.pop(identity, [])
                 if self.last[identity] == number:
                     ready[identity] = join(earlier + pieces, across_blocks=bool(earlier))
                 else:
                     waiting[identity] = earlier + pieces
-            yield from _features(work, section, ready)
+            yield from features_of(work, section, ready)
 
 
 # ---- features -------------------------------------------------------------------------------------------------------
 
 
-def _features(work: Work, section: ExportSection, shapes: dict[int, Polygon | MultiPolygon]) -> Iterator[str]:
+def features_of(work: Work, section: ExportSection, shapes: dict[int, Polygon | MultiPolygon]) -> Iterator[str]:
     """One line of JSON for each object, ids ascending as they are in ``shapes``."""
     if not shapes:
         return
@@ -207,10 +208,15 @@ def _feature(section: ExportSection, identity: int, outline: Outline, row: tuple
 def _write(work: Work, section: ExportSection, seams: Seams, file: BinaryIO) -> None:
     """Stream the FeatureCollection, one feature a line, without time or name in the gzip header."""
     with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0, compresslevel=_COMPRESSION) as packed:
-        packed.write(b'{"type":"FeatureCollection","features":[')
-        for piece in _separated(seams.features(work, section)):
-            packed.write(piece.encode())
-        packed.write(b"\n]}\n")
+        write_collection(seams.features(work, section), packed.write)
+
+
+def write_collection(lines: Iterable[str], write: Callable[[bytes], object]) -> None:
+    """A FeatureCollection from the text of its features."""
+    write(b'{"type":"FeatureCollection","features":[')
+    for piece in _separated(lines):
+        write(piece.encode())
+    write(b"\n]}\n")
 
 
 def _separated(lines: Iterable[str]) -> Iterator[str]:

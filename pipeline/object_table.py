@@ -7,7 +7,8 @@ groups it needs, and a table of other labels is refused instead of mixing up obj
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,32 @@ def read_objects(
     return {name: np.concatenate(columns) for name, columns in pieces.items()}
 
 
+def read_groups(path: Path) -> Iterator[pa.Table]:
+    """All columns, one row group at a time; an empty table where there are no objects. Raises DamagedError."""
+    file = _open(path)
+    for group in range(file.num_row_groups):
+        yield _guarded(path, partial(file.read_row_group, group))
+    if not file.num_row_groups:
+        yield file.schema_arrow.empty_table()
+
+
+def read_rows(path: Path, ids: NDArray[np.int64]) -> pa.Table:
+    """All columns of the objects ``ids`` (ascending). Holds the row groups they lie in. Raises DamagedError."""
+    file = _open(path)
+    if ids.max(initial=0) > file.metadata.num_rows:
+        raise DamagedError(
+            f"{path}: expected object {ids.max()}, found {file.metadata.num_rows}. Run 'overtile verify'"
+        )
+    bounds = np.cumsum([0] + [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
+    groups = np.unique(np.searchsorted(bounds, ids, side="left") - 1).tolist()
+    table = _guarded(path, partial(file.read_row_groups, groups))
+    ahead = np.concatenate([np.arange(bounds[group], bounds[group + 1]) for group in groups])
+    rows = table.take(pa.array(np.searchsorted(ahead, ids - 1)))
+    if not np.array_equal(rows["id"].to_numpy(), ids):
+        raise DamagedError(f"{path}: expected row i to be object i + 1, found others. Run 'overtile verify'")
+    return rows
+
+
 def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(pa.OSFile(os.fsencode(path)))  # bytes: a folder's name need not be UTF-8
@@ -60,11 +87,15 @@ def _open(path: Path) -> pq.ParquetFile:
         raise DamagedError(f"{path} cannot be read as the object table ({error}). Run 'overtile verify'") from error
 
 
-def _read_group(file: pq.ParquetFile, path: Path, group: int, *, first: int, names: Sequence[str]) -> pa.Table:
+def _guarded(path: Path, read: Callable[[], pa.Table]) -> pa.Table:
     try:
-        table = file.read_row_group(group, columns=["id", *names])
+        return read()
     except (OSError, pa.ArrowException) as error:
         raise DamagedError(f"{path} cannot be read as the object table ({error}). Run 'overtile verify'") from error
+
+
+def _read_group(file: pq.ParquetFile, path: Path, group: int, *, first: int, names: Sequence[str]) -> pa.Table:
+    table = _guarded(path, partial(file.read_row_group, group, columns=["id", *names]))
     last = first + len(table) - 1
     if not np.array_equal(table["id"].to_numpy(), np.arange(first, last + 1)):
         raise DamagedError(f"{path}: expected ids {first} to {last} in order, found others. Run 'overtile verify'")

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from pipeline.geometry import Box, TileGrid
 from pipeline.store import ArraySpec, Index, SlideStore
@@ -62,7 +63,11 @@ def tree_bytes(folder: Path, *, without: tuple[str, ...] = ()) -> dict[str, byte
 
 
 def put_objects(
-    store: SlideStore, labels_YX: NDArray[np.uint32], classes: Mapping[str, Sequence[int]], mpp: float
+    store: SlideStore,
+    labels_YX: NDArray[np.uint32],
+    classes: Mapping[str, Sequence[int]],
+    mpp: float,
+    level0_from_image: float = 1.0,
 ) -> None:
     """Write the columns of ``objects.parquet`` that later stages read; ``classes`` gives each class's object ids."""
     count = int(labels_YX.max(initial=0))
@@ -72,6 +77,8 @@ def put_objects(
         (np.bincount(labels_YX.ravel(), weights=axis.ravel(), minlength=count + 1)[1:] / area + 0.5) * mpp
         for axis in np.indices(labels_YX.shape)
     )
+    box = np.array([[at[0].start, at[1].start, at[0].stop, at[1].stop] for at in ndimage.find_objects(labels_YX)])
+    y0, x0, y1, x1 = box.reshape(-1, 4).T * level0_from_image
     codes = pa.array([list(classes).index(name_of[identity]) for identity in range(1, count + 1)], pa.int16())
     table = pa.table(
         {
@@ -81,6 +88,7 @@ def put_objects(
             "area_um2": area * mpp**2,
             "centroid_y_um": y,
             "centroid_x_um": x,
+            **{"bbox_y0_px": y0, "bbox_x0_px": x0, "bbox_y1_px": y1, "bbox_x1_px": x1},
             "mean_probability": np.linspace(0.5, 1, count),
         }
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from flows.preview import HALF, half_blocks
 from flows.thumbnail import thumbnail
 from pipeline.store import SlideStore
 from tests.commands import Command
-from tests.faults.pictures import draw, red_and_blue
+from tests.faults.trees import Finished
 from tests.make_store import put_array
 from tests.pipeline.make_result import finished_slide
 
@@ -41,33 +42,32 @@ def test_inspect_refuses_what_holds_no_results(overtile_alone: Command, tmp_path
     assert "holds no results" in ran.only_error
 
 
-def test_inspect_says_what_is_complete_and_what_is_not(overtile: Command, tmp_path: Path) -> None:
-    slide = tmp_path / "slide.tif"
-    rgb = draw((300, 1300), red_and_blue((300, 1300)))
-    tifffile.imwrite(slide, rgb, photometric="rgb", tile=(256, 256))
-    assert overtile.segment(slide, tmp_path / "out", "--mpp", "0.5").code == 0
-    ran = overtile.run("inspect", tmp_path / "out", "--json")
+def test_inspect_says_what_is_complete_and_what_is_not(
+    finished: Finished, overtile_alone: Command, tmp_path: Path
+) -> None:
+    root = tmp_path / "out" / "slide"
+    shutil.copytree(finished.result, root)
+    ran = overtile_alone.run("inspect", tmp_path / "out", "--json")
     assert ran.code == 0, ran.said
     (record,) = json.loads(ran.stdout)
-    root = tmp_path / "out" / "slide"
     _assert_arrays_are_as_zarr_finds_them(record, root / "slide.ome.zarr")
     _assert_classes_are_as_the_table_counts_them(record, pq.read_table(root / "objects.parquet"))
-    assert record["size_mm"] == [0.15, 0.65]
+    assert record["size_mm"] == [0.15, 0.55]
     assert record["pyramids"]["objects"] == [
-        {"path": "labels/objects/0", "shape": [300, 1300], "um_per_px": 0.5},
-        {"path": "labels/objects/1", "shape": [150, 650], "um_per_px": 1.0},
-        {"path": "labels/objects/2", "shape": [75, 325], "um_per_px": 2.0},
+        {"path": "labels/objects/0", "shape": [300, 1100], "um_per_px": 0.5},
+        {"path": "labels/objects/1", "shape": [150, 550], "um_per_px": 1.0},
+        {"path": "labels/objects/2", "shape": [75, 275], "um_per_px": 2.0},
     ]
     assert record["seam"] is None, "two block lines of 300 px are too little"
     shown = shown_by_inspect(root)
-    assert "1300 x 300 px at 0.5 um/px = 0.65 x 0.15 mm" in shown
+    assert "1100 x 300 px at 0.5 um/px = 0.55 x 0.15 mm" in shown
     assert "seams: too little was cut here to tell" in shown
     assert "this terminal shows no colours" in shown
     assert "6 / 6" in shown, "blocks of three levels"
-    assert shown_by_inspect(root, color_system="truecolor").count(HALF) == 96 * 11, "96 x 22 pixels"
+    assert shown_by_inspect(root, color_system="truecolor").count(HALF) == 96 * 13, "96 x 26 pixels"
     (root / "slide.ome.zarr" / "probability" / "0" / "c" / "0" / "0" / "1").unlink()
     (root / "manifest.json").unlink()
-    ran = overtile.run("inspect", tmp_path / "out")
+    ran = overtile_alone.run("inspect", tmp_path / "out")
     assert ran.code == 3
     assert "5 / 6" in ran.stdout
 

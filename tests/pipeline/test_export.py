@@ -41,12 +41,12 @@ def blobs(shape_yx: tuple[int, int] = SHAPE_YX, seed: int = 0) -> NDArray[np.uin
     return np.asarray(label(mask, connectivity=2), np.uint32)
 
 
-def make_slide(root: Path, labels: NDArray[np.uint32], block_px: int = 512) -> Work:
+def make_slide(root: Path, labels: NDArray[np.uint32], block_px: int = 512, scale: float = 1.0) -> Work:
     store = SlideStore(root)
     put_array(store, OBJECTS, labels, PLAN, block_px)
     count = int(labels.max(initial=0))
     odd = {"nucleus": range(1, count + 1, 2), "mitosis": range(2, count + 1, 2)}
-    put_objects(store, labels, odd, MPP)
+    put_objects(store, labels, odd, MPP, scale)
     return Work(root, labels.shape, block_px, "p" * 64)
 
 
