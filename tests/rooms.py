@@ -63,7 +63,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "imagecodecs": ("pipeline/slide*.py", "flows/demo.py"),
     "simplejpeg": ("pipeline/slide*.py",),
     "zarr": ("pipeline/store.py", "pipeline/pyramid.py", "pipeline/slide_zarr.py", "pipeline/ngff04.py"),
-    "numcodecs": ("pipeline/shard.py",),
+    "numcodecs": ("pipeline/shard.py", "pipeline/ngff04.py"),
     "google_crc32c": ("pipeline/shard.py",),
     "ome_zarr_models": ("pipeline/store.py", "pipeline/pyramid.py", "pipeline/slide_zarr.py"),
     "rasterio": ("pipeline/polygons.py",),
