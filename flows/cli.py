@@ -35,6 +35,7 @@ from pipeline.errors import ConfigError, OvertileError
 
 if TYPE_CHECKING:
     from flows.batch import Batch, BatchRequest
+    from flows.server import Server
 
 ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -143,17 +144,26 @@ def segment(  # noqa: PLR0913  one parameter an option
 
 
 def _segment(request: BatchRequest) -> int:
-    from flows.server import Server, used
+    from flows.server import Server
 
     server = Server.start(apart=request.share is not None)  # it boots while the rest is imported and planned
     from flows.batch import plan_batch, settle
-    from flows.progress import Display
     from flows.report import write_batch_files
+    from flows.shared import shared_with_group
 
-    batch = plan_batch(request)
-    if settle(batch):
-        write_batch_files(batch)
+    with shared_with_group(request):
+        batch = plan_batch(request)
+        if settle(batch):
+            write_batch_files(batch)
+        else:
+            batch = _work(batch, server)
         return _report(batch)
+
+
+def _work(batch: Batch, server: Server | None) -> Batch:
+    from flows.progress import Display
+    from flows.server import used
+
     console = Console()
     from prefect.utilities.annotations import quote
 
@@ -161,10 +171,9 @@ def _segment(request: BatchRequest) -> int:
 
     try:
         with crew_of(batch) as crew, used(server), Display(console) as display:
-            batch = segment_folder(batch.shown, quote(display), quote(lambda _: nullcontext((batch, crew))))
+            return segment_folder(batch.shown, quote(display), quote(lambda _: nullcontext((batch, crew))))
     except IncompleteError as incomplete:
-        batch = incomplete.batch
-    return _report(batch)
+        return incomplete.batch
 
 
 def _dry_run(request: BatchRequest) -> int:

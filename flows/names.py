@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pipeline.alias import Alias
+from pipeline.alias import Alias, untold
 from pipeline.discover import Candidate
 from pipeline.errors import ConfigError, OvertileError
 from pipeline.files import append_json, read_json_lines
@@ -75,7 +75,7 @@ class Names:
 def _untold(error: OvertileError, aliases: Iterable[Alias]) -> OvertileError:
     """A refusal may name other slides too."""
     for alias in aliases:
-        found = alias.error(error)
+        found = untold(error, alias)
         assert isinstance(found, OvertileError), "what it makes of ours is ours"
         error = found
     return error

@@ -32,6 +32,7 @@ from flows.history import note
 from flows.night import NightRequest, night, short_name
 from flows.notify import automations, find_block
 from flows.plain import printable
+from flows.summary import plain
 from pipeline.errors import ConfigError, OvertileError
 from pipeline.lock import slide_lock
 
@@ -60,7 +61,7 @@ def deployment_of(request: NightRequest, schedule: Schedule | None) -> RunnerDep
         schedule=schedule,
         parameters={"request": request.model_dump(mode="json")},
         concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
-        description=f"Segments what is new in {', '.join(printable(str(path)) for path in request.inputs)}",
+        description=f"Segments what is new in {', '.join(plain(path) for path in request.inputs)}",
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
 

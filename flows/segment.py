@@ -29,6 +29,8 @@ from flows.outcome import Outcome
 from flows.plain import printable
 from flows.report import Report, noted, slide_markdown
 from flows.room import Room
+from flows.shared import shared_with_group
+from flows.summary import plain
 from flows.until import Deadline, Taken, TimeUpError
 from pipeline.alias import Untold
 from pipeline.config import MOST_SLIDES_ASKED, ClusterSection
@@ -268,14 +270,19 @@ def slide_stage(key: str, stage: str, job: tuple[OpenSlide, MapBlocks]) -> Answe
     """Run one stage of one slide, or write its manifest and show it."""
     slide, map_blocks = job
     began = time.monotonic()
-    with Untold(slide.run.plan.alias):
+    with Untold(slide.run.plan.alias, _on_a_line):
         if stage == MANIFEST:
             slide.run.finish()
-            show_artifact("slide", key, slide_markdown(slide.run))
+            show_artifact("slide", plain(key), slide_markdown(slide.run))
             report = StageReport(stage)
         else:
             report = slide.run.step(stage, map_blocks)
     return Answer(report, time.monotonic() - began)
+
+
+def _on_a_line(text: str) -> str:
+    """What Prefect logs, it logs as it is."""
+    return printable(" ".join(text.split()))
 
 
 def _batch_name() -> str:
@@ -316,9 +323,10 @@ def crew_of(batch: Batch) -> Iterator[Crew]:
 
 @contextmanager
 def _begin(request: BatchRequest) -> Iterator[tuple[Batch, Crew]]:
-    batch = plan_batch(request)
-    with crew_of(batch) as crew:
-        yield batch, crew
+    with shared_with_group(request):
+        batch = plan_batch(request)
+        with crew_of(batch) as crew:
+            yield batch, crew
 
 
 @flow(

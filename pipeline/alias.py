@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -50,33 +50,36 @@ class Alias:
                 said = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", lambda _: self.key, said)
         return said
 
-    def error(self, error: Exception) -> Exception:
-        """The error itself when its message tells nothing, else one of its kind whose message does not."""
-        told = self.text(str(error))
-        if told == str(error):
-            return error
-        kinds = (kind for kind in type(error).__mro__ if kind.__module__ == OvertileError.__module__)
-        kind = next(kinds, None)  # of the tree, whose errors take a message and nothing else
-        return kind(told) if kind else OvertileError(f"{self.key}: {type(error).__name__}: {told}")
-
 
 def untold(error: Exception, alias: Alias | None) -> Exception:
     """The error as it may be told."""
-    return alias.error(error) if alias else error
+    return _retold(error, alias.text(str(error))) if alias else error
 
 
 @dataclass(frozen=True, slots=True)
 class Untold:
-    """What is raised inside leaves without the slide's name, and without the errors that led to it."""
+    """What is raised inside leaves in words that may be told (``tidy`` has the last), without the errors before it."""
 
     alias: Alias | None
+    tidy: Callable[[str], str] = str
 
     def __enter__(self) -> None:
         return
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: TracebackType | None) -> None:
-        if self.alias is not None and isinstance(error, Exception):
-            raise self.alias.error(error) from None
+        if isinstance(error, Exception):
+            told = self.tidy(str(untold(error, self.alias)))
+            if self.alias or told != str(error):
+                raise _retold(error, told) from None
+
+
+def _retold(error: Exception, told: str) -> Exception:
+    """The error itself when that is what it says, else one of its kind that says it."""
+    if told == str(error):
+        return error
+    kinds = (kind for kind in type(error).__mro__ if kind.__module__ == OvertileError.__module__)
+    kind = next(kinds, None)  # of the tree, whose errors take a message and nothing else
+    return kind(told) if kind else OvertileError(f"{type(error).__name__}: {told}")
 
 
 def _longest_first(words: Iterable[str]) -> tuple[str, ...]:

@@ -124,7 +124,8 @@ class ObjectsSection(Section):
 class OutputsSection(Section):
     """What is written, and which full-resolution arrays a complete slide keeps; their coarser levels always stay.
 
-    With ``redact`` slides go by ids, and that file alone tells their names.
+    With ``redact`` slides go by ids, and that file alone tells their names. ``group_writable``: the group of the output
+    folder may change what is in it.
     """
 
     image: Literal["keep", "drop"] = "keep"
@@ -132,6 +133,7 @@ class OutputsSection(Section):
     scratch: str | None = None
     max_gb: Annotated[float, Field(gt=0)] | None = None
     redact: str | None = None
+    group_writable: bool = False
     geojson: bool = True
     overview: bool = True
 

@@ -10,12 +10,14 @@ import csv
 import json
 import os
 from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 
 from tests.commands import Command, Ran, is_complete
 from tests.faults.pictures import BLUE, Disc, draw, write
-from tests.make_slides import write_svs
+from tests.make_slides import tile_span, write_svs
 
 PICTURE = draw((120, 150), [Disc(60, 70, 25, BLUE)])
 HOSTILE = {
@@ -37,6 +39,8 @@ HOSTILE = {
 }
 """What a name is an attack on, or merely unusual in, and the name."""
 BROKEN = {kind: f"{name[0]}broken {name[1:]}"[:246] for kind, name in HOSTILE.items()}
+TORN = "\x1b[31mtorn"
+"""Sound to look at, and damaged where it is read: its error goes through Prefect."""
 TWINS = ("twin.svs", "twin.tif", "Case.tif", "case.tif", "nest.tif", "nest/inside.tif")
 
 
@@ -47,6 +51,10 @@ def names(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> Ran:
         write(folder / "slides" / f"{name}.tif", PICTURE)
     for name in BROKEN.values():
         (folder / "slides" / f"{name}.tif").write_bytes(b"")
+    torn = write(folder / "slides" / f"{TORN}.tif", PICTURE)
+    content = torn.read_bytes()
+    offset, count = tile_span(torn, 0)
+    torn.write_bytes(content[: offset + 5] + b"\0" * (count - 5) + content[offset + count :])
     for name in TWINS:
         path = folder / "slides" / name
         path.parent.mkdir(exist_ok=True)
@@ -103,7 +111,7 @@ def test_fault_66_no_control_character_reaches_terminal_log_or_report(names: Ran
     reports = {name: (names.out / name).read_text() for name in ("summary.md", "failures.csv")}
     for text in (names.stdout, names.stderr, *reports.values()):
         assert all(char.isprintable() or char == "\n" for char in text.replace("\r\n", "\n"))
-    failing = len(BROKEN) + len(TWINS)
+    failing = len(BROKEN) + len(TWINS) + 1
     assert len(names.errors) == names.stderr.count("\n") == failing, "a newline in a name makes no line of its own"
     assert "<img" not in reports["summary.md"]
     assert "&lt;img src=x" in reports["summary.md"]
@@ -114,7 +122,7 @@ def test_fault_66_no_control_character_reaches_terminal_log_or_report(names: Ran
 def test_fault_66_tables_hold_no_formula_and_json_holds_the_name_itself(names: Ran) -> None:
     with (names.out / "failures.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == len(BROKEN) + len(TWINS)
+    assert len(rows) == len(BROKEN) + len(TWINS) + 1
     assert not [row for row in rows for cell in row.values() if cell[:1] in ("=", "+", "-", "@")]
     keys = {outcome["key"] for outcome in json.loads((names.out / "batch.json").read_text())["run"]["outcomes"]}
     assert set(HOSTILE.values()) | set(BROKEN.values()) <= keys
@@ -122,11 +130,29 @@ def test_fault_66_tables_hold_no_formula_and_json_holds_the_name_itself(names: R
     assert manifest["plan"]["key"] == HOSTILE["markup"]
 
 
+def test_fault_66_prefects_pages_hold_names_as_text(names: Ran, overtile: Command) -> None:
+    def asked(what: str, limit: int = 200) -> list[dict[str, Any]]:
+        body = json.dumps({"limit": limit, "sort": "TIMESTAMP_DESC"} if what == "logs" else {"limit": limit}).encode()
+        address = f"{overtile.environment['PREFECT_API_URL']}/{what}/filter"
+        with urlopen(Request(address, body, {"Content-Type": "application/json"}), timeout=60) as answer:
+            return list(json.load(answer))
+
+    pages = [page for page in asked("artifacts") if "img src=x" in page["data"]]
+    assert len(pages) == 1
+    assert not [text for page in pages for text in (page["data"], page["description"]) if "<img" in text]
+    said = [run["name"] for run in asked("task_runs")] + [line["message"] for line in asked("logs")]
+    said += [run["state"]["message"] or "" for run in asked("task_runs")]
+    assert any(HOSTILE["shell"] in text for text in said)
+    assert [text for text in said if f"{shown(TORN)}.tif: level 0, tile" in text]
+    assert not [text for text in said if "\x1b" in text or "\x07" in text]
+
+
 def test_fault_66_inspect_and_verify_show_names_and_obey_none(names: Ran, overtile_alone: Command) -> None:
     inspected = overtile_alone.run("inspect", names.out)
     verified = overtile_alone.run("verify", names.out)
+    told = overtile_alone.run("status", names.out)
     assert verified.code == 0, verified.said
-    for ran in (inspected, verified):
+    for ran in (inspected, verified, told):
         assert "\x1b" not in ran.said
         assert shown(HOSTILE["escape"]) in ran.stdout
         assert HOSTILE["rich"] in ran.stdout

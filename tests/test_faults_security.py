@@ -7,17 +7,25 @@ lives the kernel is asked which sockets it holds; when it has ended everything i
 from __future__ import annotations
 
 import json
+import re
+import socket
+import stat
+import sys
+from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import psutil
 import pytest
 
 from pipeline.slide import open_slide
-from tests.commands import CLASSES, Command, Ran, is_complete
-from tests.faults.pictures import draw, red_and_blue
-from tests.flows.test_schedule import awaited, serving
+from tests.commands import CLASSES, REPOSITORY, Command, Ran, is_complete
+from tests.faults.pictures import draw, red_and_blue, write
+from tests.flows.serving import awaited, running, serving
+from tests.flows.test_pool import answers
 from tests.leaks import colour_held, files_below, words_held
 from tests.make_private import DATE, LABEL, WORD, write_private_slides
 from tests.sockets import Listening, family, listening
@@ -47,6 +55,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
     write_private_slides(folder / "slides", draw(SHAPE, red_and_blue(SHAPE)))
     (folder / "tmp").mkdir()
     command = Command.under(folder, None).with_environment(TMPDIR=str(folder / "tmp"))
+    command = replace(command, prefix=["sh", "-c", 'umask 077; exec "$@"', "sh"])
     before = {process.pid for process in family(psutil.Process())}
     settings = ["cluster.kind=local", "cluster.workers=2", "tissue=null", f"outputs.scratch={folder / 'scratch'}"]
     seen: set[Listening] = set()
@@ -79,6 +88,33 @@ def test_fault_63_every_socket_of_a_schedule_is_on_loopback(tmp_path: Path) -> N
     assert [one for one in seen if not one.is_local] == []
 
 
+@pytest.mark.long
+def test_a_server_set_up_as_the_readme_says_lets_nobody_in_without_its_password(tmp_path: Path) -> None:
+    text = (REPOSITORY / "README.md").read_text("utf-8")
+    settings = dict(line.split("=", 1) for line in re.findall(r"^PREFECT_\w+=.*$", text, re.MULTILINE))
+    assert len(settings) == 5
+    slide = write(tmp_path / "slide.tif", draw((64, 64), red_and_blue((64, 64))))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    api, log = f"http://127.0.0.1:{port}/api", tmp_path / "log"
+    start = [sys.executable, "-m", "prefect", "server", "start", "--port", port, "--no-ui"]
+    with running(start, Command.under(tmp_path, None).with_environment(**settings), log):
+        awaited(lambda: answers(f"{api}/health"), log)
+        with pytest.raises(HTTPError, match="401"):
+            urlopen(f"{api}/admin/version", timeout=60)
+        password = b64encode(settings["PREFECT_API_AUTH_STRING"].encode()).decode()
+        mine = {"Authorization": f"Basic {password}", "Origin": "https://elsewhere.example"}
+        with urlopen(Request(f"{api}/admin/version", headers=mine), timeout=60) as answer:
+            assert answer.headers.get("Access-Control-Allow-Origin") is None, "a page from elsewhere may not read it"
+        posted = Request(f"{api}/flow_runs/filter", b"{}", {"Content-Type": "application/json", **mine})
+        with pytest.raises(HTTPError, match="403"):  # and has no token to change anything
+            urlopen(posted, timeout=60)
+        wanted = {name: value for name, value in settings.items() if "SERVER" not in name}
+        ran = Command.under(tmp_path, api).with_environment(**wanted).segment(slide, tmp_path / "out")
+        assert ran.code == 0, ran.said
+
+
 def test_fault_66_nothing_is_kept_as_a_pickle(watched: Watched) -> None:
     """Prefect would keep results and parameters so, dask what does not fit into memory."""
     for folder in watched.written:
@@ -90,6 +126,12 @@ def test_fault_66_nothing_is_kept_as_a_pickle(watched: Watched) -> None:
     said = "1 of 7 slides are not complete as asked"
     assert kept == [{"__exc_type__": "flows.segment.IncompleteError", "message": said}], "what the flow raised"
     assert b"gAWV" not in b"".join(path.read_bytes() for path in files_below(watched.home)), "a pickle in base64"
+
+
+def test_what_a_run_writes_obeys_its_umask(watched: Watched) -> None:
+    for folder in watched.written:
+        modes = {path: stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if not path.is_symlink()}
+        assert {path: oct(mode) for path, mode in modes.items() if mode & 0o077} == {}
 
 
 # ---- what slides say -------------------------------------------------------------------------------------------------

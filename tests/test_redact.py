@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tests.commands import Command, Ran, is_complete
 from tests.faults.pictures import draw, red_and_blue, write
 from tests.leaks import words_held
 from tests.make_slides import tile_span
+from tests.test_permissions import other_group
 
 SHAPE = (150, 210)
 NAMES = {
@@ -78,7 +80,11 @@ def redacted(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> Red
     ]
     (folder / "cases.csv").write_text("\n".join(["slide,patient,regions", *rows]))
     options = ("--cases", folder / "cases.csv", "--redact", folder / "names.json")
-    ran = overtile.segment([folder / "slides", slides["drawn"]], folder / "out", *options, "tissue=null")
+    (folder / "out").mkdir()
+    with suppress(OSError):  # only where we are in a second group
+        os.chown(folder / "out", -1, other_group())
+    settings = ("tissue=null", "outputs.group_writable=true")
+    ran = overtile.segment([folder / "slides", slides["drawn"]], folder / "out", *options, *settings)
     return Redacted(ran, folder / "names.json", folder / "slides", options)
 
 
@@ -180,6 +186,18 @@ def test_ids_are_of_the_file_and_survive_a_torn_line(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+# ---- one folder, several users ---------------------------------------------------------------------------------------
+
+
+def test_the_group_of_out_may_change_all_that_is_in_it(redacted: Redacted) -> None:
+    group = other_group()
+    for path in (redacted.out, *redacted.out.rglob("*")):
+        found = path.stat()
+        assert found.st_gid == group, path
+        wanted = stat.S_ISGID | 0o070 if path.is_dir() else 0o060
+        assert found.st_mode & wanted == wanted, f"{path} {oct(found.st_mode)}"
+
+
 # ---- words -----------------------------------------------------------------------------------------------------------
 
 
@@ -202,11 +220,11 @@ def test_an_alias_takes_out_paths_and_whole_words_and_leaves_short_numbers(tmp_p
     assert Alias.of("slide-1", "le", Path("in/le.svs")).text("level le") == "level slide-1"
 
 
-def raise_chained(kind: type[OvertileError]) -> None:
+def raise_chained(kind: type[OvertileError], text: str = "in/SMITH.svs: cannot be read") -> None:
     try:
         raise OSError(2, "No such file", "in/SMITH.svs")
     except OSError as error:
-        raise kind("in/SMITH.svs: cannot be read") from error
+        raise kind(text) from error
 
 
 def test_an_error_is_of_its_kind_and_says_nothing_of_what_led_to_it() -> None:
@@ -217,5 +235,14 @@ def test_an_error_is_of_its_kind_and_says_nothing_of_what_led_to_it() -> None:
         assert str(told.value) == "slide-1: cannot be read"
         assert told.value.__cause__ is None
         assert told.value.__suppress_context__
-    with pytest.raises(OvertileError, match=r"^slide-1: FileNotFoundError: .*'slide-1'$"), Untold(alias):
+    with pytest.raises(OvertileError, match=r"^FileNotFoundError: .*'slide-1'$"), Untold(alias):
         Path("in/SMITH.svs").read_bytes()
+
+
+def test_what_is_logged_as_it_is_moves_no_terminal() -> None:
+    with pytest.raises(SlideError) as told, Untold(None, lambda text: text.replace("\x1b", "?")):
+        raise_chained(SlideError, "\x1b[31m.svs: cut")
+    assert str(told.value) == "?[31m.svs: cut"
+    with pytest.raises(SlideError) as kept, Untold(None):
+        raise_chained(SlideError)
+    assert isinstance(kept.value.__cause__, OSError), "where names may be told, what led to it is too"

@@ -42,6 +42,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "scratch": None,
         "max_gb": None,
         "redact": None,
+        "group_writable": False,
         "geojson": True,
         "overview": True,
     },
