@@ -3,8 +3,8 @@
 The one decision made here: Prefect would start one itself, but only after everything is imported, and ``kill -9`` of
 the parent would leave it behind. This one boots on another core from the first moment, is asked on a socket that was
 open before it, so nobody polls, and ends when the pipe from its parent does. A schedule's ``lasting`` server has the
-services that make runs due, and the pages to look at. Where many run at once, as shares of a batch do, each is
-``apart``: its database lies on a disk of its own machine, for SQLite breaks on a home that many machines mount.
+services that make runs due, and the pages to look at. Where many run at once, as shares of a batch do, or where the
+home is one that many machines mount, it is ``apart``: its database lies in a folder for temporary files.
 
     python -m flows.server DESCRIPTOR [lasting] [apart]
 """
@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
+from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from threading import Thread
 from typing import IO
@@ -30,6 +31,9 @@ from pipeline.errors import OvertileError
 API_URL = "PREFECT_API_URL"
 HOST, PORT = "127.0.0.1", 4200
 """Where a lasting server is found: Prefect's own port, when it is free."""
+
+NETWORK = {"nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "afs", "9p", "fuse.sshfs"}
+"""File systems on which SQLite's locks do not hold."""
 
 BOOT_S, STOP_S = 120, 5
 """Longest waits: for a first start, which writes Prefect's database, on a slow disk; and for the end."""
@@ -50,6 +54,7 @@ class Server:
             return None
         with _listen(PORT if lasting else 0) as listening:
             descriptor, port = listening.fileno(), listening.getsockname()[1]
+            apart = apart or (not lasting and is_on_network(_home(), Path("/proc/self/mountinfo").read_text()))
             words = [word for word, is_so in (("lasting", lasting), ("apart", apart)) if is_so]
             said = TemporaryFile()  # noqa: SIM115  it is read when the server is no more
             process = subprocess.Popen(  # noqa: S603  this very interpreter
@@ -152,6 +157,22 @@ def serve(descriptor: int, *, lasting: bool) -> None:
         create_app(ephemeral=not lasting, final=True), log_level="error", timeout_graceful_shutdown=1
     )
     uvicorn.Server(config).run(sockets=[socket.socket(fileno=descriptor)])
+
+
+def _home() -> Path:
+    """Where Prefect keeps its database unless it is told otherwise."""
+    return Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+
+
+def is_on_network(folder: Path, mounts: str) -> bool:
+    """Whether a folder lies on a file system that other machines mount too, by the lines of /proc/self/mountinfo."""
+    place, kinds = folder.absolute(), dict[Path, str]()
+    for line in mounts.splitlines():
+        before, _, after = line.partition(" - ")
+        point = Path(before.split()[4].replace("\\040", " "))
+        if place.is_relative_to(point):
+            kinds[point] = after.split()[0]
+    return bool(kinds) and kinds[max(kinds, key=lambda point: len(point.parts))] in NETWORK
 
 
 @contextmanager

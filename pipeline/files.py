@@ -118,19 +118,21 @@ def _parsed(line: bytes) -> Any:
         return None
 
 
-def fsync_dir(folder: Path) -> None:
-    """Make the names in ``folder`` durable. File systems that refuse to fsync a directory are left as they are."""
+def fsync_dir(folder: Path) -> bool:
+    """Make the names in ``folder`` durable; false where its file system refuses to, which is left as it is."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
-        return
+        return True
     try:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
             raise
+        return False
     finally:
         os.close(descriptor)
+    return True
 
 
 def fsync_tree(folder: Path) -> None:

@@ -53,6 +53,7 @@ def write_manifest(store: SlideStore, plan: Mapping[str, Any], stages: Mapping[s
             "name": socket.gethostname(),
             "machine": platform.machine(),
             "python": platform.python_version(),
+            "folders_are_synced": fsync_dir(store.root),
         },
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "files": file_digests(store.root, files),

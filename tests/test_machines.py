@@ -5,19 +5,24 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
+from pipeline.config import RunConfig
 from tests.commands import CLASSES, Command, history, installed_command, result_digests
+from tests.conftest import skip_or_fail
 from tests.faults.pictures import draw, red_and_blue, write
 from tests.faults.trees import Finished
-from tests.machines import machines
+from tests.machines import PAGE, inside, machines, network
 from tests.make_damaged_slides import damaged_slides
 
 NOTES = Path(__file__).with_name("noting_worker.py")
@@ -42,6 +47,21 @@ def test_workers_under_tls_give_the_bytes_of_one_process(overtile: Command, fini
         ]
     assert result_digests(tmp_path / "out" / "slide") == result_digests(finished.result)
     assert set(listening) == {"127.0.0.1"}
+
+
+def test_the_page_reckons_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = re.findall(r"```(?:python|text)\n(.*?)```", PAGE.read_text("utf-8"), re.S)
+    exec(code, {})
+    assert capsys.readouterr().out == said
+
+
+def test_what_the_page_configures_is_a_configuration() -> None:
+    for text in re.findall(r"```yaml\n(.*?)```", PAGE.read_text("utf-8"), re.S):
+        content = yaml.safe_load(text)
+        if "cluster" in content:
+            assert RunConfig.model_validate(content).cluster.is_elsewhere
+        else:
+            assert content["kind"] == "DaskCluster"
 
 
 class Running:
@@ -206,3 +226,24 @@ def test_a_scheduler_that_cannot_be_used_is_refused_before_anything_starts(
         refused = overtile_alone.segment(finished.slide, tmp_path / "out", *there.settings)
         assert refused.code == 2, refused.said
         assert "chmod 600" in refused.only_error
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_workers_in_networks_of_their_own_give_the_bytes_of_one_process(
+    overtile: Command, finished: Finished, tmp_path: Path
+) -> None:
+    """Each has an address of its own, from which nothing of this machine is reached but through the wire."""
+    with ExitStack() as stack:
+        try:
+            addresses = stack.enter_context(network("a", "b"))
+        except (OSError, subprocess.CalledProcessError) as error:
+            skip_or_fail(f"no network can be made here: {error}")
+        there = stack.enter_context(machines(tmp_path, host=addresses[""]))
+        for name in ("a", "b"):
+            there.start_worker(name, "--host", addresses[name], within=inside(name))
+        ran = overtile.segment(finished.slide, tmp_path / "out", *there.settings)
+        assert ran.code == 0, ran.said
+        logs = [(tmp_path / f"{name}.log").read_text() for name in ("a", "b")]
+    assert all(f"tls://{addresses[name]}:" in log for name, log in zip(("a", "b"), logs, strict=True))
+    assert result_digests(tmp_path / "out" / "slide") == result_digests(finished.result)

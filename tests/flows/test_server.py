@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flows.server import is_on_network
 from tests.commands import NO_SERVER, Command
 from tests.faults.pictures import draw, red_and_blue, write
 
@@ -106,3 +107,20 @@ def _marked(process: psutil.Process, mark: str) -> bool:
         return process.environ().get("OVERTILE_MARK") == mark and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return False
+
+
+MOUNTS = """\
+25 30 0:23 / /proc rw,nosuid shared:13 - proc proc rw
+30 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
+40 30 0:50 / /home rw,relatime shared:2 - nfs4 server:/home rw,vers=4.2
+41 40 254:1 / /home/local\\040disk rw - xfs /dev/vdb rw
+42 30 0:51 / /data rw - cifs //server/data rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("folder", "shared"),
+    [("/root/.prefect", False), ("/home/ann/.prefect", True), ("/home/local disk/x", False), ("/data", True)],
+)
+def test_a_home_that_other_machines_mount_is_told_from_one_that_they_do_not(folder: str, shared: bool) -> None:
+    assert is_on_network(Path(folder), MOUNTS) == shared

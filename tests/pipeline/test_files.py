@@ -215,7 +215,8 @@ def test_every_folder_of_a_tree_and_its_parent_are_synced_deepest_first(
 def test_fsync_of_an_absent_folder_is_fine_and_of_a_failing_one_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fsync_dir(tmp_path / "absent")
+    assert fsync_dir(tmp_path)
+    assert fsync_dir(tmp_path / "absent")
     for number, harmless in [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)]:
 
         def fail(_: int, number: int = number) -> None:
@@ -223,7 +224,7 @@ def test_fsync_of_an_absent_folder_is_fine_and_of_a_failing_one_is_not(
 
         monkeypatch.setattr(os, "fsync", fail)
         if harmless:
-            fsync_dir(tmp_path)
+            assert not fsync_dir(tmp_path), "and it is said"
         else:
             with pytest.raises(OSError, match="Input/output"):
                 fsync_dir(tmp_path)

@@ -45,7 +45,7 @@ def test_it_says_what_was_run_with_what(store: SlideStore) -> None:
     assert set(content["stages"]) == set(PLANS)
     assert set(content["software"]) == set(PACKAGES)
     assert content["software"]["numpy"] == package_version("numpy") is not None
-    assert set(content["host"]) == {"name", "machine", "python"}
+    assert set(content["host"]) == {"name", "machine", "python", "folders_are_synced"}
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", content["finished"])
 
 
@@ -93,7 +93,9 @@ def test_it_is_the_last_file_to_appear_and_made_durable(store: SlideStore, monke
     monkeypatch.setattr(Path, "replace", lambda one, other: (order.append(other.name), replace(one, other))[1])
     monkeypatch.setattr(manifest, "fsync_dir", lambda path: (order.append(f"sync {path.name}"), sync(path))[1])
     write_manifest(store, PLAN, {})
-    assert order == ["digests", "manifest.json", f"sync {store.root.name}"]
+    synced = f"sync {store.root.name}"  # tried before, to say whether it can be
+    assert order == [synced, "digests", "manifest.json", synced]
+    assert json.loads(store.manifest.read_text())["host"]["folders_are_synced"]
 
 
 def test_fault_4_killed_at_any_step_it_is_the_old_one_or_the_new_one(
@@ -110,7 +112,7 @@ def test_fault_4_killed_at_any_step_it_is_the_old_one_or_the_new_one(
         assert content["plan"]["key"] in ("case/ü", "new")
         if KILLED not in steps:
             break
-    assert steps == ["mkdir", "fsync", "replace", "fsync"]
+    assert steps == ["fsync", "mkdir", "fsync", "replace", "fsync"]
 
 
 # ---- damage --------------------------------------------------------------------------------------------------------
