@@ -93,15 +93,16 @@ def exit_codes(out: Path) -> list[int]:
 # ---- what the server tells -------------------------------------------------------------------------------------------
 
 
-def ask(log: Path, path: str, body: dict[str, Any]) -> Any:
-    """Ask the server that the schedule named last."""
+def api(log: Path) -> str:
+    """Address of the server that the schedule named last."""
     (*_, place) = [line.rpartition(" ")[2] for line in log.read_text().splitlines() if "runs are shown at" in line]
-    return asked(f"{place}api/{path}", body)
+    return f"{place}api"
 
 
-def asked(url: str, body: dict[str, Any]) -> Any:
-    """What a server answers."""
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+def ask(log: Path, path: str, body: dict[str, Any]) -> Any:
+    """What that server answers."""
+    data = json.dumps(body).encode()
+    request = urllib.request.Request(f"{api(log)}/{path}", data, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.load(answer)
 

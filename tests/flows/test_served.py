@@ -18,6 +18,7 @@ from tests.commands import REPOSITORY, Command, is_complete
 from tests.faults.pictures import draw, red_and_blue, write
 from tests.flows.serving import (
     PATIENCE_S,
+    api,
     ask,
     awaited,
     children,
@@ -113,9 +114,8 @@ def test_a_cancelled_night_frees_its_workers_and_another_ends_it(tmp_path: Path)
         workers = [one for one in children(process) if "flows.server" not in one.cmdline()]
         assert len(workers) >= 3, "the night and its workers"
         (run,) = [run for run in ask(log, "flow_runs/filter", {}) if run["state_name"] == "Running"]
-        url = re.findall(r"http://127\.0\.0\.1:\d+/", log.read_text())[-1]
         prefect = [sys.executable, "-m", "prefect", "flow-run", "cancel", run["id"]]
-        asked = command.with_environment(PREFECT_API_URL=f"{url}api").environment
+        asked = command.with_environment(PREFECT_API_URL=api(log)).environment
         done = subprocess.run(prefect, env=dict(asked), capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         began = time.monotonic()
