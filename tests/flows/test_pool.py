@@ -77,9 +77,10 @@ def test_a_night_of_a_pool_whose_process_died_has_crashed_and_the_next_one_ends_
     (command.folder / "configs" / "prefect.yaml").write_text(cron.sub("interval: 30", example))
 
     def told() -> list[str]:
+        """Names of the states of all nights."""
         command_line = ["prefect", "flow-run", "ls", "--limit", "50", "--output", "json"]
         done = subprocess.run(command_line, env=dict(command.environment), capture_output=True, text=True)
-        return re.findall(r'"type": "(\w+)"', done.stdout)
+        return re.findall(r'"name": "([A-Z][a-z]+)"', done.stdout)
 
     start = documented("prefect server start").split()
     with running([*start, "--port", str(port), "--no-ui"], server, log):
@@ -95,10 +96,12 @@ def test_a_night_of_a_pool_whose_process_died_has_crashed_and_the_next_one_ends_
                 text=True,
             )
             assert done.returncode == 0, done.stdout + done.stderr
+        awaited(lambda: told().count("Late") >= 2, log)
         with running(documented("prefect worker start").split(), command, log):
             (began,) = awaited(lambda: lines_of(out, "began"), log)
             psutil.Process(began["pid"]).kill()
-            awaited(lambda: "CRASHED" in told(), log)
+            states = awaited(lambda: "Crashed" in (found := told()) and found, log)
+            assert "Cancelled" in states, "of those that are late one begins"
             awaited(lambda: 0 in exit_codes(out), log, 2 * PATIENCE_S)
     assert is_complete(out / "tissue")
 
