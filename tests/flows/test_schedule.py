@@ -20,7 +20,7 @@ import asyncio, json, sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from prefect import get_client
-from prefect.states import Cancelled, Pending, Running, Scheduled
+from prefect.states import Cancelled, Completed, Pending, Running, Scheduled
 from flows.catch_up import catch_up, firings, is_busy, mark_dead
 from flows.night import LOCK, NightRequest
 from flows.schedule import deployment_of, when
@@ -214,10 +214,12 @@ async def due():
     run = await client.create_flow_run_from_deployment(deployment, state=found)
     print(run.id, run.name)
     while (await client.read_flow_run(run.id)).state.name != "Late":
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(1)
     return run
 if len(sys.argv) > 3:
-    await client.set_flow_run_state((await due()).id, Pending())
+    run = await due()
+    for state in (Pending(), Running(), Completed()):  # its slot is free again
+        await client.set_flow_run_state(run.id, state)
 await due()
 """
     with receiver() as hook:
