@@ -22,9 +22,10 @@ from skimage.data import immunohistochemistry
 
 from tests.commands import REPOSITORY, Command, is_complete
 from tests.conftest import skip_or_fail
-from tests.flows.serving import awaited, children, exit_codes, running, shards
+from tests.flows.serving import PATIENCE_S, awaited, children, exit_codes, running, shards
 
 FIRES_WITHIN_S = 120
+"""On a machine that is not shared; where more want its processors than there are, as many times longer."""
 
 
 def fresh_clone(folder: Path) -> Path:
@@ -64,16 +65,17 @@ def test_a_night_of_the_readme_is_killed_and_the_next_one_ends_it(tmp_path: Path
 
     began = time.monotonic()
     with running(["bash", "-ec", try_it], command, log) as process:
-        awaited(lambda: "Beginning flow run" in log.read_text(), log, FIRES_WITHIN_S)
-        print(f"fired after {time.monotonic() - began:.0f} s")
-        awaited(lambda: shards(out), log)
+        crowd = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+        awaited(lambda: "Beginning flow run" in log.read_text(), log, FIRES_WITHIN_S * crowd)
+        print(f"fired after {time.monotonic() - began:.0f} s, {crowd:.1f} processes wanting each processor")
+        awaited(lambda: shards(out), log, 2 * PATIENCE_S)
         before = shards(out)
         assert not is_complete(out / "tissue")
         for one in [process, *children(process)]:
             with suppress(psutil.NoSuchProcess):
                 one.kill()
     with running(["bash", "-ec", try_it], command, log):
-        awaited(lambda: 0 in exit_codes(out), log)
+        awaited(lambda: 0 in exit_codes(out), log, 2 * PATIENCE_S)
     after = shards(out)
     assert len(before) < len(after) == 4, "it was killed in the middle"
     assert {name: after[name] for name in before} == before, "what was done was not done again"
