@@ -63,19 +63,18 @@ def test_a_night_of_the_readme_is_killed_and_the_next_one_ends_it(tmp_path: Path
     command = Command({**kept, "PATH": f"{clone}/.venv/bin:{kept['PATH']}"}, clone)
     out, log = clone / "results", tmp_path / "log"
 
-    began = time.monotonic()
+    began, crowd = time.monotonic(), max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
     with running(["bash", "-ec", try_it], command, log) as process:
-        crowd = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
         awaited(lambda: "Beginning flow run" in log.read_text(), log, FIRES_WITHIN_S * crowd)
         print(f"fired after {time.monotonic() - began:.0f} s, {crowd:.1f} processes wanting each processor")
-        awaited(lambda: shards(out), log, 2 * PATIENCE_S)
+        awaited(lambda: shards(out), log, PATIENCE_S * crowd)
         before = shards(out)
         assert not is_complete(out / "tissue")
         for one in [process, *children(process)]:
             with suppress(psutil.NoSuchProcess):
                 one.kill()
     with running(["bash", "-ec", try_it], command, log):
-        awaited(lambda: 0 in exit_codes(out), log, 2 * PATIENCE_S)
+        awaited(lambda: 0 in exit_codes(out), log, PATIENCE_S * crowd)
     after = shards(out)
     assert len(before) < len(after) == 4, "it was killed in the middle"
     assert {name: after[name] for name in before} == before, "what was done was not done again"
