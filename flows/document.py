@@ -26,17 +26,21 @@ PAGE = "report.html"
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture: its file without extension, what it shows in words, and its bytes; ``svg`` where it has one."""
+    """A picture: its file without extension, what it shows in words, and its bytes; ``svg`` where it has one.
+
+    ``jpeg`` holds one that is shown in a page only.
+    """
 
     name: str
     alt: str
     png: bytes
     svg: bytes | None = None
+    jpeg: bytes | None = None
 
     @property
     def uri(self) -> str:
         """The picture itself, as the address of an image."""
-        kind, content = ("svg+xml", self.svg) if self.svg else ("png", self.png)
+        kind, content = ("svg+xml", self.svg) if self.svg else ("jpeg", self.jpeg) if self.jpeg else ("png", self.png)
         return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
@@ -61,7 +65,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "percent": percent, "count": count}
+    environment.filters |= {"number": number, "percent": percent, "count": count, "short": short}
     return environment
 
 
@@ -79,6 +83,11 @@ def write_document(folder: Path, page: str, pictures: Iterable[Picture]) -> Path
 def number(value: float | None, digits: int = 3) -> str:
     """A score, or a dash where there is none."""
     return "\u2013" if value is None else f"{value:.{digits}f}"
+
+
+def short(value: float) -> str:
+    """Three figures, or all of them before the decimal point."""
+    return count(value) if value >= 100 else f"{value:.3g}"
 
 
 def percent(value: float | None) -> str:

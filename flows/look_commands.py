@@ -72,3 +72,13 @@ def export(
         for path in write(Result.open(store), to, into, force=force):
             typer.echo(printable(str(path)))
     raise typer.Exit(0 if len(complete) == len(stores) else 3)
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder that segment writes to.", show_default=False)],
+) -> None:
+    """Write report.html, a batch on one page; segment does so too, at the end of each run."""
+    from flows.batch_report import write_report
+
+    typer.echo(printable(str(write_report(out))))

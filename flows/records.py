@@ -21,7 +21,7 @@ from pipeline.store import SlideStore
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One slide folder. ``figures``, ``rows`` and ``case`` are empty unless it is complete."""
+    """One slide folder. All but its first lines are empty unless it is complete."""
 
     key: str
     state: Literal["complete", "incomplete", "damaged"]
@@ -29,7 +29,14 @@ class Record:
     figures: Mapping[str, Any] = field(default_factory=dict)
     rows: tuple[Row, ...] = ()
     case: Mapping[str, str] = field(default_factory=dict)
-    hashes: Mapping[str, str] = field(default_factory=dict)
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    stages: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def hashes(self) -> Mapping[str, str]:
+        """Of each stage's plan; none unless it is complete."""
+        found: Mapping[str, str] = self.plan.get("hashes", {})
+        return found
 
 
 def read_record(store: SlideStore, key: str) -> Record:
@@ -45,7 +52,7 @@ def read_record(store: SlideStore, key: str) -> Record:
         return Record(key, "damaged", {"folder": store.root.name, "state": "damaged", "cause": str(error)})
     found, plan = figures(manifest), manifest["plan"]
     content = {"folder": store.root.name, "state": "complete", "finished": manifest["finished"], **found}
-    return Record(key, "complete", content, found, rows, plan.get("case") or {}, plan["hashes"])
+    return Record(key, "complete", content, found, rows, plan.get("case") or {}, plan, manifest["stages"])
 
 
 def slide_record(store: SlideStore) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from flows.records import Record, figures, read_record, slide_stores
 from flows.results import Row, inert, results_csv
 from flows.summary import Page, plain
 from flows.together import everyone, write_last
+from pipeline.errors import OvertileError
 from pipeline.files import digest, write_bytes, write_json
 from pipeline.manifest import read_manifest
 from pipeline.slide_run import SlideRun, slide_root
@@ -42,6 +43,15 @@ def write_batch_files(batch: Batch) -> None:
     """Rebuild the files of a batch in which there was nothing to do."""
     with noted(batch):
         Report(batch).finish()
+    write_page(batch)
+
+
+def write_page(batch: Batch) -> None:
+    """Write ``report.html``, when the history tells how the batch ended. No result depends on it: trouble is let be."""
+    from flows.batch_report import write_report  # jinja2
+
+    with suppress(OSError, OvertileError):
+        write_report(batch.request.out)
 
 
 @dataclass(slots=True)

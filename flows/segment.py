@@ -27,7 +27,7 @@ from flows.artifact import show_artifact
 from flows.batch import MANIFEST, Batch, BatchRequest, OpenSlide, defer_changed, is_complete, open_slide_run, plan_batch
 from flows.outcome import Outcome
 from flows.plain import printable
-from flows.report import Report, noted, slide_markdown
+from flows.report import Report, noted, slide_markdown, write_page
 from flows.room import Room
 from flows.shared import shared_with_group
 from flows.summary import plain
@@ -350,6 +350,7 @@ def segment_folder(request: BatchRequest, watcher: Any = None, begun: Any = None
         watching.batch_planned(batch)
         Conductor(batch, crew, watching).conduct()
         report.finish()
+    write_page(batch)
     if any(not outcome.as_asked for outcome in batch.outcomes):
         raise IncompleteError(batch)
     return batch

@@ -56,10 +56,10 @@ class Page:
         yield f"**{complete} of {len(self.outcomes)} slides complete**{''.join(f', {other}' for other in others)}."
         now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
         if self.running:
-            left = "too early to tell how long" if self.left_s is None else f"about {_span(self.left_s)} left"
-            yield f"Still running when this was written, {now}: for {_span(self.seconds)}, {left}."
+            left = "too early to tell how long" if self.left_s is None else f"about {span(self.left_s)} left"
+            yield f"Still running when this was written, {now}: for {span(self.seconds)}, {left}."
         else:
-            yield f"Took {_span(self.seconds)}. Written {now}."
+            yield f"Took {span(self.seconds)}. Written {now}."
         yield from self._throughput()
 
     def _throughput(self) -> Iterator[str]:
@@ -162,19 +162,24 @@ _FILES = [
 
 
 def _far_off(model: str, density: Mapping[str, float]) -> Iterator[str]:
-    """Slides of one model whose density is far from the median, in median absolute deviations; the farthest first."""
-    if len(density) < FEWEST:
-        return
-    median = statistics.median(density.values())
-    deviation = statistics.median(abs(value - median) for value in density.values())
-    scores = {key: 0.6745 * (value - median) / deviation for key, value in density.items()} if deviation else {}
-    far = sorted((key for key in scores if abs(scores[key]) > FAR), key=lambda key: -abs(scores[key]))
-    for key in far[:MOST]:
-        side = "more" if scores[key] > 0 else "fewer"
+    """Lines on slides of one model whose density is far from the median; the farthest first."""
+    for key, score in list(stray(density).items())[:MOST]:
+        side = "more" if score > 0 else "fewer"
         yield (
-            f"- {plain(key)}: {density[key]:.1f} objects per mm2, far {side} than the median of {median:.1f} "
-            f"({plain(model)}, {abs(scores[key]):.1f} deviations)"
+            f"- {plain(key)}: {density[key]:.1f} objects per mm2, far {side} than the median of "
+            f"{statistics.median(density.values()):.1f} ({plain(model)}, {abs(score):.1f} deviations)"
         )
+
+
+def stray(values: Mapping[str, float]) -> dict[str, float]:
+    """What is far from the median, in median absolute deviations, the farthest first; none where there are too few."""
+    if len(values) < FEWEST:
+        return {}
+    median = statistics.median(values.values())
+    deviation = statistics.median(abs(value - median) for value in values.values())
+    scores = {key: 0.6745 * (value - median) / deviation for key, value in values.items()} if deviation else {}
+    far = sorted((key for key in scores if abs(scores[key]) > FAR), key=lambda key: -abs(scores[key]))
+    return {key: scores[key] for key in far}
 
 
 def plain(value: object) -> str:
@@ -211,7 +216,7 @@ def _kind(text: str) -> str:
     return re.sub(r"\d+", "0", text)
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
     """A time as people say it: 45 s, 12 min, 7 h 05 min."""
     minutes = round(seconds / 60)
     if seconds < 100:
