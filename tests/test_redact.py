@@ -79,12 +79,11 @@ def redacted(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> Red
         for kind, name in NAMES.items()
     ]
     (folder / "cases.csv").write_text("\n".join(["slide,patient,regions", *rows]))
-    options = ("--cases", folder / "cases.csv", "--redact", folder / "names.json")
+    options = ("--cases", folder / "cases.csv", "--redact", folder / "names.json", "outputs.group_writable=true")
     (folder / "out").mkdir()
     with suppress(OSError):  # only where we are in a second group
         os.chown(folder / "out", -1, other_group())
-    settings = ("tissue=null", "outputs.group_writable=true")
-    ran = overtile.segment([folder / "slides", slides["drawn"]], folder / "out", *options, *settings)
+    ran = overtile.segment([folder / "slides", slides["drawn"]], folder / "out", *options, "tissue=null")
     return Redacted(ran, folder / "names.json", folder / "slides", options)
 
 
@@ -145,7 +144,7 @@ def test_the_same_ids_again_and_commands_take_them(redacted: Redacted, overtile_
 def test_what_only_looks_tells_no_name_either(redacted: Redacted, overtile_alone: Command) -> None:
     drawn = redacted.slides / f"{NAMES['drawn']}.tif"
     ran = [overtile_alone.run(command, redacted.out) for command in ("status", "inspect", "verify")]
-    ran.append(overtile_alone.run("segment", drawn, "--out", redacted.out, *redacted.options[2:], "--dry-run"))
+    ran.append(overtile_alone.segment(drawn, redacted.out, *redacted.options[2:], "--dry-run"))
     for one in ran:
         assert redacted.id_of("drawn") in one.stdout, one.said
         assert [word for word in SECRETS if word in one.said] == []
