@@ -64,6 +64,7 @@ class InputSection(Section):
     ``channels``: numbers, counted from 1, or names of the channels to use, in the model's order; null for all.
     ``order``: which slides come first; ``settle_s``: so long must a slide's files have been left alone.
     ``on_bad_tile``: what a tile that cannot be decoded does to its slide: it fails, or goes on without the tile.
+    ``patience_s``: so long may opening a slide, or reading the pixels of a block, take.
     """
 
     pattern: Annotated[tuple[str, ...], Field(strict=False)] = SLIDE_PATTERNS  # not strict: YAML has lists only
@@ -74,6 +75,7 @@ class InputSection(Section):
     order: Literal["name", "newest", "priority"] | None = None
     settle_s: Annotated[float, Field(ge=0, le=86400)] = 0.0
     on_bad_tile: Literal["fail", "mask"] = "fail"
+    patience_s: Annotated[float, Field(gt=0, le=86400)] = 600.0
 
 
 class TissueSection(Section):

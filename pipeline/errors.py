@@ -31,6 +31,10 @@ class SlideError(OvertileError, ValueError):
     """A slide that cannot be read as what it claims to be, or lacks what is needed (such as its resolution)."""
 
 
+class HungError(SlideError):
+    """A slide that gives no answer: no block of it is begun any more."""
+
+
 class StoreError(OvertileError, RuntimeError):
     """An output that is incomplete, damaged or of another plan."""
 

@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.bad_tiles import FACT, FLAG, BadTile, as_array, from_array, read_around
 from pipeline.errors import SlideError
 from pipeline.geometry import Box
+from pipeline.patience import patiently
 from pipeline.resample import Resolution, resample, source_box
 from pipeline.slide import open_slide
 from pipeline.slide_channels import choose_channels
@@ -29,7 +30,7 @@ _COPY = "Copy the slide again from its source"
 class IngestSection:
     """Which slide, at which level and scale, with how many channels of which sample type; which ones (None: all).
 
-    ``masking``: go on without tiles that cannot be decoded.
+    ``masking``: go on without tiles that cannot be decoded. ``patience_s``: how long reading a block may take.
     """
 
     slide: Path
@@ -38,6 +39,7 @@ class IngestSection:
     dtype: str
     channel_numbers: tuple[int, ...] | None = None
     masking: bool = field(default=False, kw_only=True)
+    patience_s: float = field(default=600.0, kw_only=True)
 
 
 def ingest_block(work: Work, section: IngestSection, index: Index) -> Counts:
@@ -46,7 +48,7 @@ def ingest_block(work: Work, section: IngestSection, index: Index) -> Counts:
     Raises SlideError naming slide, level and tile when the slide cannot be decoded there.
     """
     core = work.core(index)
-    pixels, bad = _read(section, core)
+    pixels, bad = patiently(partial(_read, section, core), section.slide, section.patience_s)
     if section.masking:
         work.store.save_result("ingest", work.plan, index, {FACT: as_array(bad)})
     work.store.write_block(ARRAY, work.plan, core, pixels)

@@ -47,6 +47,7 @@ def ingest_section(plan: SlidePlan) -> ingest.IngestSection:
         plan.dtype,
         plan.channel_numbers,
         masking=plan.config.input.on_bad_tile == "mask",
+        patience_s=plan.config.input.patience_s,
     )
 
 

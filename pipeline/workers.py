@@ -23,7 +23,7 @@ from uuid import uuid4
 import dask
 from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster, fire_and_forget
 
-from pipeline.errors import ClusterError, DiskError, OvertileError, WorkerError
+from pipeline.errors import ClusterError, DiskError, HungError, OvertileError, WorkerError
 from pipeline.flight import Closed, Flight, Lane, Place
 from pipeline.manifest import package_version
 from pipeline.plan import CODE_VERSIONS
@@ -162,7 +162,7 @@ class DaskMap:
                         case Landed(index, future):
                             in_air.remove(future)
                             result = _result(future)
-                            sending = sending and not isinstance(result, DiskError | ClusterError)
+                            sending = sending and not isinstance(result, DiskError | ClusterError | HungError)
                             future.release()
                             yield index, result
                         case Closed(why):

@@ -22,7 +22,8 @@ GOLDEN = Path(__file__).parent / "golden"
 CONTEXT, CLASSES = GOLDEN / "context.safetensors", GOLDEN / "classes.safetensors"
 NO_SERVER = "http://127.0.0.1:9/api"
 """Nothing listens there: a command that would start a flow fails, one that refuses before does not notice."""
-PATIENCE_S = 240
+PATIENCE_S = 600
+"""A test has a limit of its own; this is for those that may take longer than most."""
 
 
 def installed_command() -> list[str]:

@@ -19,6 +19,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "morphology",
         "network",
         "object_table",
+        "patience",
         "perimeter",
         "polygons",
         "regions",
@@ -28,8 +29,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "shard",
         "tissue_mask",
     ),
-    ("cases", "drawn", "lock", "plan model", "quality", "seam", "store"),
-    ("bad_tiles", "cases", "drawn", "lock", "plan model", "quality", "store"),
+    ("bad_tiles", "cases", "drawn", "lock", "plan model", "quality", "seam", "store"),
     ("judge", "manifest", "object_runs", "work"),
     (
         "export handover ngff04 object_shapes ome_tiff",
@@ -102,8 +102,9 @@ LIGHT = (
 )
 """Modules that must import neither torch nor prefect, not even through others."""
 
-BROAD = {("flows/batch.py", "_plan"), ("flows/batch.py", "open_slide_run")}
-"""Where ``except Exception`` stands: around one slide of a batch, which must never stop the others."""
+BROAD = {("flows/batch.py", "_plan"), ("flows/batch.py", "open_slide_run"), ("pipeline/patience.py", "_carry")}
+"""Where ``except Exception`` stands: around one slide of a batch, which must never stop the others, and where an error
+is raised again in another thread."""
 
 PASSES_ON = {("unet_core/spec.py", "preset")}
 """Functions with ``**keywords``: they name fields of a model that checks them."""

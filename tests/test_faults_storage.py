@@ -221,3 +221,31 @@ def test_fault_21_what_a_killed_writer_left_is_never_served_and_removed(forced: 
     assert forced.partials == 1
     assert not list(forced.ended.out.rglob("*.partial"))
     assert not [name for name in files_of(forced.ended.out / "slide") if "/new/" in name or "/old/" in name]
+
+
+# ---- hanging ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_fault_36_reads_that_hang_are_given_up_by_name(
+    finished: Finished, overtile: Command, preload: Preload, tmp_path: Path
+) -> None:
+    """One slide hangs when it is opened, one when its blocks are read; the command ends, and so do its workers."""
+    slides, out = tmp_path / "slides", tmp_path / "out"
+    slides.mkdir()
+    for name in ("never_opens", "never_reads", "neighbour"):
+        shutil.copy2(finished.slide, slides / f"{name}.tif")
+    rules = Rule("read", "/never_opens.tif", "hang"), Rule("worker read", "/never_reads.tif", "hang")
+    command, _ = preload.under(overtile, *rules)
+    ran = command.segment(slides, out, "cluster.kind=local", "cluster.workers=2", "input.patience_s=20")
+    assert ran.code == 3, ran.said
+    assert ran.states() == {"neighbour": "complete", "never_opens": "failed", "never_reads": "failed"}
+    for name, stage in (("never_opens", "plan"), ("never_reads", "ingest")):
+        line = ran.error_of(name)
+        assert line.startswith(f"{name}: failed at {stage}: "), line
+        assert f"{name}.tif: expected to be read within 20 s" in line
+        assert not is_complete(out / name)
+    again = overtile.segment(slides, out)
+    assert again.code == 0, again.said
+    assert again.computed("neighbour") == {}

@@ -20,7 +20,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("segment*.yaml"))
 DEFAULTS: dict[str, dict[str, Any]] = {
     "model": {"weights": "nuclei", "tta": "none"},
     "input": {"pattern": SLIDE_PATTERNS, "mpp": None, "cases": None, "regions": None, "channels": None}
-    | {"order": None, "settle_s": 0.0, "on_bad_tile": "fail"},
+    | {"order": None, "settle_s": 0.0, "on_bad_tile": "fail", "patience_s": 600.0},
     "tissue": {"method": "otsu", "min_area_um2": 4000.0, "fill_holes_um2": 40000.0, "exclude_qc": False},
     "tiles": {"tile": "auto", "block": 2048},
     "compute": {"device": "auto", "precision": "auto"},
