@@ -9,7 +9,8 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -37,10 +38,24 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
-@pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a real Prefect server, so that commands need not start one each."""
-    home = tmp_path_factory.mktemp("prefect-server")
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A Prefect server of our own and its address."""
+
+    process: subprocess.Popen[bytes]
+    api: str
+
+    def kill(self) -> None:
+        """Kill it with all it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@contextmanager
+def serving(home: Path) -> Iterator[Server]:
+    """A real Prefect server whose database lies in ``home``, while the block runs."""
+    home.mkdir(exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -48,19 +63,26 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
     line = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with (home / "log").open("wb") as log:
-        server = subprocess.Popen(
+        process = subprocess.Popen(
             [*line, "--no-ui"],
             env={**kept, **quiet, "PREFECT_HOME": str(home)},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    server = Server(process, f"http://127.0.0.1:{port}/api")
     try:
-        _await_health(server, f"http://127.0.0.1:{port}/api/health", home / "log")
-        yield f"http://127.0.0.1:{port}/api"
+        _await_health(process, f"{server.api}/health", home / "log")
+        yield server
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a real Prefect server, so that commands need not start one each."""
+    with serving(tmp_path_factory.mktemp("prefect-server")) as server:
+        yield server.api
 
 
 def _await_health(server: subprocess.Popen[bytes], url: str, log: Path) -> None:

@@ -113,6 +113,7 @@ def test_fault_42_the_picture_hatches_it(masked: Masked) -> None:
     assert red[1].sum() > red[0].sum() + 200
 
 
+@pytest.mark.long
 def test_fault_42_what_was_masked_stays_listed_through_a_repair(
     masked: Masked, overtile: Command, tmp_path: Path, record_property: Any
 ) -> None:

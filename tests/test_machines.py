@@ -121,7 +121,9 @@ def sound_slides(folder: Path, *names: str) -> Path:
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_twelve_slides_half_of_them_damaged_while_workers_die_leave_and_come(overtile: Command, tmp_path: Path) -> None:
+def test_fault_6_19_twelve_slides_half_of_them_damaged_while_workers_die_leave_and_come(
+    overtile: Command, tmp_path: Path
+) -> None:
     slides, made = sound_slides(tmp_path / "slides", *SOUND), damaged_slides(tmp_path / "made")
     for name in DAMAGED:
         shutil.copy(made[name][0], slides / f"{name}.tif")
@@ -159,7 +161,7 @@ def test_twelve_slides_half_of_them_damaged_while_workers_die_leave_and_come(ove
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_a_scheduler_that_is_killed_costs_blocks_in_flight_and_counts_against_no_slide(
+def test_fault_7_a_scheduler_that_is_killed_costs_blocks_in_flight_and_counts_against_no_slide(
     overtile: Command, tmp_path: Path
 ) -> None:
     slides, out = sound_slides(tmp_path / "slides", "a", "b", "c"), tmp_path / "out"

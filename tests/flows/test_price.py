@@ -162,7 +162,7 @@ def test_a_batch_is_sampled_far_apart() -> None:
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_tells_and_leaves_nothing(overtile_alone: Command, tmp_path: Path) -> None:
+def test_fault_27_a_dry_run_tells_and_leaves_nothing(overtile_alone: Command, tmp_path: Path) -> None:
     slides, out, temporary = tmp_path / "slides", tmp_path / "there" / "out", tmp_path / "tmp"
     slides.mkdir()
     temporary.mkdir()
