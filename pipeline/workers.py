@@ -185,7 +185,10 @@ def _result(future: Future[Counts]) -> Counts | BaseException:
     error: BaseException | None = future.exception()
     if error is not None:
         return error
-    counts: Counts = future.result()
+    try:
+        counts: Counts = future.result()
+    except KilledWorker as killed:  # the worker died with the answer, and so did those that were to compute it again
+        return killed
     return counts
 
 

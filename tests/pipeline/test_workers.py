@@ -15,17 +15,19 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
-from distributed import Scheduler
+from distributed import KilledWorker, Scheduler
 
 from pipeline.errors import DiskError, SlideError, WorkerError
 from pipeline.geometry import Box
 from pipeline.slide_reader import TileError, TilePlace
 from pipeline.store import Index
 from pipeline.work import Counts, MapBlocks, serial
-from pipeline.workers import DaskMap, local_cluster, resolve_workers
+from pipeline.workers import DaskMap, _result, local_cluster, resolve_workers
 from tests.pipeline import worker_blocks as blocks
 
 WORKERS = 2
@@ -285,6 +287,16 @@ def test_fault_13_a_block_that_kills_costs_the_other_slides_nothing(cluster: Das
         others, none = good.result(timeout=120)
     assert (len(found), len(others), none) == (len(GRID) - 1, 3 * len(GRID), None)
     assert "row 0, col 1" in str(error)
+
+
+def test_fault_13_an_answer_that_died_with_its_worker_is_tried_alone() -> None:
+    """The block was done, its worker died before it was asked, and so did those that computed it again."""
+
+    def gone() -> None:
+        raise KilledWorker("block", None, 2)
+
+    future: Any = SimpleNamespace(status="finished", exception=lambda: None, result=gone)
+    assert isinstance(_result(future), KilledWorker)
 
 
 # ---- who can reach it ----------------------------------------------------------------------------------------------
