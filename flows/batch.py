@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from datetime import time
-from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, field_serializer
@@ -29,7 +28,6 @@ from pipeline.errors import ConfigError, DiskError, ModelError, SlideError
 from pipeline.files import digest, remove, write_bytes
 from pipeline.lock import slide_lock
 from pipeline.model import Model, load_model
-from pipeline.patience import patiently
 from pipeline.plan import Compute, SlidePlan, plan_slide, resolve_tile
 from pipeline.resample import TOLERANCE
 from pipeline.slide_run import SlideRun, previous_plan, slide_root
@@ -278,8 +276,7 @@ def _plan(batch: Batch, chosen: Chosen) -> None:
         if _is_left_alone(batch, outcome, candidate):
             return
         compute = _compute(batch, equipment.compute, candidate.key)
-        planned = partial(plan_slide, candidate, equipment.model, compute, chosen.config)
-        plan = retried(lambda: patiently(planned, candidate.path, chosen.config.input.patience_s))
+        plan = retried(lambda: plan_slide(candidate, equipment.model, compute, chosen.config))
         outcome.attempt = digest(dict(plan.hashes))
         batch.plans[candidate.key] = _warned(plan, batch.request.config)
         _is_left_alone(batch, outcome, candidate)

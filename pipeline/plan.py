@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.errors import ConfigError, SlideError
 from pipeline.files import digest
 from pipeline.mask_file import MaskFile, find_mask
 from pipeline.model import THRESHOLD, Model
+from pipeline.patience import patiently
 from pipeline.regions import Regions, find_regions
 from pipeline.resample import Resolution, resolution
 from pipeline.slide import open_slide
@@ -168,10 +170,15 @@ def resolve_tile(config: RunConfig, model: Model, device: str) -> int:
 def plan_slide(candidate: Candidate, model: Model, compute: Compute, config: RunConfig) -> SlidePlan:
     """Open the slide, choose its level and hash every stage.
 
-    Raises SlideError when the slide cannot be read, lacks its resolution, or has the wrong number of channels.
+    Raises SlideError when the slide cannot be read, not even in time, lacks its resolution, or has the wrong number of
+    channels.
     """
     if candidate.refused is not None:
         raise candidate.refused
+    return patiently(partial(_plan, candidate, model, compute, config), candidate.path, config.input.patience_s)
+
+
+def _plan(candidate: Candidate, model: Model, compute: Compute, config: RunConfig) -> SlidePlan:
     slide = open_slide(candidate.path)
     numbers = channel_numbers(slide, config.input.channels)
     reader = choose_channels(slide, numbers)
