@@ -69,3 +69,15 @@ def test_a_run_is_judged_by_what_passed(tmp_path: Path) -> None:
     assert "| - | not tested: there is no viewer yet | - |" in rows["64"]
     assert "1 deselected" in ran.stdout
     assert "2 of 66 faults survived; open: 2, 3, 4, 5, 6, 7," in ran.stdout
+
+
+def test_every_fault_is_claimed_by_a_test_or_has_a_reason() -> None:
+    """Whether they pass is for make faults to say."""
+    claimed: set[int] = set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for line in path.read_text("utf-8").splitlines():
+            if line.startswith("def "):
+                claimed.update(numbers_of(line.removeprefix("def ")))
+    unclaimed = [number for number, case in read_cases().items() if number not in claimed and not case.reason]
+    print(f"without a test: {unclaimed}")
+    assert not unclaimed
