@@ -41,7 +41,8 @@ def slide_lock(work: Path) -> Iterator[None]:
         work.mkdir(parents=True, exist_ok=True)
         file = path.open("a+b")
     with file:
-        _acquire(file, path)
+        with disk_errors(path):
+            _acquire(file, path)
         stop = threading.Event()
         beat = threading.Thread(target=_beat, args=(path, stop), name="beat", daemon=True)
         beat.start()

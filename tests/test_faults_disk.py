@@ -5,15 +5,19 @@ Each slide of a batch meets its own fault, and a run on a sound machine goes on 
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.commands import Command, Ran, is_complete, result_digests
 from tests.conftest import skip_or_fail
-from tests.faults.preload import Preload
+from tests.faults.preload import Preload, Rule, times
+from tests.faults.standing import Slide, Standing, assert_no_block_twice
 from tests.faults.trees import Finished
 
 NAMED = "overview.png"
@@ -23,6 +27,41 @@ NAMED = "overview.png"
 def assert_equals(result: Path, finished: Finished) -> None:
     assert is_complete(result)
     assert result_digests(result) | {NAMED: ""} == result_digests(finished.result) | {NAMED: ""}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_fault_27_the_disk_is_full_at_the_nth_write(
+    overtile: Command, preload: Preload, finished: Finished, tmp_path: Path, record_property: Any
+) -> None:
+    """Each slide finds it full once, at a write of its own; the next run makes what is missing and nothing else."""
+    slides, out = tmp_path / "slides", tmp_path / "out"
+    slides.mkdir()
+    numbers = range(1, 89, 6)
+    for number in numbers:
+        os.link(finished.slide, slides / f"n{number}.tif")
+    rules = [Rule("write", f"/out/n{number}/", errno.ENOSPC, number, number) for number in numbers]
+    command, counters = preload.under(overtile, *rules)
+    ran = command.segment(slides, out)
+    assert ran.code == 74, ran.said
+    assert all(times(counter) >= number for counter, number in zip(counters, numbers, strict=True))
+    failed = [key for key, state in ran.states().items() if state == "failed"]
+    assert len(failed) >= len(numbers) - 2, "a beat of the lock may pass"
+    for key in failed:
+        line = ran.error_of(key)
+        assert f"cannot write {out / key}" in line, line
+        assert "No space left on device" in line
+        assert "GiB free" in line
+        assert not is_complete(out / key)
+    standing = {key: Standing.of(Slide(out / key)) for key in failed}
+    again = overtile.segment(slides, out)
+    assert again.code == 0, again.said
+    totals = {line["stage"]: line["blocks"] for line in Slide(finished.result).history()}
+    for key in failed:
+        assert_no_block_twice(standing[key], Slide(out / key), totals)
+    for number in numbers:
+        assert_equals(out / f"n{number}", finished)
+    record_property("recomputed", f"{len(failed)} of {len(numbers)} slides stopped, no block twice")
 
 
 @pytest.mark.long
