@@ -71,10 +71,10 @@ def test_a_change_reaches_all_that_reads_it(plan: Plan) -> None:
 
 
 def test_the_smallest_object_is_the_models_own_unless_said(plan: Plan) -> None:
-    own = plan(model=resolve("nuclei"))
+    own = plan(model=resolve("nuclei@1"))
     assert own.min_area_um2 == own.model.spec.min_area_um2 == 2.9
-    assert not changed(own, plan("objects.min_area_um2=2.9", model=resolve("nuclei")))
-    everything = plan("objects.min_area_um2=0", model=resolve("nuclei"))
+    assert not changed(own, plan("objects.min_area_um2=2.9", model=resolve("nuclei@1")))
+    everything = plan("objects.min_area_um2=0", model=resolve("nuclei@1"))
     assert everything.min_area_um2 == 0
     assert changed(own, everything) == set(own.hashes) - {"ingest", "tissue", "predict"}
 

@@ -60,7 +60,7 @@ def test_list_names_every_built_in_model(overtile_alone: Command) -> None:
 
 
 def test_info_says_what_the_file_holds(overtile_alone: Command) -> None:
-    told = json.loads(overtile_alone.run("model", "info", "nuclei", "--json").stdout)
+    told = json.loads(overtile_alone.run("model", "info", "nuclei@1", "--json").stdout)
     assert told["sha256"] == header.sha256(BUILT_IN)
     assert (told["halo_px"], told["step_px"], told["input_px"]) == (92, 16, 1212)
     assert sum(layer["parameters"] for layer in told["layers"]) == told["parameters"]

@@ -251,10 +251,10 @@ def test_names_resolve_to_the_newest_version(saved: Path, monkeypatch: pytest.Mo
 
 def test_the_built_in_model_is_small_and_says_what_it_is() -> None:
     path = resolve("nuclei")
-    assert path == resolve("nuclei@1")
+    assert path == resolve("nuclei@2")
     assert path.stat().st_size < 5_000_000
     spec = describe(path).spec
-    assert (spec.mpp, spec.in_channels, spec.classes, spec.padding, spec.norm) == (0.25, 3, 2, "valid", "none")
+    assert (spec.mpp, spec.in_channels, spec.classes, spec.padding, spec.norm) == (0.25, 3, 2, "valid", "batch")
     assert spec.class_names == ("nucleus",)
     assert spec.threshold is not None
     assert path.with_suffix(".md").is_file()

@@ -13,6 +13,7 @@ from tests.unet_core.training import case
 from unet_core.checkpoint import load
 from unet_core.evaluate import best_min_area, best_threshold, least_px, score, whole_pass
 from unet_core.header import resolve, sha256
+from unet_core.recolour import recoloured
 from unet_core.separation import part_touching
 from unet_core.spec import UNetSpec
 
@@ -54,6 +55,21 @@ def test_the_built_in_model_keeps_its_promise(shared_data: Path) -> None:
     print(f"Dice {pixels.f1:.4f}, F1 at IoU 0.5 {objects.f1:.4f} on {len(cases)} images")
     assert pixels.f1 >= 0.82
     assert objects.f1 >= 0.62
+
+
+def test_the_newest_built_in_model_is_the_one_its_card_speaks_of(shared_data: Path) -> None:
+    """It has seen these images; how it does on others says its card. A wrong file does not get past this."""
+    path = resolve("nuclei@2")
+    model = load(path)
+    assert sha256(path) in path.with_suffix(".md").read_text("utf-8")
+    cases = annotated(shared_data, "he", [1])
+    shown = recoloured(cases, model.spec.normalisation)
+    assert model.spec.threshold is not None
+    rules = [(model.spec.threshold, least_px(model.spec))]
+    ((pixels, objects),) = score((whole_pass(model, c.image_CYX) for c in shown), cases, rules)
+    print(f"Dice {pixels.f1:.4f}, F1 at IoU 0.5 {objects.f1:.4f} on {len(cases)} images")
+    assert pixels.f1 >= 0.88
+    assert objects.f1 >= 0.75
 
 
 def test_the_built_in_model_for_fluorescence_is_the_one_its_card_speaks_of(shared_data: Path) -> None:
