@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -55,6 +56,9 @@ SETTINGS: Mapping[str, Any] = MappingProxyType(
     }
 )
 """What dask is told, here and (`configs/dask.yaml`) where scheduler and workers are started by hand."""
+
+LOOK_S = 5.0
+"""So often it is seen to that all workers of this machine are there."""
 
 DEVICES, GPU, GPU_THREADS = "CUDA_VISIBLE_DEVICES", "GPU", 2
 """The resource of a worker with a GPU: as many as threads, of which one computes while the other reads and writes."""
@@ -223,9 +227,32 @@ def local_client(workers: int, threads: int = 1, gpus: Sequence[str] = ()) -> It
         dask.config.set({**SETTINGS, "temporary-directory": scratch, STEALING: not gpus}),
         SpecCluster(workers=team, scheduler=scheduler, silence_logs=50) as cluster,
         Client(cluster, set_as_default=False) as client,
+        _kept_up(cluster, len(team)),
     ):
         yield client
         client.run(gc.freeze)  # workers end without a last collection of all that they imported: half a second
+
+
+@contextmanager
+def _kept_up(cluster: SpecCluster, workers: int) -> Iterator[None]:
+    """Start anew, while the block runs, whatever worker was given up.
+
+    dask restarts a worker that died, but gives it up for good when it dies again before it was ready, as it does where
+    a block that kills waits for it, or when it takes long to come back. Without workers a run would wait for ever.
+    """
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.wait(LOOK_S):
+            cluster.scale(workers)  # changes nothing where all are there
+
+    watch = threading.Thread(target=look, name="keeping workers", daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watch.join()
 
 
 @contextmanager

@@ -14,12 +14,50 @@ import pytest
 
 from tests.commands import CLASSES, Command, Ran, installed_command, is_complete, result_digests
 from tests.conftest import serving
+from tests.faults.preload import Preload, Rule, times
 from tests.faults.standing import Slide, Standing, assert_no_block_twice
 from tests.faults.trees import Finished
 
 NAMED = "overview.png"
 """Shows the slide's name, and so differs between copies."""
 PATIENCE_S = 400
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_fault_6_11_13_workers_die_once_and_always(
+    overtile: Command, preload: Preload, finished: Finished, tmp_path: Path, record_property: Any
+) -> None:
+    """One slide's decoder aborts its process every time, another loses a worker once: the others never notice.
+
+    For the run, a worker that the system killed for its memory is the same as one that aborted.
+    """
+    slides, out = tmp_path / "slides", tmp_path / "out"
+    slides.mkdir()
+    for name in ("aborts", "once", "neighbour"):
+        os.link(finished.slide, slides / f"{name}.tif")
+    rules = (
+        Rule("worker read", "/slides/aborts.tif", "abort"),
+        Rule("worker rename", "/once/slide.ome.zarr/probability/0/c/", "kill", 2, 2),
+    )
+    command, counters = preload.under(overtile, *rules)
+    ran = command.segment(slides, out, "cluster.kind=local", "cluster.workers=2")
+    assert ran.code == 3, ran.said
+    assert ran.states() == {"aborts": "failed", "neighbour": "complete", "once": "complete"}
+    line = ran.error_of("aborts")
+    assert line.startswith("aborts: failed at ingest: ")
+    assert "its worker process died every time, also alone" in line
+    assert "out of memory" in line
+    assert "aborts on this slide" in line
+    assert 2 <= times(counters[0]) <= 12, "bounded retries"
+    assert times(counters[1]) >= 3, "the block was computed again"
+    assert not is_complete(out / "aborts")
+    for name in ("once", "neighbour"):
+        assert result_digests(out / name) | {NAMED: ""} == result_digests(finished.result) | {NAMED: ""}
+    again = overtile.segment(slides, out)
+    assert again.code == 0, again.said
+    assert again.computed("once") == again.computed("neighbour") == {}
+    record_property("recomputed", f"after the decoder was mended {again.computed('aborts')}, of the others nothing")
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import dask
 import psutil
 import pytest
 from distributed import KilledWorker, Scheduler
@@ -297,6 +298,16 @@ def test_fault_13_an_answer_that_died_with_its_worker_is_tried_alone() -> None:
 
     future: Any = SimpleNamespace(status="finished", exception=lambda: None, result=gone)
     assert isinstance(_result(future), KilledWorker)
+
+
+@pytest.mark.long
+def test_fault_13_workers_that_were_given_up_are_started_anew() -> None:
+    """As dask does when one dies before it was ready, where it would leave none for ever."""
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"}), local_cluster(1) as mapper:
+        assert mapper.client.cluster is not None
+        mapper.client.cluster.sync(mapper.client.cluster.workers[0].close)
+        answers = ThreadPoolExecutor(1).submit(lambda: list(mapper(blocks.count, GRID)))
+        assert totals(answers.result(timeout=60)) == totals([blocks.count(index) for index in GRID])
 
 
 # ---- who can reach it ----------------------------------------------------------------------------------------------
