@@ -202,7 +202,8 @@ def test_only_a_block_and_its_halo_are_in_memory(tmp_path: Path, monkeypatch: py
     made.run()
     largest = max(np.prod(shape) for shape in reads)
     assert largest <= 3 * (512 + 2 * 92 + 4) ** 2
-    assert sum(len(shape) == 3 for shape in reads) == 9, "each block reads the image once"
+    of_image = [shape for shape in reads if len(shape) == 3 and shape[0] == 3]  # the look at seams reads one class
+    assert len(of_image) == 9, "each block reads the image once"
 
 
 def test_cells_without_tissue_are_zero_and_cost_no_call(tmp_path: Path) -> None:
