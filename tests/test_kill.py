@@ -259,7 +259,7 @@ def drawn_regions(path: Path) -> Path:
     [
         pytest.param("tissue.tif", "predict", False, marks=pytest.mark.long),
         pytest.param("tissue.zarr", "predict", True, marks=pytest.mark.long),
-        ("tissue.tif", "label", True),
+        pytest.param("tissue.tif", "label", True, marks=pytest.mark.long),
     ],
     ids=["whole slide", "regions on OME-Zarr", "splitting"],
 )
