@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import gc
 import json
+import logging
 import os
 import signal
 import sys
@@ -31,7 +32,7 @@ from flows.plain import printable
 from flows.share import Share
 from flows.train_command import app as train_app
 from flows.until import read_clock
-from pipeline.errors import ConfigError, OvertileError
+from pipeline.errors import ConfigError, OvertileError, ServerError
 
 if TYPE_CHECKING:
     from flows.batch import Batch, BatchRequest
@@ -41,8 +42,11 @@ ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
+    "PREFECT_CLIENT_MAX_RETRIES": "3",
 }
-"""Set unless the user did: nothing leaves this machine, one voice on the terminal."""
+"""Set unless the user did: nothing leaves this machine, one voice on the terminal, and a server that is gone is waited
+for 14 s at each word, not 70: it keeps no ledger."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -174,6 +178,11 @@ def _work(batch: Batch, server: Server | None) -> Batch:
             return segment_folder(batch.shown, quote(display), quote(lambda _: nullcontext((batch, crew))))
     except IncompleteError as incomplete:
         return incomplete.batch
+    except ServerError as lost:
+        if any(outcome.state == "waiting" for outcome in batch.outcomes):
+            raise
+        console.print(f"note: {escape(printable(str(lost)))}", soft_wrap=True, highlight=False)
+        return batch
 
 
 def _dry_run(request: BatchRequest) -> int:
@@ -324,6 +333,7 @@ def main() -> None:
         os.environ.setdefault(name, value)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
+    logging.raiseExceptions = False  # a log that a server does not take is not worth a line on the terminal
     atexit.register(gc.freeze)  # the interpreter ends without a last collection of all it imported: a second
     arguments = _one_by_one(_bare_force(sys.argv[1:]))
     sys.exit(_guarded(lambda: app(arguments, standalone_mode=False)))

@@ -26,7 +26,7 @@ from tempfile import TemporaryDirectory, TemporaryFile
 from threading import Thread
 from typing import IO
 
-from pipeline.errors import OvertileError
+from pipeline.errors import OvertileError, ServerError
 
 API_URL = "PREFECT_API_URL"
 HOST, PORT = "127.0.0.1", 4200
@@ -128,15 +128,44 @@ def _own_pages(port: int) -> dict[str, str]:
 
 @contextmanager
 def used(server: Server | None) -> Iterator[None]:
-    """What is run inside talks to this server, unless Prefect's settings name another one or forbid it."""
+    """What is run inside talks to this server, unless Prefect's settings name another one or forbid it.
+
+    Raises ServerError where that one does not answer, or goes away before it was told how the run ended.
+    """
     if server is None or not _is_needed():
-        yield
+        with _answering():
+            yield
         return
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     server.wait()
-    with temporary_settings({PREFECT_API_URL: f"http://{HOST}:{server.port}/api"}):
+    with temporary_settings({PREFECT_API_URL: f"http://{HOST}:{server.port}/api"}), _answering():
         yield
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    from httpx import HTTPError  # what Prefect lets through when its server cannot be reached
+    from prefect._internal.urls import strip_auth_from_url
+    from prefect.client.orchestration import get_client
+    from prefect.events.clients import PrefectEventsClient
+    from prefect.events.worker import EventsWorker, emit_events_to_cloud
+
+    if not emit_events_to_cloud():  # a server that is gone is looked for once an event; ten times would be minutes
+        EventsWorker.set_client_override(PrefectEventsClient, reconnection_attempts=1)
+    with get_client(sync_client=True) as client:
+        unheard, url = client.api_healthcheck(), strip_auth_from_url(str(client.api_url))
+    if unheard is not None:
+        raise ServerError(
+            f"expected Prefect's server at {url}, where nothing answers as one ({unheard}). Start it, or unset "
+            f"{API_URL} and each run has one of its own. Nothing was begun"
+        )
+    try:
+        yield
+    except HTTPError as error:
+        raise ServerError(
+            f"Prefect's server at {url} went away ({error}): it does not know how this run ended, the files do"
+        ) from error
 
 
 def _is_needed() -> bool:

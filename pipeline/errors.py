@@ -63,3 +63,7 @@ class ClusterError(OvertileError, ConnectionError):
     """The dask scheduler or its workers went away, or are not fit: no slide's fault, the next run goes on (exit 3)."""
 
     exit_code = 3
+
+
+class ServerError(OvertileError, ConnectionError):
+    """Prefect's server does not answer, or no longer does: what was computed lies on disk, whatever it knows of it."""

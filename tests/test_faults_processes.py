@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.commands import CLASSES, Command, Ran, installed_command, is_complete, result_digests
+from tests.commands import CLASSES, NO_SERVER, Command, installed_command, is_complete, result_digests
 from tests.conftest import serving
+from tests.faults.pictures import draw, red_and_blue, write
 from tests.faults.preload import Preload, Rule, times
 from tests.faults.standing import Slide, Standing, assert_no_block_twice
 from tests.faults.trees import Finished
+from tests.flows.serving import awaited, running
 
 NAMED = "overview.png"
 """Shows the slide's name, and so differs between copies."""
-PATIENCE_S = 400
+PATIENCE_S = 200
 
 
 @pytest.mark.long
@@ -60,57 +58,43 @@ def test_fault_6_11_13_workers_die_once_and_always(
     record_property("recomputed", f"after the decoder was mended {again.computed('aborts')}, of the others nothing")
 
 
-@contextmanager
-def started(command: Command, *words: str | Path) -> Iterator[subprocess.Popen[str]]:
-    """The command while it runs; killed with all it started when it is still there at the end."""
-    process = subprocess.Popen(
-        [*installed_command(), *map(str, words)],
-        env=dict(command.environment),
-        cwd=command.folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def await_here(running: subprocess.Popen[str], so: Callable[[], bool]) -> None:
-    """Until something is so."""
-    for _ in range(int(PATIENCE_S / 0.05)):
-        if so():
-            return
-        with suppress(subprocess.TimeoutExpired):
-            running.wait(timeout=0.05)
-    pytest.fail("it never came to that")
-
-
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_fault_8_the_prefect_server_dies_in_mid_run(
     overtile: Command, finished: Finished, tmp_path: Path, record_property: Any
 ) -> None:
-    """It may fail the run, which is not waited for once the slide is complete. What was done is not done again."""
-    out = tmp_path / "out"
+    """The slide is completed, and the command says that Prefect does not know. What was done is not done again."""
+    out, log = tmp_path / "out", tmp_path / "log"
     settings = ["cluster.kind=serial", "tiles.block=512", "compute.precision=fp32"]
     words = ["segment", finished.slide, "--out", out, "--model", CLASSES]
     words += [word for setting in settings for word in ("--set", setting)]
     shards = out / "slide" / "slide.ome.zarr" / "probability" / "0" / "c" / "0" / "0"
-    with serving(tmp_path / "server") as server, started(Command.under(tmp_path, server.api), *words) as running:
-        await_here(running, lambda: shards.is_dir())
+    line = [*installed_command(), *map(str, words)]
+    with serving(tmp_path / "server") as server, running(line, Command.under(tmp_path, server.api), log) as process:
+        awaited(shards.is_dir, log)
         server.kill()
-        await_here(running, lambda: running.poll() is not None or is_complete(out / "slide"))
+        assert not is_complete(out / "slide")
+        assert process.wait(PATIENCE_S) == 0, log.read_text()
+    said = log.read_text()
+    assert f"note: Prefect's server at {server.api}/ went away" in said
+    assert "1 of 1 slides complete" in said
+    for wall in ("Traceback", "ERROR", "Error logging"):
+        assert wall not in said, said
+    assert is_complete(out / "slide")
     before = Standing.of(Slide(out / "slide"))
-    print(f"exit {running.returncode}, stamped {sorted(before.stamped)}")
-    again: Ran = overtile.run(*words, out=out)
+    again = overtile.run(*words, out=out)
     assert again.code == 0, again.said
     assert result_digests(out / "slide") == result_digests(finished.result)
     totals = {line["stage"]: line["blocks"] for line in Slide(finished.result).history()}
     assert_no_block_twice(before, Slide(out / "slide"), totals)
     record_property("recomputed", f"by the next run {again.computed('slide') or 0}, none twice")
+
+
+def test_a_server_that_is_not_there_is_named_before_anything_is_begun(overtile: Command, tmp_path: Path) -> None:
+    slide = write(tmp_path / "slide.tif", draw((64, 64), red_and_blue((64, 64))))
+    command = overtile.with_environment(PREFECT_API_URL=NO_SERVER, PREFECT_CLIENT_MAX_RETRIES="0")
+    ran = command.segment(slide, tmp_path / "out")
+    assert ran.code == 4, ran.said
+    assert ran.only_error.startswith(f"expected Prefect's server at {NO_SERVER}/, where nothing answers as one")
+    assert "unset PREFECT_API_URL" in ran.only_error
+    assert not (tmp_path / "out" / "slide").exists()
