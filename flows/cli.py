@@ -30,6 +30,7 @@ from flows.model import app as model_app
 from flows.night_commands import app as night_app
 from flows.plain import printable
 from flows.share import Share
+from flows.tidy_commands import app as tidy_app
 from flows.train_command import app as train_app
 from flows.until import read_clock
 from pipeline.errors import ConfigError, OvertileError, ServerError
@@ -60,6 +61,7 @@ app.add_typer(train_app)
 app.add_typer(evaluate_app)
 app.add_typer(night_app)
 app.add_typer(look_app)
+app.add_typer(tidy_app)
 
 Inputs = Annotated[
     list[Path], typer.Argument(metavar="SLIDE_OR_FOLDER...", help="Slides, or folders of slides.", show_default=False)

@@ -15,6 +15,7 @@ from pipeline.files import disk_errors, fsync_dir, remove
 from pipeline.handover import Result, write_csv, write_geojson, write_geoparquet
 from pipeline.ngff04 import write_ngff04
 from pipeline.ome_tiff import LABELS, PROBABILITY, write_ome_tiff
+from pipeline.prune import pruned_parts
 
 FOLDER = "exports"
 Write = Callable[[Result, Path], None]
@@ -50,6 +51,23 @@ FORMATS: dict[str, dict[str, Write]] = {
     "ome-tiff": {"objects.ome.tif": _tiff(LABELS), "probability.ome.tif": _tiff(PROBABILITY)},
 }
 """Files of each format, and who writes each."""
+
+NEEDS = {
+    "geojson": ("tables", "labels"),
+    "geoparquet": ("tables", "labels"),
+    "csv": ("tables",),
+    "ngff04": ("image", "labels", "probability"),
+    "ome-tiff": ("labels", "probability"),
+}
+"""Parts of a result that a format is made from."""
+
+
+def lacking(result: Result, formats: Sequence[str]) -> str:
+    """Which parts were pruned that these formats are made from, in words; empty where all are there."""
+    gone = set(pruned_parts(result.manifest))
+    drawn = "geojson" not in gone
+    needed = {part for name in formats if not (name == "geojson" and drawn) for part in NEEDS.get(name, ())}
+    return ", ".join(sorted(needed & gone))
 
 
 def targets(result: Result, formats: Sequence[str], into: Path | None) -> Iterator[tuple[Path, Write]]:

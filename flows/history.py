@@ -7,6 +7,7 @@ nowhere else. Nothing here says what is done: a history that is lost costs slide
     {"event": "began", "run": id, "when", "who", "host", "pid", "command", "batch": hash of all plans, "force" ..}
     {"event": "ended", "run": id, "exit_code", "states": counts, "not_complete": {key: state, stage, cause, attempt ..}}
     {"event": "retry", "keys": [..]}    {"event": "skipped", "night": when it was due, "why"}
+    {"event": "prune", "keys": [..], "keep": [..]}    {"event": "delete", "keys": [..]}    before anything goes
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class History:
             match line:
                 case {"event": "began", "force": True}:
                     found.clear()
-                case {"event": "began", "force": list(keys)} | {"event": "retry", "keys": list(keys)}:
+                case {"event": "began", "force": list(keys)} | {"event": "retry" | "delete", "keys": list(keys)}:
                     _forget(found, keys)
                 case {"event": "ended", "not_complete": dict(slides), "recovered": list(keys)}:
                     _forget(found, keys)
@@ -85,17 +86,27 @@ class History:
         return found
 
     def last_words(self) -> dict[str, tuple[Run, Line]]:
-        """By key what was last said of a slide that did not come out as asked, and the run that said it."""
+        """By key what was last said of a slide that did not come out as asked, and the run that said it.
+
+        Nothing is said of one that was deleted since.
+        """
         found: dict[str, tuple[Run, Line]] = {}
-        for run in sorted((run for run in self.runs() if run.ended), key=lambda run: run.ended["when"]):  # type: ignore[index]  # those without an end are left out
-            found |= {key: (run, entry) for key, entry in (run.ended or {}).get("not_complete", {}).items()}
+        runs = {run.began["run"]: run for run in self.runs()}
+        for line in sorted((*self._of("ended"), *self._deleted()), key=lambda line: str(line["when"])):
+            if line["event"] == "delete":
+                _forget(found, line["keys"])
+            elif run := runs.get(line["run"]):
+                found |= {key: (run, entry) for key, entry in line.get("not_complete", {}).items()}
         return found
+
+    def _deleted(self) -> list[Line]:
+        return [line for line in self.lines if line.get("event") == "delete" and isinstance(line.get("keys"), list)]
 
     def _of(self, event: str) -> list[Line]:
         return [line for line in self.lines if line.get("event") == event and "run" in line]
 
 
-def _forget(found: dict[str, Strikes], keys: Iterable[str]) -> None:
+def _forget(found: dict[str, Any], keys: Iterable[str]) -> None:
     for key in keys:
         found.pop(key, None)
 
@@ -114,7 +125,7 @@ def new_run() -> str:
     return uuid.uuid4().hex[:12]
 
 
-def note(out: Path, event: Literal["began", "ended", "retry", "skipped"], facts: Line) -> None:
+def note(out: Path, event: Literal["began", "ended", "retry", "skipped", "prune", "delete"], facts: Line) -> None:
     """Append a line: what happened, when, and whose doing it was."""
     append_json(out / NAME, {"event": event, "when": datetime.now(UTC).isoformat(timespec="milliseconds"), **facts})
 

@@ -19,6 +19,7 @@ from pipeline.dropped import unwanted_before
 from pipeline.errors import ConfigError, DamagedError
 from pipeline.files import read_json
 from pipeline.manifest import read_manifest
+from pipeline.prune import pruned_parts
 from pipeline.store import SlideStore
 
 IMAGES = {"image": "", "probability": "probability", "objects": "labels/objects"}
@@ -44,6 +45,7 @@ def _record(store: SlideStore) -> dict[str, Any]:
     return {
         **record,
         "dropped": sorted(path for path in unwanted_before(manifest) if not (store.zarr / path).exists()),
+        "pruned": _pruned(manifest),
         **figures(manifest),
         "size_mm": [round(side * plan["image"]["mpp"] / 1000, 4) for side in plan["image"]["shape_yx"]],
         "pyramids": {name: list(_levels(store, group)) for name, group in IMAGES.items()},
@@ -54,6 +56,14 @@ def _record(store: SlideStore) -> dict[str, Any]:
         "software": manifest["software"],
         "bytes": sum(entry["size"] for entry in manifest["files"].values()),
     }
+
+
+def _pruned(manifest: dict[str, Any]) -> dict[str, Any] | None:
+    """What was given up of a result, when and how many bytes."""
+    if "pruned" not in manifest:
+        return None
+    told = manifest["pruned"]
+    return {"parts": pruned_parts(manifest), "when": told["when"], "bytes": told["bytes"]}
 
 
 def _stage(stage: dict[str, Any]) -> dict[str, Any]:

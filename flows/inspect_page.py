@@ -61,6 +61,8 @@ def _lines(record: dict[str, Any]) -> Iterator[str]:
         if levels:
             yield f"{name}: {len(levels)} levels, {_level(levels[0])} to {_level(levels[-1])}"
     yield f"plan: {', '.join(f'{stage} {digest[:8]}' for stage, digest in plan['hashes'].items())}"
+    if pruned := record["pruned"]:
+        yield f"pruned {pruned['when']}: {', '.join(pruned['parts'])}; {pruned['bytes'] / 1e6:.1f} MB"
     for path in record["dropped"]:
         yield f"dropped once complete: {path}, the full resolution"
     for warning in record["warnings"]:

@@ -58,16 +58,22 @@ def export(
 ) -> None:
     """Copy complete results into forms that other tools read. Ends with 3 when one of several is not complete."""
     from flows.export import export as write
+    from flows.export import lacking
     from flows.records import slide_stores
     from pipeline.handover import Result
 
     stores = [store for path in paths for store in slide_stores(path)]
     if not stores:
         raise ConfigError(f"{paths[0]} holds no results: expected a folder that 'overtile segment' wrote")
-    complete = [store for store in stores if store.manifest.exists()]
+    complete = []
     for store in stores:
-        if store not in complete:
-            typer.echo(f"not complete, left out: {printable(str(store.root))}", err=True)
+        result = Result.open(store) if store.manifest.exists() else None
+        gone = lacking(result, to) if result else ""
+        if result is None or gone:
+            why = f"pruned ({gone})" if result else "not complete"
+            typer.echo(f"{why}, left out: {printable(str(store.root))}", err=True)
+        else:
+            complete.append(store)
     for store in complete:
         for path in write(Result.open(store), to, into, force=force):
             typer.echo(printable(str(path)))

@@ -30,6 +30,9 @@ def show_preview(record: dict[str, Any], console: Console) -> None:
     if console.color_system is None:
         console.print("  no preview: this terminal shows no colours", highlight=False)
         return
+    if not record["pyramids"]["image"]:
+        console.print("  no preview: the image was pruned", highlight=False)
+        return
     most = 2 * MOST_LINES, min(MOST_COLUMNS, console.width)
     image, objects = (record["pyramids"][name] for name in ("image", "objects"))
     names = record["plan"]["image"]["channels"]

@@ -70,9 +70,19 @@ def write_manifest(store: SlideStore, plan: Mapping[str, Any], stages: Mapping[s
 
 def rewrite_case(store: SlideStore, manifest: Mapping[str, Any], case: Mapping[str, str]) -> None:
     """Let a complete slide carry what the cases table says of it today. No pixel depends on it, and no hash."""
-    content = {**manifest, "plan": {**manifest["plan"], "case": dict(case)}}
-    write_json(store.manifest, content | {"sha256": digest(content)})
+    rewrite(store, {**manifest, "plan": {**manifest["plan"], "case": dict(case)}})
+
+
+def rewrite(store: SlideStore, content: Mapping[str, Any]) -> None:
+    """Replace the manifest of a complete slide, durably."""
+    write_json(store.manifest, {**content, "sha256": digest(content)})
     fsync_dir(store.root)
+
+
+def is_pruned(manifest: Mapping[str, Any], name: str) -> bool:
+    """Whether a file (its path below the slide's folder) is one that was given up on purpose."""
+    entries = manifest.get("pruned", {}).get("entries", ())
+    return any(name == entry or name.startswith(f"{entry}/") for entry in entries)
 
 
 def read_manifest(store: SlideStore) -> dict[str, Any] | None:

@@ -171,6 +171,8 @@ class SlideRun:
             )
             return "kept"
         self.damaged = damaged_files(self.store, manifest)
+        if "pruned" in manifest:
+            return self._compare_pruned(manifest, forced=forced)
         if self.damaged:
             self.notices.append(
                 f"{self.plan.key}: repairing {len(self.damaged)} damaged files, first {next(iter(self.damaged))}"
@@ -188,10 +190,29 @@ class SlideRun:
             return "kept"
         return "todo"
 
+    def _compare_pruned(self, manifest: Mapping[str, Any], *, forced: bool) -> Standing:
+        """A result of which parts were pruned is used as it is or, when that is forced, made from its slide anew."""
+        if not self.damaged and self._is_as_asked(manifest):
+            return "complete"
+        if not forced:
+            why = f"{next(iter(self.damaged))} is damaged" if self.damaged else "it was made with other settings"
+            self.notices.append(
+                f"{self.plan.key}: kept: {why}, and parts that it takes to make it again were pruned. Add --force "
+                f"{self.plan.key} to compute it from its slide"
+            )
+            return "kept"
+        for name in (*self.damaged, ".work/damage.json"):
+            remove(self.store.root / name)
+        self.damaged = {}
+        return "todo"
+
     def _is_as_asked(self, manifest: Mapping[str, Any]) -> bool:
-        """Whether a complete result is of this plan and leaves out what the configuration drops, no more."""
+        """Whether a complete result is of this plan and leaves out what the configuration drops, no more.
+
+        One of which parts were pruned leaves out what somebody chose.
+        """
         same = manifest["plan"]["hashes"] == dict(self.plan.hashes)
-        return same and unwanted_before(manifest) == unwanted(self.plan.config.outputs)
+        return same and ("pruned" in manifest or unwanted_before(manifest) == unwanted(self.plan.config.outputs))
 
     def _made_again(self) -> Again:
         return made_again(self.place, self.plan.hashes, self.plan.config.outputs)

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.errors import DamagedError, DiskError
 from pipeline.files import fsync_dir, read_json, remove, sha256_file, write_bytes, write_json
 from pipeline.geometry import Box, TileGrid
-from pipeline.manifest import read_manifest, result_files
+from pipeline.manifest import is_pruned, read_manifest, result_files
 from pipeline.store import SlideStore, StoredArray, shard_path
 
 
@@ -38,7 +38,7 @@ def verify_slide(store: SlideStore) -> list[Damage] | None:
         return [Damage(store.manifest.name, str(error))]
     if manifest is None:
         return None
-    damaged = [*check_files(store.root, manifest["files"], contents=True), *_unexpected(store, manifest["files"])]
+    damaged = [*check_files(store.root, manifest["files"], contents=True), *_unexpected(store, manifest)]
     _note(store, damaged)
     return damaged
 
@@ -63,9 +63,11 @@ def _fault(path: Path, entry: Mapping[str, Any], *, contents: bool) -> str:
     return "its bytes changed" if contents and sha256_file(path) != entry["sha256"] else ""
 
 
-def _unexpected(store: SlideStore, files: Mapping[str, Any]) -> Iterable[Damage]:
+def _unexpected(store: SlideStore, manifest: Mapping[str, Any]) -> Iterable[Damage]:
+    """Files that nobody knows; those of a prune that was killed are known, and on their way out."""
     for path in result_files(store):
-        if (name := path.relative_to(store.root).as_posix()) not in files:
+        name = path.relative_to(store.root).as_posix()
+        if name not in manifest["files"] and not is_pruned(manifest, name):
             yield Damage(name, "not in the manifest")
 
 
@@ -96,7 +98,7 @@ def _noted(store: SlideStore, manifest: Mapping[str, Any]) -> set[str]:
         names = set(read_json(note))
     except (DamagedError, TypeError):
         names = {damage.path for damage in check_files(store.root, manifest["files"], contents=True)}
-    return names & {*manifest["files"], *(damage.path for damage in _unexpected(store, manifest["files"]))}
+    return names & {*manifest["files"], *(damage.path for damage in _unexpected(store, manifest))}
 
 
 def prepare_repair(store: SlideStore, damaged: Mapping[str, str], metadata: Mapping[str, str]) -> None:

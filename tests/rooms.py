@@ -44,7 +44,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "workers cluster",
     ),
     ("dropped", "staging", "stages"),
-    ("slide_run",),
+    ("slide_run", "prune"),
 )
 """Files of ``pipeline``, lowest first. A file imports lower levels only."""
 
