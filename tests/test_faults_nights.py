@@ -65,6 +65,7 @@ def nights(overtile: Command, overtile_alone: Command, tmp_path_factory: pytest.
     return Nights(out, tuple(ran), tuple(states), tuple(status))
 
 
+@pytest.mark.long
 def test_fault_24_what_still_grows_is_deferred_with_a_notice(nights: Nights) -> None:
     first = nights.ran[0]
     assert first.code == 3, first.said
@@ -75,12 +76,14 @@ def test_fault_24_what_still_grows_is_deferred_with_a_notice(nights: Nights) -> 
     assert nights.status[0] == {"broken": "deferred", "young": "deferred"}
 
 
+@pytest.mark.long
 def test_fault_24_it_is_taken_when_it_has_rested(nights: Nights) -> None:
     last = nights.ran[-1]
     assert nights.states[-1]["young"] == "complete", last.said
     assert is_complete(nights.out / "young")
 
 
+@pytest.mark.long
 def test_a_slide_that_failed_three_times_is_named_and_not_tried(nights: Nights) -> None:
     second, last = nights.ran[1:]
     assert (second.code, nights.states[1]) == (4, {"broken": "failed"})

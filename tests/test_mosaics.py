@@ -48,11 +48,13 @@ def scored(ran: Ran, shared_data: Path, kind: str) -> float:
     return f1
 
 
+@pytest.mark.long
 def test_most_nuclei_of_the_stain_it_was_trained_on_are_found(ran: Ran, shared_data: Path) -> None:
     assert ran.code == 0, ran.said
     assert scored(ran, shared_data, "he") >= 0.5
 
 
+@pytest.mark.long
 def test_another_stain_is_complete_and_its_score_is_told(ran: Ran, shared_data: Path) -> None:
     assert ran.states()["pap_mosaic"] == "complete"
     assert scored(ran, shared_data, "pap") > 0

@@ -173,6 +173,7 @@ def slide(tmp_path: Path) -> Path:
     return tmp_path / "slide.tif"
 
 
+@pytest.mark.long
 def test_a_full_scratch_disk_is_named(overtile: Command, preload: Preload, slide: Path, scratch: Path) -> None:
     out = slide.parent / "out"
     command, _ = preload.under(overtile, Rule("rename", "/scratch/overtile-", errno.ENOSPC, 12))

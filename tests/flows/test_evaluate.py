@@ -241,6 +241,7 @@ def test_the_mask_is_the_one_that_segment_gives(
         assert not np.array_equal(judge.found_YX > 0, found), "the setting makes no difference here"
 
 
+@pytest.mark.long
 def test_an_enlarged_image_that_says_so_is_judged_as_the_image(
     folder: Path, overtile_alone: Command, tmp_path: Path
 ) -> None:

@@ -20,6 +20,7 @@ from tests.commands import Command
 from unet_core import header
 from unet_core.checkpoint import load, save, with_spec
 from unet_core.convert import convert
+from unet_core.errors import CheckpointError
 from unet_core.model import UNet
 from unet_core.networks import build
 from unet_core.spec import UNetSpec, preset
@@ -112,27 +113,23 @@ def test_a_bare_name_is_the_newest_and_old_versions_stay(tmp_path: Path, monkeyp
 Wrap = Callable[[dict[str, Any]], dict[str, Any]]
 WRAPPED: dict[str, tuple[Wrap, list[str]]] = {
     "bare": (lambda state: state, []),
-    "entry": (lambda state: {"state_dict": state, "epoch": 3}, ["note: took the entry 'state_dict'"]),
+    "entry": (lambda state: {"state_dict": state, "epoch": 3}, ["took the entry 'state_dict'"]),
     "parallel": (
         lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
-        ["note: took 'module.' off every name"],
+        ["took 'module.' off every name"],
     ),
     "both": (
         lambda state: {"model": {f"module.net.{name}": tensor for name, tensor in state.items()}},
-        ["note: took the entry 'model'", "note: took 'module.' off every name", "note: took 'net.' off every name"],
+        ["took the entry 'model'", "took 'module.' off every name", "took 'net.' off every name"],
     ),
 }
 
 
 @pytest.mark.parametrize(("wrap", "said"), WRAPPED.values(), ids=WRAPPED)
-def test_a_checkpoint_becomes_the_same_network(
-    overtile_alone: Command, tmp_path: Path, network: UNet, spec_file: Path, wrap: Wrap, said: list[str]
-) -> None:
+def test_a_checkpoint_becomes_the_same_network(tmp_path: Path, network: UNet, wrap: Wrap, said: list[str]) -> None:
     source, target = tmp_path / "in.pt", tmp_path / "out.safetensors"
     torch.save(wrap(network.state_dict()), source)
-    ran = overtile_alone.run("model", "convert", source, target, "--spec", spec_file)
-    assert ran.code == 0, ran.said
-    assert [line for line in ran.stdout.splitlines() if line.startswith("note: ")] == said
+    assert convert(source, target, SPEC) == said
     converted = load(target)
     assert converted.spec == SPEC
     image = torch.rand(1, 3, 60, 60)
@@ -143,11 +140,13 @@ def test_a_checkpoint_becomes_the_same_network(
 
 def test_it_is_written_by_the_same_save(tmp_path: Path, overtile_alone: Command, network: UNet) -> None:
     source, target, ours = tmp_path / "in.pt", tmp_path / "out.safetensors", tmp_path / "ours.safetensors"
-    torch.save(network.state_dict(), source)
+    torch.save({"state_dict": network.state_dict()}, source)
     settings = [
         part for key, value in SPEC.model_dump(mode="json").items() for part in ("--set", f"{key}={json.dumps(value)}")
     ]
-    assert overtile_alone.run("model", "convert", source, target, *settings).code == 0
+    ran = overtile_alone.run("model", "convert", source, target, *settings)
+    assert ran.code == 0, ran.said
+    assert ran.stdout.startswith("note: took the entry 'state_dict'\n")
     save(ours, network, header.describe(target).provenance)
     assert target.read_bytes() == ours.read_bytes()
 
@@ -222,18 +221,13 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], list[str]]] = {
 
 @pytest.mark.parametrize(("spoil", "words"), BAD.values(), ids=BAD)
 def test_what_does_not_fit_is_refused_naming_both_sides(
-    overtile_alone: Command,
-    tmp_path: Path,
-    network: UNet,
-    spec_file: Path,
-    spoil: Callable[[dict[str, Any]], Any],
-    words: list[str],
+    tmp_path: Path, network: UNet, spoil: Callable[[dict[str, Any]], Any], words: list[str]
 ) -> None:
     source, target = tmp_path / "in.pt", tmp_path / "out.safetensors"
     torch.save(spoil(dict(network.state_dict())), source)
-    ran = overtile_alone.run("model", "convert", source, target, "--spec", spec_file)
-    assert ran.code == 2, ran.said
-    assert all(word in ran.only_error for word in words), ran.only_error
+    with pytest.raises(CheckpointError) as refusal:
+        convert(source, target, SPEC)
+    assert all(word in str(refusal.value) for word in words), refusal.value
     assert not target.exists()
 
 
@@ -256,10 +250,13 @@ def test_a_spec_is_explicit_and_holds_known_keys_only(
 
 
 def test_what_is_no_checkpoint_is_refused(overtile_alone: Command, tmp_path: Path, spec_file: Path) -> None:
-    source = tmp_path / "in.pt"
-    for content in (b"", b"weights", b"PK\x03\x04" + bytes(100)):
+    source, target = tmp_path / "in.pt", tmp_path / "out.safetensors"
+    for content in (b"", b"PK\x03\x04" + bytes(100)):
         source.write_bytes(content)
-        ran = overtile_alone.run("model", "convert", source, tmp_path / "out.safetensors", "--spec", spec_file)
-        assert ran.code == 2, ran.said
-        assert "saved by torch.save" in ran.only_error
-    assert not (tmp_path / "out.safetensors").exists()
+        with pytest.raises(CheckpointError, match=r"saved by torch\.save"):
+            convert(source, target, SPEC)
+    source.write_bytes(b"weights")
+    ran = overtile_alone.run("model", "convert", source, target, "--spec", spec_file)
+    assert ran.code == 2, ran.said
+    assert "saved by torch.save" in ran.only_error
+    assert not target.exists()

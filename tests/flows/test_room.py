@@ -86,6 +86,7 @@ def test_without_a_limit_nothing_is_counted(plans: dict[str, SlidePlan], tmp_pat
     assert room.admits(plans["a"], list(plans.values()))
 
 
+@pytest.mark.long
 def test_slides_wait_are_named_and_go_on_when_there_is_room(
     plans: dict[str, SlidePlan], overtile: Command, tmp_path: Path
 ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import subprocess
+from collections.abc import Callable, Sequence, Set
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,40 +17,48 @@ from skimage.data import immunohistochemistry
 from tests.commands import CONTEXT, Command, installed_command
 
 
-@pytest.mark.parametrize(("number", "kind"), [(signal.SIGTERM, "local"), (signal.SIGINT, "serial")])
-def test_fault_10_a_signal_ends_it_soon_and_resumable(
-    overtile: Command, tmp_path: Path, number: int, kind: str
-) -> None:
-    slide = tmp_path / "slide.tif"
+def test_fault_10_a_signal_ends_it_soon_and_resumable(overtile: Command, tmp_path: Path) -> None:
+    """SIGTERM among workers, then SIGINT in one process: each goes on where the one before it stopped."""
+    slide, out = tmp_path / "slide.tif", tmp_path / "out"
     tifffile.imwrite(slide, np.tile(immunohistochemistry()[:509, :505], (5, 5, 1)), tile=(256, 256), photometric="rgb")
-    settings = [
-        f"cluster.kind={kind}",
-        "cluster.workers=1",
-        "tiles.block=512",
-        "tiles.tile=512",
-        "tissue=null",
-        "objects.min_area_um2=20",
-    ]
+    settings = ["cluster.workers=1", "tiles.block=512", "tiles.tile=512", "tissue=null", "objects.min_area_um2=20"]
     options = ["--mpp", "0.25", "--model", CONTEXT, *(word for setting in settings for word in ("--set", setting))]
-    line = ["segment", slide, "--out", tmp_path / "out", *options]
+    line = ["segment", slide, "--out", out, *options, "--set"]
+    shards = out / "slide" / "slide.ome.zarr" / "probability" / "0" / "c" / "0"
+    done: set[tuple[str, int]] = set()
+    for number, kind in ((signal.SIGTERM, "local"), (signal.SIGINT, "serial")):
+        said = stopped(overtile, [*line, f"cluster.kind={kind}"], number, partial(has_three_more, shards, done))
+        assert said.splitlines()[-1] == "error: stopped. Run the same command again to go on"
+        assert "Traceback" not in said
+        assert not (out / "slide" / "manifest.json").exists()
+        assert done < written(shards), "what was done was done again"
+        done = written(shards)
+    again = overtile.run(*line, "cluster.kind=serial", out=out)
+    assert again.code == 0, again.said
+    assert again.computed("slide")["predict"] == 25 - len(done)
 
+
+def written(shards: Path) -> set[tuple[str, int]]:
+    """The shards there are, with their inodes: one that is written again has another."""
+    return {(str(path), path.stat().st_ino) for path in shards.glob("*/[0-9]")}
+
+
+def has_three_more(shards: Path, done: Set[tuple[str, int]]) -> bool:
+    """Than were there before."""
+    return len(written(shards) - done) >= 3
+
+
+def stopped(command: Command, line: Sequence[str | Path], number: int, until: Callable[[], bool]) -> str:
+    """Start the command and send it a signal when something is so; what it said, when nothing of it is left."""
     running = subprocess.Popen(
-        [*installed_command(), *map(str, line)], env=dict(overtile.environment), stderr=subprocess.PIPE, text=True
+        [*installed_command(), *map(str, line)], env=dict(command.environment), stderr=subprocess.PIPE, text=True
     )
-    shards = tmp_path / "out" / "slide" / "slide.ome.zarr" / "probability" / "0" / "c" / "0"
-    while len(list(shards.glob("*/*"))) < 3:
+    while not until():
         with pytest.raises(subprocess.TimeoutExpired):
             running.wait(timeout=0.05)
     children = psutil.Process(running.pid).children(recursive=True)
     running.send_signal(number)
     _, said = running.communicate(timeout=30)
     assert running.returncode == 128 + number
-    assert said.splitlines()[-1] == "error: stopped. Run the same command again to go on"
-    assert "Traceback" not in said
     assert not psutil.wait_procs(children, timeout=30)[1]
-
-    done = len(list(shards.glob("*/[0-9]*")))
-    assert not (tmp_path / "out" / "slide" / "manifest.json").exists()
-    again = overtile.run(*line, out=tmp_path / "out")
-    assert again.code == 0, again.said
-    assert again.computed("slide")["predict"] == 25 - done
+    return said

@@ -131,6 +131,7 @@ def test_the_same_command_again_has_nothing_to_do(trained: Trained, overtile_alo
     assert (trained.out / "resume.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.long
 def test_kill_9_inside_an_epoch_costs_nothing_but_time(trained: Trained, overtile: Command, tmp_path: Path) -> None:
     seed = 3
     step = random.Random(seed).randrange(EVERY + 1, STEPS - 1)

@@ -53,6 +53,7 @@ def save_slide(path: Path, image: NDArray[np.uint8], mpp: float) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_a_slide_annotated_in_qupath_becomes_a_network(overtile: Command, tmp_path: Path) -> None:
     """Two rectangles of it were annotated; objects outside these are nothing to learn from."""
     images, masks = folders(tmp_path)

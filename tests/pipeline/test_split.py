@@ -177,6 +177,7 @@ def test_no_object_at_all(tmp_path: Path) -> None:
     assert not labels_of(work).any()
 
 
+@pytest.mark.long
 def test_killed_before_any_change_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two rows of blocks around the four-block corner; every ninth change of the file system is the last one."""
     stored = np.ascontiguousarray(probability(1)[:, :600, :600])
