@@ -9,7 +9,6 @@ certificates that both ends show. A run whose scheduler, or whose last worker, s
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from uuid import uuid4
 import dask
 from distributed import Client, Security
 
+from pipeline.beside import Wait, beside
 from pipeline.config import ClusterSection
 from pipeline.errors import ClusterError, ConfigError
 from pipeline.files import remove, write_bytes
@@ -121,7 +121,7 @@ def team_of(section: ClusterSection, shared: Sequence[Path], *, on_gpu: bool = F
         team = Team(client, Census.of(client), math.inf if queued else PATIENCE_S)  # a queue may be long
         if on_gpu and not team.has_gpus:
             raise ConfigError(f"compute.device=cuda: no worker at {section.address} was started with --resources GPU=2")
-        with _watched(team):
+        with beside("census", partial(watch_team, team)):
             yield from _led(team)
 
 
@@ -255,20 +255,7 @@ def _sees(path: Path) -> bool:
     return path.exists()
 
 
-@contextmanager
-def _watched(team: Team) -> Iterator[None]:
-    """Count the workers as they come and go; close the team when nobody is there any more."""
-    stop = threading.Event()
-    watch = threading.Thread(target=watch_team, args=(team, stop.wait), name="census", daemon=True)
-    watch.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        watch.join()
-
-
-def watch_team(team: Team, wait: Callable[[float], bool], clock: Callable[[], float] = time.monotonic) -> None:
+def watch_team(team: Team, wait: Wait, clock: Callable[[], float] = time.monotonic) -> None:
     """Keep the census until ``wait`` is true. A team without scheduler, or too long without workers, is closed."""
     seen = clock()
     while not wait(LOOK_S):

@@ -12,15 +12,16 @@ import json
 import os
 import platform
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from pipeline.beside import Wait, beside
 from pipeline.errors import LockedError
 from pipeline.files import disk_errors
 
@@ -43,14 +44,10 @@ def slide_lock(work: Path) -> Iterator[None]:
     with file:
         with disk_errors(path):
             _acquire(file, path)
-        stop = threading.Event()
-        beat = threading.Thread(target=_beat, args=(path, stop), name="beat", daemon=True)
-        beat.start()
         try:
-            yield
+            with beside("beat", partial(_beat, path)):
+                yield
         finally:
-            stop.set()
-            beat.join()
             file.truncate(0)
 
 
@@ -134,7 +131,7 @@ def _age_s(path: Path) -> float:
         probe.unlink()
 
 
-def _beat(path: Path, stop: threading.Event) -> None:
-    while not stop.wait(BEAT_S):
+def _beat(path: Path, wait: Wait) -> None:
+    while not wait(BEAT_S):
         with suppress(OSError):  # a file server that stumbles once: the next beat counts
             os.utime(path)

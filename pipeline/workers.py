@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import gc
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -24,6 +24,7 @@ from uuid import uuid4
 import dask
 from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster, fire_and_forget
 
+from pipeline.beside import Wait, beside
 from pipeline.errors import ClusterError, DiskError, HungError, OvertileError, WorkerError
 from pipeline.flight import Closed, Flight, Lane, Place
 from pipeline.manifest import package_version
@@ -227,32 +228,20 @@ def local_client(workers: int, threads: int = 1, gpus: Sequence[str] = ()) -> It
         dask.config.set({**SETTINGS, "temporary-directory": scratch, STEALING: not gpus}),
         SpecCluster(workers=team, scheduler=scheduler, silence_logs=50) as cluster,
         Client(cluster, set_as_default=False) as client,
-        _kept_up(cluster, len(team)),
+        beside("keeping workers", partial(_keep_up, cluster, len(team))),
     ):
         yield client
         client.run(gc.freeze)  # workers end without a last collection of all that they imported: half a second
 
 
-@contextmanager
-def _kept_up(cluster: SpecCluster, workers: int) -> Iterator[None]:
-    """Start anew, while the block runs, whatever worker was given up.
+def _keep_up(cluster: SpecCluster, workers: int, wait: Wait) -> None:
+    """Start anew whatever worker was given up.
 
     dask restarts a worker that died, but gives it up for good when it dies again before it was ready, as it does where
     a block that kills waits for it, or when it takes long to come back. Without workers a run would wait for ever.
     """
-    stop = threading.Event()
-
-    def look() -> None:
-        while not stop.wait(LOOK_S):
-            cluster.scale(workers)  # changes nothing where all are there
-
-    watch = threading.Thread(target=look, name="keeping workers", daemon=True)
-    watch.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        watch.join()
+    while not wait(LOOK_S):
+        cluster.scale(workers)  # changes nothing where all are there
 
 
 @contextmanager

@@ -11,6 +11,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("alias errors", "geometry"),
     (  # pure files and single rooms. Within a family (one line) files may import one another, families may not
         "components connected holes hull moments numbering watershed",
+        "beside",
         "config",
         "display picture page fields",
         "files",
