@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +29,7 @@ from flows.evaluate import app as evaluate_app
 from flows.look_commands import app as look_app
 from flows.model import app as model_app
 from flows.night_commands import app as night_app
+from flows.options import ConfigFile, Overrides, Place, Until
 from flows.plain import printable
 from flows.share import Share
 from flows.tidy_commands import app as tidy_app
@@ -53,7 +55,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Segment whole-slide images exactly.",
 )
 
 app.add_typer(model_app, name="model")
@@ -69,17 +70,11 @@ Inputs = Annotated[
 OutFolder = Annotated[
     Path, typer.Option("--out", metavar="OUT", help="Folder for the results, one folder a slide.", show_default=False)
 ]
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", metavar="F", help="YAML configuration; see configs/segment.yaml.")
-]
 ModelNames = Annotated[
     list[str] | None,
     typer.Option(
         "--model", metavar="NAME_OR_FILE", help="Built-in model or .safetensors file. Of several, the mean probability."
     ),
-]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="section.key=value", help="Override one key. Repeatable.")
 ]
 Mpp = Annotated[
     str | None,
@@ -97,9 +92,16 @@ Force = Annotated[
         help="Give up this slide's complete result if its plan changed. Bare: every slide's.",
     ),
 ]
-Place = Annotated[
-    Path, typer.Argument(metavar="PATH", help="A results folder, or one slide's folder in it.", show_default=False)
-]
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    asked: Annotated[bool, typer.Option("--version", help="Say which version this is, and stop.")] = False,  # noqa: FBT002  typer's way to declare a flag
+) -> None:
+    """Segment whole-slide images exactly."""
+    if asked:
+        typer.echo(f"overtile {metadata.version('overtile')}")
+        raise typer.Exit
 
 
 @app.command()
@@ -112,9 +114,7 @@ def segment(  # noqa: PLR0913  one parameter an option
     mpp: Mpp = None,
     cases: Cases = None,
     force: Force = None,
-    until: Annotated[
-        str | None, typer.Option("--until", metavar="HH:MM", help="Begin no block from this time of day on.")
-    ] = None,
+    until: Until = None,
     redact: Annotated[
         Path | None, typer.Option("--redact", metavar="FILE", help="Tell ids, not names; FILE says which is which.")
     ] = None,
@@ -291,8 +291,7 @@ Refusal: Any = typer.BadParameter.__mro__[2]
 
 def _bare_force(arguments: list[str]) -> list[str]:
     """``--force`` without a key means every slide: what follows it is an option, or nothing."""
-    following = [*arguments[1:], "-"]
-    pairs = zip(arguments, following, strict=True)
+    pairs = zip(arguments, [*arguments, "-"][1:], strict=True)
     return [
         part
         for here, after in pairs

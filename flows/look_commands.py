@@ -12,20 +12,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from flows.options import AsJson, Place
 from flows.plain import printable
 from pipeline.errors import ConfigError
 
 app = typer.Typer()
 
-Place = Annotated[
-    Path, typer.Argument(metavar="PATH", help="A results folder, or one slide's folder in it.", show_default=False)
-]
-
 
 @app.command()
 def inspect(
     path: Place,
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,  # noqa: FBT002  typer's way to declare a flag
+    as_json: AsJson = False,  # noqa: FBT002  typer's way to declare a flag
     preview: Annotated[bool, typer.Option("--preview", help="The slides too, in colour.")] = False,  # noqa: FBT002  typer's way to declare a flag
 ) -> None:
     """Say what a result holds and whether it is complete. Ends with 3 when something is not."""

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from flows.options import AsJson
 from flows.plain import printable
 from pipeline.config import read_settings
 from pipeline.errors import ConfigError, ModelError
@@ -33,7 +34,6 @@ TILES_PX = (384, 512, 1024, 2048)
 """Cores for which costs are told: what people meet."""
 ITEM_BYTES = {"fp32": 4, "bf16 or fp16": 2}
 app = typer.Typer(no_args_is_help=True, help="List models, say what one is and costs, convert a PyTorch checkpoint.")
-AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from flows.history import History, doer, note
+from flows.options import AsJson, ConfigFile, Overrides, Until
 from flows.plain import printable
 from flows.until import read_clock, read_zone
 from pipeline.config import RunConfig, load_config
@@ -33,7 +34,7 @@ OutFolder = Annotated[
 def status(
     out: OutFolder,
     failed: Annotated[bool, typer.Option("--failed", help="Only slides that need somebody.")] = False,  # noqa: FBT002  typer's way to declare a flag
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,  # noqa: FBT002  typer's way to declare a flag
+    as_json: AsJson = False,  # noqa: FBT002  typer's way to declare a flag
 ) -> None:
     """Say what became of every slide, why, and what to do. Ends as segment would: 0 when every slide is complete."""
     from flows.status import NEED_SOMEBODY, Status, show
@@ -80,19 +81,13 @@ def schedule(  # noqa: PLR0913  one parameter an option
         str | None,
         typer.Option("--timezone", metavar="ZONE", help="Such as Europe/Berlin; else this machine's."),
     ] = None,
-    until: Annotated[
-        str | None, typer.Option("--until", metavar="HH:MM", help="Begin no block from this time of day on.")
-    ] = None,
+    until: Until = None,
     notify: Annotated[
         str | None,
         typer.Option("--notify", metavar="BLOCK", help="Prefect's block to write to when a night fails or is missing."),
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", metavar="F", help="YAML configuration; see configs/segment.yaml.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="section.key=value", help="Override one key. Repeatable.")
-    ] = None,
+    config: ConfigFile = None,
+    settings: Overrides = None,
 ) -> None:
     """Segment what is new in a folder every night. Runs until it is stopped; start it again after a reboot."""
     overrides = list(settings or ())

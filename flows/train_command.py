@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from flows.options import Overrides
 from flows.plain import printable
 from pipeline.config import load_as, read_settings
 from pipeline.errors import ConfigError, ModelError, OvertileError
@@ -69,9 +70,7 @@ def train(  # noqa: PLR0913  one parameter an option
         str | None, typer.Option("--fold", metavar="K|all|none", help="Fold to hold back; all: each in turn.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the images, draw some samples, and stop.")] = False,  # noqa: FBT002  typer's way to declare a flag
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="section.key=value", help="Override one key. Repeatable.")
-    ] = None,
+    settings: Overrides = None,
 ) -> None:
     """Train a network on annotated images. Run the same command again to resume."""
     words = Words(images, masks, cases, out, config, [*(settings or ()), *_said(minutes, steps, fold)])

@@ -52,7 +52,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
 ROOMS: dict[str, tuple[str, ...]] = {
     "prefect": ("flows/*",),
     "uvicorn": ("flows/server.py",),
-    "typer": ("flows/cli.py", "flows/model.py", "flows/evaluate.py", "flows/*_command*.py"),
+    "typer": ("flows/cli.py", "flows/options.py", "flows/model.py", "flows/evaluate.py", "flows/*_command*.py"),
     "click": ("flows/cli.py",),
     "rich": ("flows/*",),
     "dask": ("pipeline/workers.py", "pipeline/cluster.py"),

@@ -20,6 +20,7 @@ from pipeline.errors import ConfigError, DiskError, LockedError, ModelError, Ove
 from pipeline.model import Member, Model
 from pipeline.plan import Compute
 from pipeline.store import SlideStore
+from tests.commands import Command
 from unet_core.header import Weights
 from unet_core.spec import UNetSpec
 
@@ -52,6 +53,7 @@ def test_refusals_are_one_line_and_a_code(error: Exception, code: int, capsys: p
 
 
 def test_force_without_a_key_means_every_slide() -> None:
+    assert cli._bare_force([]) == []
     assert cli._bare_force(["a.tif", "--force", "--out", "o"]) == ["a.tif", "--force", cli.ALL, "--out", "o"]
     assert cli._bare_force(["--force"]) == ["--force", cli.ALL]
     assert cli._bare_force(["--force", "key", "--force"]) == ["--force", "key", "--force", cli.ALL]
@@ -91,3 +93,11 @@ def test_a_missing_package_is_a_problem_with_a_cure(monkeypatch: pytest.MonkeyPa
     console = Console(record=True, width=200)
     assert doctor.examine(console) == 1
     assert "zarr is not installed" in console.export_text()
+
+
+def test_the_first_words_of_a_newcomer_are_answered(overtile_alone: Command) -> None:
+    """The bare command, and which version this is: no traceback, and no second lost on imports."""
+    for words, answer in (((), "Segment whole-slide images exactly."), (("--version",), "overtile 0.")):
+        ran = overtile_alone.run(*words)
+        assert answer in ran.stdout, ran.said
+        assert ran.stderr.strip() == ""
