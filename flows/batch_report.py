@@ -25,9 +25,9 @@ from flows.records import Record, read_record, slide_stores
 from flows.status import Standing, Status
 from flows.summary import FEWEST, span, stray
 from flows.thumbnail import thumbnail
+from pipeline.config import STAGES
 from pipeline.errors import DamagedError
 from pipeline.files import digest, write_bytes
-from pipeline.plan import STAGES
 from pipeline.store import SlideStore
 
 PICTURES, SIDE_PX = 60, 240

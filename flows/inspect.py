@@ -15,7 +15,6 @@ from typing import Any
 from flows.plain import printable
 from flows.records import figures, slide_record, slide_stores
 from flows.results import manifest_rows
-from pipeline.dropped import unwanted_before
 from pipeline.errors import ConfigError, DamagedError
 from pipeline.files import read_json
 from pipeline.manifest import read_manifest
@@ -42,13 +41,14 @@ def _record(store: SlideStore) -> dict[str, Any]:
     manifest = read_manifest(store)
     assert manifest is not None, "its state is complete"
     plan, stages = manifest["plan"], manifest["stages"]
+    pyramids = {name: list(_levels(store, group)) for name, group in IMAGES.items()}
     return {
         **record,
-        "dropped": sorted(path for path in unwanted_before(manifest) if not (store.zarr / path).exists()),
+        "dropped": sorted(_dropped(pyramids)),
         "pruned": _pruned(manifest),
         **figures(manifest),
         "size_mm": [round(side * plan["image"]["mpp"] / 1000, 4) for side in plan["image"]["shape_yx"]],
-        "pyramids": {name: list(_levels(store, group)) for name, group in IMAGES.items()},
+        "pyramids": pyramids,
         "classes": [row for row in manifest_rows(manifest) if "class" in row],
         "seam": stages["predict"]["facts"].get("seam"),
         "plan": plan,
@@ -82,6 +82,14 @@ def _levels(store: SlideStore, group: str) -> Iterator[dict[str, Any]]:
         path = Path(group, dataset["path"]).as_posix()
         scale = dataset["coordinateTransformations"][0]["scale"]
         yield {"path": path, "shape": read_json(store.zarr / path / "zarr.json")["shape"], "um_per_px": scale[-1]}
+
+
+def _dropped(pyramids: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    """Full resolutions that are not there though coarser levels are."""
+    for name, levels in pyramids.items():
+        full = Path(IMAGES[name], "0").as_posix()
+        if levels and levels[0]["path"] != full:
+            yield full
 
 
 # ---- arrays ----------------------------------------------------------------------------------------------------------

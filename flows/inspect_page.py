@@ -16,7 +16,7 @@ from rich.table import Column, Table
 
 from flows.inspect import said_of_seams
 from flows.plain import printable
-from pipeline.plan import STAGES
+from pipeline.config import STAGES
 
 
 def show(records: list[dict[str, Any]], console: Console, *, preview: bool = False) -> None:

@@ -11,15 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import CELL_PX
 from pipeline.geometry import Box, TileGrid
-from pipeline.resample import Resampling
 from pipeline.slide_reader import Pixels, SlideReader, TileError, TilePlace
+
+if TYPE_CHECKING:  # of which manifests are read without, and which takes scipy to import
+    from pipeline.resample import Resampling
 
 FLAG = "masked_tiles"
 FACT = "masked"

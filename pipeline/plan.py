@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.alias import Alias
-from pipeline.config import RunConfig
+from pipeline.config import STAGES, RunConfig
 from pipeline.discover import Candidate
 from pipeline.errors import ConfigError, SlideError
 from pipeline.files import digest
@@ -27,7 +27,6 @@ from pipeline.slide import open_slide
 from pipeline.slide_channels import channel_numbers, choose_channels
 from unet_core.colour_map import FIT_VERSION
 
-STAGES = ("ingest", "tissue", "predict", "label", "measure", "pyramid", "export", "overlay")
 OTSU = "otsu"
 NETWORK_STAGES = ("ingest", "tissue", "predict")
 CODE_VERSIONS = {stage: 1 for stage in STAGES} | {"tissue": 2, "label": 2, "measure": 2, "overlay": 3}

@@ -21,15 +21,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.abc.codec import BytesBytesCodec
-from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
-from zarr.core.buffer import Buffer
-from zarr.storage import LocalStore, MemoryStore
 
 from pipeline.config import CELL_PX
 from pipeline.errors import DamagedError, StoreError
@@ -37,6 +32,10 @@ from pipeline.files import fsync_dir, fsync_tree, read_json, remove, write_atomi
 from pipeline.geometry import Box
 from pipeline.shard import ShardLayout
 
+if TYPE_CHECKING:  # zarr takes a third of a second to import, and what only looks at folders needs none of it
+    import zarr
+    from zarr.abc.codec import BytesBytesCodec
+    from zarr.core.buffer import Buffer
 Index = tuple[int, int]
 Array = NDArray[Any]
 
@@ -255,7 +254,7 @@ class SlideStore:
         location = self.zarr / path
         if _plan_of(location) is None:
             raise DamagedError(f"{location / 'zarr.json'} is missing: there is no array {path!r} here yet. Run segment")
-        return StoredArray(location, _open(LocalStore(location, read_only=True)))
+        return StoredArray(location, _open(location))
 
     def plan_of(self, path: str) -> str:
         """The plan that wrote the committed array at ``path``. Raises DamagedError when there is none."""
@@ -367,20 +366,25 @@ def _damaged_metadata(location: Path, error: Exception) -> DamagedError:
     )
 
 
-def _open(store: LocalStore) -> zarr.Array[Any]:
+def _open(location: Path) -> zarr.Array[Any]:
+    import zarr
+
     try:
-        return zarr.open_array(store, mode="r")
+        return zarr.open_array(zarr.storage.LocalStore(location, read_only=True), mode="r")
     except DAMAGE as error:
-        raise _damaged_metadata(store.root, error) from error
+        raise _damaged_metadata(location, error) from error
 
 
 def _create(location: Path, spec: ArraySpec) -> None:
+    import zarr
+    from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+
     compress: BytesBytesCodec = (
         ZstdCodec(level=1) if spec.codec == "zstd" else BloscCodec(cname="lz4", clevel=5, shuffle="shuffle")
     )
     described: dict[str, Buffer] = {}
     zarr.create_array(
-        MemoryStore(described),
+        zarr.storage.MemoryStore(described),
         shape=spec.shape,
         dtype=spec.dtype,
         chunks=(*spec.leading, CELL_PX, CELL_PX),

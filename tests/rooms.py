@@ -84,10 +84,11 @@ _PREFECT = ("artifact", "segment", "train", "night", "catch_up", "schedule", "no
 LAZY = {
     "torch": ("unet_core/*", "pipeline/network.py"),
     "monai": ("unet_core/variants.py",),
+    "zarr": ("pipeline/pyramid.py", "pipeline/slide_zarr.py", "pipeline/ngff04.py"),
     "matplotlib": ("flows/figures.py",),
     "prefect": tuple(f"flows/{n}.py" for n in _PREFECT),
 }
-"""What costs a second to import: everywhere else only inside a function."""
+"""What costs a second to import, zarr a third: everywhere else only inside a function."""
 
 LIGHT = (
     "unet_core.header",

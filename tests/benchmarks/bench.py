@@ -34,6 +34,7 @@ BENCHMARKS: dict[str, dict[str, str]] = {
     "price": {},
     "training": {},
     "scale": {},
+    "inspect": {},
 }
 """Each with the environment it needs: what works on blocks in its own process does so as a worker process would."""
 LONG: dict[str, dict[str, str]] = {"long": {}, "scale_long": {}}
@@ -81,6 +82,7 @@ BARS = (
     Bar("64 workers busy with 100,000 blocks behind them", "scale_long", "efficiency", "at least", 0.95),
     Bar("overhead of one of 100,000 blocks, ms of wall", "scale_long", "overhead_ms", "at most", 3.0),
     Bar("MiB the scheduler grows, 2,400 to 100,000 blocks", "scale_long", "scheduler_growth_mib", "at most", 100.0),
+    Bar("inspect, 100,000 px squared and a million objects, seconds", "inspect", "inspect_s", "at most", 1.0),
     Bar("weight map of 1000 x 1000 px and 300 objects, seconds", "training", "weight_map_s", "at most", 1.0),
     Bar("training steps over a bare loop's, drawing included, wall", "training", "step_over_bare", "at least", 0.85),
 )
