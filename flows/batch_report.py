@@ -297,11 +297,12 @@ def _configuration(records: Sequence[Record]) -> dict[str, Any]:
         "model": printable(f"{model['name']} ({model['sha256'][:12]})"),
         "compute": f"{compute['precision']} on {compute['device']}, tiles of {compute['tile_px']} px",
         "threshold": f"{plan['threshold']:g}; objects from {plan.get('min_area_um2', 0):g} \u00b5m\u00b2",
-        "settings": [(name, printable(str(value))) for name, value in _settings(plan["config"])],
+        "settings": [(name, printable(str(value))) for name, value in run_settings(plan["config"])],
     }
 
 
-def _settings(config: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+def run_settings(config: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    """Every key of a configuration as ``section.key``, with its value."""
     for section, keys in sorted(config.items()):
         for name, value in sorted(keys.items()) if isinstance(keys, Mapping) else [("", keys)]:
             yield f"{section}.{name}".rstrip("."), value

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from flows.compare_command import app as compare_app
 from flows.evaluate import app as evaluate_app
 from flows.look_commands import app as look_app
 from flows.model import app as model_app
@@ -63,6 +64,7 @@ app.add_typer(evaluate_app)
 app.add_typer(night_app)
 app.add_typer(look_app)
 app.add_typer(tidy_app)
+app.add_typer(compare_app)
 
 Inputs = Annotated[
     list[Path], typer.Argument(metavar="SLIDE_OR_FOLDER...", help="Slides, or folders of slides.", show_default=False)

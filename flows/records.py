@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from flows.results import Row, flags, manifest_rows, tissue_areas_mm2
 from pipeline.bad_tiles import BadTile
-from pipeline.errors import DamagedError
+from pipeline.errors import ConfigError, DamagedError
 from pipeline.files import read_json
 from pipeline.manifest import read_manifest
 from pipeline.store import SlideStore
@@ -70,6 +70,16 @@ def slide_stores(out: Path) -> Iterator[SlideStore]:
         folders.sort()
         if ".work" in folders or (here / "manifest.json").exists():
             yield SlideStore(here)
+
+
+def slides_of(out: Path) -> dict[str, SlideStore]:
+    """Every slide folder below OUT by key. Raises ConfigError where there is none, or where OUT is one."""
+    stores = {store.root.relative_to(out).as_posix(): store for store in slide_stores(out)}
+    if not stores:
+        raise ConfigError(f"{out} holds no results: expected the folder that segment writes to")
+    if "." in stores:
+        raise ConfigError(f"{out} is one slide's folder: expected the folder that segment writes to")
+    return stores
 
 
 def figures(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,16 +26,22 @@ def thumbnail(
     Raises DamagedError when a level is missing or damaged.
     """
     pixels_CYX = store.read(image)[:]
-    rgb = compose(pixels_CYX, channel_names, windows(pixels_CYX, channel_names)).astype(np.float32)
+    rgb = compose(pixels_CYX, channel_names, windows(pixels_CYX, channel_names))
     if objects is not None:
         labels = store.read(objects)
         rows, cols = (
             np.arange(here) * there // here for here, there in zip(rgb.shape[:2], labels.shape[-2:], strict=True)
         )
-        inside = labels[:][np.ix_(rows, cols)] > 0
-        rgb[inside] = (1 - SHARE) * rgb[inside] + SHARE * np.array(TINT, np.float32)
-    picture = Image.fromarray(rgb.round().astype(np.uint8))
+        rgb = tint(rgb, labels[:][np.ix_(rows, cols)] > 0)
+    picture = Image.fromarray(rgb)
     height, width = rgb.shape[:2]
     scale = min(1.0, most_yx[0] / height, most_yx[1] / width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     return np.asarray(picture.resize(size, Image.Resampling.BOX))
+
+
+def tint(rgb: NDArray[np.uint8], inside: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """A copy (y, x, 3) with the pixels of objects (y, x) in another colour."""
+    tinted = rgb.astype(np.float32)
+    tinted[inside] = (1 - SHARE) * tinted[inside] + SHARE * np.array(TINT, np.float32)
+    return np.asarray(tinted.round(), np.uint8)

@@ -17,7 +17,7 @@ from typing import Literal
 
 from flows.export import FOLDER, FORMATS
 from flows.history import doer, note
-from flows.records import slide_stores
+from flows.records import slides_of
 from pipeline.errors import ConfigError, DamagedError, LockedError, StoreError
 from pipeline.files import fsync_dir
 from pipeline.lock import slide_lock
@@ -49,16 +49,6 @@ def read_age(text: str) -> timedelta:
     return timedelta(**{UNITS[found[2]]: float(found[1])})
 
 
-def results_of(out: Path) -> dict[str, SlideStore]:
-    """Every slide folder below OUT by key. Raises ConfigError where there is none, or where OUT is one."""
-    stores = {store.root.relative_to(out).as_posix(): store for store in slide_stores(out)}
-    if not stores:
-        raise ConfigError(f"{out} holds no results: expected the folder that segment writes to")
-    if "." in stores:
-        raise ConfigError(f"{out} is one slide's folder: expected the folder that segment writes to")
-    return stores
-
-
 # ---- prune -----------------------------------------------------------------------------------------------------------
 
 
@@ -67,7 +57,7 @@ def prune(out: Path, older_than: timedelta, keep: Collection[str], *, dry: bool)
 
     Raises ConfigError before anything is done.
     """
-    stores, before = results_of(out), datetime.now(UTC) - older_than
+    stores, before = slides_of(out), datetime.now(UTC) - older_than
     told = {key: one for key, store in stores.items() if (one := _look(key, store, before, keep))}
     chosen = [key for key, one in told.items() if one.state == "pruned"]
     if chosen and not dry:
@@ -111,7 +101,7 @@ def _locked(meant: Told, store: SlideStore, act: Callable[[], object]) -> Told:
 
 def delete(out: Path, keys: Sequence[str], *, dry: bool) -> Iterator[Told]:
     """Take slides' folders away; yields what became of each. Raises ConfigError before anything is done."""
-    stores = results_of(out)
+    stores = slides_of(out)
     for key in keys:
         if key not in stores:
             near = difflib.get_close_matches(key, list(stores), n=1, cutoff=0.6) or list(stores)

@@ -31,7 +31,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "tissue_mask",
     ),
     ("bad_tiles", "cases", "drawn", "lock", "plan model", "quality", "seam", "store"),
-    ("judge", "manifest", "object_runs", "work"),
+    ("agreement", "judge", "manifest", "object_runs", "work"),
     (
         "export handover ngff04 object_shapes ome_tiff",
         "ingest",
