@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONHASHSEED ?= 0
 
-.PHONY: demo browser test test-long faults lint prove bench bench-long gpu clean
+.PHONY: demo browser slurm test test-long faults lint prove bench bench-long gpu clean
 
 .venv: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -21,6 +21,11 @@ browser:  ## Chromium, in which the tests open reports: where it is absent and D
 	@which chromium chromium-browser google-chrome 2>/dev/null | grep -q . || ( [ "$$(id -u)" = 0 ] && apt-get update -qq && \
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium >/dev/null ) || \
 	echo "no Chromium, and none could be installed: the tests that open reports will say so"
+
+slurm:  ## SLURM, of which the tests start a node: where it is absent and Debian's may be installed
+	@which slurmctld slurmd 2>/dev/null | grep -q slurmd || ( [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends slurmctld slurmd slurm-client >/dev/null ) || \
+	echo "no SLURM, and none could be installed: the tests that submit jobs will say so"
 
 test-long: .venv  ## the proofs that take longer: 20 kills, every tile and block size
 	$(BIN)/python -m pytest -m 'long' --timeout 3600

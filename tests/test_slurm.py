@@ -1,11 +1,12 @@
-"""SLURM: what would be submitted is accepted by it, where it is installed; where not, the script is read at least."""
+"""SLURM: what would be submitted says what was asked for, a real one takes it, and its jobs give the same bytes."""
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,11 @@ import pytest
 from pipeline.cluster import slurm_cluster
 from pipeline.config import ClusterSection
 from pipeline.errors import ConfigError
+from tests.commands import Command, result_digests
+from tests.conftest import skip_or_fail
+from tests.faults.trees import Finished
 from tests.machines import PAGE, make_certificates
+from tests.slurm import lacking, running_slurm
 
 
 @pytest.fixture(scope="module")
@@ -72,15 +77,37 @@ def test_without_the_library_it_is_said_how_to_get_it(monkeypatch: pytest.Monkey
         slurm_cluster(section, on_gpu=False)
 
 
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A real one, and what a command needs in its environment to use it."""
+    if why := lacking():
+        skip_or_fail(why)
+    with running_slurm(tmp_path_factory.mktemp("node")) as environment:
+        yield environment
+
+
 @pytest.mark.parametrize("which", ["worker", "array"])
-def test_slurm_would_take_it(script: str, which: str, tmp_path: Path) -> None:
-    if shutil.which("sbatch") is None:
-        pytest.skip("no SLURM here: there is no sbatch to ask")
+def test_slurm_would_take_it(script: str, which: str, slurm: dict[str, str], tmp_path: Path) -> None:
     if which == "array":
         found = re.search(r"```bash\n(#!/bin/bash\n#SBATCH.*?)```", PAGE.read_text("utf-8"), re.S)
         assert found, "the page has a script"
         script = found[1]
     (tmp_path / "job.sh").write_text(script)
-    asked = subprocess.run(["sbatch", "--test-only", tmp_path / "job.sh"], capture_output=True, text=True)
+    words = ["sbatch", "--test-only", tmp_path / "job.sh"]
+    asked = subprocess.run(words, env=os.environ | slurm, capture_output=True, text=True)
     assert asked.returncode == 0, asked.stderr
     assert " to start at " in asked.stderr
+
+
+@pytest.mark.long
+def test_a_slide_goes_through_jobs_of_slurm_to_the_same_bytes(
+    slurm: dict[str, str], overtile: Command, finished: Finished, tmp_path: Path
+) -> None:
+    settings = ["cluster.kind=slurm", "cluster.workers=2", "cluster.address=tls://127.0.0.1:0"]
+    settings += [f"cluster.tls={make_certificates(tmp_path)}", "cluster.sbatch=[--mem=2G, --time=00:10:00]"]
+    ran = overtile.with_environment(**slurm).segment(finished.slide, tmp_path / "out", *settings)
+    assert ran.code == 0, ran.said
+    assert result_digests(tmp_path / "out" / "slide") == result_digests(finished.result)
+    jobs = subprocess.run(["scontrol", "show", "jobs"], env=os.environ | slurm, capture_output=True, text=True).stdout
+    assert jobs.count("JobName=overtile") == 2, jobs
+    assert "JobState=PENDING" not in jobs
