@@ -53,7 +53,12 @@ def render(template: str, content: Mapping[str, Any]) -> str:
         "script": Markup(script),  # noqa: S704  a file of our own
         "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
     }
-    return _environment().get_template(template).render({**content, **inside})
+    return fill(template, {**content, **inside})
+
+
+def fill(template: str, content: Mapping[str, Any]) -> str:
+    """The same for a page that is served, with its style and script beside it."""
+    return _environment().get_template(template).render(content)
 
 
 @lru_cache(maxsize=1)

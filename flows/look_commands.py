@@ -85,3 +85,29 @@ def report(
     from flows.batch_report import write_report
 
     typer.echo(printable(str(write_report(out))))
+
+
+@app.command()
+def view(
+    path: Place,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, metavar="N", help="Port on 127.0.0.1; 0: one that is free.")
+    ] = 0,
+    origin: Annotated[
+        list[str] | None,
+        typer.Option("--origin", metavar="URL", help="A site whose programs may read the arrays. Repeatable."),
+    ] = None,
+    browser: Annotated[bool, typer.Option("--browser", help="Open the page in a browser, too.")] = False,  # noqa: FBT002  typer's way to declare a flag
+) -> None:
+    """Look at results in a browser: slides, layers, objects. Serves this machine alone, until Ctrl-C."""
+    import webbrowser
+
+    from flows.view.library import Library
+    from flows.view.server import serve
+
+    def announce(address: str) -> None:
+        typer.echo(address)
+        if browser:
+            webbrowser.open(address)
+
+    serve(Library.at(path), port, tuple(origin or ()), announce)

@@ -151,15 +151,15 @@ def write_csv(result: Result, path: Path) -> None:
 
 def _write_csv(result: Result, file: BinaryIO) -> None:
     tables = read_groups(result.table)
-    first = _plain(next(tables))
+    first = as_text(next(tables))
     with pyarrow.csv.CSVWriter(file, first.schema) as writer:
         writer.write_table(first)
         for table in tables:
-            writer.write_table(_plain(table))
+            writer.write_table(as_text(table))
 
 
-def _plain(table: pa.Table) -> pa.Table:
-    """Classes and regions as text."""
+def as_text(table: pa.Table) -> pa.Table:
+    """Classes and regions as text, inert in a spreadsheet: as a table is written to CSV."""
     for place, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):
             names = [None if name is None else _inert(name) for name in table[field.name].to_pylist()]

@@ -22,7 +22,9 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 QUIET = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage", "--hide-scrollbars"),
+    "--force-color-profile=srgb",
 )
+PATIENCE_MS = 20_000
 COMPLAINTS = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded", "Page.javascriptDialogOpening")
 
 
@@ -68,17 +70,54 @@ class Page:
             self.complaints.append(message)
         return message
 
-    def open(self, path: Path, width: int = 1200) -> None:
-        """Load a file and wait until all of it is there."""
+    def open(self, place: Path | str, width: int = 1200) -> None:
+        """Load a file or an address and wait until all of it is there."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Network", "Runtime", "Log", "Page"):
             self.call(f"{domain}.enable")
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **size)
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.go(place)
+
+    def go(self, place: Path | str) -> None:
+        """Load something else."""
+        self.call("Page.navigate", url=place.resolve().as_uri() if isinstance(place, Path) else place)
         while self.next().get("method") != "Page.loadEventFired":
             pass
+
+    def until(self, script: str) -> Any:
+        """What a piece of JavaScript gives, awaited, once it gives something that counts as true; tried every frame."""
+        trying = f"""new Promise((done, failed) => {{
+            const end = performance.now() + {PATIENCE_MS};
+            const attempt = async () => {{
+                try {{
+                    const value = await ({script});
+                    if (value) done(value);
+                    else if (performance.now() > end) failed(new Error("never came true"));
+                    else setTimeout(attempt, 15);
+                }} catch (error) {{ failed(error); }}
+            }};
+            attempt();
+        }})"""
+        found = self.call("Runtime.evaluate", expression=trying, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in found, f"{script}: {found}"
+        return found["result"].get("value")
+
+    def enter(self, selector: str, value: str | float) -> None:
+        """Give a field a value, as typing does."""
+        said = f"one.value = {json.dumps(value)}; one.dispatchEvent(new Event('input', {{bubbles: true}}));"
+        self.value(f"(() => {{ const one = document.querySelector({json.dumps(selector)}); {said} }})()")
+
+    def mouse(self, kind: str, x: float, y: float, **more: Any) -> None:
+        """A real event of the mouse: moved, pressed, released, or wheel."""
+        name = f"mouse{kind.capitalize()}"
+        self.call("Input.dispatchMouseEvent", type=name, x=x, y=y, **more)
+
+    def click(self, x: float, y: float) -> None:
+        """Press and release the left button."""
+        for kind in ("pressed", "released"):
+            self.mouse(kind, x, y, button="left", clickCount=1)
 
     def value(self, script: str) -> Any:
         """What a piece of JavaScript gives."""
@@ -88,10 +127,15 @@ class Page:
         """The whole page as a PNG."""
         return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"])
 
+    def part(self, x: float, y: float, width: float, height: float) -> bytes:
+        """A part of what is in the window as a PNG."""
+        clip = {"x": x, "y": y, "width": width, "height": height, "scale": 1}
+        return base64.b64decode(self.call("Page.captureScreenshot", clip=clip)["data"])
+
 
 @contextmanager
-def page_of(path: Path, profile: Path, width: int = 1200) -> Iterator[Page]:
-    """The file, open in a browser of its own with an empty profile."""
+def page_of(place: Path | str, profile: Path, width: int = 1200) -> Iterator[Page]:
+    """The file or address, open in a browser of its own with an empty profile."""
     program = browser()
     assert program, "ask browser() first"
     to_browser, write_end = os.pipe()
@@ -107,7 +151,7 @@ def page_of(path: Path, profile: Path, width: int = 1200) -> Iterator[Page]:
     try:
         with os.fdopen(write_end, "wb") as send, os.fdopen(read_end, "rb") as receive:
             page = Page(send, receive)
-            page.open(path, width)
+            page.open(place, width)
             yield page
     finally:
         os.killpg(process.pid, signal.SIGKILL)

@@ -51,7 +51,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "prefect": ("flows/*",),
-    "uvicorn": ("flows/server.py",),
+    "uvicorn": ("flows/server.py", "flows/view/server.py"),
+    "starlette": ("flows/view/server.py",),
     "typer": ("flows/cli.py", "flows/options.py", "flows/model.py", "flows/evaluate.py", "flows/*_command*.py"),
     "click": ("flows/cli.py",),
     "rich": ("flows/*",),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.table import REASONS, numbers_of, read_cases
+from tests.faults.table import REASONS, Case, numbers_of, read_cases
 
 ROOT = Path(__file__).parents[1]
 MADE_UP = """
@@ -53,6 +53,13 @@ def test_too_many_reasons_are_refused(tmp_path: Path) -> None:
         read_cases(tmp_path / "cases.toml")
 
 
+def test_a_reason_stands_in_for_a_test_and_for_no_failure() -> None:
+    case = Case("a", "b", reason="no such thing here")
+    assert (case.survived, case.is_settled) == ("not tested: no such thing here", True)
+    case.note("test_fault_1_x", "failed")
+    assert (case.survived, case.is_settled) == ("NO", False)
+
+
 def test_a_run_is_judged_by_what_passed(tmp_path: Path) -> None:
     """Cases without a test, failed, skipped and unsaid are open, and open cases fail the run."""
     (tmp_path / "test_made_up.py").write_text(MADE_UP.format(first=1, last=66))
@@ -66,7 +73,6 @@ def test_a_run_is_judged_by_what_passed(tmp_path: Path) -> None:
     assert "| test_fault_5_fails | NO |" in rows["5"]
     assert "| test_fault_6_is_skipped | NOT SHOWN |" in rows["6"]
     assert "| - | NO TEST | - |" in rows["2"]
-    assert "| - | not tested: there is no viewer yet | - |" in rows["64"]
     assert "1 deselected" in ran.stdout
     assert "2 of 66 faults survived; open: 2, 3, 4, 5, 6, 7," in ran.stdout
 

@@ -1,8 +1,9 @@
 """The README is true: its commands run in order, its code runs, its configuration loads.
 
 Not run here, with the reason: ``make demo`` and ``make test`` (this is make test; both are run by .ci/run), the pip
-commands (what make does), napari (it needs a screen; test_real_slides.py proves its reader), and ``overtile schedule``
-(it runs until it is stopped; flows/test_schedule.py fires it). ``overtile segment`` runs on a small slide through the
+commands (what make does), napari (it needs a screen; test_real_slides.py proves its reader), ``overtile schedule``
+and ``overtile view`` (they run until they are stopped; flows/test_schedule.py fires the one, flows/test_view_page.py
+opens the other). ``overtile segment`` runs on a small slide through the
 stated shorter flag ``cluster.kind=serial`` of a configuration file, ``overtile train`` on drawn discs, two steps of a
 small network instead of the minutes stated.
 """
@@ -24,7 +25,7 @@ from tests.commands import Command
 from tests.make_discs import write_discs
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-EXEMPT = ("make ", "python3 -m venv", ".venv/bin/", "napari ", "overtile schedule ")
+EXEMPT = ("make ", "python3 -m venv", ".venv/bin/", "napari ", "overtile schedule ", "overtile view ")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)
 
 
