@@ -34,6 +34,7 @@ from flows.view.doors import HOST, RAW, SAFE, Asked, Door, confined, raw_file
 from flows.view.library import Library, about, small_picture
 from flows.view.objects import COLUMNS, MOST_PICKED, ROWS, Filter
 from flows.view.slide import Slide
+from flows.view.tiles import media_type
 from pipeline.config import CELL_PX
 from pipeline.display import class_colours
 from pipeline.errors import ConfigError, OvertileError, StoreError
@@ -126,7 +127,7 @@ def pages(library: Library, door: Door) -> Starlette:
         f"{slide}/about.json": here.about,
         f"{slide}/thumbnail.jpg": here.thumbnail,
         f"{slide}/{OVERVIEW}": here.overview,
-        f"{slide}/tile/{{layer}}/{{level:int}}/{{row:int}}/{{col:int}}.png": here.tile,
+        f"{slide}/tile/{{layer}}/{{level:int}}/{{row:int}}/{{col:int}}": here.tile,
         f"{slide}/at.json": here.at,
         f"{slide}/objects.json": here.objects,
         f"{slide}/objects.csv": here.csv,
@@ -220,7 +221,7 @@ class Answers:
             return _missing()
         threshold = _number(request, "t")
         picture = slide.tile(asked["layer"], place, slide.facts.threshold if threshold is None else threshold)
-        return Response(picture, media_type="image/png", headers=_KEPT if slide.complete else _FRESH)
+        return Response(picture, media_type=media_type(picture), headers=_KEPT if slide.complete else _FRESH)
 
     def at(self, request: Request) -> Response:
         """The object at a pixel of the image; null beside objects."""

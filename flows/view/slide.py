@@ -157,7 +157,7 @@ class Slide:
         return None if box is None else tiles.Place(level, box)
 
     def tile(self, layer: str, place: tiles.Place, threshold: float) -> bytes:
-        """A tile of a layer as PNG. What is damaged is hatched."""
+        """A tile of a layer as a picture. What is damaged is hatched."""
         try:
             return self._tile(layer, place, threshold)
         except DamagedError:
@@ -167,7 +167,7 @@ class Slide:
         if layer == "image":
             pixels = self.cell(IMAGE, place)
             return (
-                tiles.indexed_png(_NOTHING, tiles.palette(())) if pixels is None else tiles.rgb_png(self._rgb(pixels))
+                tiles.indexed_png(_NOTHING, tiles.palette(())) if pixels is None else tiles.rgb_bmp(self._rgb(pixels))
             )
         numbers, colours = self._numbers(layer, place, threshold)
         return tiles.indexed_png(_NOTHING if numbers is None else numbers, colours)

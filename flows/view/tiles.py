@@ -1,4 +1,4 @@
-"""What a tile of a layer shows: arrays of one tile in, a PNG out. Nothing is read here.
+"""What a tile of a layer shows: arrays of one tile in, a picture out. Nothing is read here.
 
 The one decision made here: every layer but the image is a tile of small numbers and a palette. The numbers are what was
 stored or counted (a probability's byte, a class), so a tile can be compared with the result itself; colour and
@@ -166,20 +166,19 @@ def indexed_png(indices: Indices, colours: Palette) -> bytes:
     """A tile of numbers in the colours of a palette (n, 4)."""
     if not indices.any():
         indices = np.zeros((1, 1), np.uint8)
-    picture = Image.fromarray(indices)  # grey, then told what its levels mean
+    picture, content = Image.fromarray(indices), io.BytesIO()  # grey, then told what its levels mean
     picture.putpalette(colours[:, :3].tobytes())
-    return _png(picture, transparency=colours[:, 3].tobytes())
-
-
-def rgb_png(rgb_YXC: NDArray[np.uint8]) -> bytes:
-    """A tile of colours."""
-    return _png(Image.fromarray(rgb_YXC))
-
-
-def _png(picture: Image.Image, transparency: bytes | None = None) -> bytes:
-    content = io.BytesIO()
-    if transparency is None:
-        picture.save(content, "PNG", compress_level=_EFFORT)
-    else:
-        picture.save(content, "PNG", compress_level=_EFFORT, transparency=transparency)
+    picture.save(content, "PNG", compress_level=_EFFORT, transparency=colours[:, 3].tobytes())
     return content.getvalue()
+
+
+def rgb_bmp(rgb_YXC: NDArray[np.uint8]) -> bytes:
+    """A tile of colours. Tissue hardly compresses, and as a PNG takes ten times as long at both ends of the line."""
+    content = io.BytesIO()
+    Image.fromarray(rgb_YXC).save(content, "BMP")
+    return content.getvalue()
+
+
+def media_type(picture: bytes) -> str:
+    """Of a tile."""
+    return "image/bmp" if picture.startswith(b"BM") else "image/png"

@@ -20,6 +20,7 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 from skimage.segmentation import find_boundaries
 
 from flows.history import note
@@ -111,6 +112,13 @@ def square(pixels: NDArray[Any], y: int, x: int) -> NDArray[Any]:
     return pixels[..., y - half : y + half, x - half : x + half]
 
 
+def soften(path: Path) -> None:
+    """Let a probability, which this small network is always sure of, take every value."""
+    array = zarr.open_array(path, mode="r+")
+    pixels: Any = array[:]
+    array[:] = np.stack([ndimage.gaussian_filter(plane, 6) for plane in pixels])
+
+
 @pytest.fixture(scope="module")
 def opened(finished: Finished, overtile_alone: Command, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
     if browser() is None:
@@ -119,6 +127,7 @@ def opened(finished: Finished, overtile_alone: Command, tmp_path_factory: pytest
     out = folder / "results"
     for key in ("b", "a", HOSTILE):
         add(out, finished, key, 1)
+    soften(out / "b" / "slide.ome.zarr" / "probability" / "0")
     run = {"run": "1", "who": "me", "host": "here", "pid": 1, "slides": 4, "batch": "", "models": [], "force": []}
     note(out, "began", {**run, "command": ["/bin/overtile", "segment", "slides", "--out", "results"]})
     torn = {
@@ -213,13 +222,14 @@ def test_at_full_zoom_pixels_are_the_image_and_outlines_the_labels(slide: Opened
     for place in places:
         assert np.array_equal(slide.seen(*place), square(np.moveaxis(painted, -1, 0), *place).transpose(1, 2, 0)), place
     slide.show("threshold")
+    likeliest = probability.max(axis=0)
+    between = np.argwhere((likeliest >= ceil(255 * 0.2)) & (likeliest < ceil(255 * 0.77)))
+    y, x = (int(np.clip(at, half, side - half)) for at, side in zip(between[0], labels.shape, strict=True))
     for threshold in (0.2, 0.77):
         slide.page.enter("#threshold input", threshold)
         slide.page.until(f"performance.getEntriesByType('resource').some((one) => one.name.endsWith('&t={threshold}'))")
-        above = probability.max(axis=0) >= ceil(255 * threshold)
-        assert 0 < above.mean() < 1
-        seen = slide.seen(*places[0])
-        assert np.array_equal((seen == tiles.THRESHOLD).all(axis=-1), square(above, *places[0])), threshold
+        seen = (slide.seen(y, x) == tiles.THRESHOLD).all(axis=-1)
+        assert np.array_equal(seen, square(likeliest >= ceil(255 * threshold), y, x)), threshold
     assert any("/tile/image/0/" in one for one in slide.page.requests)
 
 
@@ -329,7 +339,7 @@ def test_the_page_of_a_slide_says_what_was_run(slide: Opened) -> None:
 def test_nothing_but_this_machine_was_asked_and_nothing_complained(slide: Opened) -> None:
     asked = {urlsplit(one).netloc for one in slide.page.requests if not one.startswith(("data:", "blob:"))}
     assert asked == {slide.viewed.host}
-    assert slide.page.complaints == []
+    assert slide.page.complaints == [], slide.page.complaints
 
 
 def test_a_slide_that_is_not_complete_says_so(finished: Finished, overtile_alone: Command, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_numbers_come_back_in_their_colours() -> None:
     assert (shown[8:, :, 3] == 255).all()
     assert shown[-1, -1, :3].tolist() == list(tiles.HEAT[-1])
     rgb = np.random.default_rng(SEED).integers(0, 256, (20, 30, 3), np.uint8)
-    assert np.array_equal(decoded(tiles.rgb_png(rgb))[..., :3], rgb)
+    assert np.array_equal(decoded(tiles.rgb_bmp(rgb))[..., :3], rgb)
 
 
 def decoded(png: bytes) -> NDArray[np.uint8]:

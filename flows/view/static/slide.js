@@ -49,7 +49,7 @@ class Layers {
       minLevel: 0, maxLevel: about.levels - 1 - finest,
       getTileUrl: (level, col, row) => {
         const t = name === "threshold" ? `&t=${this.threshold}` : "";
-        return `tile/${name}/${about.levels - 1 - level}/${row}/${col}.png?v=${about.version}${t}`;
+        return `tile/${name}/${about.levels - 1 - level}/${row}/${col}?v=${about.version}${t}`;
       },
     };
   }
@@ -273,8 +273,8 @@ async function start() {
   const viewer = OpenSeadragon({
     element: byId("view"), drawer: "canvas", showNavigationControl: false, showNavigator: true, navigatorPosition: "TOP_RIGHT",
     navigatorBackground: "#eceef1", navigatorBorderColor: "#c9ced6", navigatorDisplayRegionColor: "#d55e00", navigatorOpacity: 1,
-    gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true }, animationTime: 0.3, maxZoomPixelRatio: 16,
-    subPixelRoundingForTransparency: OpenSeadragon.SUBPIXEL_ROUNDING_OCCURRENCES.ALWAYS, immediateRender: true, minPixelRatio: 0.8, visibilityRatio: 0.3, maxImageCacheCount: 400, tileRetryMax: 0,
+    gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true }, animationTime: 0.15, maxZoomPixelRatio: 16,
+    subPixelRoundingForTransparency: OpenSeadragon.SUBPIXEL_ROUNDING_OCCURRENCES.ALWAYS, immediateRender: true, minPixelRatio: 0.8, visibilityRatio: 0.3, maxImageCacheCount: 400, maxTilesPerFrame: 20,
   });
   const layers = new Layers(viewer, about);
   layers.start();
