@@ -48,9 +48,10 @@ ENVIRONMENT = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
     "PREFECT_CLIENT_MAX_RETRIES": "3",
+    "PREFECT_API_REQUEST_TIMEOUT": "20",
 }
 """Set unless the user did: nothing leaves this machine, one voice on the terminal, and a server that is gone is waited
-for 14 s at each word, not 70: it keeps no ledger."""
+for 14 s at each word, not 70, one whose database is locked 90 s and not five minutes: it keeps no ledger."""
 
 app = typer.Typer(
     no_args_is_help=True,

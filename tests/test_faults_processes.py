@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.commands import CLASSES, NO_SERVER, Command, installed_command, is_complete, result_digests
-from tests.conftest import serving
+from tests.conftest import Server, serving
 from tests.faults.pictures import draw, red_and_blue, write
 from tests.faults.preload import Preload, Rule, times
 from tests.faults.standing import Slide, Standing, assert_no_block_twice
@@ -58,28 +63,43 @@ def test_fault_6_11_13_workers_die_once_and_always(
     record_property("recomputed", f"after the decoder was mended {again.computed('aborts')}, of the others nothing")
 
 
-@pytest.mark.long
-@pytest.mark.timeout(900)
-def test_fault_8_the_prefect_server_dies_in_mid_run(
-    overtile: Command, finished: Finished, tmp_path: Path, record_property: Any
-) -> None:
-    """The slide is completed, and the command says that Prefect does not know. What was done is not done again."""
-    out, log = tmp_path / "out", tmp_path / "log"
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """A run whose Prefect server fails it, once its network has begun."""
+
+    process: psutil.Process
+    server: Server
+    home: Path
+    out: Path
+    log: Path
+
+    def awaited(self, what: Path) -> None:
+        """Until the run has made it."""
+        awaited(what.exists, self.log)
+
+    def ended(self) -> str:
+        """What the command said, once it has ended with a complete slide and no traceback."""
+        assert self.process.wait(PATIENCE_S) == 0, self.log.read_text()
+        said = self.log.read_text()
+        assert "1 of 1 slides complete" in said
+        for wall in ("Traceback", "ERROR", "Error logging"):
+            assert wall not in said, said
+        return said
+
+
+@pytest.fixture
+def behind(overtile: Command, finished: Finished, tmp_path: Path, record_property: Any) -> Iterator[Behind]:
+    """When the test is over the result is the undisturbed one, and neither that run nor the next did a block twice."""
+    home, out, log = tmp_path / "server", tmp_path / "out", tmp_path / "log"
     settings = ["cluster.kind=serial", "tiles.block=512", "compute.precision=fp32"]
     words = ["segment", finished.slide, "--out", out, "--model", CLASSES]
     words += [word for setting in settings for word in ("--set", setting)]
-    shards = out / "slide" / "slide.ome.zarr" / "probability" / "0" / "c" / "0" / "0"
     line = [*installed_command(), *map(str, words)]
-    with serving(tmp_path / "server") as server, running(line, Command.under(tmp_path, server.api), log) as process:
-        awaited(shards.is_dir, log)
-        server.kill()
+    with serving(home) as server, running(line, Command.under(tmp_path, server.api), log) as process:
+        run = Behind(process, server, home, out, log)
+        run.awaited(out / "slide" / "slide.ome.zarr" / "probability" / "0" / "c" / "0" / "0")
         assert not is_complete(out / "slide")
-        assert process.wait(PATIENCE_S) == 0, log.read_text()
-    said = log.read_text()
-    assert f"note: Prefect's server at {server.api}/ went away" in said
-    assert "1 of 1 slides complete" in said
-    for wall in ("Traceback", "ERROR", "Error logging"):
-        assert wall not in said, said
+        yield run
     assert is_complete(out / "slide")
     before = Standing.of(Slide(out / "slide"))
     again = overtile.run(*words, out=out)
@@ -88,6 +108,24 @@ def test_fault_8_the_prefect_server_dies_in_mid_run(
     totals = {line["stage"]: line["blocks"] for line in Slide(finished.result).history()}
     assert_no_block_twice(before, Slide(out / "slide"), totals)
     record_property("recomputed", f"by the next run {again.computed('slide') or 0}, none twice")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_fault_8_the_prefect_server_dies_in_mid_run(behind: Behind) -> None:
+    behind.server.kill()
+    assert f"note: Prefect's server at {behind.server.api}/ went away" in behind.ended()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_fault_8_the_database_of_the_prefect_server_is_locked(behind: Behind) -> None:
+    """Until the slide is complete: nothing waits for it before that."""
+    with closing(sqlite3.connect(behind.home / "prefect.db", isolation_level=None, timeout=60)) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        behind.awaited(behind.out / "slide" / "manifest.json")
+        database.execute("ROLLBACK")
+    behind.ended()
 
 
 def test_a_server_that_is_not_there_is_named_before_anything_is_begun(overtile: Command, tmp_path: Path) -> None:
