@@ -68,8 +68,10 @@ def test_fault_25_killed_before_each_write_it_goes_on_as_if_it_had_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every file that has to be whole goes through one function: state and models at three steps, and the end's."""
-    given = recipe(schedule={"steps": 4}, stopping={"every": 2})
+    given = recipe(schedule={"steps": 4}, stopping={"every": 2}, compute={"seed": 12})
     run(tmp_path / "undisturbed", given)
+    watch = state(tmp_path / "undisturbed")[0]["position"]["watch"]
+    assert watch["best_step"] == 2, "the best model is one that no later step writes again"
     for at in range(1, 100):
         folder = tmp_path / f"killed at {at}"
         with monkeypatch.context() as patch:
