@@ -32,7 +32,7 @@ from pipeline.pyramid import IMAGE, OBJECTS
 from pipeline.store import SlideStore
 
 THUMBNAIL_PX = 512
-SLIDES_OPEN = 3
+SLIDES_OPEN = 2
 """Slides whose chunks and tables are kept."""
 LEAST_S, SHARE = 1.0, 0.1
 """Between two looks at a folder at least this long, and so that looking takes at most this share of the time."""
@@ -82,8 +82,9 @@ class Library:
             return self._cards
 
     def find(self, name: str) -> SlideStore | None:
-        """The folder of a slide; None where no slide was given that name."""
-        self.cards()
+        """The folder of a slide; None where no slide was given that name. Looks anew only for one that is not known."""
+        if name not in self._stores:
+            self.cards()
         found = self._stores.get(name)
         return found[1] if found else None
 

@@ -67,6 +67,7 @@ class Objects:
     def read(cls, path: Path, class_names: tuple[str, ...]) -> Objects:
         """From ``objects.parquet``. Raises DamagedError."""
         found = read_objects(path, ("class", *NUMBERS), class_names)
+        pa.default_memory_pool().release_unused()
         return cls(path, class_names, found.pop("class"), found)
 
     def __len__(self) -> int:

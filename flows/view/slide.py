@@ -37,7 +37,7 @@ LAYERS = ("image", "fills", "heat", "threshold", "tissue", "left-out", "grid", "
 """In the order in which they lie upon one another, the image undermost."""
 FINER = 3
 """Levels further down that are read to make one that is not there yet: 64 chunks at most."""
-CELLS_KEPT = 64
+CELLS_KEPT = 48
 """Chunks of up to 1 MB that are kept: those of one view, of labels and their neighbours."""
 
 

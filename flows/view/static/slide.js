@@ -6,6 +6,7 @@ const NAMES = { image: "Image", fills: "Objects, filled", heat: "Probability", t
 const FIRST = { image: 1, fills: 0.4, heat: 0.7, threshold: 0.5, tissue: 0.25, "left-out": 0.5, grid: 0.6, outlines: 1 };
 const SHOWN = ["image", "outlines"];
 const PATIENCE_MS = 90;
+const LEAST_PX = 0.8;  // of the screen, that a pixel of the level shown takes
 
 const getJson = async (address) => {
   const answer = await fetch(address);
@@ -63,11 +64,18 @@ class Layers {
       replace: Boolean(before),
       index: before ? viewer.world.getIndexOfItem(before) : under.filter((other) => this.items.get(other)).length,
       success: ({ item }) => {
+        Object.defineProperty(item.source, "minLevel", { get: () => this.coarsest(item.source) });
         this.items.set(name, item);
         this.place(name);
         if (threshold !== this.threshold && name === "threshold") this.add(name);
       },
     });
+  }
+
+  coarsest(source) {  // of the levels that stand in for tiles on their way: one below the best, else all of them are fetched
+    const { viewport } = this.viewer, zoom = Math.min(viewport.getZoom(true), viewport.getZoom(false));
+    const best = Math.ceil(Math.log2(LEAST_PX * source.width / (zoom * viewport.getContainerSize().x)) - 1e-6);
+    return Math.min(source.maxLevel, Math.max(0, source.maxLevel - Math.max(0, best) - 1));
   }
 
   place(name) {  // layers that were added at once may have come in any order
@@ -274,7 +282,7 @@ async function start() {
     element: byId("view"), drawer: "canvas", showNavigationControl: false, showNavigator: true, navigatorPosition: "TOP_RIGHT",
     navigatorBackground: "#eceef1", navigatorBorderColor: "#c9ced6", navigatorDisplayRegionColor: "#d55e00", navigatorOpacity: 1,
     gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true }, animationTime: 0.15, maxZoomPixelRatio: 16,
-    subPixelRoundingForTransparency: OpenSeadragon.SUBPIXEL_ROUNDING_OCCURRENCES.ALWAYS, immediateRender: true, minPixelRatio: 0.8, visibilityRatio: 0.3, maxImageCacheCount: 400, maxTilesPerFrame: 20,
+    subPixelRoundingForTransparency: OpenSeadragon.SUBPIXEL_ROUNDING_OCCURRENCES.ALWAYS, immediateRender: true, minPixelRatio: LEAST_PX, visibilityRatio: 0.3, maxImageCacheCount: 400, maxTilesPerFrame: 12,
   });
   const layers = new Layers(viewer, about);
   layers.start();
