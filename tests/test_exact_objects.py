@@ -89,7 +89,8 @@ def expected(probability: Array) -> Array:
 
 
 @pytest.mark.parametrize(
-    ("kind", "block", "how"), [("tif", 512, "serial"), ("png", 512, "dask"), ("tif", 1024, "dask")]
+    ("kind", "block", "how"),
+    [("tif", 512, "serial"), ("png", 512, "dask"), pytest.param("tif", 1024, "dask", marks=pytest.mark.long)],
 )
 def test_objects_are_those_of_the_whole_mask(
     crop: Array, tmp_path: Path, dask: MapBlocks, *, kind: str, block: int, how: str

@@ -18,6 +18,9 @@ from tests.make_photos import write_jpeg, write_png
 FLUORESCENT = ("test3-DAPI-2-(387)", "test3-TRITC 2 (560)")
 MADE = ("photo", "snapshot", "dicom")
 
+pytestmark = pytest.mark.long
+"""Ordinary tests read each of these formats in slides that were made for it."""
+
 
 @pytest.fixture(scope="module")
 def ran(overtile: Command, shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:

@@ -16,9 +16,16 @@ from skimage.data import immunohistochemistry
 
 from tests.commands import CONTEXT, Command, installed_command
 
+Stop = tuple[tuple[int, ...], str]
+POLITE: tuple[Stop, ...] = (((signal.SIGTERM,), "local"), ((signal.SIGINT,), "serial"))
+HURRIED: tuple[Stop, ...] = (((signal.SIGINT, signal.SIGINT), "local"),)
 
-def test_fault_10_a_signal_ends_it_soon_and_resumable(overtile: Command, tmp_path: Path) -> None:
-    """SIGTERM, SIGINT, and SIGINT twice, for those in a hurry: each goes on where the one before it stopped."""
+
+@pytest.mark.parametrize("stops", [POLITE, pytest.param(HURRIED, marks=pytest.mark.long)], ids=["once", "twice"])
+def test_fault_10_a_signal_ends_it_soon_and_resumable(
+    overtile: Command, tmp_path: Path, stops: tuple[Stop, ...]
+) -> None:
+    """Each run goes on where the one before it was stopped."""
     slide, out = tmp_path / "slide.tif", tmp_path / "out"
     tifffile.imwrite(slide, np.tile(immunohistochemistry()[:509, :505], (5, 5, 1)), tile=(256, 256), photometric="rgb")
     settings = ["cluster.workers=1", "tiles.block=512", "tiles.tile=512", "tissue=null", "objects.min_area_um2=20"]
@@ -26,7 +33,7 @@ def test_fault_10_a_signal_ends_it_soon_and_resumable(overtile: Command, tmp_pat
     line = ["segment", slide, "--out", out, *options, "--set"]
     shards = out / "slide" / "slide.ome.zarr" / "probability" / "0" / "c" / "0"
     done: set[tuple[str, int]] = set()
-    for numbers, kind in (((signal.SIGTERM,), "local"), ((signal.SIGINT,), "serial"), ((signal.SIGINT,) * 2, "local")):
+    for numbers, kind in stops:
         said = stopped(overtile, [*line, f"cluster.kind={kind}"], numbers, partial(has_three_more, shards, done))
         assert len(numbers) == 2 or said.splitlines()[-1] == "error: stopped. Run the same command again to go on"
         assert "Traceback" not in said

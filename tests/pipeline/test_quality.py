@@ -219,7 +219,14 @@ def test_sharpness_does_not_know_how_strong_the_stain_is(shared_data: Path, name
 
 
 @pytest.mark.parametrize("colour", INK, ids=str)
-@pytest.mark.parametrize("name", ["wsi/CMU-1-Small-Region.svs", "wsi/OS-2-vsi.ome.tif", "mosaics/he_mosaic.tif"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "wsi/CMU-1-Small-Region.svs",
+        pytest.param("wsi/OS-2-vsi.ome.tif", marks=pytest.mark.long),
+        pytest.param("mosaics/he_mosaic.tif", marks=pytest.mark.long),
+    ],
+)
 def test_pen_on_tissue_and_on_glass_is_noticed(shared_data: Path, name: str, colour: tuple[int, int, int]) -> None:
     image = image_of(shared_data / name)
     height, width = image.shape[1:]

@@ -45,6 +45,7 @@ def test_the_smallest_area_drops_specks_and_keeps_what_was_annotated(mpp: float 
     assert score([probability], [one], [rule]) == score([np.where(truth, 200, 30)[None]], [one], [(0.5, 1)])
 
 
+@pytest.mark.long
 def test_the_built_in_model_keeps_its_promise(shared_data: Path) -> None:
     """Fold 0 was not trained on: pooled Dice >= 0.82 and F1 >= 0.62 as the file says: threshold, smallest area."""
     model = load(resolve("nuclei@1"))
@@ -72,6 +73,7 @@ def test_the_newest_built_in_model_is_the_one_its_card_speaks_of(shared_data: Pa
     assert objects.f1 >= 0.75
 
 
+@pytest.mark.long
 def test_the_built_in_model_for_fluorescence_is_the_one_its_card_speaks_of(shared_data: Path) -> None:
     """It has seen these images; how it does on others says its card. A wrong file does not get past this."""
     path = resolve("nuclei-fluorescence@1")
