@@ -26,6 +26,7 @@ from flows.status import Standing, Status
 from flows.thumbnail import thumbnail
 from flows.view.doors import confined
 from flows.view.slide import Slide
+from pipeline.config import STAGES
 from pipeline.errors import ConfigError, DamagedError, StoreError
 from pipeline.overlay import FILE as OVERVIEW
 from pipeline.pyramid import IMAGE, OBJECTS
@@ -197,7 +198,8 @@ def about(slide: Slide) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def _times(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    seconds = {name: sum(run["seconds"] for run in stage["runs"]) for name, stage in manifest["stages"].items()}
+    stages = {name: manifest["stages"][name] for name in STAGES if name in manifest["stages"]}
+    seconds = {name: sum(run["seconds"] for run in stage["runs"]) for name, stage in stages.items()}
     return [
         *((name, f"{taken:.1f} s") for name, taken in seconds.items()),
         ("all", f"{sum(seconds.values()):.1f} s"),

@@ -156,7 +156,7 @@ function pointer(viewer, about) {
 
 // ---- objects ----------------------------------------------------------------------------------------------------------
 
-const COLUMNS = [["id", "id", 0], ["class", "class", null], ["area_um2", "area, \u00b5m\u00b2", 2],
+const COLUMNS = [["id", "id", null], ["class", "class", null], ["area_um2", "area, \u00b5m\u00b2", 2],
   ["mean_probability", "probability", 3], ["centroid_x_um", "x, \u00b5m", 1], ["centroid_y_um", "y, \u00b5m", 1]];
 
 class Objects {
@@ -242,7 +242,7 @@ class Objects {
     row.classList.add("here");
     const { viewer, about } = this, um = about.mpp * about.width;  // the slide is one unit wide
     const [x, y] = [object.centroid_x_um / um, object.centroid_y_um / um];
-    const radius = (1.6 * Math.sqrt(object.area_um2 / Math.PI) + 2) / um;
+    const radius = (1.4 * Math.sqrt(object.area_um2 / Math.PI) + 2) / um;
     byId("ring")?.remove();
     viewer.clearOverlays();
     const ring = Object.assign(document.createElement("div"), { id: "ring" });
@@ -282,7 +282,8 @@ async function start() {
     element: byId("view"), drawer: "canvas", showNavigationControl: false, showNavigator: true, navigatorPosition: "TOP_RIGHT",
     navigatorBackground: "#eceef1", navigatorBorderColor: "#c9ced6", navigatorDisplayRegionColor: "#d55e00", navigatorOpacity: 1,
     gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true }, animationTime: 0.15, maxZoomPixelRatio: 16,
-    subPixelRoundingForTransparency: OpenSeadragon.SUBPIXEL_ROUNDING_OCCURRENCES.ALWAYS, immediateRender: true, minPixelRatio: LEAST_PX, visibilityRatio: 0.3, maxImageCacheCount: 400, maxTilesPerFrame: 12,
+    subPixelRoundingForTransparency: OpenSeadragon.SUBPIXEL_ROUNDING_OCCURRENCES.ALWAYS, immediateRender: true,
+    smoothTileEdgesMinZoom: Infinity, minPixelRatio: LEAST_PX, visibilityRatio: 0.3, maxImageCacheCount: 400, maxTilesPerFrame: 12,
   });
   const layers = new Layers(viewer, about);
   layers.start();
