@@ -82,6 +82,11 @@ class StoredArray:
         return np.dtype(self.array.dtype)
 
     @property
+    def ndim(self) -> int:
+        """Number of axes: with it, dask takes one of these for an array."""
+        return len(self.shape)
+
+    @property
     def plan(self) -> str:
         """Hash of the plan that wrote it."""
         return str(self.array.attrs["overtile"]["plan"])  # type: ignore[index,call-overload]  # ours: a mapping
@@ -213,9 +218,7 @@ class SlideStore:
     def done(self, path: str, plan: str) -> set[Index]:
         """The (row, col) of the blocks whose shard exists with bytes in it, under this plan."""
         location = self._locate(path, plan)
-        base = location / "c"
-        if (len(_metadata(location)["shape"])) == 3:
-            base = base / "0"
+        base = location.joinpath("c", *("0",) * (len(_metadata(location)["shape"]) - 2))
         if not base.is_dir():
             return set()
         rows = [entry for entry in os.scandir(base) if entry.is_dir()]
@@ -251,10 +254,8 @@ class SlideStore:
 
     def read(self, path: str) -> StoredArray:
         """The committed array at ``path``. Raises DamagedError when its metadata is missing or not JSON."""
-        location = self.zarr / path
-        if _plan_of(location) is None:
-            raise DamagedError(f"{location / 'zarr.json'} is missing: there is no array {path!r} here yet. Run segment")
-        return StoredArray(location, _open(location))
+        self.plan_of(path)
+        return StoredArray(self.zarr / path, _open(self.zarr / path))
 
     def plan_of(self, path: str) -> str:
         """The plan that wrote the committed array at ``path``. Raises DamagedError when there is none."""

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import zarr
+from ome_zarr_models.v05 import Image
 from rich.console import Console
 
 from flows.export import lacking
@@ -64,6 +66,13 @@ def test_the_same_settings_compute_nothing(plan: Plan, root: Path, keep: frozens
         assert slide.is_complete()
         assert slide.prepare() == slide.prepare(forced=True) == "complete"
     assert tree_bytes(root) == before
+
+
+def test_without_the_image_labels_and_probability_open_by_themselves(root: Path) -> None:
+    prune_slide(SlideStore(root), {"labels", "probability"})
+    for group in ("labels/objects", "probability"):
+        opened = zarr.open_group(root / "slide.ome.zarr" / group, mode="r")
+        assert len(Image.from_zarr(opened).attributes.multiscales[0].datasets) == 3
 
 
 def test_other_settings_keep_it_unless_forced_and_then_it_is_whole(plan: Plan, root: Path, tmp_path: Path) -> None:
