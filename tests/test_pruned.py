@@ -72,7 +72,7 @@ def test_without_the_image_labels_and_probability_open_by_themselves(root: Path)
     prune_slide(SlideStore(root), {"labels", "probability"})
     for group in ("labels/objects", "probability"):
         opened = zarr.open_group(root / "slide.ome.zarr" / group, mode="r")
-        assert len(Image.from_zarr(opened).attributes.multiscales[0].datasets) == 3
+        assert len(Image.from_zarr(opened).attributes.ome.multiscales[0].datasets) == 3
 
 
 def test_other_settings_keep_it_unless_forced_and_then_it_is_whole(plan: Plan, root: Path, tmp_path: Path) -> None:
