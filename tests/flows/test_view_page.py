@@ -37,10 +37,8 @@ from tests.flows.viewing import Viewed, viewing
 SEED, PLACES, SIDE_PX = 20261122, 5, 96
 MOST_REQUESTS = 80
 TITLES = "[...document.querySelectorAll('article h2')].map((one) => one.textContent)"
-STATE = (
-    "[...document.querySelectorAll('article')].find((one) => one.querySelector('h2').textContent === 'new')"
-    ".querySelector('.state').textContent"
-)
+NEW = "[...document.querySelectorAll('article')].find((one) => one.querySelector('h2').textContent === 'new')"
+STATE = f"{NEW}.querySelector('.state').textContent"
 ITEMS = "Array.from({length: overtile.viewer.world.getItemCount()}, (_, at) => overtile.viewer.world.getItemAt(at))"
 PAINTED = (
     f"({ITEMS}).every((item) => item.getOpacity() === 0 || item.getFullyLoaded()) && !overtile.viewer.isAnimating()"
@@ -185,7 +183,7 @@ def test_a_card_follows_its_slide(opened: Opened, finished: Finished) -> None:
         page.until(f"({TITLES}).includes('new') && {STATE} === 'in progress'")
     page.until(f"{STATE} === 'resumable'")
     (root / "manifest.json").write_bytes(manifest)
-    page.until(f"{STATE} === 'complete'")
+    page.until(f"{STATE} === 'complete' && {NEW}.querySelector('img').naturalWidth > 0")
     shutil.rmtree(root)
     page.until(f"!({TITLES}).includes('new')")
 
