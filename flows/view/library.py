@@ -29,10 +29,13 @@ from flows.view.slide import Slide
 from pipeline.config import STAGES
 from pipeline.errors import ConfigError, DamagedError, StoreError
 from pipeline.overlay import FILE as OVERVIEW
+from pipeline.prune import pruned_parts
 from pipeline.pyramid import IMAGE, OBJECTS
 from pipeline.store import SlideStore
 
 THUMBNAIL_PX = 512
+MOST_LEVELS = 16
+"""A slide of 2 ** 24 px a side has as many."""
 SLIDES_OPEN = 2
 """Slides whose chunks and tables are kept."""
 LEAST_S, SHARE = 1.0, 0.1
@@ -118,17 +121,23 @@ class Library:
         known = record.figures if record is not None else {}
         told = {word: printable(str(getattr(standing, word))) for word in ("state", "stage", "cause", "cure")}
         is_there = store is not None and bool(known or (store.work / "plan.json").exists())
+        is_there &= record is None or record.state != "damaged"
         return {
             "name": name if is_there else None,
             "key": printable(self.root.name if self.alone else standing.key),
             **told,
             "blocks_done": standing.blocks_done,
             "blocks": standing.blocks,
-            "picture": bool(known),
+            "picture": store is not None and bool(known) and _has_image(store),
             "finished": record.content.get("finished") if record is not None else None,
             **{word: known.get(word) for word in ("objects", "objects_per_mm2", "tissue_mm2", "seconds")},
             "flags": [printable(flag.replace("_", " ")) for flag in known.get("flags", ())],
         }
+
+
+def _has_image(store: SlideStore) -> bool:
+    """Whether any level is there: the image may have been given up."""
+    return any((store.zarr / str(level) / "zarr.json").exists() for level in range(MOST_LEVELS))
 
 
 _FILES = ("objects.parquet", OVERVIEW)
@@ -191,6 +200,7 @@ def about(slide: Slide) -> list[tuple[str, list[tuple[str, str]]]]:
     ]
     groups = [("Image", image), ("Run", run)]
     if slide.manifest is not None:
+        run += [("given up", ", ".join(gone))] if (gone := pruned_parts(slide.manifest)) else []
         groups.append(("Time", _times(slide.manifest)))
         groups.append(("Versions", [(name, str(version)) for name, version in slide.manifest["software"].items()]))
     groups.append(("Settings", [(name, str(value)) for name, value in run_settings(plan["config"])]))

@@ -190,6 +190,7 @@ class Answers:
             "alone": self.library.alone,
             "complete": slide.complete,
             "groups": about(slide),
+            "image": "image" in slide.layers(),
             "overview": (slide.store.root / OVERVIEW).is_file(),
             "raw": f"{self.door.address}{RAW}/{request.path_params['name']}/{slide.store.zarr.name}",
         }

@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,6 @@ from skimage.segmentation import find_boundaries
 from flows.history import note
 from flows.view import tiles
 from pipeline.lock import slide_lock
-from pipeline.store import SlideStore
 from tests.browser import Page, browser, page_of
 from tests.commands import Command
 from tests.conftest import skip_or_fail
@@ -44,6 +46,13 @@ PAINTED = (
     f"({ITEMS}).every((item) => item.getOpacity() === 0 || item.getFullyLoaded()) && !overtile.viewer.isAnimating()"
 )
 
+NAPARI = """
+import json, sys
+import numpy as np
+from napari_ome_zarr import napari_get_reader
+layers = [(np.asarray(levels[0]), meta, kind) for levels, meta, kind in napari_get_reader(sys.argv[1])(sys.argv[1])]
+print(json.dumps([[kind, list(meta["scale"]), pixels.shape, int(pixels.sum())] for pixels, meta, kind in layers]))
+"""
 FRAMES = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))"
 
 
@@ -334,30 +343,19 @@ def test_the_page_of_a_slide_says_what_was_run(slide: Opened) -> None:
     assert f"napari --plugin napari-ome-zarr {raw}" in text
 
 
+def test_other_programs_read_the_arrays_over_http(slide: Opened) -> None:
+    """As the line on the page says: image and labels, in the right place."""
+    if find_spec("napari_ome_zarr") is None or find_spec("aiohttp") is None:
+        skip_or_fail("napari-ome-zarr or aiohttp is not installed")
+    raw = f"{slide.viewed.address}raw/{slide.viewed.names()['b']}/slide.ome.zarr"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", NAPARI, raw], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    arrays = {"image": slide.array("0"), "labels": slide.array("labels/objects/0")}
+    expected = [[kind, [0.5, 0.5], list(array.shape), int(array.sum())] for kind, array in arrays.items()]
+    assert json.loads(done.stdout.splitlines()[-1]) == expected
+
+
 def test_nothing_but_this_machine_was_asked_and_nothing_complained(slide: Opened) -> None:
     asked = {urlsplit(one).netloc for one in slide.page.requests if not one.startswith(("data:", "blob:"))}
     assert asked == {slide.viewed.host}
     assert slide.page.complaints == [], slide.page.complaints
-
-
-def test_a_slide_that_is_not_complete_says_so(finished: Finished, overtile_alone: Command, tmp_path: Path) -> None:
-    root = tmp_path / "slide"
-    shutil.copytree(finished.result, root)
-    manifest = json.loads((root / "manifest.json").read_text())
-    (root / ".work").mkdir(exist_ok=True)
-    (root / ".work" / "plan.json").write_text(json.dumps(manifest["plan"]))
-    for gone in ("manifest.json", "objects.parquet", "overview.png"):
-        (root / gone).unlink()
-    shutil.rmtree(SlideStore(root).zarr / "labels")
-    with viewing(overtile_alone, root) as viewed:
-        assert viewed.ask(viewed.path).status == 307, "of one slide, its own page"
-        (name,) = viewed.names().values()
-        page = viewed.get(f"slide/{name}/").decode()
-        assert '<span class="state">incomplete</span>' in page
-        about = viewed.json(f"slide/{name}/about.json")
-        assert about["objects"] is None
-        assert list(about["layers"]) == ["image", "heat", "threshold", "tissue", "left-out", "grid"]
-        assert viewed.ask(f"{viewed.path}slide/{name}/objects.json").status == 404
-        assert viewed.ask(f"{viewed.path}slide/{name}/overview.png").status == 404
-        for bad in ("order=x", "page=-1", "page=nan", "least_area=inf", "ids=0", "ids=-1", "ids=x"):
-            assert viewed.ask(f"{viewed.path}slide/{name}/objects.json?{bad}").status == 404
