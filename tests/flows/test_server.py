@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from flows.server import is_on_network
-from tests.commands import NO_SERVER, Command
+from tests.commands import Command
 from tests.faults.pictures import draw, red_and_blue, write
 
 PATIENCE_S = 60
@@ -73,15 +73,15 @@ def asked(environment: dict[str, str]) -> str:
     return done.stdout.strip()
 
 
-def test_a_server_named_in_the_environment_is_used(environment: dict[str, str]) -> None:
-    assert asked({**environment, "PREFECT_API_URL": NO_SERVER}) == NO_SERVER
+def test_a_server_named_in_the_environment_is_used(environment: dict[str, str], prefect_server: str) -> None:
+    assert asked({**environment, "PREFECT_API_URL": prefect_server}) == prefect_server
 
 
-def test_a_server_named_in_a_profile_is_used(environment: dict[str, str]) -> None:
+def test_a_server_named_in_a_profile_is_used(environment: dict[str, str], prefect_server: str) -> None:
     home = Path(environment["PREFECT_HOME"])
     home.mkdir()
-    (home / "profiles.toml").write_text(f'active = "lab"\n[profiles.lab]\nPREFECT_API_URL = "{NO_SERVER}"\n')
-    assert asked(environment) == NO_SERVER
+    (home / "profiles.toml").write_text(f'active = "lab"\n[profiles.lab]\nPREFECT_API_URL = "{prefect_server}"\n')
+    assert asked(environment) == prefect_server
 
 
 def test_a_server_that_cannot_start_is_named_with_the_way_out(tmp_path: Path) -> None:
