@@ -250,8 +250,12 @@ def _jpeg(store: SlideStore, record: Record) -> bytes:
     tinted = objects if (store.zarr / objects).exists() else None
     names = record.plan["image"]["channels"]
     content = io.BytesIO()
-    rgb = thumbnail(store, names, str(levels - 1), tinted, (SIDE_PX, SIDE_PX))
-    Image.fromarray(rgb).save(content, "JPEG", quality=80)
+    if (store.zarr / str(levels - 1)).exists():
+        picture = Image.fromarray(thumbnail(store, names, str(levels - 1), tinted, (SIDE_PX, SIDE_PX)))
+    else:  # it was pruned: the overview shows the slide too
+        picture = Image.open(store.root / "overview.png").convert("RGB")
+        picture.thumbnail((SIDE_PX, SIDE_PX))
+    picture.save(content, "JPEG", quality=80)
     return content.getvalue()
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import zarr
-from ome_zarr_models.v05 import Image
+from ome_zarr_models.v05 import Image as OmeImage
+from PIL import Image
 from rich.console import Console
 
+from flows.batch_report import SIDE_PX, content_of
 from flows.export import lacking
 from flows.history import History
 from flows.inspect import inspect_stores
@@ -72,7 +75,7 @@ def test_without_the_image_labels_and_probability_open_by_themselves(root: Path)
     prune_slide(SlideStore(root), {"labels", "probability"})
     for group in ("labels/objects", "probability"):
         opened = zarr.open_group(root / "slide.ome.zarr" / group, mode="r")
-        assert len(Image.from_zarr(opened).attributes.ome.multiscales[0].datasets) == 3
+        assert len(OmeImage.from_zarr(opened).attributes.ome.multiscales[0].datasets) == 3
 
 
 def test_other_settings_keep_it_unless_forced_and_then_it_is_whole(plan: Plan, root: Path, tmp_path: Path) -> None:
@@ -138,6 +141,9 @@ def test_what_reads_results_says_what_was_pruned(root: Path) -> None:
     console = Console(record=True, width=200, color_system="truecolor")
     show_record(record, console)
     assert "geojson, labels, probability, tissue, image; 0." in console.export_text()
+    ((row, picture),) = content_of(root.parent)["pictures"]
+    assert row["key"] == "discs"
+    assert max(Image.open(io.BytesIO(picture.jpeg)).size) == SIDE_PX, "the overview, in small"
     found = Result.open(SlideStore(root))
     assert lacking(found, ["csv"]) == ""
     assert lacking(found, ["csv", "ome-tiff"]) == "labels, probability"
