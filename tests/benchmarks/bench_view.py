@@ -1,10 +1,8 @@
 """How fast ``overtile view`` is on a slide of 100,000 x 100,000 px with a million objects, and in how much memory.
 
-The one decision made here: the slide is as large as it says, but few of its bytes are its own. Every shard of a level
-is a hard link of one of two that hold real stained tissue, its objects and their probability; table and manifest are
-whole. What a server reads and a browser draws is the same as of a real one, and such a slide is made in half a minute.
-A real Chromium is driven by real events of a mouse; what is timed is from the last event of a gesture, as the browser
-had it, to the frame after the one with the last tile.
+The one decision made here: a real Chromium is driven by real events of a mouse, and its clock is what counts: from the
+last event of a gesture to the frame after the one with the last tile. The slide is a virtual one (see virtual.py), of
+which every chunk can be read and every level shows tissue.
 
     python tests/benchmarks/bench_view.py
 """
@@ -12,7 +10,6 @@ had it, to the frame after the one with the last tile.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -22,29 +19,17 @@ from typing import Any
 
 import numpy as np
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
-from skimage.data import immunohistochemistry
-from skimage.measure import label
+from virtual import virtual_result
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from flows.demo import PERIOD_PX  # noqa: E402
-from pipeline.files import digest, write_json  # noqa: E402
-from pipeline.geometry import Box  # noqa: E402
-from pipeline.object_rows import ROW_GROUP, MeasureSection, table_schema  # noqa: E402
-from pipeline.pyramid import halve_mean, halve_nearest, level_shapes  # noqa: E402
-from pipeline.store import ArraySpec, SlideStore, shard_path  # noqa: E402
-from tests.browser import Page, browser, page_of  # noqa: E402
-from tests.commands import Command  # noqa: E402
-from tests.flows.viewing import Viewed, viewing  # noqa: E402
+from tests.browser import Page, browser, page_of
+from tests.commands import Command
+from tests.flows.viewing import Viewed, viewing
 
-SIDE_PX, BLOCK_PX, OBJECTS, MPP = 100_000, 2048, 1_000_000, 0.25
+OBJECTS = 1_000_000
 GESTURES, SEED = 50, 20261122
 WINDOW_PX = 1400
-PLAN = "a" * 64
 PAINTED = (
     "Array.from({length: overtile.viewer.world.getItemCount()}, (_, at) => overtile.viewer.world.getItemAt(at))"
     ".every((item) => item.getFullyLoaded()) && !overtile.viewer.isAnimating()"
@@ -57,120 +42,6 @@ WATCH = """(() => {
 })()"""
 """Notes when the last event of the mouse was, as the browser had it, and the frame after the last one drawn."""
 FRAME = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))"
-
-
-# ---- the slide -------------------------------------------------------------------------------------------------------
-
-
-def make_slide(store: SlideStore) -> None:
-    """Arrays with all their levels, a table, metadata and a manifest."""
-    tissue = immunohistochemistry()[: PERIOD_PX[0], : PERIOD_PX[1]]
-    repeats = [-(-2 * BLOCK_PX // period) for period in PERIOD_PX]
-    rgb = np.moveaxis(np.tile(tissue, (*repeats, 1))[: 2 * BLOCK_PX, : 2 * BLOCK_PX], -1, 0)
-    blue = rgb[2].astype(np.int16) - rgb[0]
-    probability = np.clip(128 + 2 * blue, 0, 255).astype(np.uint8)[None]
-    labels = label(probability[0] > 150).astype(np.uint32)
-    for path, pixels in {"0": rgb, "probability/0": probability, "labels/objects/0": labels}.items():
-        make_pyramid(store, path, pixels)
-    factor = 32
-    low = np.ones((-(-SIDE_PX // factor),) * 2, bool)
-    low[:400, 1000:] = False
-    store.create(ArraySpec("tissue", low.shape, "bool", BLOCK_PX, PLAN))
-    for y in range(0, low.shape[0], BLOCK_PX):
-        for x in range(0, low.shape[1], BLOCK_PX):
-            part = low[y : y + BLOCK_PX, x : x + BLOCK_PX]
-            store.write_block("tissue", PLAN, Box(y, x, y + part.shape[0], x + part.shape[1]), part)
-    write_table(store)
-    write_facts(store)
-
-
-def make_pyramid(store: SlideStore, path: str, pixels: NDArray[Any]) -> None:
-    """Write two shards of each level, and link all others to them."""
-    for level, shape in enumerate(level_shapes((SIDE_PX, SIDE_PX))):
-        at = f"{path[:-1]}{level}"
-        store.create(ArraySpec(at, (*pixels.shape[:-2], *shape), str(pixels.dtype), BLOCK_PX, PLAN, codec(path)))
-        links: list[Path] = []
-        rows, cols = (-(-side // BLOCK_PX) for side in shape)
-        for row in range(rows):
-            for col in range(cols):
-                whole = row < rows - 1 and col < cols - 1
-                shard = shard_path(store.zarr / at, (row, col), pixels.ndim)
-                if whole and len(links) == 2:
-                    shard.parent.mkdir(parents=True, exist_ok=True)
-                    os.link(links[(row + col) % 2], shard)
-                    continue
-                size = min(BLOCK_PX, shape[0] - row * BLOCK_PX), min(BLOCK_PX, shape[1] - col * BLOCK_PX)
-                first = BLOCK_PX * ((row + col) % 2)
-                core = Box(0, 0, *size).shift(row * BLOCK_PX, col * BLOCK_PX)
-                part = pixels[..., first : first + size[0], : size[1]]
-                part = np.pad(part, [(0, 0)] * (part.ndim - 2) + [(0, 0), (0, size[1] - part.shape[-1])], mode="wrap")
-                store.write_block(at, PLAN, core, np.ascontiguousarray(part))
-                links += [shard] * whole
-        halve = halve_nearest if path.startswith("labels") else halve_mean
-        half = halve(pixels)
-        pixels = np.concatenate((half, half), axis=-1)
-        pixels = np.concatenate((pixels, pixels), axis=-2)
-
-
-def codec(path: str) -> Any:
-    return "lz4" if path == "0" else "zstd"
-
-
-def write_table(store: SlideStore) -> None:
-    """A million rows of every column."""
-    rng = np.random.default_rng(SEED)
-    channels = ("red", "green", "blue")
-    schema = table_schema(MeasureSection(MPP, (1.0, 1.0), ("nucleus",), channels))
-    columns: dict[str, Any] = {}
-    for field in schema:
-        if field.name == "id":
-            columns[field.name] = np.arange(1, OBJECTS + 1, dtype=np.uint32)
-        elif pa.types.is_dictionary(field.type):
-            columns[field.name] = pa.DictionaryArray.from_arrays(pa.array(np.zeros(OBJECTS), pa.int16()), ["nucleus"])
-        elif pa.types.is_boolean(field.type):
-            columns[field.name] = np.zeros(OBJECTS, bool)
-        elif pa.types.is_integer(field.type):
-            columns[field.name] = rng.integers(20, 4000, OBJECTS)
-        elif field.name.startswith("centroid"):
-            columns[field.name] = rng.random(OBJECTS) * SIDE_PX * MPP
-        else:
-            columns[field.name] = rng.random(OBJECTS)
-    columns["area_um2"] = rng.gamma(4, 10, OBJECTS)
-    pq.write_table(pa.table(columns).cast(schema), store.root / "objects.parquet", row_group_size=ROW_GROUP)
-
-
-def write_facts(store: SlideStore) -> None:
-    """What a run would have said: the plan, stages, and every file."""
-    window = {"min": 0, "max": 255, "start": 0, "end": 255}
-    names = ("red", "green", "blue")
-    shown = {"channels": [{"label": name, "active": True, "color": "FFFFFF", "window": window} for name in names]}
-    write_json(store.zarr / "zarr.json", {"node_type": "group", "attributes": {"ome": {"omero": shown}}})
-    spec = {"class_names": ["nucleus"], "colours": None}
-    image = {"shape_yx": [SIDE_PX, SIDE_PX], "mpp": MPP, "channels": names, "warnings": []}
-    plan = {
-        **{"key": "slide", "hashes": {"predict": PLAN, "measure": PLAN}, "threshold": 0.6, "case": None},
-        "image": {**image, "level0_from_image_yx": [1.0, 1.0]},
-        "model": {"name": "nuclei@2", "sha256": "0" * 64, "spec": spec},
-        "compute": {"precision": "bf16", "device": "cpu", "tile_px": 1024},
-        "config": {"tiles": {"block": BLOCK_PX, "tile": "auto"}, "outputs": {"scratch": None}},
-    }
-    facts: dict[str, Any] = {
-        "ingest": {},
-        "tissue": {"factor": 32, "tissue_px": SIDE_PX**2, "flags": []},
-        "predict": {"pixels": SIDE_PX**2, "skipped_pixels": 0},
-        "label": {"objects": OBJECTS},
-        "measure": {"rows": []},
-        "pyramid": {"levels": len(level_shapes((SIDE_PX, SIDE_PX)))},
-    }
-    stages = {name: {"facts": told, "runs": [{"seconds": 100.0}]} for name, told in facts.items()}
-    files = {
-        path.relative_to(store.root).as_posix(): {"size": path.stat().st_size, "sha256": "0" * 64}
-        for path in store.zarr.rglob("*")
-        if path.is_file()
-    }
-    content = {"format": 1, "plan": plan, "stages": stages, "software": {}, "files": files, "finished": "2026-11-22"}
-    plain = json.loads(json.dumps(content))
-    write_json(store.manifest, plain | {"sha256": digest(plain)})
 
 
 # ---- looking at it ---------------------------------------------------------------------------------------------------
@@ -262,15 +133,13 @@ def main() -> None:
     if browser() is None:
         sys.exit("no chromium here: make browser")
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out"
-        make_slide(SlideStore(out / "slide"))
+        slide = virtual_result(Path(folder) / "slide", OBJECTS).root
         command = Command.under(Path(folder), None)
         began = time.perf_counter()
-        with viewing(command, out) as viewed:
+        with viewing(command, slide) as viewed:
             address_s = time.perf_counter() - began
-            name = viewed.names()["slide"]
-            with page_of(viewed.address, Path(folder) / "profile", WINDOW_PX) as page:
-                page.until("document.querySelectorAll('article img').length")
+            (name,) = viewed.names().values()
+            with page_of(f"{viewed.address}slides.json", Path(folder) / "profile", WINDOW_PX) as page:
                 figures = measure(viewed, page, name)
                 complaints = page.complaints
             for order in ("-area_um2", "mean_probability", "centroid_x_um", "-centroid_y_um"):

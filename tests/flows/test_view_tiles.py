@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import json
+import re
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -222,6 +225,38 @@ def test_levels_that_are_not_made_yet_are_made_from_finer_ones(
 def slide_of_same(slide: Slide, *, complete: bool = False) -> Slide:
     """The same folder, looked at anew."""
     return Slide(slide.store, slide.facts, {}, {"stages": {}} if complete else None)
+
+
+def test_channels_of_fluorescence_are_stretched_as_the_metadata_says(tmp_path: Path) -> None:
+    """The same for every tile, whatever is in it: neighbours match."""
+    store = SlideStore(tmp_path)
+    pixels = np.random.default_rng(SEED).integers(0, 4000, (2, 600, 20), np.uint16)
+    put_array(store, "0", pixels, PLAN)
+    windows = [(100.0, 1100.0), (0.0, 4000.0)]
+    shown = [{"window": {"start": start, "end": end}} for start, end in windows]
+    store.zarr.joinpath("zarr.json").write_text(json.dumps({"attributes": {"ome": {"omero": {"channels": shown}}}}))
+    facts = Facts("s", 0.5, (600, 20), ("DAPI", "GFP"), ("a",), ((0, 190, 60),), 512, 0.5)
+    slide = Slide(store, facts, {}, {"stages": {}})
+    blue, green = (
+        ((plane - low) / (high - low)).clip(0, 1) for plane, (low, high) in zip(pixels, windows, strict=True)
+    )
+    colours = np.array([(0, 92, 255), (0, 255, 0)])
+    expected = (blue[..., None] * colours[0] + green[..., None] * colours[1]).clip(0, 255)
+    for row, rows in ((0, slice(0, 512)), (1, slice(512, 600))):
+        place = slide.place(0, row, 0)
+        assert place is not None
+        assert np.abs(decoded(slide.tile("image", place, 0.5))[..., :3] - expected[rows]).max() <= 0.51
+
+
+def test_what_pans_and_zooms_is_what_was_published() -> None:
+    """The copy of OpenSeadragon is the file of its release, less the line that names a map which is not here."""
+    file = Path(tiles.__file__).parent / "static" / "openseadragon.min.js"
+    said = (file.parent / "openseadragon.LICENSE.txt").read_text("utf-8")
+    version, digest = re.findall(r"^(?:Version|SHA-256): (\S+)$", said, re.M)
+    content = file.read_bytes()
+    assert content.startswith(f"//! openseadragon {version}\n".encode())
+    assert hashlib.sha256(content).hexdigest() == digest
+    assert "Redistribution and use in source and binary forms" in said
 
 
 def test_what_is_damaged_is_hatched_and_nothing_else(
