@@ -207,7 +207,7 @@ class Answers:
                 **{"layers": slide.layers(), "threshold": facts.threshold, "complete": slide.complete, "rows": ROWS},
                 "version": slide.version,
                 "classes": [[printable(name), colour] for name, colour in zip(facts.class_names, colours, strict=True)],
-                "objects": None if (table := slide.objects()) is None else len(table),
+                "objects": slide.count(),
             }
         )
 

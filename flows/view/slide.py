@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from pipeline.errors import DamagedError
 from pipeline.files import read_json
 from pipeline.geometry import Box
 from pipeline.manifest import read_manifest
-from pipeline.object_table import TABLE
+from pipeline.object_table import TABLE, count_objects
 from pipeline.pyramid import IMAGE, OBJECTS, PROBABILITY, halve_mean, halve_nearest, level_shapes
 from pipeline.slide_run import previous_plan
 from pipeline.store import SlideStore, StoredArray, shard_path
@@ -128,12 +129,19 @@ class Slide:
         finest |= {"left-out": tissue, "grid": 0, "outlines": objects}
         return {name: level for name in LAYERS if (level := finest[name]) is not None}
 
+    def _table(self) -> Path | None:
+        path = confined(self.store.root, self.store.root / TABLE)
+        return path if path.is_file() else None
+
+    def count(self) -> int | None:
+        """Of objects, without reading their table; None while there is none."""
+        path = self._table()
+        return None if path is None else count_objects(path)
+
     def objects(self) -> Objects | None:
         """The object table; None while there is none."""
-        path = confined(self.store.root, self.store.root / TABLE)
-        if not path.is_file():
-            return None
-        table: Objects = self._tables(path.stat().st_mtime_ns)
+        path = self._table()
+        table: Objects | None = None if path is None else self._tables(path.stat().st_mtime_ns)
         return table
 
     def _load_objects(self, _changed: int) -> Objects:

@@ -5,7 +5,7 @@ const NAMES = { image: "Image", fills: "Objects, filled", heat: "Probability", t
   "left-out": "Skipped, masked", grid: "Block grid", outlines: "Outlines" };
 const FIRST = { image: 1, fills: 0.4, heat: 0.7, threshold: 0.5, tissue: 0.25, "left-out": 0.5, grid: 0.6, outlines: 1 };
 const SHOWN = ["image", "outlines"];
-const PATIENCE_MS = 90;
+const PATIENCE_MS = 90, FIRST_MS = 2000;
 const LEAST_PX = 0.8;  // of the screen, that a pixel of the level shown takes
 
 const getJson = async (address) => {
@@ -64,7 +64,7 @@ class Layers {
       replace: Boolean(before),
       index: before ? viewer.world.getIndexOfItem(before) : under.filter((other) => this.items.get(other)).length,
       success: ({ item }) => {
-        Object.defineProperty(item.source, "minLevel", { get: () => this.coarsest(item.source) });
+        Object.defineProperty(item.source, "minLevel", { get: () => this.coarsest(item.source, name) });
         this.items.set(name, item);
         this.place(name);
         if (threshold !== this.threshold && name === "threshold") this.add(name);
@@ -72,10 +72,10 @@ class Layers {
     });
   }
 
-  coarsest(source) {  // of the levels that stand in for tiles on their way: one below the best, else all of them are fetched
+  coarsest(source, name) {  // level that is fetched: of the image one below the best stands in for tiles on their way
     const { viewport } = this.viewer, zoom = Math.min(viewport.getZoom(true), viewport.getZoom(false));
     const best = Math.ceil(Math.log2(LEAST_PX * source.width / (zoom * viewport.getContainerSize().x)) - 1e-6);
-    return Math.min(source.maxLevel, Math.max(0, source.maxLevel - Math.max(0, best) - 1));
+    return Math.min(source.maxLevel, Math.max(0, source.maxLevel - Math.max(0, best) - (name === "image")));
   }
 
   place(name) {  // layers that were added at once may have come in any order
@@ -276,6 +276,11 @@ function bars(svg, { counts, edges }) {
 
 // ---- all of it --------------------------------------------------------------------------------------------------------
 
+const firstView = (viewer) => new Promise((seen) => {  // the table can wait for it, but not for ever
+  setTimeout(seen, FIRST_MS);
+  viewer.world.addOnceHandler("add-item", ({ item }) => item.whenFullyLoaded(seen));
+});
+
 async function start() {
   const about = await getJson("about.json");
   const viewer = OpenSeadragon({
@@ -290,7 +295,9 @@ async function start() {
   viewer.addHandler("open", () => viewer.viewport.goHome(true));
   scaleBar(viewer, about);
   pointer(viewer, about);
-  const table = about.objects === null ? null : new Objects(viewer, about);
-  window.overtile = { viewer, about, layers, table };
+  window.overtile = { viewer, about, layers };
+  if (about.objects === null) return;
+  await firstView(viewer);
+  window.overtile.table = new Objects(viewer, about);
 }
 start();
