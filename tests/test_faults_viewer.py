@@ -11,6 +11,8 @@ import psutil
 import pytest
 
 from flows.view.doors import Door, confined, raw_file
+from flows.view.library import Library
+from flows.view.server import serve
 from pipeline.errors import ConfigError, StoreError
 from tests.commands import Command
 from tests.faults.trees import Finished
@@ -175,21 +177,18 @@ def test_fault_63_64_the_viewer_listens_on_this_machine_alone(viewed: Viewed) ->
     assert all(one.is_local for one in sockets)
 
 
-def test_what_is_no_origin_and_a_port_that_is_taken_are_refused(
-    viewed: Viewed, finished: Finished, overtile_alone: Command
-) -> None:
+def test_what_is_no_origin_and_a_port_that_is_taken_are_refused(viewed: Viewed, finished: Finished) -> None:
     for origin in ("*", "neuroglancer.org", "https://a.b/c", "file://", "null"):
         with pytest.raises(ConfigError, match="--origin"):
             Door.of(1, (origin,))
-    ran = overtile_alone.run("view", finished.result, "--port", str(viewed.port))
-    assert ran.code == 2
-    assert f"--port {viewed.port}" in ran.only_error
+    with pytest.raises(ConfigError, match=f"--port {viewed.port}"):
+        serve(Library.at(finished.result), viewed.port, (), pytest.fail)
 
 
-def test_nothing_is_viewed_where_there_are_no_results(overtile_alone: Command, tmp_path: Path) -> None:
-    ran = overtile_alone.run("view", tmp_path)
-    assert ran.code == 2
-    assert "holds no results" in ran.only_error
+def test_nothing_is_viewed_where_there_are_no_results(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ConfigError, match="holds no results"):
+            Library.at(place)
 
 
 def test_only_keys_of_arrays_become_files(tmp_path: Path) -> None:

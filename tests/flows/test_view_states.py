@@ -24,30 +24,26 @@ LIVE_SHAPE = (2600, 2600)
 STATE = "document.querySelector('article .state')?.textContent"
 
 
-def test_of_a_pruned_result_what_stayed_is_shown(finished: Finished, overtile_alone: Command, tmp_path: Path) -> None:
-    root = tmp_path / "out" / "pruned"
-    shutil.copytree(finished.result, root)
-    prune_slide(SlideStore(root), {"tables", "overview"})
-    with viewing(overtile_alone, tmp_path / "out") as viewed:
-        (card,) = viewed.json("slides.json")["slides"]
-        assert (card["state"], card["picture"]) == ("complete", False)
-        page = viewed.get(f"slide/{card['name']}/").decode()
-        assert "it was given up to make room" in page
-        assert "<dt>given up</dt><dd>geojson, labels, probability, tissue, image</dd>" in page
-        about = viewed.json(f"slide/{card['name']}/about.json")
-        assert list(about["layers"]) == ["grid"]
-        assert about["objects"] == len(pq.read_table(root / "objects.parquet"))
-
-
-def test_a_damaged_result_has_a_card_and_no_page(finished: Finished, overtile_alone: Command, tmp_path: Path) -> None:
-    for key in ("cut", "whole"):
+def test_what_stayed_of_a_result_is_shown_and_what_is_damaged_is_named(
+    finished: Finished, overtile_alone: Command, tmp_path: Path
+) -> None:
+    """One was pruned to its table and picture, of another the manifest is cut."""
+    for key in ("cut", "pruned"):
         shutil.copytree(finished.result, tmp_path / "out" / key)
-    manifest = tmp_path / "out" / "cut" / "manifest.json"
+    root, manifest = tmp_path / "out" / "pruned", tmp_path / "out" / "cut" / "manifest.json"
+    prune_slide(SlideStore(root), {"tables", "overview"})
     manifest.write_bytes(manifest.read_bytes()[:-10])
     with viewing(overtile_alone, tmp_path / "out") as viewed:
-        cut, whole = viewed.json("slides.json")["slides"]
-        assert (cut["state"], cut["name"], whole["state"]) == ("damaged", None, "complete")
+        cut, pruned = viewed.json("slides.json")["slides"]
+        assert (cut["state"], cut["name"]) == ("damaged", None)
         assert "manifest.json" in cut["cause"]
+        assert (pruned["state"], pruned["picture"]) == ("complete", False)
+        page = viewed.get(f"slide/{pruned['name']}/").decode()
+        assert "it was given up to make room" in page
+        assert "<dt>given up</dt><dd>geojson, labels, probability, tissue, image</dd>" in page
+        about = viewed.json(f"slide/{pruned['name']}/about.json")
+        assert list(about["layers"]) == ["grid"]
+        assert about["objects"] == len(pq.read_table(root / "objects.parquet"))
 
 
 def test_a_slide_that_is_not_complete_says_so(finished: Finished, overtile_alone: Command, tmp_path: Path) -> None:
