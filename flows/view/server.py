@@ -205,7 +205,7 @@ class Answers:
             {
                 **{"height": height, "width": width, "mpp": facts.mpp, "levels": facts.levels, "tile": CELL_PX},
                 **{"layers": slide.layers(), "threshold": facts.threshold, "complete": slide.complete, "rows": ROWS},
-                "version": slide.version,
+                **{"version": slide.version, "coarsest": slide.coarsest()},
                 "classes": [[printable(name), colour] for name, colour in zip(facts.class_names, colours, strict=True)],
                 "objects": slide.count(),
             }

@@ -121,6 +121,12 @@ class Slide:
         """Of a pyramid, named by its full resolution, the finest level that is there; None where there is none."""
         return next((level for level in range(self.facts.levels) if self.has(f"{path[:-1]}{level}")), None)
 
+    def coarsest(self) -> int:
+        """The coarsest level of the image that can be shown: of one that is not complete, few above those there are."""
+        there = [level for level in range(self.facts.levels) if self.has(f"{IMAGE[:-1]}{level}")]
+        last = self.facts.levels - 1
+        return last if self.complete else min(last, max(there, default=last) + FINER)
+
     def layers(self) -> dict[str, int]:
         """What can be shown, with the finest level of each, undermost first."""
         image, probability, objects = (self.finest(path) for path in (IMAGE, PROBABILITY, OBJECTS))

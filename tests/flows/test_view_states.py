@@ -61,7 +61,7 @@ def test_a_slide_that_is_not_complete_says_so(finished: Finished, overtile_alone
         page = viewed.get(f"slide/{name}/").decode()
         assert '<span class="state">incomplete</span>' in page
         about = viewed.json(f"slide/{name}/about.json")
-        assert about["objects"] is None
+        assert (about["objects"], about["coarsest"]) == (None, 2)
         assert list(about["layers"]) == ["image", "heat", "threshold", "tissue", "left-out", "grid"]
         assert viewed.ask(f"{viewed.path}slide/{name}/objects.json").status == 404
         assert viewed.ask(f"{viewed.path}slide/{name}/overview.png").status == 404

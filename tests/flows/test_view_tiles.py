@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import re
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,9 @@ def test_levels_that_are_not_made_yet_are_made_from_finer_ones(
     slide: Slide, arrays_of: dict[str, NDArray[Any]], tmp_path: Path
 ) -> None:
     going = slide_of(tmp_path / "s", arrays_of, levels=1, complete=False)
+    assert slide.coarsest() == going.coarsest() == 2
+    large = replace(going.facts, shape_yx=(40_000, 40_000))
+    assert (large.levels, Slide(going.store, large, {}, None).coarsest()) == (8, 3)
     for layer in ("image", "heat", "fills"):
         for level in range(3):
             assert np.array_equal(whole(going, layer, level), whole(slide, layer, level)), (layer, level)

@@ -75,7 +75,8 @@ class Layers {
   coarsest(source, name) {  // level that is fetched: of the image one below the best stands in for tiles on their way
     const { viewport } = this.viewer, zoom = Math.min(viewport.getZoom(true), viewport.getZoom(false));
     const best = Math.ceil(Math.log2(LEAST_PX * source.width / (zoom * viewport.getContainerSize().x)) - 1e-6);
-    return Math.min(source.maxLevel, Math.max(0, source.maxLevel - Math.max(0, best) - (name === "image")));
+    const least = this.about.levels - 1 - this.about.coarsest;
+    return Math.min(source.maxLevel, Math.max(least, source.maxLevel - Math.max(0, best) - (name === "image")));
   }
 
   place(name) {  // layers that were added at once may have come in any order
@@ -290,6 +291,9 @@ async function start() {
     subPixelRoundingForTransparency: OpenSeadragon.SUBPIXEL_ROUNDING_OCCURRENCES.ALWAYS, immediateRender: true,
     smoothTileEdgesMinZoom: Infinity, minPixelRatio: LEAST_PX, visibilityRatio: 0.3, maxImageCacheCount: 400, maxTilesPerFrame: 12,
   });
+  if (about.coarsest < about.levels - 1) {  // what is not complete has no levels yet to be seen as a whole
+    viewer.viewport.minZoomLevel = LEAST_PX * fullZoom(viewer, about) / 2 ** about.coarsest;
+  }
   const layers = new Layers(viewer, about);
   layers.start();
   viewer.addHandler("open", () => viewer.viewport.goHome(true));
