@@ -15,7 +15,7 @@ demo: .venv  ## segment real tissue and prove the result
 	$(BIN)/overtile demo
 
 test: .venv  ## the proofs that take minutes
-	$(BIN)/python -m pytest -m 'not long and not cuda' -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m 'not long and not cuda' -n 2 --dist loadfile --no-loadscope-reorder
 
 browser:  ## Chromium, in which the tests open reports: where it is absent and Debian's may be installed
 	@which chromium chromium-browser google-chrome 2>/dev/null | grep -q . || ( [ "$$(id -u)" = 0 ] && apt-get update -qq && \

@@ -1,4 +1,4 @@
-"""Several classes through the command, on a slide of which every area is known; with no Prefect server anywhere.
+"""Several classes through the command, on a slide of which every area is known.
 
 The network's weights were set by hand: flat red is one class, flat blue the other. So the class map is known before.
 """
@@ -44,10 +44,10 @@ def class_map() -> NDArray[np.int64]:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+def ran(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     folder = tmp_path_factory.mktemp("classes")
     slide = write(folder / "discs.tif", picture(), MPP)
-    ran = Command.under(folder, None).segment(slide, folder / "out", model=CLASSES)
+    ran = overtile.segment(slide, folder / "out", model=CLASSES)
     assert ran.code == 0, ran.said
     return ran
 

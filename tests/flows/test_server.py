@@ -51,6 +51,7 @@ def server(parent: subprocess.Popen[bytes]) -> Iterator[psutil.Process]:
         process.kill()
 
 
+@pytest.mark.long
 def test_it_is_gone_when_its_parent_has_ended(parent: subprocess.Popen[bytes], server: psutil.Process) -> None:
     listening = [c.laddr.ip for c in server.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
     assert listening == ["127.0.0.1"]
