@@ -139,7 +139,7 @@ def main() -> None:
         with viewing(command, slide) as viewed:
             address_s = time.perf_counter() - began
             (name,) = viewed.names().values()
-            with page_of(f"{viewed.address}slides.json", Path(folder) / "profile", WINDOW_PX) as page:
+            with page_of("about:blank", Path(folder) / "profile", WINDOW_PX) as page:
                 figures = measure(viewed, page, name)
                 complaints = page.complaints
             for order in ("-area_um2", "mean_probability", "centroid_x_um", "-centroid_y_um"):
