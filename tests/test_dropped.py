@@ -216,6 +216,7 @@ def test_a_damaged_file_costs_what_it_takes_to_make_it(
 # ---- kills -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_killed_at_any_step_of_dropping_nothing_is_lost_or_told_wrongly(
     plan: Plan, fresh: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -178,6 +178,7 @@ def test_fault_27_a_dry_run_tells_and_leaves_nothing(overtile_alone: Command, tm
     assert sorted(path.name for path in slides.iterdir()) == ["a.tif", "b.tif", "bad.tif"]
 
 
+@pytest.mark.long
 def test_what_is_complete_costs_nothing(overtile: Command, tmp_path: Path) -> None:
     write(tmp_path / "a.tif", draw((300, 300), red_and_blue((300, 300))))
     assert overtile.segment(tmp_path / "a.tif", tmp_path / "out").code == 0
