@@ -6,10 +6,9 @@ it asks nothing of any network, pictures included. Those are few and small: the 
 
 from __future__ import annotations
 
-import io
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,10 +20,10 @@ from PIL import Image
 from flows.document import PAGE, Picture, count, render, short
 from flows.history import History
 from flows.plain import printable
-from flows.records import Record, read_record, slide_stores
+from flows.records import Record, read_record, run_settings, slide_stores
 from flows.status import Standing, Status
 from flows.summary import FEWEST, span, stray
-from flows.thumbnail import thumbnail
+from flows.thumbnail import jpeg, thumbnail
 from pipeline.config import STAGES
 from pipeline.errors import DamagedError
 from pipeline.files import digest, write_bytes
@@ -249,14 +248,12 @@ def _jpeg(store: SlideStore, record: Record) -> bytes:
     objects = f"labels/objects/{levels - 1}"
     tinted = objects if (store.zarr / objects).exists() else None
     names = record.plan["image"]["channels"]
-    content = io.BytesIO()
     if (store.zarr / str(levels - 1)).exists():
         picture = Image.fromarray(thumbnail(store, names, str(levels - 1), tinted, (SIDE_PX, SIDE_PX)))
     else:  # it was pruned: the overview shows the slide too
         picture = Image.open(store.root / "overview.png").convert("RGB")
         picture.thumbnail((SIDE_PX, SIDE_PX))
-    picture.save(content, "JPEG", quality=80)
-    return content.getvalue()
+    return jpeg(picture, quality=80)
 
 
 # ---- how it was done -------------------------------------------------------------------------------------------------
@@ -303,13 +300,6 @@ def _configuration(records: Sequence[Record]) -> dict[str, Any]:
         "threshold": f"{plan['threshold']:g}; objects from {plan.get('min_area_um2', 0):g} \u00b5m\u00b2",
         "settings": [(name, printable(str(value))) for name, value in run_settings(plan["config"])],
     }
-
-
-def run_settings(config: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
-    """Every key of a configuration as ``section.key``, with its value."""
-    for section, keys in sorted(config.items()):
-        for name, value in sorted(keys.items()) if isinstance(keys, Mapping) else [("", keys)]:
-            yield f"{section}.{name}".rstrip("."), value
 
 
 def _runs(out: Path) -> list[dict[str, str]]:

@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from flows.batch_report import run_settings
 from flows.plain import printable
-from flows.records import slides_of
+from flows.records import run_settings, slides_of
 from flows.results import inert, manifest_rows
 from pipeline.agreement import Agreement, Codes, compare_labels
 from pipeline.errors import ConfigError, StoreError

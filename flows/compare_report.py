@@ -6,7 +6,6 @@ at the finest level that both have, so that one sees at a glance whether objects
 
 from __future__ import annotations
 
-import io
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -21,7 +20,7 @@ from flows.batch_report import Strip, strip_of
 from flows.compare import Compared, Comparison, Side, as_csv
 from flows.document import PAGE, Picture, count, render
 from flows.plain import printable
-from flows.thumbnail import thumbnail, tint
+from flows.thumbnail import jpeg, thumbnail, tint
 from pipeline.display import compose, windows
 from pipeline.errors import StoreError
 from pipeline.files import write_bytes
@@ -116,9 +115,7 @@ def _pictures(slide: Compared) -> Iterator[Picture | None]:
 def _picture(alt: str, rgb: NDArray[np.uint8] | None) -> Picture | None:
     if rgb is None:
         return None
-    content = io.BytesIO()
-    Image.fromarray(rgb).save(content, "JPEG", quality=85)
-    return Picture(alt, printable(alt), b"", jpeg=content.getvalue())
+    return Picture(alt, printable(alt), b"", jpeg=jpeg(Image.fromarray(rgb), quality=85))
 
 
 def _levels(store: SlideStore, group: str) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from flows.options import AsJson, Place
+from flows.options import AsJson, Place, ResultsFolder
 from flows.plain import printable
 from pipeline.errors import ConfigError
 
@@ -70,16 +70,16 @@ def export(
             why = f"pruned ({gone})" if result else "not complete"
             typer.echo(f"{why}, left out: {printable(str(store.root))}", err=True)
         else:
-            complete.append(store)
-    for store in complete:
-        for path in write(Result.open(store), to, into, force=force):
+            complete.append(result)
+    for result in complete:
+        for path in write(result, to, into, force=force):
             typer.echo(printable(str(path)))
     raise typer.Exit(0 if len(complete) == len(stores) else 3)
 
 
 @app.command()
 def report(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder that segment writes to.", show_default=False)],
+    out: ResultsFolder,
 ) -> None:
     """Write report.html, a batch on one page; segment does so too, at the end of each run."""
     from flows.batch_report import write_report

@@ -6,7 +6,6 @@ the files; they are the overviews that lie in OUT, and the words are those of ``
 
 from __future__ import annotations
 
-import io
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image
 
 from flows.batch import Batch
 from flows.summary import plain
+from flows.thumbnail import jpeg
 from pipeline.slide_run import slide_root
 
 MOST, ACROSS, SIDE_PX = 24, 4, 160
@@ -38,9 +38,8 @@ def _small(overview: Path) -> str:
     """A picture as an address that holds it."""
     with Image.open(overview) as opened:
         opened.thumbnail((SIDE_PX, SIDE_PX))
-        content = io.BytesIO()
-        opened.convert("RGB").save(content, "JPEG", quality=75)
-    return f"data:image/jpeg;base64,{b64encode(content.getvalue()).decode()}"
+        content = jpeg(opened.convert("RGB"), quality=75)
+    return f"data:image/jpeg;base64,{b64encode(content).decode()}"
 
 
 def _gallery(pictures: Sequence[tuple[str, str]]) -> Iterator[str]:

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from flows.history import History, doer, note
-from flows.options import AsJson, ConfigFile, Overrides, Until
+from flows.options import AsJson, ConfigFile, Overrides, ResultsFolder, Until
 from flows.plain import printable
 from flows.until import read_clock, read_zone
 from pipeline.config import RunConfig, load_config
@@ -25,14 +25,10 @@ from pipeline.errors import ConfigError
 
 app = typer.Typer()
 
-OutFolder = Annotated[
-    Path, typer.Argument(metavar="OUT", help="The folder that segment writes to.", show_default=False)
-]
-
 
 @app.command()
 def status(
-    out: OutFolder,
+    out: ResultsFolder,
     failed: Annotated[bool, typer.Option("--failed", help="Only slides that need somebody.")] = False,  # noqa: FBT002  typer's way to declare a flag
     as_json: AsJson = False,  # noqa: FBT002  typer's way to declare a flag
 ) -> None:
@@ -50,7 +46,7 @@ def status(
 
 @app.command()
 def retry(
-    out: OutFolder,
+    out: ResultsFolder,
     keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="Slides that failed.", show_default=False)],
 ) -> None:
     """Let the next run try slides again that were quarantined because they failed three times."""

@@ -18,3 +18,6 @@ Until = Annotated[str | None, typer.Option("--until", metavar="HH:MM", help="Beg
 Place = Annotated[
     Path, typer.Argument(metavar="PATH", help="A results folder, or one slide's folder in it.", show_default=False)
 ]
+ResultsFolder = Annotated[
+    Path, typer.Argument(metavar="OUT", help="The folder that segment writes to.", show_default=False)
+]

@@ -6,7 +6,7 @@ The one decision made here: only a manifest is believed; a folder without one is
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -102,3 +102,10 @@ def figures(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "masked": [str(tile) for tile in BadTile.listed(stages.get("ingest", {}).get("facts", {}))],
         "warnings": plan["image"]["warnings"],
     }
+
+
+def run_settings(config: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    """Every key of a configuration as ``section.key``, with its value."""
+    for section, keys in sorted(config.items()):
+        for name, value in sorted(keys.items()) if isinstance(keys, Mapping) else [("", keys)]:
+            yield f"{section}.{name}".rstrip("."), value

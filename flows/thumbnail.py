@@ -5,6 +5,7 @@ The one decision made here: nothing finer than the coarsest level is read, so it
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,3 +46,10 @@ def tint(rgb: NDArray[np.uint8], inside: NDArray[np.bool_]) -> NDArray[np.uint8]
     tinted = rgb.astype(np.float32)
     tinted[inside] = (1 - SHARE) * tinted[inside] + SHARE * np.array(TINT, np.float32)
     return np.asarray(tinted.round(), np.uint8)
+
+
+def jpeg(picture: Image.Image, quality: int) -> bytes:
+    """A picture as the file of a page: of tissue, many times smaller than without loss."""
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=quality)
+    return content.getvalue()

@@ -7,11 +7,11 @@ it the command does what it says, so that it can stand in a crontab.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.options import ResultsFolder
 from flows.plain import printable
 
 if TYPE_CHECKING:
@@ -19,15 +19,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-OutFolder = Annotated[
-    Path, typer.Argument(metavar="OUT", help="The folder that segment writes to.", show_default=False)
-]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would go and how much it is, and stop.")]
 
 
 @app.command()
 def prune(
-    out: OutFolder,
+    out: ResultsFolder,
     older_than: Annotated[
         str, typer.Option("--older-than", metavar="AGE", help="Of slides complete for so long, such as 30d, 12h or 2w.")
     ],
@@ -51,7 +48,7 @@ def prune(
 
 @app.command()
 def delete(
-    out: OutFolder,
+    out: ResultsFolder,
     keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="Slides.", show_default=False)],
     dry_run: DryRun = False,  # noqa: FBT002  typer's way to declare a flag
 ) -> None:

@@ -13,8 +13,8 @@ from unet_core.layer import UP_CONVOLUTION, Layer
 from unet_core.shapes import ValidShape
 from unet_core.spec import UNetSpec
 
-HELD = 1.5
-"""What a process keeps over the tensors alive at the worst moment: holes in its heap (measured 1.2 to 1.9)."""
+HELD = 2.0
+"""At most what a process keeps over the tensors alive at the worst moment: holes in its heap (1.2 to 1.9 were seen)."""
 
 
 def layers(spec: UNetSpec, input_px: int) -> list[Layer]:
@@ -95,7 +95,7 @@ def operations_per_px(spec: UNetSpec, core_px: int | None = None) -> float:
 def tile_bytes(spec: UNetSpec, core_px: int, itemsize: int = 4) -> int:
     """Bytes alive at the worst moment of one forward pass over a tile of this core: input, skips and what is at work.
 
-    Weights come on top (`parameters` x itemsize), and a process holds about `HELD` times as much.
+    Weights come on top (`parameters` x itemsize), and a process holds up to `HELD` times as much.
     """
     input_px = ValidShape.of(spec).read_px(core_px)
     if spec.architecture != "unet":

@@ -8,7 +8,6 @@ for more than a small part of the time.
 from __future__ import annotations
 
 import hashlib
-import io
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,11 +18,10 @@ from typing import Any
 
 from PIL import Image
 
-from flows.batch_report import run_settings
 from flows.plain import printable
-from flows.records import Record, read_record, slide_stores
+from flows.records import Record, read_record, run_settings, slide_stores
 from flows.status import Standing, Status
-from flows.thumbnail import thumbnail
+from flows.thumbnail import jpeg, thumbnail
 from flows.view.doors import confined
 from flows.view.slide import Slide
 from pipeline.config import STAGES
@@ -172,9 +170,7 @@ def small_picture(slide: Slide) -> bytes | None:
         rgb = thumbnail(slide.store, slide.facts.channels, image, tinted, (THUMBNAIL_PX, THUMBNAIL_PX))
     except DamagedError:
         return None
-    content = io.BytesIO()
-    Image.fromarray(rgb).save(content, "JPEG", quality=85)
-    return content.getvalue()
+    return jpeg(Image.fromarray(rgb), quality=85)
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ anything, and every one goes through the door before an address is even compared
 
 from __future__ import annotations
 
-import json
 import socket
 from asyncio import get_running_loop
 from collections.abc import Callable, Mapping
@@ -303,7 +302,7 @@ def _page(text: str) -> Response:
 
 
 def _json(content: Any) -> Response:
-    return JSONResponse(json.loads(json.dumps(content)), headers=_FRESH)
+    return JSONResponse(content, headers=_FRESH)
 
 
 def _missing() -> Response:
