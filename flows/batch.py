@@ -12,8 +12,9 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from datetime import time
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, field_serializer
+from pydantic import BaseModel, ConfigDict, PlainSerializer
 
 from flows.history import STRIKES, History, Strikes
 from flows.names import names_of
@@ -27,10 +28,11 @@ from pipeline.discover import Candidate, find_slides
 from pipeline.errors import ConfigError, DiskError, ModelError, SlideError
 from pipeline.files import digest, remove, write_bytes
 from pipeline.lock import slide_lock
+from pipeline.manifest import previous_plan
 from pipeline.model import Model, load_model
 from pipeline.plan import Compute, SlidePlan, plan_slide, resolve_tile
 from pipeline.resample import TOLERANCE
-from pipeline.slide_run import SlideRun, previous_plan, slide_root
+from pipeline.slide_run import SlideRun, slide_root
 from pipeline.slide_state import FileState, file_states, last_change, unsettled
 from pipeline.store import SlideStore
 from pipeline.work import retried
@@ -50,6 +52,14 @@ NOT_THE_SLIDES: Mapping[str, bool | set[str]] = {
 """Settings that change nothing about whether a slide can be planned."""
 
 
+def _as_text(path: Path) -> str:
+    """A path as JSON can hold it: bytes that are no UTF-8 are shown as '?'."""
+    return str(path).encode("utf-8", "replace").decode()
+
+
+ShownPath = Annotated[Path, PlainSerializer(_as_text, when_used="json")]
+
+
 class BatchRequest(BaseModel):
     """What a batch is asked to do: inputs (slides or folders), output folder, configuration, keys to force.
 
@@ -59,8 +69,8 @@ class BatchRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    inputs: tuple[Path, ...]
-    out: Path
+    inputs: tuple[ShownPath, ...]
+    out: ShownPath
     config: RunConfig = RunConfig()
     force: tuple[str, ...] = ()
     force_all: bool = False
@@ -69,22 +79,9 @@ class BatchRequest(BaseModel):
     command: tuple[str, ...] = ()
     share: Share | None = None
 
-    @field_serializer("inputs", when_used="json")
-    def _inputs_as_text(self, inputs: tuple[Path, ...]) -> list[str]:
-        return [_as_text(path) for path in inputs]
-
-    @field_serializer("out", when_used="json")
-    def _out_as_text(self, out: Path) -> str:
-        return _as_text(out)
-
     def forces(self, key: str) -> bool:
         """Whether a complete result of this slide may be given up."""
         return self.force_all or key in self.force
-
-
-def _as_text(path: Path) -> str:
-    """A path as JSON can hold it: bytes that are no UTF-8 are shown as '?'."""
-    return str(path).encode("utf-8", "replace").decode()
 
 
 @dataclass(frozen=True, slots=True)

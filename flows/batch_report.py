@@ -27,6 +27,7 @@ from flows.thumbnail import jpeg, thumbnail
 from pipeline.config import STAGES
 from pipeline.errors import DamagedError
 from pipeline.files import digest, write_bytes
+from pipeline.layout import OVERVIEW
 from pipeline.store import SlideStore
 
 PICTURES, SIDE_PX = 60, 240
@@ -251,7 +252,7 @@ def _jpeg(store: SlideStore, record: Record) -> bytes:
     if (store.zarr / str(levels - 1)).exists():
         picture = Image.fromarray(thumbnail(store, names, str(levels - 1), tinted, (SIDE_PX, SIDE_PX)))
     else:  # it was pruned: the overview shows the slide too
-        picture = Image.open(store.root / "overview.png").convert("RGB")
+        picture = Image.open(store.root / OVERVIEW).convert("RGB")
         picture.thumbnail((SIDE_PX, SIDE_PX))
     return jpeg(picture, quality=80)
 

@@ -26,7 +26,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from flows.compare_command import app as compare_app
-from flows.evaluate import app as evaluate_app
+from flows.evaluate_command import app as evaluate_app
 from flows.look_commands import app as look_app
 from flows.model import app as model_app
 from flows.night_commands import app as night_app

@@ -21,11 +21,11 @@ from flows.records import run_settings, slides_of
 from flows.results import inert, manifest_rows
 from pipeline.agreement import Agreement, Codes, compare_labels
 from pipeline.errors import ConfigError, StoreError
+from pipeline.layout import OBJECTS, TABLE
 from pipeline.manifest import read_manifest
-from pipeline.object_table import TABLE, read_objects
+from pipeline.object_table import read_objects
 from pipeline.store import SlideStore
 
-LABELS = "labels/objects/0"
 SAME_MPP = 1e-6
 COLUMNS = (
     *("slide", "class", "dice", "count_1", "count_2", "count_change"),
@@ -181,7 +181,7 @@ def _compare(key: str, stores: tuple[SlideStore, SlideStore], outs: tuple[Path, 
         first, second = (_side(store, out) for store, out in zip(stores, outs, strict=True))
         sides = first, second
         _require_same_pixels(first, second)
-        labels = first.store.read(LABELS), second.store.read(LABELS)
+        labels = first.store.read(OBJECTS), second.store.read(OBJECTS)
         return Compared(key, sides, compare_labels(*labels, _codes(sides)))
     except StoreError as error:
         return Compared(key, sides, None, str(error))
@@ -194,7 +194,7 @@ def _side(store: SlideStore, out: Path) -> Side:
         raise StoreError(f"it is not complete in {out}")
     if "label" not in manifest["plan"]["hashes"]:
         raise StoreError(f"it has no objects in {out}: they were switched off")
-    if not (store.zarr / LABELS).exists() and "pruned" in manifest:
+    if not (store.zarr / OBJECTS).exists() and "pruned" in manifest:
         raise StoreError(f"its labels were pruned in {out}")
     return Side(store, {name: manifest[name] for name in ("plan", "stages", "software")})
 

@@ -1,4 +1,4 @@
-"""The evaluate command: models and annotated images in, a table, metrics.json, cases.csv and pictures out.
+"""Evaluating: models and annotated images in, a table, metrics.json, cases.csv and pictures out.
 
 The one decision made here: what is judged and what baselines are trained on is told by folds and nothing else, and
 said; an image is never on both sides.
@@ -11,9 +11,8 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
@@ -32,10 +31,6 @@ if TYPE_CHECKING:
 SHOWN = ("dice", "iou", "f1_50", "f1_75", "pq", "aji", "v_rand", "v_info", "hd95", "surface_dice", "ece")
 LENGTHS = ("hd95",)
 KEYS = ("model", "image", "patient", "fold")
-WithBaselines = Annotated[
-    bool, typer.Option("--baselines", help="Judge Otsu, and classifiers trained on the other folds, too.")
-]
-app = typer.Typer()
 
 
 class TurnsSection(Section):
@@ -51,39 +46,39 @@ class Told(Section):
     data: DataSettings = DataSettings()
 
 
-@app.command()
-def evaluate(  # noqa: PLR0913  one parameter an option
-    images: Annotated[Path, typer.Option("--images", metavar="DIR", help="Annotated images.")],
-    masks: Annotated[Path, typer.Option("--masks", metavar="DIR", help="Their masks, of the same names.")],
-    out: Annotated[Path, typer.Option("--out", metavar="REPORT", help="Folder for what is found.")],
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--model",
-            metavar="NAME_OR_FILE...",
-            help="Built-in models or files; A+B: their mean; a run over all folds: each image by who held it back.",
-        ),
-    ] = None,
-    cases: Annotated[
-        Path | None, typer.Option("--cases", metavar="CSV", help="Columns image, patient, fold; see README.")
-    ] = None,
-    folds: Annotated[
-        list[int] | None, typer.Option("--folds", metavar="K...", help="Judge images of these folds only.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="section.key=value", help="data.*: how masks are read; model.tta. Repeatable."),
-    ] = None,
-    baselines: WithBaselines = False,  # noqa: FBT002  typer's way to declare a flag
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "cpu",
-) -> None:
-    """Score models on annotated images, with intervals over patients, and compare them."""
-    told = load_as(Told, None, settings or ())
-    if not (model or baselines):
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where images, masks and the table of cases lie."""
+
+    images: Path
+    masks: Path
+    cases: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateRequest:
+    """What is judged: ``models`` as words, on images of ``folds`` (None: all), with ``settings`` as ``--set`` has."""
+
+    source: Source
+    out: Path
+    models: Sequence[str]
+    folds: Sequence[int] | None
+    settings: Sequence[str]
+    baselines: bool
+    device: str
+
+
+def evaluate(request: EvaluateRequest) -> None:
+    """Score models on annotated images, with intervals over patients, and compare them: shown, and written.
+
+    Raises ConfigError when there is nothing to judge, or a model was trained on what it is judged by.
+    """
+    told = load_as(Told, None, request.settings)
+    if not (request.models or request.baselines):
         raise ConfigError("expected something to judge, found neither --model nor --baselines. Name a model")
-    models = [named(word, told.model.tta) for word in model or ()]
-    asked = read_cases(Source(images, masks, cases), models, told.data)
-    judged, others = split(asked.cases, folds)
+    models = [named(word, told.model.tta) for word in request.models]
+    asked = read_cases(request.source, models, told.data)
+    judged, others = split(asked.cases, request.folds)
     demand_unseen(models, judged)
     from flows.case_panels import write_panels
     from flows.evaluation import evaluate_methods, record_of  # torch costs a second
@@ -91,8 +86,8 @@ def evaluate(  # noqa: PLR0913  one parameter an option
     from flows.methods import baselines as trained
     from flows.methods import networks
 
-    methods = networks(models, device)
-    if baselines:
+    methods = networks(models, request.device)
+    if request.baselines:
         methods += trained(asked.class_names, [case.annotated for case in others])
     if not methods:
         raise ConfigError(
@@ -104,26 +99,17 @@ def evaluate(  # noqa: PLR0913  one parameter an option
         task = progress.add_task("judging", total=len(methods) * len(judged))
         evaluation = evaluate_methods(judged, methods, lambda: progress.advance(task))
         record = record_of(evaluation)
-    record["settings"] |= {"folds": folds, "tta": told.model.tta, "said": list(asked.said)}
-    panels = write_panels(evaluation, out / "panels")
+    record["settings"] |= {"folds": request.folds, "tta": told.model.tta, "said": list(asked.said)}
+    panels = write_panels(evaluation, request.out / "panels")
     record["panels"] = {one.file: one.name for one in panels}
-    write_cases(out / "cases.csv", record["cases"])
-    write_json(out / "metrics.json", record)
-    report = write_report(out, record, panels, evaluation, maps_of(models, evaluation))
+    write_cases(request.out / "cases.csv", record["cases"])
+    write_json(request.out / "metrics.json", record)
+    report = write_report(request.out, record, panels, evaluation, maps_of(models, evaluation))
     show(record, console)
     console.print(f"written: {escape(printable(str(report)))}", soft_wrap=True, highlight=False)
 
 
 # ---- what is judged --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where images, masks and the table of cases lie."""
-
-    images: Path
-    masks: Path
-    cases: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

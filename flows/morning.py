@@ -15,6 +15,7 @@ from PIL import Image
 from flows.batch import Batch
 from flows.summary import plain
 from flows.thumbnail import jpeg
+from pipeline.layout import OVERVIEW
 from pipeline.slide_run import slide_root
 
 MOST, ACROSS, SIDE_PX = 24, 4, 160
@@ -30,7 +31,7 @@ def morning_page(batch: Batch) -> str:
 def _pictures(batch: Batch) -> Iterator[tuple[str, str]]:
     """Name and picture of the first slides that were completed in this run."""
     new = [outcome.key for outcome in batch.outcomes if outcome.state == "complete"]
-    places = [(key, slide_root(batch.request.out, key) / "overview.png") for key in new]
+    places = [(key, slide_root(batch.request.out, key) / OVERVIEW) for key in new]
     return ((plain(key), f"![]({_small(place)})") for key, place in [one for one in places if one[1].exists()][:MOST])
 
 

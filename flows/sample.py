@@ -20,13 +20,14 @@ from pipeline.config import CELL_PX
 from pipeline.errors import DamagedError
 from pipeline.geometry import Box, TileGrid
 from pipeline.ingest import read_image
+from pipeline.layout import OVERVIEW, PROBABILITY, TISSUE_UM
 from pipeline.manifest import write_manifest
 from pipeline.plan import SlidePlan
 from pipeline.slide import open_slide
 from pipeline.slide_channels import choose_channels
 from pipeline.stages import ingest_section, run_stage, tissue_params
 from pipeline.store import Array, ArraySpec, SlideStore
-from pipeline.tissue import TARGET_UM, area_mean
+from pipeline.tissue import area_mean
 from pipeline.tissue_mask import find_tissue
 from pipeline.work import StageReport, Work, serial
 from unet_core.cost import operations_per_px
@@ -69,12 +70,12 @@ def _thumb(plan: SlidePlan) -> Array | None:
     """The slide (c, y, x) at about 8 um per pixel, from a level that is not coarser; None when that is a large one."""
     reader = choose_channels(open_slide(plan.slide), plan.channel_numbers)
     image_um = plan.resolution.mpp / plan.resolution.level0_from_image_yx[0]  # of a pixel of level 0
-    fine = [number for number, level in enumerate(reader.levels) if level.downsample_yx[0] * image_um <= TARGET_UM]
+    fine = [number for number, level in enumerate(reader.levels) if level.downsample_yx[0] * image_um <= TISSUE_UM]
     number = fine[-1] if fine else 0
     shape = reader.levels[number].shape_yx
     if shape[0] * shape[1] > LARGEST_THUMB_PX:
         return None
-    factor = max(1, int(TARGET_UM / (reader.levels[number].downsample_yx[0] * image_um)))
+    factor = max(1, int(TISSUE_UM / (reader.levels[number].downsample_yx[0] * image_um)))
     return area_mean(reader.read(number, Box.of_shape(shape)), factor)
 
 
@@ -111,7 +112,7 @@ def _left(plan: SlidePlan, store: SlideStore) -> Iterator[tuple[str, float]]:
         try:
             if store.stamped(stage) == made:
                 yield stage, 0.0
-            elif (path := {"ingest": "0", "predict": "probability/0"}.get(stage)) and store.holds(path, made):
+            elif (path := {"ingest": "0", "predict": PROBABILITY}.get(stage)) and store.holds(path, made):
                 yield stage, 1 - len(store.done(path, made)) / plan.blocks
         except DamagedError:  # the run will make it again
             continue
@@ -186,7 +187,7 @@ def _sizes(store: SlideStore) -> dict[str, int]:
 
 def _output(name: str) -> str:
     """What a person would call the file at this path below the slide's folder."""
-    if name in ("overview.png", "manifest.json") or name.endswith("zarr.json"):
+    if name in (OVERVIEW, "manifest.json") or name.endswith("zarr.json"):
         return PICTURE
     if name.startswith(("objects.", ".work/")):
         return "tables" if name.startswith("objects.") else "records of blocks"

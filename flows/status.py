@@ -22,8 +22,9 @@ from flows.history import NAME, STRIKES, History, Run, Strikes
 from flows.plain import printable
 from flows.records import read_record, slide_stores
 from pipeline.errors import ConfigError, StoreError
+from pipeline.layout import PROBABILITY
 from pipeline.lock import live_owner
-from pipeline.slide_run import previous_plan
+from pipeline.manifest import previous_plan
 from pipeline.staging import place_of_work
 from pipeline.store import SlideStore
 
@@ -161,7 +162,7 @@ def _blocks(store: SlideStore) -> tuple[int, int] | tuple[None, None]:
     rows, cols = (-(-length // block) for length in plan["image"]["shape_yx"])
     try:
         place = place_of_work(store, plan["config"]["outputs"]["scratch"])
-        return len(place.done("probability/0", plan["hashes"]["predict"])), rows * cols
+        return len(place.done(PROBABILITY, plan["hashes"]["predict"])), rows * cols
     except StoreError:  # not begun
         return 0, rows * cols
 

@@ -21,9 +21,8 @@ from flows.records import slides_of
 from pipeline.errors import ConfigError, DamagedError, LockedError, StoreError
 from pipeline.files import fsync_dir
 from pipeline.lock import slide_lock
-from pipeline.manifest import read_manifest
+from pipeline.manifest import previous_plan, read_manifest
 from pipeline.prune import delete_slide, going, is_unfinished, own_places, prune_slide, pruned_parts
-from pipeline.slide_run import previous_plan
 from pipeline.staging import leftover
 from pipeline.store import SlideStore
 

@@ -20,7 +20,8 @@ from typing import Any
 from pipeline.config import OutputsSection
 from pipeline.errors import DamagedError
 from pipeline.files import fsync_dir, read_json, remove, write_json
-from pipeline.pyramid import IMAGE, PROBABILITY, lacks_levels
+from pipeline.layout import IMAGE, PROBABILITY
+from pipeline.pyramid import lacks_levels
 from pipeline.store import SlideStore
 
 MAKERS = {IMAGE: "ingest", PROBABILITY: "predict"}

@@ -29,14 +29,13 @@ from pipeline.display import Rgb
 from pipeline.errors import DamagedError, StoreError
 from pipeline.files import fsync_dir, remove, write_atomic
 from pipeline.geometry import Box
-from pipeline.object_table import TABLE, count_objects, read_objects
+from pipeline.layout import GEOJSON, OBJECTS, TABLE
+from pipeline.object_table import count_objects, read_objects
 from pipeline.polygons import Outline, Parts, join, outlines, trace
 from pipeline.store import Index, StoredArray
 from pipeline.work import Counts, MapBlocks, StageReport, Work, run_blocks
 
 STAGE = "export"
-FILE = "objects.geojson.gz"
-OBJECTS = "labels/objects/0"
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "overtile:object")
 _COMPRESSION = 4  # four times faster than level 6 for a sixth more bytes
 
@@ -84,7 +83,7 @@ def export_slide(work: Work, section: ExportSection, map_blocks: MapBlocks) -> S
             f"{work.root / TABLE}: expected the {seams.inside + len(seams.last)} objects of {OBJECTS}, found "
             f"{objects}. Run 'overtile verify'"
         )
-    write_atomic(store.root / FILE, partial(_write, work, section, seams))
+    write_atomic(store.root / GEOJSON, partial(_write, work, section, seams))
     fsync_dir(store.root)
     report.facts = {"objects": objects}
     store.stamp(STAGE, work.plan, report.facts)

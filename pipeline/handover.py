@@ -27,11 +27,12 @@ from shapely import MultiPolygon, Polygon
 
 from pipeline.display import class_colours
 from pipeline.errors import ConfigError
-from pipeline.export import FILE, ExportSection, features_of, write_collection
+from pipeline.export import ExportSection, features_of, write_collection
 from pipeline.files import write_atomic
+from pipeline.layout import GEOJSON, TABLE
 from pipeline.manifest import read_manifest
 from pipeline.object_shapes import object_shapes
-from pipeline.object_table import TABLE, read_groups, read_rows
+from pipeline.object_table import as_text, read_groups, read_rows
 from pipeline.polygons import Outline, outlines
 from pipeline.store import SlideStore
 from pipeline.work import Work
@@ -91,7 +92,7 @@ class Result:
 def write_geojson(result: Result, path: Path) -> None:
     """One feature an object, for QuPath: the very features of ``objects.geojson.gz``, traced where there is none."""
     section = result.section
-    packed = result.store.root / FILE
+    packed = result.store.root / GEOJSON
     write_atomic(path, partial(_unpack, packed) if packed.exists() else partial(_trace, result, section))
 
 
@@ -156,17 +157,3 @@ def _write_csv(result: Result, file: BinaryIO) -> None:
         writer.write_table(first)
         for table in tables:
             writer.write_table(as_text(table))
-
-
-def as_text(table: pa.Table) -> pa.Table:
-    """Classes and regions as text, inert in a spreadsheet: as a table is written to CSV."""
-    for place, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type):
-            names = [None if name is None else _inert(name) for name in table[field.name].to_pylist()]
-            table = table.set_column(place, field.name, pa.array(names, pa.string()))
-    return table
-
-
-def _inert(text: str) -> str:
-    """Text that a spreadsheet does not take for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

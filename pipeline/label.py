@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from pipeline.components import Joined, Part, join, label_pieces, object_part, paint
 from pipeline.files import fsync_dir
 from pipeline.holes import background_connectivity, fill_classes, fill_holes, hole_part
+from pipeline.layout import OBJECTS, PROBABILITY
 from pipeline.morphology import Morphology
 from pipeline.numbering import Limits, Numbered, Whole, across, boxes, coordinate_sums, number_objects
 from pipeline.object_runs import EDGES, LOOKUP, PARTS, RUNS, object_runs, save_edges, save_runs
@@ -41,7 +42,6 @@ from unet_core.classify import class_map, threshold_byte
 Array = NDArray[Any]
 
 STAGE = "label"
-PROBABILITY, OBJECTS = "probability/0", "labels/objects/0"
 HOLES, FILL, PIECES = "label/holes", "label/fill", "label/pieces"
 _ROUNDING = 1e-9
 

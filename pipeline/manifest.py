@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.errors import DamagedError
 from pipeline.files import PARTIAL, digest, fsync_dir, read_json, sha256_file, write_json
+from pipeline.layout import RESULTS
 from pipeline.store import SlideStore
 
 PACKAGES = (
@@ -32,8 +33,6 @@ PACKAGES = (
     "scikit-image",
     "pyarrow",
 )
-RESULTS = ("objects.parquet", "objects.geojson.gz", "overview.png")
-"""What stands beside the arrays."""
 
 HASHING_THREADS = 2
 
@@ -93,6 +92,17 @@ def read_manifest(store: SlideStore) -> dict[str, Any] | None:
     if not isinstance(content, dict) or content.pop("sha256", None) != digest(content):
         raise DamagedError(f"{store.manifest} is not the manifest that was written: it is damaged. Run segment again")
     return content
+
+
+def previous_plan(store: SlideStore) -> dict[str, Any] | None:
+    """The summary of the plan under which the slide was last worked on; None when there is none that can be read."""
+    path = store.work / "plan.json"
+    try:
+        manifest = read_manifest(store)
+        previous = manifest["plan"] if manifest else read_json(path) if path.exists() else None
+    except DamagedError:
+        return None
+    return previous if isinstance(previous, dict) else None
 
 
 def result_files(store: SlideStore) -> list[Path]:

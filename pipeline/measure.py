@@ -21,6 +21,7 @@ from pipeline.errors import DamagedError, StoreError
 from pipeline.files import fsync_dir, write_atomic
 from pipeline.geometry import Box
 from pipeline.hull import Chains
+from pipeline.layout import IMAGE, OBJECTS, PROBABILITY, TABLE
 from pipeline.moments import BlockSums, total
 from pipeline.object_rows import MeasureSection, Merged, ObjectTable, sums_of
 from pipeline.object_runs import EDGE_PX, lines_around, object_runs
@@ -31,8 +32,6 @@ from pipeline.work import Counts, MapBlocks, StageReport, Work, run_blocks
 Array = NDArray[Any]
 
 STAGE = "measure"
-TABLE = "objects.parquet"
-IMAGE, PROBABILITY, OBJECTS = "0", "probability/0", "labels/objects/0"
 
 
 def measure_block(work: Work, section: MeasureSection, index: Index) -> Counts:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from shapely import MultiPolygon, Polygon
 
 from pipeline.export import ExportSection, grouped, ids_on_seams, labels_of
-from pipeline.object_table import TABLE, read_objects
+from pipeline.layout import TABLE
+from pipeline.object_table import read_objects
 from pipeline.polygons import join, trace
 from pipeline.work import Work
 

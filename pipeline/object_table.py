@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DamagedError
 
-TABLE = "objects.parquet"
-
 
 def count_objects(path: Path) -> int:
     """Number of rows. Raises DamagedError when the file cannot be read."""
@@ -109,3 +107,17 @@ def _classes(table: pa.Table, class_names: Sequence[str], path: Path) -> NDArray
         raise DamagedError(f"{path}: expected the classes {list(class_names)}, found {names}: another model's")
     of_code = np.array([class_names.index(name) for name in names], np.uint8)
     return np.asarray(of_code[column.indices.to_numpy()])
+
+
+def as_text(table: pa.Table) -> pa.Table:
+    """Classes and regions as text, inert in a spreadsheet: as a table is written to CSV."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            names = [None if name is None else _inert(name) for name in table[field.name].to_pylist()]
+            table = table.set_column(place, field.name, pa.array(names, pa.string()))
+    return table
+
+
+def _inert(text: str) -> str:
+    """Text that a spreadsheet does not take for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

@@ -24,7 +24,8 @@ from pipeline.display import Rgb, Window, compose, windows
 from pipeline.fields import FIELD_PX, View, choose_fields, field_side
 from pipeline.files import fsync_dir, write_atomic
 from pipeline.geometry import Box
-from pipeline.object_table import TABLE, read_objects
+from pipeline.layout import IMAGE, OBJECTS, OVERVIEW, QUALITY, TABLE, TISSUE
+from pipeline.object_table import read_objects
 from pipeline.page import Caption, Legend, Note, Panel, lay_out
 from pipeline.picture import (
     INK,
@@ -45,8 +46,6 @@ from pipeline.store import Index, StoredArray
 from pipeline.work import Counts, MapBlocks, StageReport, Work, serial
 
 STAGE = "overlay"
-FILE = "overview.png"
-IMAGE, OBJECTS, TISSUE, QUALITY = "0", "labels/objects/0", "tissue", "quality"
 
 _DARK = 100  # mean grey level
 _LIGHT: Rgb = (235, 235, 215)
@@ -165,7 +164,7 @@ def overlay_block(work: Work, section: OverlaySection, _whole: Index) -> Counts:
         _mark(overview, view.overview_from_image(box), letter)
         badge(field.picture, (0, 0), letter, 24)
     page = lay_out(Panel(overview), fields, _caption(scene, legend))
-    write_atomic(work.root / FILE, lambda file: page.save(file, "PNG", compress_level=3))
+    write_atomic(work.root / OVERVIEW, lambda file: page.save(file, "PNG", compress_level=3))
     fsync_dir(work.root)
     work.store.stamp(STAGE, work.plan, {"fields": [str(box) for box in boxes]})
     return {"fields": len(boxes)}

@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 
 from pipeline.config import CELL_PX
 from pipeline.geometry import Box
+from pipeline.layout import PROBABILITY, TISSUE
 from pipeline.network import Colours, Network, Region, load
 from pipeline.seam import Cut, seam_check
 from pipeline.store import Array, ArraySpec, Index, StoredArray
 from pipeline.work import Counts, MapBlocks, StageReport, Work, run_blocks
 from unet_core.colour_map import ColourMap
 from unet_core.header import Weights
-
-ARRAY = "probability/0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,7 @@ def predict_block(work: Work, section: PredictSection, index: Index) -> Counts:
     """Compute and write one block of probability (k, y, x) uint8; cells not asked for are 0 and cost no call."""
     core, store = work.core(index), work.store
     network = load_network(section)
-    wanted = wanted_pixels(store.read("tissue"), section, core)
+    wanted = wanted_pixels(store.read(TISSUE), section, core)
     before = network.calls.made
     pixels = np.zeros((section.foreground, *core.shape), np.uint8)
     if wanted.any():
@@ -76,7 +75,7 @@ def predict_block(work: Work, section: PredictSection, index: Index) -> Counts:
             if wanted[place[1:]].any():
                 pixels[place] = network.probability(region, tile.core, section.tile_px)
         pixels[:, ~wanted] = 0
-    store.write_block(ARRAY, work.plan, core, pixels)
+    store.write_block(PROBABILITY, work.plan, core, pixels)
     return {"network_calls": network.calls.made - before, "halved": int(network.largest_px is not None)}
 
 
@@ -112,10 +111,10 @@ def predict_slide(work: Work, section: PredictSection, map_blocks: MapBlocks) ->
     """Write the whole probability, block by block."""
     store = work.store
     shape = (section.foreground, *work.shape_yx)
-    store.create(ArraySpec(ARRAY, shape, "uint8", work.block_px, work.plan))
-    done = store.done(ARRAY, work.plan)
+    store.create(ArraySpec(PROBABILITY, shape, "uint8", work.block_px, work.plan))
+    done = store.done(PROBABILITY, work.plan)
     report = run_blocks("predict", work, done, partial(predict_block, work, section), map_blocks)
-    store.commit(ARRAY, work.plan)
+    store.commit(PROBABILITY, work.plan)
     report.facts = _facts(work, section)
     store.stamp("predict", work.plan, report.facts)
     return report
@@ -124,8 +123,8 @@ def predict_slide(work: Work, section: PredictSection, map_blocks: MapBlocks) ->
 def _facts(work: Work, section: PredictSection) -> dict[str, Any]:
     """How much of the image the network was asked about, and whether it shows where the work was cut."""
     whole = Box.of_shape(work.shape_yx)
-    tissue = work.store.read("tissue")
+    tissue = work.store.read(TISSUE)
     alive = sum(int(wanted_pixels(tissue, section, core).sum()) for core in (tile.core for tile in work.grid))
     cut = Cut(work.shape_yx, work.block_px, section.tile_px, section.step_px)
-    seam = seam_check(work.store.read(ARRAY).read, wanted_cells(tissue, section, whole), cut)
+    seam = seam_check(work.store.read(PROBABILITY).read, wanted_cells(tissue, section, whole), cut)
     return {"pixels": whole.area_px, "skipped_pixels": whole.area_px - alive, "seam": seam}

@@ -22,17 +22,18 @@ from typing import Any
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files import fsync_dir, remove, sweep_partials
-from pipeline.manifest import RESULTS, is_pruned, read_manifest, rewrite
+from pipeline.layout import GEOJSON, OVERVIEW, QUALITY, RESULTS, TABLE, TISSUE
+from pipeline.manifest import is_pruned, read_manifest, rewrite
 from pipeline.store import SlideStore
 from pipeline.verify import damaged_files
 
 PARTS = {
-    "tables": ("objects.parquet",),
-    "overview": ("overview.png",),
-    "geojson": ("objects.geojson.gz",),
+    "tables": (TABLE,),
+    "overview": (OVERVIEW,),
+    "geojson": (GEOJSON,),
     "labels": ("slide.ome.zarr/labels",),
     "probability": ("slide.ome.zarr/probability",),
-    "tissue": ("slide.ome.zarr/tissue", "slide.ome.zarr/quality"),
+    "tissue": (f"slide.ome.zarr/{TISSUE}", f"slide.ome.zarr/{QUALITY}"),
     "image": ("slide.ome.zarr",),
 }
 """What can be kept, and where it lies. All else in the OME-Zarr is the image's: its levels and what describes them."""

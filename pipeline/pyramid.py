@@ -1,4 +1,4 @@
-"""The coarser levels of every array and the OME-Zarr 0.5 metadata that make them one picture.
+"""The coarser levels of every array, and the groups that make them one OME-Zarr.
 
 A level is written like any other array: one block is one shard, whatever resumes finds its shards. The one decision
 made here: the plan of a level follows from the plan of the full-resolution array it summarises, not from the stage's,
@@ -13,7 +13,7 @@ so when only the objects changed, the levels of image and probability are found 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,28 +21,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from ome_zarr_models.common.omero import Channel, Omero, Window
-from ome_zarr_models.v05.axes import Axis
-from ome_zarr_models.v05.base import BaseOMEAttrs
-from ome_zarr_models.v05.image import ImageAttrs
-from ome_zarr_models.v05.image_label import ImageLabelAttrs
-from ome_zarr_models.v05.image_label_types import Label, Source
-from ome_zarr_models.v05.labels import LabelsAttrs
-from ome_zarr_models.v05.multiscales import Dataset, Multiscale
 
-from pipeline.display import Rgb, channel_colours, windows
+from pipeline.display import Rgb
 from pipeline.errors import DamagedError, StoreError
 from pipeline.files import digest, fsync_dir, remove, write_json
 from pipeline.geometry import Box, TileGrid
+from pipeline.layout import IMAGE, OBJECTS, PROBABILITY
 from pipeline.store import ArraySpec, Index, SlideStore, StoredArray
 from pipeline.work import Counts, MapBlocks, StageReport, Work, run_blocks
 
 STAGE = "pyramid"
 VERSION = 1
 """Of the code that makes a level: raised when its pixels would change."""
-
-IMAGE, PROBABILITY, OBJECTS = "0", "probability/0", "labels/objects/0"
-"""Full-resolution arrays that get a pyramid, as paths in the OME-Zarr."""
 
 COARSEST_PX = 512
 """Levels are added until both sides are at most this."""
@@ -231,70 +221,15 @@ def _remove_unnamed(store: SlideStore, section: PyramidSection, count: int) -> N
             remove(group)
 
 
-# ---- metadata -------------------------------------------------------------------------------------------------------
-
-
 def _groups(store: SlideStore, section: PyramidSection, count: int) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Each group's folder and its ``ome`` attributes, the outermost last: it is what makes the rest visible."""
+    from pipeline import ome_metadata as ome  # a fifth of a second, and who only reads levels needs none of it
+
     if PROBABILITY in section.arrays:
-        scales = _multiscale("probability", section.mpp_um, count, channels=True)
-        omero = _omero(section.class_names, section.class_colours, [(0.0, 255.0)] * len(section.class_names), 255)
-        yield store.zarr / "probability", _image_attributes(scales, omero)
+        shown = ome.omero(section.class_names, section.class_colours, [(0.0, 255.0)] * len(section.class_names), 255)
+        yield store.zarr / "probability", ome.image_attributes("probability", section.mpp_um, count, shown)
     if OBJECTS in section.arrays:
-        scales = _multiscale("objects", section.mpp_um, count, channels=False)
-        label = Label(version="0.5", source=Source(image="../../"))
-        attributes = ImageLabelAttrs.model_validate({"multiscales": [scales], "image-label": label, "version": "0.5"})
-        yield store.zarr / "labels" / "objects", _plain(attributes)
-        yield store.zarr / "labels", _plain(LabelsAttrs(labels=["objects"], version="0.5"))
-    scales = _multiscale("image", section.mpp_um, count, channels=True)
-    omero = _image_omero(store.read(_level_path(IMAGE, count - 1)), section.channel_names)
-    yield store.zarr, _image_attributes(scales, omero)
-
-
-def _image_attributes(scales: Multiscale, omero: Omero) -> dict[str, Any]:
-    return _plain(ImageAttrs.model_validate({"multiscales": [scales], "omero": omero, "version": "0.5"}))
-
-
-def _multiscale(name: str, mpp_um: float, count: int, *, channels: bool) -> Multiscale:
-    """Axes and levels: scale mpp * 2^l, and the half-pixel by which the centre of the first pixel moves at each level.
-
-    Source: OME-Zarr 0.5, "multiscales" metadata; coordinates are those of pixel centres.
-    """
-    space = [Axis(name=axis, type="space", unit="micrometer") for axis in "yx"]
-    channel = [Axis(name="c", type="channel")] if channels else []
-    datasets = tuple(
-        Dataset.build(
-            path=str(level),
-            scale=[1.0] * channels + [mpp_um * 2**level] * 2,
-            translation=[0.0] * channels + [mpp_um * (2**level - 1) / 2] * 2,
-        )
-        for level in range(count)
-    )
-    return Multiscale(axes=[*channel, *space], datasets=datasets, name=name)
-
-
-def _image_omero(coarsest: StoredArray, channel_names: Sequence[str]) -> Omero:
-    pixels = coarsest[:]
-    limit = int(np.iinfo(coarsest.dtype).max)
-    colours = channel_colours(channel_names, coarsest.dtype)
-    return _omero(channel_names, colours, windows(pixels, channel_names), limit)
-
-
-def _omero(names: Sequence[str], colours: Sequence[Rgb], shown: Sequence[tuple[float, float]], limit: int) -> Omero:
-    """How viewers show the channels: label, colour, contrast window."""
-    channels = [
-        Channel.model_validate(
-            {
-                "label": name,
-                "active": True,
-                "color": "{:02X}{:02X}{:02X}".format(*colour),
-                "window": Window(min=0, max=limit, start=start, end=end),
-            }
-        )
-        for name, colour, (start, end) in zip(names, colours, shown, strict=True)
-    ]
-    return Omero(channels=channels)
-
-
-def _plain(attributes: BaseOMEAttrs) -> dict[str, Any]:
-    return attributes.model_dump(mode="json", by_alias=True, exclude_none=True)
+        yield store.zarr / "labels" / "objects", ome.objects_attributes(section.mpp_um, count)
+        yield store.zarr / "labels", ome.labels_attributes()
+    shown = ome.image_omero(store.read(_level_path(IMAGE, count - 1)), section.channel_names)
+    yield store.zarr, ome.image_attributes("image", section.mpp_um, count, shown)

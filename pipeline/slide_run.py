@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 from pipeline.dropped import Again, bring_back, drop, made_again, unwanted, unwanted_before
 from pipeline.errors import DamagedError
-from pipeline.files import append_json, fsync_dir, read_json, read_json_lines, remove, sweep_partials, write_json
-from pipeline.manifest import read_manifest, rewrite_case, write_manifest
+from pipeline.files import append_json, fsync_dir, read_json_lines, remove, sweep_partials, write_json
+from pipeline.layout import GEOJSON, OVERVIEW, QUALITY, TABLE, TISSUE
+from pipeline.manifest import previous_plan, read_manifest, rewrite_case, write_manifest
 from pipeline.plan import NETWORK_STAGES, SlidePlan
 from pipeline.staging import leftover, place_of_work, publish
 from pipeline.store import SlideStore
@@ -36,9 +37,9 @@ Standing = Literal["complete", "kept", "todo"]
 
 OUTPUTS = {
     "label": "slide.ome.zarr/labels",
-    "measure": "objects.parquet",
-    "export": "objects.geojson.gz",
-    "overlay": "overview.png",
+    "measure": TABLE,
+    "export": GEOJSON,
+    "overlay": OVERVIEW,
 }
 """What a stage leaves behind, to be removed when the plan has no such stage any more."""
 
@@ -246,7 +247,7 @@ class SlideRun:
         later = stages[stages.index(stage) + 1 :]
         self.notices.append(f"{self.plan.key}: {stage} was repaired to other bytes than before; redoing what follows")
         self.place.unstamp(later)
-        arrays = {"predict": ["probability"], "label": ["labels"], "tissue": ["tissue", "quality"]}
+        arrays = {"predict": ["probability"], "label": ["labels"], "tissue": [TISSUE, QUALITY]}
         for name in (name for one in later for name in arrays.get(one, ())):
             remove(self.place.zarr / name)
         for one in later:
@@ -275,17 +276,6 @@ class SlideRun:
             }
             for stage, plan in self.plan.hashes.items()
         }
-
-
-def previous_plan(store: SlideStore) -> dict[str, Any] | None:
-    """The summary of the plan under which the slide was last worked on; None when there is none that can be read."""
-    path = store.work / "plan.json"
-    try:
-        manifest = read_manifest(store)
-        previous = manifest["plan"] if manifest else read_json(path) if path.exists() else None
-    except DamagedError:
-        return None
-    return previous if isinstance(previous, dict) else None
 
 
 def _difference(before: Mapping[str, Any], plan: SlidePlan) -> str:

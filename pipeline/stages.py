@@ -15,6 +15,7 @@ from pipeline.bad_tiles import BadTile, untouched_cells
 from pipeline.config import CELL_PX
 from pipeline.display import Rgb, class_colours
 from pipeline.geometry import Box
+from pipeline.layout import IMAGE, OBJECTS, PROBABILITY, tissue_factor
 from pipeline.object_rows import MeasureSection
 from pipeline.plan import SlidePlan
 from pipeline.regions import Mask
@@ -52,7 +53,7 @@ def ingest_section(plan: SlidePlan) -> ingest.IngestSection:
 
 
 def _tissue(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
-    factor = tissue.tissue_factor(plan.resolution.mpp)
+    factor = tissue_factor(plan.resolution.mpp)
     section = tissue.TissueSection(
         plan.mask or tissue_params(plan, factor),
         factor,
@@ -87,7 +88,7 @@ def _predict(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
         precision=plan.compute.precision,
         tile_px=plan.compute.tile_px,
         tta=plan.model.tta,
-        tissue_factor=tissue.tissue_factor(plan.resolution.mpp),
+        tissue_factor=tissue_factor(plan.resolution.mpp),
         cells=_cells(plan, BadTile.listed(work.store.facts("ingest"))),
         colours=predict.colours_of(work.store.facts("tissue")),
         step_px=plan.model.shape.step,
@@ -136,7 +137,7 @@ def _measure(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
 
 
 def _pyramid(work: Work, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
-    writers = {pyramid.IMAGE: "ingest", pyramid.PROBABILITY: "predict", pyramid.OBJECTS: "label"}
+    writers = {IMAGE: "ingest", PROBABILITY: "predict", OBJECTS: "label"}
     section = pyramid.PyramidSection(
         mpp_um=plan.resolution.mpp,
         channel_names=plan.channel_names,

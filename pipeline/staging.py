@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.files import PARTIAL, digest, fsync_dir, fsync_tree, remove, sweep_partials, write_atomic
-from pipeline.manifest import RESULTS
+from pipeline.layout import RESULTS
 from pipeline.store import SlideStore
 
 STAMP = ".stamp"

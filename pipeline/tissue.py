@@ -17,6 +17,7 @@ import numpy as np
 
 from pipeline.config import CELL_PX
 from pipeline.geometry import Box, TileGrid
+from pipeline.layout import QUALITY, TISSUE
 from pipeline.mask_file import MaskFile, tissue_of
 from pipeline.quality import Quality, Strip, detail, pen_mask
 from pipeline.regions import Regions
@@ -26,9 +27,6 @@ from pipeline.work import Counts, MapBlocks, StageReport, Work, run_blocks
 from unet_core.colour_map import ColourMap, Normalisation, fits, sample_step
 from unet_core.stain import Stain
 
-ARRAY, QUALITY = "tissue", "quality"
-TARGET_UM = 8.0
-LARGEST_FACTOR = 64
 NOT_NORMALISED = "colours_not_normalised"
 _ROWS_AT_ONCE = 64
 
@@ -50,14 +48,6 @@ class TissueSection:
     stain: Stain | None = None
     exclude_qc: bool = field(default=False, kw_only=True)
     normalisations: tuple[Normalisation | None, ...] = field(default=(), kw_only=True)
-
-
-def tissue_factor(mpp: float) -> int:
-    """Image pixels along one tissue pixel: the largest power of two that stays at or below 8 um, dividing a cell."""
-    factor = 1
-    while factor < LARGEST_FACTOR and 2 * factor * mpp <= TARGET_UM:
-        factor *= 2
-    return factor
 
 
 def tissue_block(work: Work, section: TissueSection, index: Index) -> Counts:
@@ -86,7 +76,7 @@ def tissue_slide(work: Work, section: TissueSection, map_blocks: MapBlocks) -> S
     flags += [NOT_NORMALISED] * any(one is not None and one.kept for one in fitted)
     if section.exclude_qc:
         found = replace(found, mask=found.mask & ~_squares(quality.blurred | quality.inked, found.mask, section))
-    for path, pixels in ((ARRAY, found.mask), (QUALITY, quality.measures)):
+    for path, pixels in ((TISSUE, found.mask), (QUALITY, quality.measures)):
         _write(work, path, pixels)
     report.facts = {
         "method": found.method,

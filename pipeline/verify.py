@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.errors import DamagedError, DiskError
 from pipeline.files import fsync_dir, read_json, remove, sha256_file, write_bytes, write_json
 from pipeline.geometry import Box, TileGrid
+from pipeline.layout import GEOJSON, IMAGE, OBJECTS, OVERVIEW, PROBABILITY, QUALITY, TABLE, TISSUE
 from pipeline.manifest import is_pruned, read_manifest, result_files
 from pipeline.store import SlideStore, StoredArray, shard_path
 
@@ -203,10 +204,9 @@ def _reads(array: StoredArray, shard: Path, core: Box) -> bool:
 
 def stage_of(name: str) -> str:
     """The stage that writes the file at this path below the slide's folder."""
-    whole_files = {"objects.parquet": "measure", "objects.geojson.gz": "export", "overview.png": "overlay"}
+    whole_files = {TABLE: "measure", GEOJSON: "export", OVERVIEW: "overlay"}
     if name in whole_files:
         return whole_files[name]
     inside = name.removeprefix("slide.ome.zarr/")
-    writers = {"0/": "ingest", "probability/0/": "predict", "labels/objects/0/": "label"}
-    writers |= {"tissue/": "tissue", "quality/": "tissue"}
-    return next((stage for prefix, stage in writers.items() if inside.startswith(prefix)), "pyramid")
+    writers = {IMAGE: "ingest", PROBABILITY: "predict", OBJECTS: "label", TISSUE: "tissue", QUALITY: "tissue"}
+    return next((stage for array, stage in writers.items() if inside.startswith(f"{array}/")), "pyramid")

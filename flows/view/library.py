@@ -26,9 +26,8 @@ from flows.view.doors import confined
 from flows.view.slide import Slide
 from pipeline.config import STAGES
 from pipeline.errors import ConfigError, DamagedError, StoreError
-from pipeline.overlay import FILE as OVERVIEW
+from pipeline.layout import IMAGE, OBJECTS, OVERVIEW, TABLE
 from pipeline.prune import pruned_parts
-from pipeline.pyramid import IMAGE, OBJECTS
 from pipeline.store import SlideStore
 
 THUMBNAIL_PX = 512
@@ -138,7 +137,7 @@ def _has_image(store: SlideStore) -> bool:
     return any((store.zarr / str(level) / "zarr.json").exists() for level in range(MOST_LEVELS))
 
 
-_FILES = ("objects.parquet", OVERVIEW)
+_FILES = (TABLE, OVERVIEW)
 
 
 def _changed(path: Path) -> int:

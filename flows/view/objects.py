@@ -19,8 +19,7 @@ import pyarrow as pa
 import pyarrow.csv
 from numpy.typing import NDArray
 
-from pipeline.handover import as_text
-from pipeline.object_table import read_groups, read_objects
+from pipeline.object_table import as_text, read_groups, read_objects
 
 NUMBERS = ("area_um2", "mean_probability", "centroid_y_um", "centroid_x_um")
 COLUMNS = ("id", "class", *NUMBERS)

@@ -39,7 +39,7 @@ from flows.view.tiles import media_type
 from pipeline.config import CELL_PX
 from pipeline.display import class_colours
 from pipeline.errors import ConfigError, OvertileError, StoreError
-from pipeline.overlay import FILE as OVERVIEW
+from pipeline.layout import OVERVIEW
 from pipeline.store import SlideStore
 
 STATIC = Path(__file__).parent / "static"

@@ -26,13 +26,11 @@ from pipeline.display import Rgb, Window, class_colours, compose, is_colour, win
 from pipeline.errors import DamagedError
 from pipeline.files import read_json
 from pipeline.geometry import Box
-from pipeline.manifest import read_manifest
-from pipeline.object_table import TABLE, count_objects
-from pipeline.pyramid import IMAGE, OBJECTS, PROBABILITY, halve_mean, halve_nearest, level_shapes
-from pipeline.slide_run import previous_plan
+from pipeline.layout import IMAGE, OBJECTS, PROBABILITY, TABLE, TISSUE, tissue_factor
+from pipeline.manifest import previous_plan, read_manifest
+from pipeline.object_table import count_objects
+from pipeline.pyramid import halve_mean, halve_nearest, level_shapes
 from pipeline.store import SlideStore, StoredArray, shard_path
-from pipeline.tissue import ARRAY as TISSUE
-from pipeline.tissue import tissue_factor
 
 LAYERS = ("image", "fills", "heat", "threshold", "tissue", "left-out", "grid", "outlines")
 """In the order in which they lie upon one another, the image undermost."""

@@ -26,8 +26,9 @@ from tissue import MPP, Tissue
 from torch import Tensor
 
 from pipeline.geometry import Box
+from pipeline.layout import PROBABILITY
 from pipeline.network import Region, normalise
-from pipeline.predict import ARRAY, PredictSection, load_network, predict_block
+from pipeline.predict import PredictSection, load_network, predict_block
 from pipeline.store import ArraySpec, Index
 from pipeline.work import MapBlocks, Work
 from pipeline.workers import local_cluster
@@ -59,7 +60,7 @@ def make_slide(folder: Path) -> tuple[Work, PredictSection]:
         store.write_block("0", "ingest!!", tile.core, tissue.cut(tile.core).transpose(2, 0, 1).copy())
     store.create(ArraySpec("tissue", (low_px, low_px), "bool", BLOCK_PX, "tissue!!"))
     store.write_block("tissue", "tissue!!", Box(0, 0, low_px, low_px), np.ones((low_px, low_px), bool))
-    store.create(ArraySpec(ARRAY, (1, side_px, side_px), "uint8", BLOCK_PX, work.plan))
+    store.create(ArraySpec(PROBABILITY, (1, side_px, side_px), "uint8", BLOCK_PX, work.plan))
     return work, PredictSection((Weights(weights, sha256(weights)),), 1, TISSUE_FACTOR, "cpu", "fp32", TILE_PX)
 
 

@@ -26,8 +26,9 @@ from tissue import write_slide
 from pipeline.display import class_colours
 from pipeline.files import sha256_file
 from pipeline.geometry import Box, TileGrid
+from pipeline.layout import IMAGE, OBJECTS, PROBABILITY
 from pipeline.manifest import read_manifest, result_files, rewrite
-from pipeline.pyramid import IMAGE, OBJECTS, PROBABILITY, PyramidSection, pyramid_slide
+from pipeline.pyramid import PyramidSection, pyramid_slide
 from pipeline.store import ArraySpec, Index, SlideStore, shard_path
 from pipeline.work import Counts, Work
 

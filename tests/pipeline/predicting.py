@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from skimage.data import immunohistochemistry
 
+from pipeline.layout import PROBABILITY
 from pipeline.network import Network
 from pipeline.predict import (
-    ARRAY,
     PredictSection,
     load_network,
     predict_slide,
@@ -97,7 +97,7 @@ class Slide:
 
     @property
     def probability(self) -> NDArray[np.uint8]:
-        return self.work.store.read(ARRAY)[()]
+        return self.work.store.read(PROBABILITY)[()]
 
 
 def all_tissue(shape_yx: tuple[int, int]) -> NDArray[np.bool_]:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from skimage.measure import label
 
 from pipeline.errors import DamagedError, StoreError
-from pipeline.export import FILE, OBJECTS, ExportSection, export_slide
+from pipeline.export import ExportSection, export_slide
+from pipeline.layout import GEOJSON, OBJECTS
 from pipeline.object_rows import MeasureSection, table_schema
 from pipeline.polygons import Parts, join, outlines, trace
 from pipeline.store import SlideStore
@@ -51,7 +52,7 @@ def make_slide(root: Path, labels: NDArray[np.uint32], block_px: int = 512, scal
 
 
 def features(root: Path) -> list[dict[str, Any]]:
-    content = json.loads(gzip.decompress((root / FILE).read_bytes()))
+    content = json.loads(gzip.decompress((root / GEOJSON).read_bytes()))
     assert content["type"] == "FeatureCollection"
     return list(content["features"])
 
@@ -156,7 +157,7 @@ def test_features_are_as_qupath_reads_them(finished: Path) -> None:
 
 def test_order_of_blocks_does_not_matter(finished: Path, tmp_path: Path) -> None:
     export_slide(make_slide(tmp_path, blobs()), SECTION, backwards)
-    assert (tmp_path / FILE).read_bytes() == (finished / FILE).read_bytes()
+    assert (tmp_path / GEOJSON).read_bytes() == (finished / GEOJSON).read_bytes()
 
 
 def test_size_of_blocks_changes_the_order_only(finished: Path, tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ def test_resume_is_byte_identical(finished: Path, tmp_path: Path, stop_after: in
     if stop_after < 9:
         with pytest.raises(StoppedError):
             export_slide(work, SECTION, StopAfter(stop_after))
-        assert not (tmp_path / FILE).exists()
+        assert not (tmp_path / GEOJSON).exists()
         assert work.store.stamped("export") is None
     report = export_slide(work, SECTION, serial)
     assert (report.blocks, report.computed) == (9, 9 - stop_after if stop_after < 9 else 9)
@@ -207,7 +208,7 @@ def test_one_pixel(tmp_path: Path) -> None:
 
 
 def test_nothing_in_the_header_depends_on_the_day(finished: Path) -> None:
-    header = (finished / FILE).read_bytes()[:10]
+    header = (finished / GEOJSON).read_bytes()[:10]
     assert header[3] == 0, "no name, no comment"
     assert header[4:8] == bytes(4), "no time"
 
@@ -234,7 +235,7 @@ def test_a_table_of_other_objects_is_refused(tmp_path: Path, change: int, found:
     (tmp_path / "other/objects.parquet").replace(tmp_path / "objects.parquet")
     with pytest.raises(DamagedError, match=found):
         export_slide(work, SECTION, serial)
-    assert not (tmp_path / FILE).exists()
+    assert not (tmp_path / GEOJSON).exists()
 
 
 def test_a_damaged_table_is_named(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from scipy import ndimage
 from skimage.measure import label
 
 from pipeline.errors import DamagedError
-from pipeline.label import FILL, HOLES, LOOKUP, OBJECTS, PIECES, LabelSection, label_block, label_slide
+from pipeline.label import FILL, HOLES, LOOKUP, PIECES, LabelSection, label_block, label_slide
+from pipeline.layout import OBJECTS
 from pipeline.numbering import Limits
 from pipeline.store import Index, SlideStore
 from pipeline.work import Counts, MapBlocks, StageReport, Work, serial

@@ -23,7 +23,8 @@ from pipeline import object_rows
 from pipeline.components import find_runs
 from pipeline.errors import StoreError
 from pipeline.label import LabelSection, label_slide
-from pipeline.measure import STAGE, TABLE, measure_slide, run_sums
+from pipeline.layout import TABLE
+from pipeline.measure import STAGE, measure_slide, run_sums
 from pipeline.moments import BlockSums, Ellipse, Shapes
 from pipeline.object_rows import MeasureSection, table_schema
 from pipeline.regions import Regions

@@ -16,7 +16,8 @@ from scipy import ndimage
 from skimage import morphology
 
 from pipeline.geometry import Box, TileGrid
-from pipeline.label import OBJECTS, LabelSection, label_slide
+from pipeline.label import LabelSection, label_slide
+from pipeline.layout import OBJECTS
 from pipeline.morphology import Morphology, closing, eroded, opening
 from pipeline.store import SlideStore
 from pipeline.work import MapBlocks, Work, serial

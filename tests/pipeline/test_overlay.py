@@ -20,7 +20,8 @@ from skimage.segmentation import find_boundaries
 from pipeline.display import compose, contrast, windows
 from pipeline.errors import DamagedError
 from pipeline.fields import FIELD_PX, View, choose_fields, field_side
-from pipeline.overlay import ALERT, FILE, MARKS, OverlaySection, overlay_slide
+from pipeline.layout import OVERVIEW
+from pipeline.overlay import ALERT, MARKS, OverlaySection, overlay_slide
 from pipeline.picture import (
     INK,
     Palette,
@@ -81,7 +82,7 @@ def glass(labels: NDArray[np.uint32]) -> NDArray[np.uint8]:
 
 
 def drawn(root: Path) -> NDArray[np.uint8]:
-    with Image.open(root / FILE) as picture:
+    with Image.open(root / OVERVIEW) as picture:
         assert not picture.info, "no text, no time"
         return np.asarray(picture)
 
@@ -157,10 +158,10 @@ def test_the_same_bytes_every_time(tmp_path: Path) -> None:
     labels = discs((1000, 2000), radius=12, number=100)
     work = make_slide(tmp_path, glass(labels), labels)
     overlay_slide(work, SECTION)
-    first = (tmp_path / FILE).read_bytes()
-    (tmp_path / FILE).unlink()
+    first = (tmp_path / OVERVIEW).read_bytes()
+    (tmp_path / OVERVIEW).unlink()
     overlay_slide(work, SECTION)
-    assert (tmp_path / FILE).read_bytes() == first
+    assert (tmp_path / OVERVIEW).read_bytes() == first
 
 
 @pytest.mark.parametrize("shape_yx", [(1, 1), (1, 5000), (3000, 2), (300, 700), (513, 512)])
@@ -213,7 +214,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     (work.store.zarr / "0/c/0/1/1").unlink()
     with pytest.raises(DamagedError, match="c/0/1/1 is missing or empty"):
         overlay_slide(work, SECTION)
-    assert not (tmp_path / FILE).exists()
+    assert not (tmp_path / OVERVIEW).exists()
     assert work.store.stamped("overlay") is None
 
 

@@ -15,6 +15,7 @@ from pipeline import network as networks
 from pipeline.config import ModelSection, RunConfig, TilesSection
 from pipeline.errors import ConfigError, ModelError
 from pipeline.geometry import Box, TileGrid
+from pipeline.layout import PROBABILITY
 from pipeline.model import load_model
 from pipeline.network import (
     Network,
@@ -26,7 +27,7 @@ from pipeline.network import (
     single_pass,
 )
 from pipeline.plan import resolve_tile
-from pipeline.predict import ARRAY, PredictSection, cell_pixels, load_network, tissue_cells
+from pipeline.predict import PredictSection, cell_pixels, load_network, tissue_cells
 from pipeline.store import SlideStore, StoredArray
 from tests.make_store import StopAfter, StoppedError, put_array, tree_bytes
 from tests.pipeline.predicting import (
@@ -238,7 +239,7 @@ def test_a_slide_without_tissue_is_complete_and_asks_the_network_nothing(tmp_pat
     report = made.run()
     assert report.counts["network_calls"] == 0
     assert not made.probability.any()
-    assert made.work.store.done(ARRAY, PLAN) == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    assert made.work.store.done(PROBABILITY, PLAN) == {(0, 0), (0, 1), (1, 0), (1, 1)}
     assert report.facts["skipped_pixels"] == 600 * 600
 
 
@@ -273,7 +274,7 @@ def test_weights_that_changed_since_the_plan_are_refused(tmp_path: Path) -> None
         made.run()
     assert made.section.weights[0].sha256[:12] in str(caught.value)
     assert sha256(weights)[:12] in str(caught.value)
-    assert made.work.store.done(ARRAY, PLAN) == set()
+    assert made.work.store.done(PROBABILITY, PLAN) == set()
 
 
 def test_a_network_is_loaded_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ import torch
 from pipeline import predict
 from pipeline.errors import ModelError
 from pipeline.geometry import Box
+from pipeline.layout import PROBABILITY
 from pipeline.network import Network, Region, activate
-from pipeline.predict import ARRAY
 from tests.make_store import tree_bytes
 from tests.pipeline.predicting import (
     PLAN,
@@ -109,7 +109,7 @@ def test_fault_12_no_memory_at_all_is_an_error_not_a_background(
     with pytest.raises(ModelError, match="out of memory even for the smallest tile"):
         made.run()
     assert given == [444, 316, 252, 220, 204], "each half tried once"
-    assert made.work.store.done(ARRAY, PLAN) == set()
+    assert made.work.store.done(PROBABILITY, PLAN) == set()
     assert made.work.store.stamped("predict") is None
 
 
@@ -147,7 +147,7 @@ def test_fault_57_one_number_that_is_not_finite_fails_the_slide(
     monkeypatch.setattr(predict, "load_network", lambda section: with_forward(network, forward))
     with pytest.raises(ModelError, match="not finite"):
         made.run()
-    assert made.work.store.done(ARRAY, PLAN) == set()
+    assert made.work.store.done(PROBABILITY, PLAN) == set()
     assert made.work.store.stamped("predict") is None
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.layout import PROBABILITY
 from pipeline.network import Network, Region
-from pipeline.predict import ARRAY
 from pipeline.store import Index
 from pipeline.work import Counts, attempt
 from tests.make_store import tree_bytes
@@ -42,7 +42,7 @@ def test_two_threads_write_what_one_writes(tmp_path: Path) -> None:
     alone, together = slide(tmp_path / "one", image), slide(tmp_path / "two", image)
     counts = alone.run().counts
     assert together.run(two_threads).counts == counts
-    written = [tree_bytes(one.work.store.zarr / ARRAY) for one in (alone, together)]
+    written = [tree_bytes(one.work.store.zarr / PROBABILITY) for one in (alone, together)]
     assert written[0] == written[1]
 
 

@@ -18,10 +18,8 @@ from numpy.typing import NDArray
 from ome_zarr_models.v05 import Image
 
 from pipeline.errors import DamagedError, StoreError
+from pipeline.layout import IMAGE, OBJECTS, PROBABILITY
 from pipeline.pyramid import (
-    IMAGE,
-    OBJECTS,
-    PROBABILITY,
     PyramidSection,
     halve_mean,
     level_shapes,

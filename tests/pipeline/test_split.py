@@ -13,7 +13,8 @@ import shapely
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pipeline.label import OBJECTS, LabelSection, label_slide
+from pipeline.label import LabelSection, label_slide
+from pipeline.layout import OBJECTS
 from pipeline.regions import Regions
 from pipeline.store import SlideStore
 from pipeline.work import MapBlocks, Work, serial

@@ -16,10 +16,11 @@ from PIL import Image
 from scipy import ndimage
 from skimage.data import immunohistochemistry
 
+from pipeline.layout import tissue_factor
 from pipeline.mask_file import find_mask, tissue_of
 from pipeline.quality import MEASURES, Quality, Strip, detail, pen_mask
 from pipeline.regions import Regions
-from pipeline.tissue import TissueSection, area_mean, tissue_factor, tissue_slide
+from pipeline.tissue import TissueSection, area_mean, tissue_slide
 from pipeline.tissue_mask import TissueParams, find_tissue
 from pipeline.work import MapBlocks, Work, serial
 from tests.make_store import StopAfter, StoppedError, backwards, put_array, tree_bytes
