@@ -48,12 +48,12 @@ FRAME = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame
 
 
 def measure(viewed: Viewed, page: Page, name: str) -> dict[str, Any]:
-    """Seconds to the first view, of each gesture, and what they asked for."""
+    """Seconds until the slide stands there, of each gesture, and what they asked for."""
     began = time.perf_counter()
     page.go(f"{viewed.address}slide/{name}/")
     page.until("window.overtile && overtile.viewer.world.getItemCount() === 2")
     painted(page)
-    first_view_s = time.perf_counter() - began
+    opened_s = time.perf_counter() - began
     page.until("document.querySelectorAll('#objects tbody tr').length")
     table_s = time.perf_counter() - began
     rng = np.random.default_rng(SEED)
@@ -67,7 +67,7 @@ def measure(viewed: Viewed, page: Page, name: str) -> dict[str, Any]:
         seconds.append(gesture(page, rng))
         asked.append(len(page.requests) - before)
     return {
-        "first_view_s": round(first_view_s, 3),
+        "opened_s": round(opened_s, 3),
         "first_table_s": round(table_s, 3),
         "p50_ms": round(1000 * statistics.median(seconds), 1),
         "p95_ms": round(1000 * float(np.percentile(seconds, 95)), 1),
@@ -145,7 +145,8 @@ def main() -> None:
             for order in ("-area_um2", "mean_probability", "centroid_x_um", "-centroid_y_um"):
                 viewed.get(f"slide/{name}/objects.json?order={order}&least_area=20")
             memory = peak_mib(viewed.process.pid)
-        print(json.dumps({"address_s": round(address_s, 2), **figures, "server_mib": round(memory, 1)}))
+        figures |= {"first_view_s": round(address_s + figures.pop("opened_s"), 3), "server_mib": round(memory, 1)}
+        print(json.dumps({"address_s": round(address_s, 2), **figures}))
         assert complaints == [], complaints
 
 
