@@ -12,13 +12,14 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
+from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import dask
@@ -70,6 +71,9 @@ STEALING = "distributed.scheduler.work-stealing"
 RELEASE = f"{package_version('overtile')}, stages {'.'.join(map(str, CODE_VERSIONS.values()))}"
 """What decides, beside the plan, which pixels a block gets."""
 
+T = TypeVar("T")
+
+STOPPED = "the workers were stopped. Run the same command again to go on"
 LOST = "the dask scheduler went away. What is done is kept: start it and run the same command again"
 
 
@@ -155,26 +159,35 @@ class DaskMap:
         with self.flight.lane(self.rank, alone=alone) as lane:
             try:
                 while sending or in_air:
-                    match lane.inbox.get():
-                        case Place():
-                            index = next(indices, None) if sending else None
-                            sending = index is not None
-                            if index is None:
-                                self.flight.give_back(lane)
-                                continue
-                            in_air.add(self._send(function, index, lane))
-                            self.flight.ask(lane)
-                        case Landed(index, future):
-                            in_air.remove(future)
-                            result = _result(future)
-                            sending = sending and not isinstance(result, DiskError | ClusterError | HungError)
-                            future.release()
-                            yield index, result
-                        case Closed(why):
-                            raise why or WorkerError("the workers were stopped. Run the same command again to go on")
+                    news = list(_all_there(lane.inbox))
+                    results = self._results([new for new in news if isinstance(new, Landed)])
+                    for new in news:
+                        match new:
+                            case Place():
+                                index = next(indices, None) if sending else None
+                                sending = index is not None
+                                if index is None:
+                                    self.flight.give_back(lane)
+                                    continue
+                                in_air.add(self._send(function, index, lane))
+                                self.flight.ask(lane)
+                            case Landed(index, future):
+                                in_air.remove(future)
+                                result = results[future]
+                                sending = sending and not isinstance(result, DiskError | ClusterError | HungError)
+                                future.release()
+                                yield index, result
+                            case Closed(why):
+                                raise why or WorkerError(STOPPED)
             finally:
                 for future in in_air:  # nobody listens any more
                     future.release()
+
+    def _results(self, landed: Sequence[Landed]) -> dict[Future[Counts], Counts | BaseException]:
+        """What came of blocks: fetched together, for each question goes all the way through dask."""
+        done = {one.future.key: one.future for one in landed if one.future.status == "finished"}
+        answers = self.client.gather(done, errors="skip") if done else {}
+        return {one.future: answers.get(one.future.key) or _result(one.future) for one in landed}
 
     def _send(self, function: Callable[[Index], Counts], index: Index, lane: Lane[Landed]) -> Future[Counts]:
         name = getattr(getattr(function, "func", function), "__name__", "block")
@@ -182,6 +195,14 @@ class DaskMap:
         future = self.client.submit(run_block, RELEASE, function, index, **how)
         future.add_done_callback(lambda done: self.flight.land(lane, Landed(index, done)))
         return future
+
+
+def _all_there(inbox: SimpleQueue[T]) -> Iterator[T]:
+    """What is in the queue, waited for if it is empty."""
+    yield inbox.get()
+    with suppress(Empty):
+        while True:
+            yield inbox.get_nowait()
 
 
 def _result(future: Future[Counts]) -> Counts | BaseException:

@@ -41,6 +41,7 @@ HOSTILE = {
 BROKEN = {kind: f"{name[0]}broken {name[1:]}"[:246] for kind, name in HOSTILE.items()}
 TORN = "\x1b[31mtorn"
 """Sound to look at, and damaged where it is read: its error goes through Prefect."""
+NEWEST_FIRST = {"artifacts": "CREATED_DESC", "task_runs": "EXPECTED_START_TIME_DESC", "logs": "TIMESTAMP_DESC"}
 TWINS = ("twin.svs", "twin.tif", "Case.tif", "case.tif", "nest.tif", "nest/inside.tif")
 
 
@@ -132,7 +133,7 @@ def test_fault_66_tables_hold_no_formula_and_json_holds_the_name_itself(names: R
 
 def test_fault_66_prefects_pages_hold_names_as_text(names: Ran, overtile: Command) -> None:
     def asked(what: str, limit: int = 200) -> list[dict[str, Any]]:
-        body = json.dumps({"limit": limit, "sort": "TIMESTAMP_DESC"} if what == "logs" else {"limit": limit}).encode()
+        body = json.dumps({"limit": limit, "sort": NEWEST_FIRST[what]}).encode()
         address = f"{overtile.environment['PREFECT_API_URL']}/{what}/filter"
         with urlopen(Request(address, body, {"Content-Type": "application/json"}), timeout=60) as answer:
             return list(json.load(answer))

@@ -99,8 +99,8 @@ def test_a_slide_that_failed_three_times_is_named_and_not_tried(nights: Nights) 
 @pytest.mark.long
 def test_fault_10_a_night_that_is_over_is_resumable_and_the_next_one_ends_it(overtile: Command, tmp_path: Path) -> None:
     """--until, by a real clock: seconds from now, whatever the run is doing then."""
-    slide = write(tmp_path / "slide.tif", draw((2500, 3500), red_and_blue((2500, 3500))))
-    soon = (datetime.now() + timedelta(seconds=20)).strftime("%H:%M:%S")
+    slide = write(tmp_path / "slide.tif", draw((5000, 3500), red_and_blue((5000, 3500))))
+    soon = (datetime.now() + timedelta(seconds=15)).strftime("%H:%M:%S")
     slow = ["tiles.tile=64", "input.order=newest"]
     stopped = overtile.segment(slide, tmp_path / "out", *slow, "--until", soon)
     assert stopped.code == 3, stopped.said

@@ -84,7 +84,7 @@ BARS = (
     Bar("overhead of one of 100,000 blocks, ms of wall", "scale_long", "overhead_ms", "at most", 3.0),
     Bar("MiB the scheduler grows, 2,400 to 100,000 blocks", "scale_long", "scheduler_growth_mib", "at most", 100.0),
     Bar("inspect, 100,000 px squared and a million objects, seconds", "inspect", "inspect_s", "at most", 1.0),
-    Bar("view of 100,000 px squared: seconds from the command to the first view", "view", "first_view_s", "at most", 2.0),
+    Bar("view of 100,000 px squared: seconds from start to first view", "view", "first_view_s", "at most", 2.0),
     Bar("the same: ms from a gesture to its last tile, p95", "view", "p95_ms", "at most", 400.0),
     Bar("the same: requests of a gesture, the most", "view", "most_requests", "at most", 80),
     Bar("the same: MiB of the server", "view", "server_mib", "at most", 600.0),
