@@ -20,6 +20,8 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 CONTEXT, CLASSES = GOLDEN / "context.safetensors", GOLDEN / "classes.safetensors"
+ABSENT = Path(__file__).parent / "absent"
+"""Modules that are installed for tests alone, and that no command may find."""
 NO_SERVER = "http://127.0.0.1:9/api"
 """Nothing listens there: a command that would start a flow fails, one that refuses before does not notice."""
 PATIENCE_S = 600
@@ -94,8 +96,10 @@ class Command:
         environment = {**kept, "PREFECT_HOME": str(folder / "prefect"), "COLUMNS": "200"}
         if api_url is not None:
             environment["PREFECT_API_URL"] = api_url
+        found = [str(ABSENT), *kept.get("PYTHONPATH", "").split(os.pathsep)]
         if not installed_command()[0].endswith("overtile"):
-            environment["PYTHONPATH"] = str(REPOSITORY)
+            found.append(str(REPOSITORY))
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, found))
         (folder / "started-here").mkdir(exist_ok=True)
         return cls(environment, folder / "started-here")
 
