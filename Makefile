@@ -27,7 +27,7 @@ slurm:  ## SLURM, of which the tests start a node: where it is absent and Debian
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends slurmctld slurmd slurm-client >/dev/null ) || \
 	echo "no SLURM, and none could be installed: the tests that submit jobs will say so"
 
-test-long: .venv  ## the proofs that take longer: 20 kills, every tile and block size
+test-long: .venv  ## the proofs that take longer: 50 kills, every tile and block size
 	$(BIN)/python -m pytest -m 'long' --timeout 3600
 
 faults: .venv  ## every fault that must be survived, and the table of what survived; about an hour

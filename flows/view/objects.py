@@ -8,7 +8,7 @@ only where rows are handed on.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -49,6 +49,9 @@ class Filter:
         yield "mean_probability", self.least_probability, self.most_probability
 
 
+ALL = Filter()
+
+
 @dataclass(slots=True)
 class Objects:
     """The columns that a page shows; row i is object i + 1. ``columns`` holds ``NUMBERS``."""
@@ -57,10 +60,13 @@ class Objects:
     class_names: tuple[str, ...]
     classes: NDArray[np.uint8]
     columns: Mapping[str, NDArray[np.float64]]
+    codes: Callable[[Filter], NDArray[np.uint8]] = field(init=False, repr=False)
+    """1 + the class of each object that a filter chooses, 0 of the others: how its pixels are shown."""
     _order: Any = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._order = lru_cache(2 * len(COLUMNS))(self._sorted)
+        self.codes = lru_cache(2)(lambda chosen: np.where(self.mask(chosen), self.classes + 1, 0).astype(np.uint8))
 
     @classmethod
     def read(cls, path: Path, class_names: tuple[str, ...]) -> Objects:

@@ -11,8 +11,10 @@ from asyncio import get_running_loop
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
 from math import isfinite
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import uvicorn
@@ -78,6 +80,7 @@ def serve(library: Library, port: int, origins: tuple[str, ...], announce: Calla
         proxy_headers=False,
     )
     announce(door.address)
+    Thread(target=import_module, args=("zarr",), daemon=True).start()  # for the first tile, while a browser starts
     uvicorn.Server(config).run(sockets=[listening])
 
 
@@ -222,7 +225,7 @@ class Answers:
         return FileResponse(path) if path.is_file() else _missing()
 
     async def tile(self, request: Request) -> Response:
-        """A tile of a layer; ``t`` is the threshold of that layer."""
+        """A tile of a layer; ``t`` is the threshold of that layer, and of objects those of a filter are shown."""
         return await get_running_loop().run_in_executor(self.pool, self._tile, request)
 
     def _tile(self, request: Request) -> Response:
@@ -231,7 +234,8 @@ class Answers:
         if place is None or asked["layer"] not in slide.layers():
             return _missing()
         threshold = _number(request, "t")
-        picture = slide.tile(asked["layer"], place, slide.facts.threshold if threshold is None else threshold)
+        threshold = slide.facts.threshold if threshold is None else threshold
+        picture = slide.tile(asked["layer"], place, threshold, _filter(request))
         return Response(picture, media_type=media_type(picture), headers=_KEPT if slide.complete else _FRESH)
 
     def at(self, request: Request) -> Response:

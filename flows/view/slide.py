@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from flows.view import tiles
 from flows.view.doors import confined
-from flows.view.objects import Objects
+from flows.view.objects import ALL, Filter, Objects
 from pipeline.bad_tiles import BadTile
 from pipeline.config import CELL_PX
 from pipeline.display import Rgb, Window, class_colours, compose, is_colour, windows
@@ -168,20 +168,23 @@ class Slide:
         box = Box(row, col, row + 1, col + 1).scale(CELL_PX).intersect(area)
         return None if box is None else tiles.Place(level, box)
 
-    def tile(self, layer: str, place: tiles.Place, threshold: float) -> bytes:
-        """A tile of a layer as a picture. What is damaged is hatched."""
+    def tile(self, layer: str, place: tiles.Place, threshold: float, chosen: Filter = ALL) -> bytes:
+        """A tile of a layer as a picture, of objects those chosen. What is damaged is hatched."""
         try:
-            return self._tile(layer, place, threshold)
+            return self._tile(layer, place, threshold, chosen)
         except DamagedError:
             return tiles.indexed_png(tiles.hatched(place.box.shape), tiles.palette((tiles.DAMAGED,)))
 
-    def _tile(self, layer: str, place: tiles.Place, threshold: float) -> bytes:
+    def _tile(self, layer: str, place: tiles.Place, threshold: float, chosen: Filter) -> bytes:
         if layer == "image":
             pixels = self.cell(IMAGE, place)
             return (
                 tiles.indexed_png(_NOTHING, tiles.palette(())) if pixels is None else tiles.rgb_bmp(self._rgb(pixels))
             )
-        numbers, colours = self._numbers(layer, place, threshold)
+        if layer in ("outlines", "fills"):
+            numbers, colours = self._labelled(layer, place, chosen), tiles.palette(self.facts.colours)
+        else:
+            numbers, colours = self._numbers(layer, place, threshold)
         return tiles.indexed_png(_NOTHING if numbers is None else numbers, colours)
 
     def _numbers(self, layer: str, place: tiles.Place, threshold: float) -> tuple[tiles.Indices | None, tiles.Palette]:
@@ -192,8 +195,6 @@ class Slide:
                 if layer == "heat":
                     return None if p is None else tiles.heat(p), tiles.heat_palette()
                 return None if p is None else tiles.over(p, threshold), tiles.palette((tiles.THRESHOLD,))
-            case "outlines" | "fills":
-                return self._labelled(layer, place), tiles.palette(self.facts.colours)
             case "tissue":
                 return self._tissue(place), tiles.palette((tiles.TISSUE,))
             case "left-out":
@@ -219,12 +220,12 @@ class Slide:
         """Whether what is not there is white."""
         return is_colour(self.facts.channels, pixels_CYX.dtype)
 
-    def _labelled(self, layer: str, place: tiles.Place) -> tiles.Indices | None:
+    def _labelled(self, layer: str, place: tiles.Place, chosen: Filter) -> tiles.Indices | None:
         labels = self.cell(OBJECTS, place)
         if labels is None:
             return None
-        table = self.objects() if len(self.facts.class_names) > 1 else None
-        shown = tiles.classes_of(labels, None if table is None else table.classes)
+        table = self.objects() if len(self.facts.class_names) > 1 or chosen != ALL else None
+        shown = tiles.codes_of(labels, None if table is None else table.codes(chosen))
         return shown if layer == "fills" else shown * tiles.rim(labels, self._beside(place))
 
     def _beside(self, place: tiles.Place) -> tiles.Beside:

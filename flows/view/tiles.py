@@ -96,11 +96,11 @@ def rim(labels_YX: Labels, beside: Beside) -> NDArray[np.bool_]:
     return found & (labels_YX > 0)
 
 
-def classes_of(labels_YX: Labels, classes: NDArray[np.uint8] | None) -> Indices:
-    """1 + class of the object at each pixel, 0 beside objects; where no classes are known, all are of the first."""
-    if classes is None:
+def codes_of(labels_YX: Labels, codes: NDArray[np.uint8] | None) -> Indices:
+    """The code of the object at each pixel, 0 beside objects; where no codes are given, all objects have the first."""
+    if codes is None:
         return np.asarray(labels_YX > 0, np.uint8)
-    of_id = np.concatenate((np.zeros(1, np.uint8), classes + 1))
+    of_id = np.concatenate((np.zeros(1, np.uint8), codes))
     return np.asarray(of_id[np.where(labels_YX < len(of_id), labels_YX, 0)], np.uint8)
 
 

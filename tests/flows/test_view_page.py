@@ -212,8 +212,6 @@ def test_a_hostile_name_is_text(opened: Opened) -> None:
 def test_at_full_zoom_pixels_are_the_image_and_outlines_the_labels(slide: Opened) -> None:
     image, labels = slide.array("0"), slide.array("labels/objects/0")
     probability = slide.array("probability/0")
-    table = pq.read_table(slide.out / "b" / "objects.parquet").to_pylist()
-    colours = dict(slide.page.value("overtile.about.classes"))
     rng = np.random.default_rng(SEED)
     half = SIDE_PX // 2
     places = [[int(rng.integers(half, side - half)) for side in labels.shape] for _ in range(PLACES)]
@@ -223,11 +221,9 @@ def test_at_full_zoom_pixels_are_the_image_and_outlines_the_labels(slide: Opened
     for place in places:
         assert np.array_equal(slide.seen(*place), np.moveaxis(square(image, *place), 0, -1)), place
     slide.show("image", "outlines")
-    painted = np.moveaxis(image, 0, -1).copy()
-    of_id = np.array([(0, 0, 0), *(colours[row["class"]] for row in table)], np.uint8)
-    painted[rims] = of_id[labels[rims]]
+    painted = outlined(slide, rims)
     for place in places:
-        assert np.array_equal(slide.seen(*place), square(np.moveaxis(painted, -1, 0), *place).transpose(1, 2, 0)), place
+        assert np.array_equal(slide.seen(*place), square(painted, *place).transpose(1, 2, 0)), place
     slide.show("threshold")
     likeliest = probability.max(axis=0)
     between = np.argwhere((likeliest >= ceil(255 * 0.2)) & (likeliest < ceil(255 * 0.77)))
@@ -238,6 +234,16 @@ def test_at_full_zoom_pixels_are_the_image_and_outlines_the_labels(slide: Opened
         seen = (slide.seen(y, x) == tiles.THRESHOLD).all(axis=-1)
         assert np.array_equal(seen, square(likeliest >= ceil(255 * threshold), y, x)), threshold
     assert any("/tile/image/0/" in one for one in slide.page.requests)
+
+
+def outlined(slide: Opened, rims: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The image (c, y, x), and over it these pixels in the colours of their objects' classes."""
+    painted, labels = slide.array("0").copy(), slide.array("labels/objects/0")
+    table = pq.read_table(slide.out / "b" / "objects.parquet").to_pylist()
+    colours = dict(slide.page.value("overtile.about.classes"))
+    of_id = np.array([(0, 0, 0), *(colours[row["class"]] for row in table)], np.uint8)
+    painted[:, rims] = of_id[labels[rims]].T
+    return painted
 
 
 def test_every_layer_can_be_shown_and_faded(slide: Opened) -> None:
@@ -296,6 +302,13 @@ def test_the_table_pages_sorts_filters_flies_and_downloads(slide: Opened) -> Non
     page.value("document.querySelector('#objects th[data-of=mean_probability] button').click()")
     by_probability = [row["id"] for row in sorted(kept, key=lambda row: (-row["mean_probability"], row["id"]))[:50]]
     page.until(f"JSON.stringify({ids}) === JSON.stringify({json.dumps(by_probability)})")
+    labels, wanted = slide.array("labels/objects/0"), [row["id"] for row in kept]
+    rims = find_boundaries(labels, connectivity=1, mode="inner")
+    chosen_rims = rims & np.isin(labels, wanted)
+    y, x = (int(at[0]) for at in np.nonzero(rims & ~chosen_rims))
+    place = [int(np.clip(at, SIDE_PX // 2, side - SIDE_PX // 2)) for at, side in zip((y, x), labels.shape, strict=True)]
+    slide.show("image", "outlines")
+    assert np.array_equal(slide.seen(*place), square(outlined(slide, chosen_rims), *place).transpose(1, 2, 0))
     drawn = page.value(
         "[...document.querySelectorAll('#by-area title')].map((one) => Number(one.textContent.split(': ')[1]))"
     )

@@ -23,7 +23,7 @@ from PIL import Image
 from skimage.segmentation import find_boundaries
 
 from flows.view import tiles
-from flows.view.objects import COLUMNS, NUMBERS, ROWS, Filter, Objects
+from flows.view.objects import ALL, COLUMNS, NUMBERS, ROWS, Filter, Objects
 from flows.view.slide import LAYERS, Facts, Slide
 from pipeline.geometry import Box
 from pipeline.pyramid import halve_mean, halve_nearest, level_shapes
@@ -76,10 +76,10 @@ def test_what_a_coarse_map_says_of_each_pixel(level: int, start: int, length: in
         assert shown[y, x] == low[(start + y) * 2**level // factor, (3 + x) * 2**level // factor]
 
 
-def test_classes_are_looked_up_and_unknown_ones_are_nothing() -> None:
+def test_codes_are_looked_up_and_unknown_ones_are_nothing() -> None:
     labels = np.array([[0, 1, 2], [3, 9, 0]], np.uint32)
-    assert tiles.classes_of(labels, np.array([0, 2, 1], np.uint8)).tolist() == [[0, 1, 3], [2, 0, 0]]
-    assert tiles.classes_of(labels, None).tolist() == [[0, 1, 1], [1, 1, 0]]
+    assert tiles.codes_of(labels, np.array([1, 3, 2], np.uint8)).tolist() == [[0, 1, 3], [2, 0, 0]]
+    assert tiles.codes_of(labels, None).tolist() == [[0, 1, 1], [1, 1, 0]]
 
 
 def test_numbers_come_back_in_their_colours() -> None:
@@ -143,7 +143,7 @@ def slide(arrays_of: dict[str, NDArray[Any]], tmp_path_factory: pytest.TempPathF
     return slide_of(tmp_path_factory.mktemp("viewed"), arrays_of, levels=3, complete=True)
 
 
-def whole(slide: Slide, layer: str, level: int, threshold: float = 0.3) -> NDArray[np.uint8]:
+def whole(slide: Slide, layer: str, level: int, threshold: float = 0.3, chosen: Filter = ALL) -> NDArray[np.uint8]:
     """All tiles of a level of a layer, put together."""
     shape = level_shapes(SHAPE)[level]
     made = np.zeros((*shape, 4), np.uint8)
@@ -151,7 +151,7 @@ def whole(slide: Slide, layer: str, level: int, threshold: float = 0.3) -> NDArr
         for col in range(-(-shape[1] // 512)):
             place = slide.place(level, row, col)
             assert place is not None
-            shown = decoded(slide.tile(layer, place, threshold))
+            shown = decoded(slide.tile(layer, place, threshold, chosen))
             assert shown.shape[:2] in (place.box.shape, (1, 1))
             made[place.box.slices] = shown
     return made
@@ -207,6 +207,20 @@ def test_tiles_put_together_are_the_whole(slide: Slide, arrays_of: dict[str, NDA
     assert slide.place(0, 3, 0) is None
     assert slide.place(0, 0, -1) is None
     assert slide.place(3, 0, 0) is None
+
+
+@pytest.mark.parametrize("layer", ["fills", "outlines"])
+def test_of_objects_those_chosen_are_shown(slide: Slide, arrays_of: dict[str, NDArray[Any]], layer: str) -> None:
+    chosen = Filter(least_area=20.0, most_probability=0.5)
+    ids = [row["id"] for row in chosen_by_hand(slide.store.root / "objects.parquet", chosen)]
+    count = int(arrays_of["labels/objects/0"].max())
+    assert 5 < len(ids) < count - 5
+    for level in range(3):
+        every = expected(arrays_of, layer, level, 0.3)
+        others = ~np.isin(arrays_of["labels/objects/0"][:: 2**level, :: 2**level], ids)
+        every[others] = 0
+        assert np.array_equal(whole(slide, layer, level, chosen=chosen), every), level
+    assert np.array_equal(whole(slide, layer, 0), expected(arrays_of, layer, 0, 0.3)), "all are there again"
 
 
 def test_levels_that_are_not_made_yet_are_made_from_finer_ones(

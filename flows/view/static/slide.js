@@ -4,7 +4,7 @@ const byId = (id) => document.getElementById(id);
 const NAMES = { image: "Image", fills: "Objects, filled", heat: "Probability", threshold: "Over threshold", tissue: "Tissue",
   "left-out": "Skipped, masked", grid: "Block grid", outlines: "Outlines" };
 const FIRST = { image: 1, fills: 0.4, heat: 0.7, threshold: 0.5, tissue: 0.25, "left-out": 0.5, grid: 0.6, outlines: 1 };
-const SHOWN = ["image", "outlines"];
+const SHOWN = ["image", "outlines"], OF_OBJECTS = ["fills", "outlines"];
 const PATIENCE_MS = 90, FIRST_MS = 2000;
 const LEAST_PX = 0.8;  // of the screen, that a pixel of the level shown takes
 
@@ -23,7 +23,7 @@ const number = (value, digits) => value.toLocaleString("en", { maximumFractionDi
 
 class Layers {
   constructor(viewer, about) {
-    Object.assign(this, { viewer, about, threshold: about.threshold, items: new Map() });
+    Object.assign(this, { viewer, about, threshold: about.threshold, chosen: "", items: new Map() });
     for (const name of Object.keys(about.layers)) byId("layers").append(this.control(name));
     const slider = byId("threshold").querySelector("input"), said = byId("threshold").querySelector("output");
     byId("threshold").hidden = !("threshold" in about.layers);
@@ -49,14 +49,24 @@ class Layers {
       width: Math.ceil(about.width / across), height: Math.ceil(about.height / across), tileSize: about.tile,
       minLevel: 0, maxLevel: about.levels - 1 - finest,
       getTileUrl: (level, col, row) => {
-        const t = name === "threshold" ? `&t=${this.threshold}` : "";
-        return `tile/${name}/${about.levels - 1 - level}/${row}/${col}?v=${about.version}${t}`;
+        return `tile/${name}/${about.levels - 1 - level}/${row}/${col}?v=${about.version}${this.asks(name)}`;
       },
     };
   }
 
+  asks(name) {  // what a layer shows of all there is
+    if (name === "threshold") return `&t=${this.threshold}`;
+    return OF_OBJECTS.includes(name) && this.chosen ? `&${this.chosen}` : "";
+  }
+
+  choose(query) {  // of objects show those that the table has
+    if (query === this.chosen) return;
+    this.chosen = query;
+    for (const name of OF_OBJECTS) if (this.items.get(name)) this.add(name);
+  }
+
   add(name) {  // or put it, made anew, where it was
-    const { about, viewer } = this, tileSource = this.source(name), { threshold } = this;
+    const { about, viewer } = this, tileSource = this.source(name), asked = this.asks(name);
     const order = Object.keys(about.layers), under = order.slice(0, order.indexOf(name)), before = this.items.get(name);
     this.items.set(name, null);
     viewer.addTiledImage({
@@ -67,7 +77,7 @@ class Layers {
         Object.defineProperty(item.source, "minLevel", { get: () => this.coarsest(item.source, name) });
         this.items.set(name, item);
         this.place(name);
-        if (threshold !== this.threshold && name === "threshold") this.add(name);
+        if (asked !== this.asks(name)) this.add(name);
       },
     });
   }
@@ -161,8 +171,8 @@ const COLUMNS = [["id", "id", null], ["class", "class", null], ["area_um2", "are
   ["mean_probability", "probability", 3], ["centroid_x_um", "x, \u00b5m", 1], ["centroid_y_um", "y, \u00b5m", 1]];
 
 class Objects {
-  constructor(viewer, about) {
-    Object.assign(this, { viewer, about, order: "-area_um2", page: 0, picked: new Set(), asked: 0 });
+  constructor(viewer, about, layers) {
+    Object.assign(this, { viewer, about, layers, order: "-area_um2", page: 0, picked: new Set(), asked: 0 });
     byId("objects").hidden = false;
     const head = document.querySelector("#objects thead tr");
     for (const [name, words] of COLUMNS) {
@@ -194,6 +204,7 @@ class Objects {
 
   async show() {
     const mine = ++this.asked;
+    this.layers.choose(this.query({}));
     const [found, histograms] = await Promise.all([
       getJson(`objects.json?${this.query({ order: this.order, page: this.page })}`), getJson(`histograms.json?${this.query({})}`)]);
     if (mine !== this.asked) return;
@@ -302,6 +313,6 @@ async function start() {
   window.overtile = { viewer, about, layers };
   if (about.objects === null) return;
   await firstView(viewer);
-  window.overtile.table = new Objects(viewer, about);
+  window.overtile.table = new Objects(viewer, about, layers);
 }
 start();
