@@ -10,7 +10,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -111,9 +111,10 @@ def overtile_alone(tmp_path_factory: pytest.TempPathFactory) -> Command:
 
 @pytest.fixture(scope="session")
 def finished(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A slide of three blocks in a row, segmented once. To be copied, never to be changed."""
+    """A slide of three blocks in a row, objects of three sizes, segmented once. To be copied, never to be changed."""
     folder = tmp_path_factory.mktemp("finished")
-    slide = write(folder / "slides" / "slide.tif", draw((300, 1100), red_and_blue((300, 1100))))
+    discs = [replace(disc, radius=disc.radius - number % 3) for number, disc in enumerate(red_and_blue((300, 1100)))]
+    slide = write(folder / "slides" / "slide.tif", draw((300, 1100), discs))
     ran = overtile.segment(slide, folder / "out")
     assert ran.code == 0, ran.said
     assert is_complete(folder / "out" / "slide")

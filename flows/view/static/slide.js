@@ -174,6 +174,7 @@ class Objects {
   constructor(viewer, about, layers) {
     Object.assign(this, { viewer, about, layers, order: "-area_um2", page: 0, picked: new Set(), asked: 0 });
     byId("objects").hidden = false;
+    for (const late of document.querySelectorAll("img[data-src]")) late.src = late.dataset.src;  // megabytes, not seen at first
     const head = document.querySelector("#objects thead tr");
     for (const [name, words] of COLUMNS) {
       const button = Object.assign(document.createElement("button"), { type: "button", textContent: words });
