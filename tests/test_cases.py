@@ -102,7 +102,7 @@ def test_the_table_selects_orders_and_names_what_is_missing(morning: Morning) ->
     [
         pytest.param("red", CLASSES, None, marks=pytest.mark.long),
         pytest.param("red-fine", CLASSES, "0.25", marks=pytest.mark.long),
-        ("deep/dots", CONTEXT, "0.3"),
+        pytest.param("deep/dots", CONTEXT, "0.3", marks=pytest.mark.long),
     ],
 )
 def test_each_slide_is_what_a_run_of_it_alone_makes(
@@ -245,6 +245,7 @@ def test_a_class_without_objects_is_a_count_of_zero(morning: Morning) -> None:
 # ---- the morning after -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_another_word_in_the_table_reaches_the_results_and_no_block(
     morning: Morning, overtile: Command, tmp_path: Path
 ) -> None:

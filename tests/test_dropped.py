@@ -273,6 +273,7 @@ def test_killed_at_any_step_of_bringing_back_the_next_run_goes_on(
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_command_drops_verifies_and_tells(overtile: Command, tmp_path: Path) -> None:
     scale = {"resolution": (2e4, 2e4), "resolutionunit": "CENTIMETER"}
     tifffile.imwrite(tmp_path / "discs.tif", draw(SHAPE, red_and_blue(SHAPE)), photometric="rgb", **scale)

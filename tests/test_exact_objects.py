@@ -90,10 +90,13 @@ def expected(probability: Array) -> Array:
 
 @pytest.mark.parametrize(
     ("kind", "block", "how"),
-    [("tif", 512, "serial"), ("png", 512, "dask"), pytest.param("tif", 1024, "dask", marks=pytest.mark.long)],
+    [
+        ("tif", 512, "serial"),
+        *(pytest.param(*one, "dask", marks=pytest.mark.long) for one in (("png", 512), ("tif", 1024))),
+    ],
 )
 def test_objects_are_those_of_the_whole_mask(
-    crop: Array, tmp_path: Path, dask: MapBlocks, *, kind: str, block: int, how: str
+    crop: Array, tmp_path: Path, request: pytest.FixtureRequest, *, kind: str, block: int, how: str
 ) -> None:
     slide = tmp_path / f"crop.{kind}"
     if kind == "png":
@@ -101,7 +104,7 @@ def test_objects_are_those_of_the_whole_mask(
     else:
         write_tiff(slide, crop)
     settings = [f"tiles.block={block}", f"input.regions={drawn(tmp_path / 'regions.geojson')}"]
-    store = segmented(slide, tmp_path / "out", settings, serial if how == "serial" else dask)
+    store = segmented(slide, tmp_path / "out", settings, serial if how == "serial" else request.getfixturevalue("dask"))
     labels = store.read("labels/objects/0")[:]
     reference = expected(store.read("probability/0")[:])
     np.testing.assert_array_equal(labels, reference)

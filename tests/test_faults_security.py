@@ -64,7 +64,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
         while not running.done():
             for process in family(psutil.Process()):
                 seen |= set(listening(process)) if process.pid not in before else set()
-            wait([running], timeout=0.2)
+            wait([running], timeout=0.5)
     return Watched(running.result(), folder / "prefect", folder / "tmp", seen)
 
 

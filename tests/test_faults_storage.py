@@ -192,18 +192,21 @@ def forced(
     )
 
 
+@pytest.mark.long
 def test_fault_22_killed_before_the_manifest_went_the_result_is_whole(forced: Forced) -> None:
     assert [ran.code for ran in forced.kills] == [-9, -9], "the faults struck"
     assert forced.untouched_complete
     assert forced.untouched == forced.before
 
 
+@pytest.mark.long
 def test_fault_22_killed_later_the_result_is_clearly_gone(forced: Forced) -> None:
     (record,) = json.loads(forced.half.stdout)
     assert forced.half.code == 3
     assert record["state"] == "incomplete"
 
 
+@pytest.mark.long
 def test_fault_22_the_same_command_ends_it_and_repeats_no_block(forced: Forced, overtile_alone: Command) -> None:
     assert forced.ended.code == 0, forced.ended.said
     assert forced.ended.computed("slide")["predict"] == 2, "the first of three blocks was done before the kill"

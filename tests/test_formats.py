@@ -142,6 +142,7 @@ def by_place(result: Path) -> list[tuple[tuple[int, int], str, float]]:
     return sorted((disc, row["class"], row["area_um2"]) for disc, row in zip(discs, rows, strict=True))
 
 
+@pytest.mark.long
 def test_a_second_run_computes_nothing_although_its_output_lies_among_the_slides(
     night: Night, overtile: Command
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,12 @@ def test_a_bare_name_is_the_newest_and_old_versions_stay(tmp_path: Path, monkeyp
     assert [path.stem for path in header.built_in()][2:4] == ["cells@10", "nuclei@1"]
 
 
+def some_long(cases: Mapping[str, Any], *long: str) -> list[Any]:
+    """Cases as parameters: each conversion starts a process that opens what nobody trusts, two seconds each."""
+    marked = {name: [pytest.mark.long] if name in long else [] for name in cases}
+    return [pytest.param(*case, id=name, marks=marked[name]) for name, case in cases.items()]
+
+
 # ---- convert -------------------------------------------------------------------------------------------------------
 
 Wrap = Callable[[dict[str, Any]], dict[str, Any]]
@@ -125,7 +131,7 @@ WRAPPED: dict[str, tuple[Wrap, list[str]]] = {
 }
 
 
-@pytest.mark.parametrize(("wrap", "said"), WRAPPED.values(), ids=WRAPPED)
+@pytest.mark.parametrize(("wrap", "said"), some_long(WRAPPED, "entry", "parallel"))
 def test_a_checkpoint_becomes_the_same_network(tmp_path: Path, network: UNet, wrap: Wrap, said: list[str]) -> None:
     source, target = tmp_path / "in.pt", tmp_path / "out.safetensors"
     torch.save(wrap(network.state_dict()), source)
@@ -219,7 +225,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize(("spoil", "words"), BAD.values(), ids=BAD)
+@pytest.mark.parametrize(("spoil", "words"), some_long(BAD, "no tensors", "one tensor", "not finite"))
 def test_what_does_not_fit_is_refused_naming_both_sides(
     tmp_path: Path, network: UNet, spoil: Callable[[dict[str, Any]], Any], words: list[str]
 ) -> None:

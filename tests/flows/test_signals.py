@@ -17,11 +17,16 @@ from skimage.data import immunohistochemistry
 from tests.commands import CONTEXT, Command, installed_command
 
 Stop = tuple[tuple[int, ...], str]
+QUICK: tuple[Stop, ...] = (((signal.SIGTERM,), "serial"),)
 POLITE: tuple[Stop, ...] = (((signal.SIGTERM,), "local"), ((signal.SIGINT,), "serial"))
 HURRIED: tuple[Stop, ...] = (((signal.SIGINT, signal.SIGINT), "local"),)
 
 
-@pytest.mark.parametrize("stops", [POLITE, pytest.param(HURRIED, marks=pytest.mark.long)], ids=["once", "twice"])
+@pytest.mark.parametrize(
+    "stops",
+    [QUICK, pytest.param(POLITE, marks=pytest.mark.long), pytest.param(HURRIED, marks=pytest.mark.long)],
+    ids=["once", "workers", "twice"],
+)
 def test_fault_10_a_signal_ends_it_soon_and_resumable(
     overtile: Command, tmp_path: Path, stops: tuple[Stop, ...]
 ) -> None:

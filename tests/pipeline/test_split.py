@@ -103,7 +103,10 @@ def expected(classes: int, connectivity: int) -> Array:
 
 @pytest.mark.parametrize(
     ("block_px", "classes", "connectivity"),
-    [(512, 1, 8), (512, 1, 4), (512, 3, 8), (512, 3, 4), (1024, 1, 8), (1024, 3, 4), (2048, 1, 8)],
+    [
+        *[(512, 1, 4), (512, 3, 8), (1024, 1, 8), (2048, 1, 8)],
+        *[pytest.param(*one, marks=pytest.mark.long) for one in ((512, 1, 8), (512, 3, 4), (1024, 3, 4))],
+    ],
 )
 def test_split_objects_are_those_of_the_whole_image(
     tmp_path: Path, classes: int, connectivity: int, block_px: int
@@ -130,7 +133,7 @@ def test_the_object_over_the_corner_is_split_there(tmp_path: Path) -> None:
     assert set(np.unique(labels[512 - 5 : 512 + 5, 512 - 5 : 512 + 5])) == {labels[512, 512]}
 
 
-@pytest.mark.parametrize("classes", [1, 2])
+@pytest.mark.parametrize("classes", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_everything_at_once(tmp_path: Path, classes: int, dask: MapBlocks) -> None:
     radii = [(2, 1), (1, 2)][:classes]
     chosen = section(
@@ -159,7 +162,7 @@ def test_regions_alone(tmp_path: Path) -> None:
     np.testing.assert_array_equal(labels_of(work), whole_objects.kept(labels, inside))
 
 
-@pytest.mark.parametrize("stop", [0, 4, 9, 13, 18, 26])
+@pytest.mark.parametrize("stop", [9, 18, *(pytest.param(one, marks=pytest.mark.long) for one in (0, 4, 13, 26))])
 def test_stopped_anywhere_it_goes_on_where_it_was(tmp_path: Path, stop: int) -> None:
     label_slide(make_work(tmp_path / "undisturbed", probability(1)), section(), serial)
     work = make_work(tmp_path / "stopped", probability(1))

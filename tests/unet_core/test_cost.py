@@ -133,7 +133,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the peak of a pro
     ("spec", "core_px", "dtype"),
     [
         pytest.param(UNetSpec(width=16), 384, "float32", marks=pytest.mark.long),
-        (UNetSpec(width=16), 768, "float32"),
+        pytest.param(UNetSpec(width=16), 768, "float32", marks=pytest.mark.long),
         (UNetSpec(width=16), 768, "bfloat16"),
         pytest.param(UNetSpec(width=32, up="bilinear", skip="add"), 512, "float32", marks=pytest.mark.long),
         pytest.param(UNetSpec(width=16, norm="batch", padding="same"), 512, "float32", marks=pytest.mark.long),
@@ -152,6 +152,7 @@ def test_memory_by_tile_is_what_a_process_is_seen_to_take(spec: UNetSpec, core_p
 
 
 @on_linux
+@pytest.mark.long
 def test_a_heap_that_keeps_what_was_freed_holds_more() -> None:
     said = tile_bytes(UNetSpec(width=16), 1024)
     assert said < measured(UNetSpec(width=16), 1024, "float32", "heap") <= said * HELD
