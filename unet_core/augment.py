@@ -105,8 +105,8 @@ def source_offsets(size_px: int, settings: Augmentation, generator: Generator) -
     )
     axis = torch.arange(size_px, dtype=torch.float32) - (size_px - 1) / 2
     straight = torch.stack(torch.meshgrid(axis, axis, indexing="ij"))
-    bent = straight + elastic_field(size_px, settings.elastic_px, generator) if settings.elastic_px else straight
-    return shrink * torch.einsum("ij,jyx->iyx", turn, bent)
+    bent = straight.add_(elastic_field(size_px, settings.elastic_px, generator)) if settings.elastic_px else straight
+    return torch.einsum("ij,jyx->iyx", turn, bent).mul_(shrink)
 
 
 def nearest_at(patch_CYX: Tensor, at_2YX: Tensor) -> Tensor:
@@ -126,10 +126,10 @@ def bilinear_at(patch_CYX: Tensor, at_2YX: Tensor) -> Tensor:
     if torch.equal(at_2YX, at_2YX.round()):
         return nearest_at(patch_CYX, at_2YX).float()
     height, width = patch_CYX.shape[-2:]
-    y = at_2YX[0] * (2 / max(1, height - 1)) - 1
-    x = at_2YX[1] * (2 / max(1, width - 1)) - 1
-    grid = torch.stack([x, y], dim=-1)[None]
-    return functional.grid_sample(patch_CYX[None].float(), grid, padding_mode="border", align_corners=True)[0]
+    grid_YX2 = at_2YX.new_empty((*at_2YX.shape[1:], 2))
+    for place, (at, length) in enumerate(((at_2YX[1], width), (at_2YX[0], height))):
+        torch.mul(at, 2 / max(1, length - 1), out=grid_YX2[..., place]).sub_(1)
+    return functional.grid_sample(patch_CYX[None].float(), grid_YX2[None], padding_mode="border", align_corners=True)[0]
 
 
 # ---- the laboratory --------------------------------------------------------------------------------------------------
@@ -144,8 +144,8 @@ def jitter_stains(rgb_3YX: Tensor, settings: Augmentation, generator: Generator)
     change = np.linalg.inv(STAINS) @ np.diag(np.exp(settings.stain * spread[0])) @ STAINS
     more = settings.stain_shift * spread[1] @ STAINS
     scale, shift = (torch.from_numpy(part).float().to(rgb_3YX.device) for part in (change.T, more))
-    density = -torch.log(rgb_3YX.clamp_min(1 / 256)).flatten(1)
-    return torch.exp(-(scale @ density + shift[:, None])).reshape(rgb_3YX.shape).clamp(0, 1)
+    density = rgb_3YX.clamp_min(1 / 256).log_().neg_().flatten(1)
+    return (scale @ density).add_(shift[:, None]).neg_().exp_().reshape(rgb_3YX.shape).clamp_(0, 1)
 
 
 def fibres(size: tuple[int, int], generator: Generator, device: torch.device | str = "cpu") -> Tensor:
@@ -183,16 +183,17 @@ def lay_counterstain(rgb_3YX: Tensor, generator: Generator) -> Tensor:
 
 def jitter_light(image_CYX: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
     """Change gain, contrast, brightness and gamma, in this order; 0..1 in and out."""
-    if settings.gain:
-        gain = 1 + settings.gain * _either_way((image_CYX.shape[0], 1, 1), generator)
-        image_CYX = image_CYX * gain.to(image_CYX.device)
+    gain = 1 + settings.gain * _either_way((image_CYX.shape[0], 1, 1), generator) if settings.gain else torch.ones(())
+    image_CYX = image_CYX * gain.to(image_CYX.device)  # a copy, on which all else works
     if settings.contrast:
         mean = image_CYX.mean(dim=(1, 2), keepdim=True)
-        image_CYX = mean + (image_CYX - mean) * math.exp(uniform(-settings.contrast, settings.contrast, generator))
+        image_CYX.sub_(mean).mul_(math.exp(uniform(-settings.contrast, settings.contrast, generator))).add_(mean)
     if settings.brightness:
-        image_CYX = image_CYX + uniform(-settings.brightness, settings.brightness, generator)
-    image_CYX = image_CYX.clamp(0, 1)
-    return image_CYX ** math.exp(uniform(-settings.gamma, settings.gamma, generator)) if settings.gamma else image_CYX
+        image_CYX.add_(uniform(-settings.brightness, settings.brightness, generator))
+    image_CYX.clamp_(0, 1)
+    return (
+        image_CYX.pow_(math.exp(uniform(-settings.gamma, settings.gamma, generator))) if settings.gamma else image_CYX
+    )
 
 
 def soften(image_CYX: Tensor, generator: Generator) -> Tensor:
@@ -214,7 +215,7 @@ def overdraw(image_CYX: Tensor, generator: Generator) -> Tensor:
     padded = functional.pad(image_CYX[None], (reach,) * 4, mode="reflect").contiguous(memory_format=torch.channels_last)
     across = functional.conv2d(padded, line, groups=channels)
     blurred = functional.conv2d(across, line.transpose(2, 3), groups=channels)[0]
-    return (image_CYX + amount * (image_CYX - blurred)).clamp(0, 1)
+    return (image_CYX - blurred).mul_(amount).add_(image_CYX).clamp_(0, 1)
 
 
 def jitter_colour(image_CYX: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
@@ -230,6 +231,7 @@ def jitter_colour(image_CYX: Tensor, settings: Augmentation, generator: Generato
     if uniform(0, 1, generator) < settings.sharpen:
         image_CYX = overdraw(image_CYX, generator)
     if settings.noise:
-        noise = uniform(0, settings.noise, generator) * _normal(tuple(image_CYX.shape), generator)
-        image_CYX = image_CYX + noise.to(image_CYX.device)
-    return image_CYX.clamp(0, 1)
+        most = uniform(0, settings.noise, generator)
+        noise = _normal(tuple(image_CYX.shape), generator).mul_(most)
+        image_CYX = noise.to(image_CYX.device).add_(image_CYX)
+    return image_CYX.clamp_(0, 1)

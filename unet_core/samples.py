@@ -144,7 +144,7 @@ class Window:
         """Return the tile of an image (c, y, x) of unsigned integers, 1 being the largest of their type."""
         pixels = read_mirrored(image_CYX, self.box)
         patch = torch.from_numpy(pixels.astype(np.float32)).to(device)
-        return bilinear_at(patch, self.at_2YX.to(device)) / float(np.iinfo(pixels.dtype).max)
+        return bilinear_at(patch, self.at_2YX.to(device)).div_(float(np.iinfo(pixels.dtype).max))
 
     def weight(self, weight_YX: ArrayLike) -> Tensor:
         """Return the tile of a weight map (y, x)."""
@@ -182,7 +182,7 @@ class Sampler:
         input_px, output_px = self.sizes_px
         corner_yx = (y - input_px // 2, x - input_px // 2)
         trim = (input_px - output_px) // 2
-        at = source_offsets(input_px, self.augmentation, generator) + (input_px - 1) / 2
+        at = source_offsets(input_px, self.augmentation, generator).add_((input_px - 1) / 2)
         image = Window.around(corner_yx, at).image(case.image_CYX, self.device)
         middle = Window.around(corner_yx, at[:, trim : trim + output_px, trim : trim + output_px])
         weight = middle.weight(case.weights(self.sampling.separation, self.sampling.separation_sigma_px))

@@ -1,9 +1,8 @@
 """What training costs beside the network: the weight map, and steps as a run takes them over a bare loop's.
 
 The one decision made here: both sides take the same steps with the same network, settings and tiles, in turns, in wall
-seconds. The bare side finds its tiles drawn; the run's draws them, weight maps and augmentation included, ahead of the
-network and in threads beside it, and begins every turn with none. So a turn is long: the first tiles, which nothing
-hides, and those drawn beyond the last step are a third of what ten steps draw.
+seconds. The bare side finds its tiles drawn; the run's draws them as a training does, weight maps and augmentation
+included, and begins every turn with none.
 
     python tests/benchmarks/bench_training.py [STEPS [ROUNDS]]
 """
@@ -135,7 +134,7 @@ def measure_steps(steps: int, rounds: int) -> dict[str, float]:
     }
 
 
-def main(steps: int = 40, rounds: int = 5) -> dict[str, Any]:
+def main(steps: int = 20, rounds: int = 5) -> dict[str, Any]:
     """Both measurements."""
     return {"steps": steps, "rounds": rounds, **measure_map(), **measure_steps(steps, rounds)}
 

@@ -33,18 +33,20 @@ def same(one: Batch, other: Batch) -> bool:
     return all(torch.equal(*pair) for pair in pairs)
 
 
+@pytest.mark.parametrize("ahead", [None, 0, 2])
 @pytest.mark.parametrize("threads", [None, 1, 3])
-def test_threads_draw_what_is_drawn_one_by_one(sampler: Sampler, threads: int | None) -> None:
+def test_threads_draw_what_is_drawn_one_by_one(sampler: Sampler, threads: int | None, ahead: int | None) -> None:
     generator = seeded(7)
     expected = [sampler.draw(generator) for _ in range(6)]
-    with Batches(sampler, seeded(7), threads) as batches:
+    with Batches(sampler, seeded(7), threads, ahead) as batches:
         found = list(islice(batches, 6))
     assert all(same(*pair) for pair in zip(found, expected, strict=True))
     assert not same(found[0], found[1])
 
 
-def test_a_run_goes_on_from_the_state_before_its_next_batch(sampler: Sampler) -> None:
-    with Batches(sampler, seeded(7), 2) as batches:
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_a_run_goes_on_from_the_state_before_its_next_batch(sampler: Sampler, ahead: int) -> None:
+    with Batches(sampler, seeded(7), 3, ahead) as batches:
         states = [batches.state]
         drawn = []
         for batch in islice(batches, 5):
@@ -52,7 +54,7 @@ def test_a_run_goes_on_from_the_state_before_its_next_batch(sampler: Sampler) ->
             states.append(batches.state)
     assert torch.equal(states[0], seeded(7).get_state())
     for done in range(5):
-        with Batches(sampler, seeded(0).set_state(states[done]), 2) as batches:
+        with Batches(sampler, seeded(0).set_state(states[done]), 3, ahead) as batches:
             assert same(next(batches), drawn[done])
 
 
