@@ -187,7 +187,8 @@ class DaskMap:
         """What came of blocks: fetched together, for each question goes all the way through dask."""
         done = {one.future.key: one.future for one in landed if one.future.status == "finished"}
         answers = self.client.gather(done, errors="skip") if done else {}
-        return {one.future: answers.get(one.future.key) or _result(one.future) for one in landed}
+        found = ((one.future, answers.get(one.future.key)) for one in landed)
+        return {future: _result(future) if answer is None else answer for future, answer in found}
 
     def _send(self, function: Callable[[Index], Counts], index: Index, lane: Lane[Landed]) -> Future[Counts]:
         name = getattr(getattr(function, "func", function), "__name__", "block")
