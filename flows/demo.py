@@ -19,7 +19,7 @@ from flows.records import figures
 from pipeline.config import load_config
 from pipeline.errors import OvertileError
 from pipeline.geometry import Box
-from pipeline.layout import PROBABILITY, TISSUE
+from pipeline.layout import IMAGE, PROBABILITY, TISSUE
 from pipeline.manifest import read_manifest
 from pipeline.model import load_model
 from pipeline.store import SlideStore
@@ -115,7 +115,7 @@ def _different_from_one_pass(store: SlideStore, manifest: dict[str, Any]) -> int
     facts = manifest["stages"]["tissue"]["facts"]
     factor = facts["factor"]
     section = PredictSection(model.weights, model.spec.foreground, factor, **compute)
-    whole = single_pass(load_network(section), store.read("0"), WINDOW, colours_of(facts))
+    whole = single_pass(load_network(section), store.read(IMAGE), WINDOW, colours_of(facts))
     tissue = cell_pixels(tissue_cells(store.read(TISSUE), WINDOW, factor), WINDOW)
     stored = store.read(PROBABILITY).read(WINDOW)
     return int((stored != np.where(tissue, whole, 0)).any(axis=0).sum())

@@ -20,7 +20,7 @@ from pipeline.config import CELL_PX
 from pipeline.errors import DamagedError
 from pipeline.geometry import Box, TileGrid
 from pipeline.ingest import read_image
-from pipeline.layout import OVERVIEW, PROBABILITY, TISSUE_UM
+from pipeline.layout import IMAGE, OVERVIEW, PROBABILITY, TISSUE_UM
 from pipeline.manifest import write_manifest
 from pipeline.plan import SlidePlan
 from pipeline.slide import open_slide
@@ -112,7 +112,7 @@ def _left(plan: SlidePlan, store: SlideStore) -> Iterator[tuple[str, float]]:
         try:
             if store.stamped(stage) == made:
                 yield stage, 0.0
-            elif (path := {"ingest": "0", "predict": PROBABILITY}.get(stage)) and store.holds(path, made):
+            elif (path := {"ingest": IMAGE, "predict": PROBABILITY}.get(stage)) and store.holds(path, made):
                 yield stage, 1 - len(store.done(path, made)) / plan.blocks
         except DamagedError:  # the run will make it again
             continue
@@ -169,9 +169,9 @@ def _read(plan: SlidePlan, box: Box, store: SlideStore) -> None:
     """What ingest does for a block, for any box of the image."""
     work = Work(store.root, box.shape, plan.block_px, plan.hashes["ingest"])
     image_CYX = read_image(ingest_section(plan), box)
-    store.create(ArraySpec("0", image_CYX.shape, str(image_CYX.dtype), work.block_px, work.plan, codec="lz4"))
-    store.write_block("0", work.plan, Box.of_shape(box.shape), image_CYX)
-    store.commit("0", work.plan)
+    store.create(ArraySpec(IMAGE, image_CYX.shape, str(image_CYX.dtype), work.block_px, work.plan, codec="lz4"))
+    store.write_block(IMAGE, work.plan, Box.of_shape(box.shape), image_CYX)
+    store.commit(IMAGE, work.plan)
     store.stamp("ingest", work.plan, {})
 
 

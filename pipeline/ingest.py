@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.bad_tiles import FACT, FLAG, BadTile, as_array, from_array, read_around
 from pipeline.errors import SlideError
 from pipeline.geometry import Box
+from pipeline.layout import IMAGE
 from pipeline.patience import patiently
 from pipeline.resample import Resolution, resample, source_box
 from pipeline.slide import open_slide
@@ -22,7 +23,6 @@ from pipeline.slide_reader import Pixels
 from pipeline.store import ArraySpec, Index
 from pipeline.work import Counts, MapBlocks, StageReport, Work, run_blocks
 
-ARRAY = "0"
 _COPY = "Copy the slide again from its source"
 
 
@@ -51,7 +51,7 @@ def ingest_block(work: Work, section: IngestSection, index: Index) -> Counts:
     pixels, bad = patiently(partial(_read, section, core), section.slide, section.patience_s)
     if section.masking:
         work.store.save_result("ingest", work.plan, index, {FACT: as_array(bad)})
-    work.store.write_block(ARRAY, work.plan, core, pixels)
+    work.store.write_block(IMAGE, work.plan, core, pixels)
     return {"pixels": core.area_px}
 
 
@@ -73,14 +73,14 @@ def ingest_slide(work: Work, section: IngestSection, map_blocks: MapBlocks) -> S
     """Write the whole image, block by block."""
     store = work.store
     shape = (section.channels, *work.shape_yx)
-    store.create(ArraySpec(ARRAY, shape, section.dtype, work.block_px, work.plan, codec="lz4"))
-    done = store.done(ARRAY, work.plan)
+    store.create(ArraySpec(IMAGE, shape, section.dtype, work.block_px, work.plan, codec="lz4"))
+    done = store.done(IMAGE, work.plan)
     if section.masking:
         store.sweep_results("ingest", work.plan)
         done &= store.results("ingest", work.plan)
     report = run_blocks("ingest", work, done, partial(ingest_block, work, section), map_blocks)
     report.facts = _masked(work, section) if section.masking else {}
-    store.commit(ARRAY, work.plan)
+    store.commit(IMAGE, work.plan)
     store.stamp("ingest", work.plan, report.facts)
     return report
 

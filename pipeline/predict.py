@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import CELL_PX
 from pipeline.geometry import Box
-from pipeline.layout import PROBABILITY, TISSUE
+from pipeline.layout import IMAGE, PROBABILITY, TISSUE
 from pipeline.network import Colours, Network, Region, load
 from pipeline.seam import Cut, seam_check
 from pipeline.store import Array, ArraySpec, Index, StoredArray
@@ -69,7 +69,7 @@ def predict_block(work: Work, section: PredictSection, index: Index) -> Counts:
     pixels = np.zeros((section.foreground, *core.shape), np.uint8)
     if wanted.any():
         grid = network.grid(core, section.tile_px)
-        region = Region.around(store.read("0"), grid, section.colours)
+        region = Region.around(store.read(IMAGE), grid, section.colours)
         for tile in grid:
             place = (slice(None), *tile.core.shift(-core.y0, -core.x0).slices)
             if wanted[place[1:]].any():

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.config import CELL_PX
 from pipeline.geometry import Box, TileGrid
-from pipeline.layout import QUALITY, TISSUE
+from pipeline.layout import IMAGE, QUALITY, TISSUE
 from pipeline.mask_file import MaskFile, tissue_of
 from pipeline.quality import Quality, Strip, detail, pen_mask
 from pipeline.regions import Regions
@@ -52,7 +52,7 @@ class TissueSection:
 
 def tissue_block(work: Work, section: TissueSection, index: Index) -> Counts:
     """Keep the area mean and the fine detail of one block of the image as the block's small result."""
-    image_CYX = work.store.read("0").read(work.core(index))
+    image_CYX = work.store.read(IMAGE).read(work.core(index))
     small = {"thumb": area_mean(image_CYX, section.factor), "detail": detail(image_CYX, section.factor)}
     if section.normalisations:
         step = sample_step(work.shape_yx)

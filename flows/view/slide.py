@@ -181,13 +181,12 @@ class Slide:
             return (
                 tiles.indexed_png(_NOTHING, tiles.palette(())) if pixels is None else tiles.rgb_bmp(self._rgb(pixels))
             )
-        if layer in ("outlines", "fills"):
-            numbers, colours = self._labelled(layer, place, chosen), tiles.palette(self.facts.colours)
-        else:
-            numbers, colours = self._numbers(layer, place, threshold)
+        numbers, colours = self._numbers(layer, place, threshold, chosen)
         return tiles.indexed_png(_NOTHING if numbers is None else numbers, colours)
 
-    def _numbers(self, layer: str, place: tiles.Place, threshold: float) -> tuple[tiles.Indices | None, tiles.Palette]:
+    def _numbers(
+        self, layer: str, place: tiles.Place, threshold: float, chosen: Filter
+    ) -> tuple[tiles.Indices | None, tiles.Palette]:
         """The numbers of a tile and what each looks like."""
         match layer:
             case "heat" | "threshold":
@@ -195,6 +194,8 @@ class Slide:
                 if layer == "heat":
                     return None if p is None else tiles.heat(p), tiles.heat_palette()
                 return None if p is None else tiles.over(p, threshold), tiles.palette((tiles.THRESHOLD,))
+            case "outlines" | "fills":
+                return self._labelled(layer, place, chosen), tiles.palette(self.facts.colours)
             case "tissue":
                 return self._tissue(place), tiles.palette((tiles.TISSUE,))
             case "left-out":
