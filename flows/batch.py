@@ -7,7 +7,7 @@ said by the exit code, by name, with the cause. Each slide has its own configura
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from datetime import time
@@ -16,24 +16,23 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer
 
+from flows.chosen import Chosen, choose, models_of
 from flows.history import STRIKES, History, Strikes
-from flows.names import names_of
 from flows.outcome import NOT_IN_VAIN, Outcome
 from flows.share import Share
 from flows.until import Deadline
 from pipeline.alias import Alias, untold
-from pipeline.cases import Case, choose_slides, read_cases
 from pipeline.config import ModelSection, RunConfig
-from pipeline.discover import Candidate, find_slides
+from pipeline.discover import Candidate
 from pipeline.errors import ConfigError, DiskError, ModelError, SlideError
 from pipeline.files import digest, remove, write_bytes
 from pipeline.lock import slide_lock
 from pipeline.manifest import previous_plan
-from pipeline.model import Model, load_model
+from pipeline.model import Model
 from pipeline.plan import Compute, SlidePlan, plan_slide, resolve_tile
 from pipeline.resample import TOLERANCE
 from pipeline.slide_run import SlideRun, slide_root
-from pipeline.slide_state import FileState, file_states, last_change, unsettled
+from pipeline.slide_state import FileState, file_states, unsettled
 from pipeline.store import SlideStore
 from pipeline.work import retried
 from unet_core.errors import NetworkError
@@ -64,7 +63,8 @@ class BatchRequest(BaseModel):
     """What a batch is asked to do: inputs (slides or folders), output folder, configuration, keys to force.
 
     From ``until`` on, a time of day in ``timezone`` (null: this machine's), no block is begun any more. ``command`` is
-    what does the same by hand, where it was not typed. Of a ``share`` only that part of the slides is taken.
+    what does the same by hand, where it was not typed. Of a ``share`` only that part of the slides is taken. Of weights
+    that are ``pinned`` no others are used than those of that SHA-256.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -78,19 +78,11 @@ class BatchRequest(BaseModel):
     timezone: str | None = None
     command: tuple[str, ...] = ()
     share: Share | None = None
+    pinned: dict[str, str] = {}
 
     def forces(self, key: str) -> bool:
         """Whether a complete result of this slide may be given up."""
         return self.force_all or key in self.force
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """A slide and the configuration of its run; ``case`` is the line of the table that named it."""
-
-    candidate: Candidate
-    config: RunConfig
-    case: Case | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +149,7 @@ def plan_batch(request: BatchRequest, *, writing: bool = True) -> Batch:
     """
     deadline = Deadline.of(request.until, request.timezone)
     request = _absolute(request) if request.config.cluster.is_elsewhere else request
-    chosen = _chosen(request)
-    if request.config.outputs.redact is not None:
-        with names_of(Path(request.config.outputs.redact), request.out, writing=writing) as names:
-            redacted = names.redacted([one.candidate for one in chosen])
-        chosen = [replace(one, candidate=candidate) for one, candidate in zip(chosen, redacted, strict=True)]
+    chosen = choose(request.inputs, request.out, request.config, writing=writing)
     everything = {one.candidate.key: one.candidate.shown for one in chosen}
     if unknown := [key for key in request.force if key not in everything]:
         there = ", ".join(sorted(everything)[:10])
@@ -169,7 +157,7 @@ def plan_batch(request: BatchRequest, *, writing: bool = True) -> Batch:
     if all(one.candidate.refused for one in chosen):
         raise ConfigError("; ".join(str(one.candidate.refused) for one in chosen))
     chosen = chosen if request.share is None else request.share.take(chosen)
-    models = _models(chosen)
+    models = models_of(chosen, request.pinned)
     if writing:
         _require_writable(request.out, "output folder", "--out")
         if request.config.outputs.scratch is not None:
@@ -189,41 +177,6 @@ def _absolute(request: BatchRequest) -> BatchRequest:
     scratch = None if outputs.scratch is None else str(Path(outputs.scratch).absolute())
     config = request.config.model_copy(update={"outputs": outputs.model_copy(update={"scratch": scratch})})
     return request.model_copy(update={"inputs": inputs, "out": request.out.absolute(), "config": config})
-
-
-def _chosen(request: BatchRequest) -> list[Chosen]:
-    """The slides asked for, in order: all that were found, or those that the cases table names."""
-    config = request.config
-    cases = read_cases(Path(config.input.cases)) if config.input.cases is not None else None
-    candidates = find_slides(request.inputs, config.input.pattern, request.out)
-    if config.input.order == "priority" and not any("priority" in case.columns for case in cases or ()):
-        raise ConfigError("input.order=priority: expected a cases table with a column 'priority', found none")
-    if cases is None:
-        chosen = [Chosen(candidate, config) for candidate in candidates]
-    else:
-        chosen = [Chosen(candidate, case.config(config), case) for candidate, case in choose_slides(cases, candidates)]
-    return _ordered(chosen, config.input.order)
-
-
-def _ordered(chosen: list[Chosen], order: str | None) -> list[Chosen]:
-    """The slides as they are to be taken. A table's are in order of its priorities already."""
-    if order == "newest":
-        return sorted(chosen, key=lambda one: -last_change(one.candidate.path))
-    return sorted(chosen, key=lambda one: one.candidate.key) if order == "name" else chosen
-
-
-def _models(chosen: Sequence[Chosen]) -> dict[ModelSection, Model]:
-    """Every model that a slide is to be segmented with, once, by what the configuration says of it."""
-    models: dict[ModelSection, Model] = {}
-    for one in chosen:
-        section = one.config.model
-        if section not in models and one.candidate.refused is None:
-            try:
-                models[section] = load_model(section)
-            except ModelError as error:
-                where = one.case.where if one.case and one.case.columns.get("model", "").strip() else None
-                raise ModelError(f"{where}: {error}" if where else str(error)) from error
-    return models
 
 
 def _equip(config: RunConfig, models: dict[ModelSection, Model]) -> dict[ModelSection, Equipment]:

@@ -17,13 +17,14 @@ from pydantic import Field
 
 from flows.artifact import show_artifact
 from flows.batch import Batch, BatchRequest
+from flows.chosen import require_sha256
 from flows.morning import morning_page
 from flows.outcome import NOT_IN_VAIN
 from flows.plain import printable
 from flows.segment import IncompleteError, segment_folder
 from flows.summary import plain
 from pipeline.config import MOST_SLIDES_ASKED
-from pipeline.errors import LockedError, ModelError
+from pipeline.errors import LockedError
 from pipeline.files import digest
 from pipeline.lock import slide_lock
 from pipeline.model import load_model
@@ -55,7 +56,7 @@ def _night_name() -> str:
 )
 def night(request: NightRequest) -> State[None]:
     """Segment what is new in a folder. Fails when a slide failed, with the count; stopping in time is no failure."""
-    require_weights(request)
+    require_sha256(load_model(request.config.model), request.model_sha256)
     try:
         with slide_lock(request.out / LOCK):
             batch = segment_folder.fn(request)
@@ -79,13 +80,3 @@ def _show(batch: Batch) -> None:
     """Put the page of the night where all of this folder are found."""
     out = batch.request.out
     show_artifact(f"night-{short_name(out)}", plain(out), morning_page(batch))
-
-
-def require_weights(request: NightRequest) -> None:
-    """Raise ModelError when the model is not the one that was scheduled."""
-    model = load_model(request.config.model)
-    if model.sha256 != request.model_sha256:
-        raise ModelError(
-            f"{model.name}: expected the weights that were scheduled, sha256 {request.model_sha256[:12]}, found "
-            f"{model.sha256[:12]}. Bring them back, or schedule again to use these"
-        )

@@ -120,15 +120,16 @@ class _Times:
 def _serve(config: RunConfig, asked: dict[str, Any], times: _Times, block: str | None) -> int:
     """Serve the nights asked for at these times until a signal; the exit code."""
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "INFO"  # nobody watches, a journal does
+    from flows.chosen import pin_cases
     from flows.server import Server, used
     from pipeline.model import load_model
 
-    sha256 = load_model(config.model).sha256
+    pins = {"model_sha256": load_model(config.model).sha256, "pinned": pin_cases(config)}
     server = Server.start(lasting=True)
     from flows.night import NightRequest
     from flows.schedule import Post, serve, when
 
-    request = NightRequest(config=config, model_sha256=sha256, **asked)
+    request = NightRequest(config=config, **pins, **asked)
     plan = when(times.cron, times.every_s, request.timezone or "UTC", watch=times.watch)
     with used(server):
         return serve(request, plan, Post(_say, None if server is None else server.require_alive, block))

@@ -32,7 +32,7 @@ from pydantic import ValidationError
 
 from pipeline.config import InputSection, ModelSection, RunConfig
 from pipeline.discover import Candidate
-from pipeline.errors import ConfigError, SlideError
+from pipeline.errors import ConfigError, SlideError, TableError
 
 SLIDE = "slide"
 KNOWN = (SLIDE, "model", "mpp", "regions", "priority", "patient")
@@ -61,7 +61,7 @@ class Case:
         text = self._cell("priority") or "0"
         if math.isfinite(number := _number(text)):
             return number
-        raise ConfigError(f"{self.where}: expected a number as priority, found {text!r}; larger ones come first")
+        raise TableError(self.where, f"expected a number as priority, found {text!r}; larger ones come first")
 
     def config(self, config: RunConfig) -> RunConfig:
         """The configuration of this slide's run: what the line says replaces what all slides were told."""
@@ -93,9 +93,10 @@ class Case:
         try:
             return InputSection.model_validate({**dict(config.input), **own})
         except ValidationError as error:
-            raise ConfigError(
-                f"{self.where}: expected micrometres per pixel from 0.05 to 10 with a decimal point, such as 0.25, or "
-                f"'native' as mpp, found {self._cell('mpp')!r}. Leave the cell empty to believe the slide"
+            raise TableError(
+                self.where,
+                "expected micrometres per pixel from 0.05 to 10 with a decimal point, such as 0.25, or 'native' as "
+                f"mpp, found {self._cell('mpp')!r}. Leave the cell empty to believe the slide",
             ) from error
 
 
@@ -157,9 +158,9 @@ def _delimiter(path: Path, text: str, needed: str) -> str:
             if needed in header:
                 return delimiter
     first = text.partition("\n")[0].strip()[:100]
-    raise ConfigError(
-        f"{path}, line 1: expected column names, one of them {needed!r}, with commas, semicolons or tabs between them, "
-        f"found {first!r}"
+    raise TableError(
+        f"{path}, line 1",
+        f"expected column names, one of them {needed!r}, with commas, semicolons or tabs between them, found {first!r}",
     )
 
 
@@ -180,10 +181,10 @@ def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[
 def _check_header(where: str, header: Sequence[str], expected: Sequence[str]) -> None:
     for name in header:
         if header.count(name) > 1 and name:
-            raise ConfigError(f"{where}: column {name!r} is there {header.count(name)} times. Rename or remove one")
+            raise TableError(where, f"column {name!r} is there {header.count(name)} times. Rename or remove one")
         known = name.strip().casefold()
         if known in expected and name != known:
-            raise ConfigError(f"{where}: column {name!r}: expected {known!r}. Rename it, in small letters")
+            raise TableError(where, f"column {name!r}: expected {known!r}. Rename it, in small letters")
 
 
 def _row(where: str, header: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
@@ -193,7 +194,7 @@ def _row(where: str, header: Sequence[str], cells: Sequence[str]) -> dict[str, s
             "Put a cell that holds a delimiter into quotation marks"
         )
     if nameless := [cell for name, cell in zip(header, cells, strict=True) if not name.strip() and cell.strip()]:
-        raise ConfigError(f"{where}: {nameless[0]!r} stands in a column without a name. Name the column in the header")
+        raise TableError(where, f"{nameless[0]!r} stands in a column without a name. Name the column in the header")
     return {name: cell for name, cell in zip(header, cells, strict=True) if name.strip()}
 
 
@@ -207,20 +208,23 @@ def _case(path: Path, line: int, columns: dict[str, str]) -> Case:
 # ---- the slides that are meant ---------------------------------------------------------------------------------------
 
 
-def choose_slides(cases: Sequence[Case], candidates: Sequence[Candidate]) -> list[tuple[Candidate, Case]]:
+def choose_slides(
+    cases: Sequence[Case], candidates: Sequence[Candidate], *, telling: bool = True
+) -> list[tuple[Candidate, Case]]:
     """The slides that the lines name, in the lines' order, each carrying its case; one that is not there is refused.
 
-    Raises ConfigError when a line fits several slides, or two lines name one.
+    ``telling``: names of slides that no line names may be told, as what might have been meant. Raises TableError when
+    a line fits several slides, or two lines name one.
     """
-    names = _Names.of(candidates)
+    names = _Names.of(candidates, telling=telling)
     chosen: dict[tuple[str, Path], tuple[Candidate, Case]] = {}
     for case in cases:
         for candidate in names.find(case):
             name = candidate.key, candidate.path
             if name in chosen:
                 _, other = chosen[name]
-                raise ConfigError(
-                    f"{case.where}: {case.slide!r} is the slide of line {other.line} too ({other.slide!r}). Keep one"
+                raise TableError(
+                    case.where, f"{case.slide!r} is the slide of line {other.line} too ({other.slide!r}). Keep one"
                 )
             chosen[name] = replace(candidate, case=dict(case.columns)), case
     return list(chosen.values())
@@ -231,16 +235,17 @@ class _Names:
     """What slides may be called, the most exact way first: key, path below the input, whole path, file name."""
 
     kinds: tuple[Mapping[str, list[Candidate]], ...]
+    telling: bool
 
     @classmethod
-    def of(cls, candidates: Sequence[Candidate]) -> _Names:
+    def of(cls, candidates: Sequence[Candidate], *, telling: bool) -> _Names:
         kinds: tuple[dict[str, list[Candidate]], ...] = ({}, {}, {}, {})
         for candidate in candidates:
             below = PurePosixPath(candidate.key).parent / candidate.path.name
             names = (candidate.key, str(below), os.path.abspath(candidate.path), candidate.path.name)
             for kind, name in zip(kinds, names, strict=True):
                 kind.setdefault(_composed(name), []).append(candidate)
-        return cls(kinds)
+        return cls(kinds, telling)
 
     def find(self, case: Case) -> list[Candidate]:
         """The slide of a line; several where a collision refuses them all."""
@@ -249,9 +254,7 @@ class _Names:
             found = kind.get(text, [])
             if len(found) > 1 and kind is self.kinds[-1]:
                 paths = ", ".join(str(one.path) for one in found)
-                raise ConfigError(
-                    f"{case.where}: {len(found)} slides are called {case.slide!r}: {paths}. Give the path"
-                )
+                raise TableError(case.where, f"{len(found)} slides are called {case.slide!r}: {paths}. Give the path")
             if found:
                 return found
         return [Candidate(case.slide, Path(case.slide), self._unknown(case, text))]
@@ -259,10 +262,11 @@ class _Names:
     def _unknown(self, case: Case, text: str) -> SlideError:
         below = self.kinds[1]
         near = difflib.get_close_matches(text, list(below), n=1, cutoff=0.6)
-        hint = f"did you mean {near[0]!r}?" if near else f"found for example {next(iter(below), 'nothing')!r}."
+        hint = f": did you mean {near[0]!r}?" if near else f": found for example {next(iter(below), 'nothing')!r}."
+        found = f"{len(below)} that were found{hint if self.telling else '.'}"
         return SlideError(
-            f"{case.where}: no slide {case.slide!r} among the {len(below)} that were found: {hint} Expected a key, a "
-            "path below the input folder, a file name or an absolute path"
+            f"{case.where}: no slide {case.slide!r} among the {found} Expected a key, a path below the input folder, a "
+            "file name or an absolute path"
         )
 
 

@@ -21,6 +21,17 @@ class ConfigError(OvertileError, ValueError):
     exit_code = 2
 
 
+class TableError(ConfigError):
+    """A cases table that cannot be meant: ``where`` it is wrong, in file and line, and how, which quotes its cells."""
+
+    def __init__(self, where: str, what: str) -> None:
+        super().__init__(where, what)
+        self.where = where
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
+
+
 class ModelError(OvertileError, ValueError):
     """A checkpoint that cannot be used, or a network whose output is not finite."""
 

@@ -179,15 +179,14 @@ except Exception as error:
 def test_weights_that_were_not_scheduled_are_refused(overtile: Command, tmp_path: Path) -> None:
     """And what is refused, or found to be done by another, says so in the state of its run."""
     script = """
-from flows.night import night, require_weights
+from flows.night import night
 from pipeline.errors import ModelError
 from pipeline.model import load_model
 try:
-    require_weights(request)
+    await asyncio.to_thread(night, request)
 except ModelError as error:
     print(error)
 sha256 = load_model(request.config.model).sha256
-require_weights(request.model_copy(update={"model_sha256": sha256}))
 with slide_lock(out / LOCK):
     state = await asyncio.to_thread(night, request.model_copy(update={"model_sha256": sha256}), return_state=True)
 print(state.name, state.message)
