@@ -92,13 +92,21 @@ def serial(function: Callable[[Index], Counts], indices: Iterable[Index]) -> Ite
 
 
 def attempt(function: Callable[[Index], Counts], index: Index) -> Counts:
-    """Run one block, again after an I/O error that may pass. Raises WorkerError naming the block when it stays."""
+    """Run one block, again after an I/O error that may pass.
+
+    Raises WorkerError naming the block when it stays, or when the block asks for more memory than it may have.
+    """
+    where = f"block (row {index[0]}, col {index[1]})"
     try:
         return retried(lambda: function(index))
     except DiskError:
         raise
     except OSError as error:
-        raise WorkerError(f"block (row {index[0]}, col {index[1]}): {error}, {RETRIES + 1} times in a row") from error
+        raise WorkerError(f"{where}: {error}, {RETRIES + 1} times in a row") from error
+    except MemoryError as error:
+        raise WorkerError(
+            f"{where}: it asks for more memory than a worker may have: {error}. Use a smaller tiles.block"
+        ) from error
 
 
 def retried(call: Callable[[], T]) -> T:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,18 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 import dask
-from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster, fire_and_forget
+from distributed import (
+    Client,
+    Future,
+    KilledWorker,
+    Nanny,
+    Scheduler,
+    SpecCluster,
+    Worker,
+    WorkerPlugin,
+    fire_and_forget,
+)
+from distributed.system import MEMORY_LIMIT
 
 from pipeline.beside import Wait, beside
 from pipeline.errors import ClusterError, DiskError, HungError, OvertileError, WorkerError
@@ -58,6 +70,9 @@ SETTINGS: Mapping[str, Any] = MappingProxyType(
     }
 )
 """What dask is told, here and (`configs/dask.yaml`) where scheduler and workers are started by hand."""
+
+CEILING_BYTES = max(4 << 30, MEMORY_LIMIT // 2)
+"""What one worker may hold: a slide made to fill the memory fails by name, before the system ends somebody else's."""
 
 LOOK_S = 5.0
 """So often it is seen to that all workers of this machine are there."""
@@ -228,6 +243,22 @@ def _explain(index: Index, error: BaseException) -> BaseException:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Ceiling(WorkerPlugin):
+    """Let a worker hold no more than so many bytes: what asks for more gets a MemoryError.
+
+    Not one with a GPU, for which CUDA reserves far more than it uses.
+    """
+
+    bytes: int
+
+    def setup(self, worker: Worker) -> None:
+        """Set it, in a worker that starts."""
+        if GPU not in worker.state.total_resources and worker.state.nthreads == 1:
+            _, hardest = resource.getrlimit(resource.RLIMIT_DATA)
+            resource.setrlimit(resource.RLIMIT_DATA, (self.bytes, hardest))
+
+
 @contextmanager
 def local_client(workers: int, threads: int = 1, gpus: Sequence[str] = ()) -> Iterator[Client]:
     """Worker processes on this machine, all sockets on 127.0.0.1, gone when the block ends.
@@ -252,6 +283,7 @@ def local_client(workers: int, threads: int = 1, gpus: Sequence[str] = ()) -> It
         Client(cluster, set_as_default=False) as client,
         beside("keeping workers", partial(_keep_up, cluster, len(team))),
     ):
+        client.register_plugin(Ceiling(CEILING_BYTES))
         yield client
         client.run(gc.freeze)  # workers end without a last collection of all that they imported: half a second
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import select
 import signal
 import socket
@@ -28,7 +29,7 @@ from pipeline.geometry import Box
 from pipeline.slide_reader import TileError, TilePlace
 from pipeline.store import Index
 from pipeline.work import Counts, MapBlocks, serial
-from pipeline.workers import DaskMap, _result, local_cluster, resolve_workers
+from pipeline.workers import CEILING_BYTES, DaskMap, _result, local_cluster, resolve_workers
 from tests.pipeline import worker_blocks as blocks
 
 WORKERS = 2
@@ -87,6 +88,19 @@ def totals(answers: list[Counts]) -> Counter[str]:
 def test_all_threads_of_a_worker_share_one_heap(cluster: DaskMap) -> None:
     """With a heap for each, every thread keeps the memory of its largest block."""
     assert {answer["heaps"] for answer in cluster(blocks.heaps, GRID[:4])} <= {1, -1}
+
+
+def test_fault_50_a_block_that_asks_for_the_machines_memory_fails_alone(cluster: DaskMap) -> None:
+    """Also in workers that were started anew after others died."""
+    cluster.client.restart(timeout=60)
+    limits = cluster.client.run(resource.getrlimit, resource.RLIMIT_DATA)
+    assert {soft for soft, _ in limits.values()} == {CEILING_BYTES}
+    found, error = consume(cluster(partial(blocks.hoard, CEILING_BYTES), GRID))
+    assert isinstance(error, WorkerError)
+    assert "block (row 0, col 0): it asks for more memory than a worker may have" in str(error)
+    assert "tiles.block" in str(error)
+    assert len(found) == len(GRID) - 1
+    assert set(cluster.client.run(resource.getrlimit, resource.RLIMIT_DATA)) == set(limits), "no worker died of it"
 
 
 # ---- the same answers ----------------------------------------------------------------------------------------------
