@@ -132,7 +132,9 @@ def test_the_same_command_again_has_nothing_to_do(trained: Trained, overtile_alo
 
 
 @pytest.mark.long
-def test_kill_9_inside_an_epoch_costs_nothing_but_time(trained: Trained, overtile: Command, tmp_path: Path) -> None:
+def test_fault_25_kill_9_inside_an_epoch_costs_nothing_but_time(
+    trained: Trained, overtile: Command, tmp_path: Path
+) -> None:
     seed = 3
     step = random.Random(seed).randrange(EVERY + 1, STEPS - 1)
     print(f"seed {seed}: killed after {step} steps or a little later")
@@ -144,7 +146,9 @@ def test_kill_9_inside_an_epoch_costs_nothing_but_time(trained: Trained, overtil
 
 
 @pytest.mark.long
-def test_five_kills_of_one_run_cost_nothing_but_time(trained: Trained, overtile: Command, tmp_path: Path) -> None:
+def test_fault_25_five_kills_of_one_run_cost_nothing_but_time(
+    trained: Trained, overtile: Command, tmp_path: Path
+) -> None:
     seed = 21
     steps = sorted(random.Random(seed).sample(range(1, STEPS - 1), 5))
     print(f"seed {seed}: killed after {steps} steps or a little later")
@@ -200,7 +204,7 @@ def test_two_at_once_in_one_folder_are_refused(trained: Trained, overtile_alone:
 
 
 @pytest.mark.long
-def test_a_loss_that_is_no_number_ends_with_4_and_says_what_is_kept(
+def test_fault_61_a_loss_that_is_no_number_ends_with_4_and_says_what_is_kept(
     trained: Trained, overtile: Command, tmp_path: Path
 ) -> None:
     wild = ("optimiser.kind=sgd", "optimiser.rate=1.0e+25", "optimiser.clip=null")
