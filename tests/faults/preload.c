@@ -5,8 +5,9 @@
  *           unlink, rmdir; or change: any of these that changes what is on the disk. "worker read" and so on strike
  *           only in processes that the command started.
  *   action  an errno to fail with, "kill" to die on the spot by SIGKILL, "abort" to die as a failed assertion does,
- *           "hang" to never come back, "copy" to copy FAULT_ROOT and FAULT_JOURNAL as they are at this moment beside the
- *           counter file, with the occurrence's number behind its name, and to go on
+ *           "hang" to never come back, "stop" to freeze the process until it is sent SIGCONT, "copy" to copy FAULT_ROOT
+ *           and FAULT_JOURNAL as they are at this moment beside the counter file, with the occurrence's number behind
+ *           its name, and to go on
  *   first, last  which occurrences are struck, counted from 1 over all processes by the length of the counter file
  *
  * The counter is a file that grows by one byte an occurrence: appending is atomic, so it counts across processes.
@@ -109,6 +110,7 @@ static int struck(const char *call, const char *path) {
         if (strcmp(fields[2], "kill") == 0) kill(getpid(), SIGKILL);
         if (strcmp(fields[2], "abort") == 0) abort();
         if (strcmp(fields[2], "copy") == 0) copy_all(fields[5], number);
+        if (strcmp(fields[2], "stop") == 0) raise(SIGSTOP);
         while (strcmp(fields[2], "hang") == 0) pause();
         answer = atoi(fields[2]);
     }
