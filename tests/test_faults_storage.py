@@ -220,6 +220,7 @@ def test_fault_22_the_same_command_ends_it_and_repeats_no_block(forced: Forced, 
     assert overtile_alone.run("verify", forced.ended.out).code == 0
 
 
+@pytest.mark.long
 def test_fault_21_what_a_killed_writer_left_is_never_served_and_removed(forced: Forced) -> None:
     assert forced.partials == 1
     assert not list(forced.ended.out.rglob("*.partial"))
