@@ -80,6 +80,10 @@ LOOK_S = 5.0
 DEVICES, GPU, GPU_THREADS = "CUDA_VISIBLE_DEVICES", "GPU", 2
 """The resource of a worker with a GPU: as many as threads, of which one computes while the other reads and writes."""
 
+LOST_AFTER, FOR_EVER = "distributed.deploy.lost-worker-timeout", "8760 hours"
+"""When dask looks again for a worker that was gone, and ends one that is just being started anew after another death:
+the block it got meanwhile counts as one that kills. ``_keep_up`` looks for those that stay away."""
+
 STEALING = "distributed.scheduler.work-stealing"
 """Off where there are GPUs: an idle worker that has one would steal blocks that are for the others."""
 
@@ -278,7 +282,7 @@ def local_client(workers: int, threads: int = 1, gpus: Sequence[str] = ()) -> It
     scheduler = {"cls": Scheduler, "options": {**place, "port": 0, "dashboard_address": "127.0.0.1:0"}}
     with (
         TemporaryDirectory(prefix="overtile-") as scratch,
-        dask.config.set({**SETTINGS, "temporary-directory": scratch, STEALING: not gpus}),
+        dask.config.set({**SETTINGS, "temporary-directory": scratch, STEALING: not gpus, LOST_AFTER: FOR_EVER}),
         SpecCluster(workers=team, scheduler=scheduler, silence_logs=50) as cluster,
         Client(cluster, set_as_default=False) as client,
         beside("keeping workers", partial(_keep_up, cluster, len(team))),
@@ -292,10 +296,23 @@ def _keep_up(cluster: SpecCluster, workers: int, wait: Wait) -> None:
     """Start anew whatever worker was given up.
 
     dask restarts a worker that died, but gives it up for good when it dies again before it was ready, as it does where
-    a block that kills waits for it, or when it takes long to come back. Without workers a run would wait for ever.
+    a block that kills waits for it. Without workers a run would wait for ever.
     """
+    without: set[tuple[int | str, Nanny]] = set()
     while not wait(LOOK_S):
-        cluster.scale(workers)  # changes nothing where all are there
+        without = cluster.sync(_start_anew, cluster, workers, without)
+
+
+async def _start_anew(
+    cluster: SpecCluster, workers: int, without: set[tuple[int | str, Nanny]]
+) -> set[tuple[int | str, Nanny]]:
+    """Who has no process now. Of those, who was ``without`` one a look ago is let go, and another one started."""
+    now = {(name, nanny) for name, nanny in cluster.workers.items() if not nanny.is_alive()}
+    for name, nanny in now & without:
+        del cluster.workers[name]
+        await nanny.close()
+    cluster.scale(workers)  # changes nothing where all are there
+    return now - without
 
 
 @contextmanager

@@ -19,7 +19,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import dask
 import psutil
 import pytest
 from distributed import KilledWorker, Scheduler
@@ -282,6 +281,9 @@ def test_fault_6_a_worker_that_dies_once_costs_nothing_but_time(cluster: DaskMap
 def test_fault_11_13_a_block_that_always_kills_its_worker_is_named_and_the_innocent_complete(
     cluster: DaskMap, tmp_path: Path
 ) -> None:
+    """And whoever looks after the workers starts each anew: one that is just starting must not be ended."""
+    assert cluster.client.cluster is not None
+    team = dict(cluster.client.cluster.workers)
     found, error = consume(cluster(partial(blocks.poison, tmp_path, ((0, 1),), 99), GRID))
     assert isinstance(error, WorkerError)
     assert "row 0, col 1" in str(error)
@@ -289,6 +291,7 @@ def test_fault_11_13_a_block_that_always_kills_its_worker_is_named_and_the_innoc
     assert totals(found) == totals([blocks.count(index) for index in GRID if index != (0, 1)])
     assert tried(tmp_path)["0.1"] <= 4, "bounded retries"
     assert len(list(cluster(blocks.count, GRID))) == len(GRID), "and the workers are back"
+    assert cluster.client.cluster.workers == team
 
 
 def test_fault_13_a_block_that_kills_costs_the_other_slides_nothing(cluster: DaskMap, tmp_path: Path) -> None:
@@ -317,7 +320,7 @@ def test_fault_13_an_answer_that_died_with_its_worker_is_tried_alone() -> None:
 @pytest.mark.long
 def test_fault_13_workers_that_were_given_up_are_started_anew() -> None:
     """As dask does when one dies before it was ready, where it would leave none for ever."""
-    with dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"}), local_cluster(1) as mapper:
+    with local_cluster(1) as mapper:
         assert mapper.client.cluster is not None
         mapper.client.cluster.sync(mapper.client.cluster.workers[0].close)
         answers = ThreadPoolExecutor(1).submit(lambda: list(mapper(blocks.count, GRID)))
