@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONHASHSEED ?= 0
+# What Python compiled is kept: otherwise each of two hundred commands that the tests run compiles all of it anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo browser slurm test test-long faults lint prove bench bench-long gpu clean
 
@@ -15,7 +17,7 @@ demo: .venv  ## segment real tissue and prove the result
 	$(BIN)/overtile demo
 
 test: .venv  ## the proofs that take minutes
-	$(BIN)/python -m pytest -m 'not long and not cuda' -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m 'not long and not cuda' -n 3 --dist loadfile --no-loadscope-reorder
 
 browser:  ## Chromium, in which the tests open reports: where it is absent and Debian's may be installed
 	@which chromium chromium-browser google-chrome 2>/dev/null | grep -q . || ( [ "$$(id -u)" = 0 ] && apt-get update -qq && \

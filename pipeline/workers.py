@@ -249,7 +249,7 @@ def _explain(index: Index, error: BaseException) -> BaseException:
 
 @dataclass(frozen=True, slots=True)
 class Ceiling(WorkerPlugin):
-    """Let a worker hold no more than so many bytes: what asks for more gets a MemoryError.
+    """Let a worker hold no more than so many bytes, or than it may already: what asks for more gets a MemoryError.
 
     Not one with a GPU, for which CUDA reserves far more than it uses.
     """
@@ -259,8 +259,9 @@ class Ceiling(WorkerPlugin):
     def setup(self, worker: Worker) -> None:
         """Set it, in a worker that starts."""
         if GPU not in worker.state.total_resources and worker.state.nthreads == 1:
-            _, hardest = resource.getrlimit(resource.RLIMIT_DATA)
-            resource.setrlimit(resource.RLIMIT_DATA, (self.bytes, hardest))
+            now, hardest = resource.getrlimit(resource.RLIMIT_DATA)
+            lowest = min([self.bytes, *(one for one in (now, hardest) if one != resource.RLIM_INFINITY)])
+            resource.setrlimit(resource.RLIMIT_DATA, (lowest, hardest))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -81,7 +81,22 @@ def _when_imported(node: ast.AST) -> Iterator[ast.AST]:
 
 
 SOURCES = [Source(path) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
-each_source = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+
+
+def each_source(check: Callable[[Source], None]) -> Callable[[], None]:
+    """One test of all files, which names every file that fails the check."""
+
+    def test() -> None:
+        wrong = []
+        for source in SOURCES:
+            try:
+                check(source)
+            except AssertionError as error:
+                wrong.append(f"{source.name}: {error}")
+        assert not wrong, "\n".join(wrong)
+
+    test.__doc__ = check.__doc__
+    return test
 
 
 # ---- who imports whom ----------------------------------------------------------------------------------------------
@@ -111,10 +126,10 @@ def test_every_file_of_pipeline_has_its_level() -> None:
     assert set(_placed()) - files == set(), "it is gone: take it out of LEVELS"
 
 
-@pytest.mark.parametrize("source", [one for one in SOURCES if one.package == "pipeline"], ids=lambda one: one.name)
+@each_source
 def test_pipeline_imports_lower_levels_only(source: Source) -> None:
     placed = _placed()
-    if source.path.stem not in placed:
+    if source.package != "pipeline" or source.path.stem not in placed:
         return
     level, family = placed[source.path.stem]
     for name in source.imports():

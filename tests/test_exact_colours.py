@@ -59,7 +59,6 @@ class Asked:
 
 
 ASKED = [Asked("reinhard"), Asked("macenko"), Asked("none", equalise=True), Asked("macenko", equalise=True)]
-HOW = ["serial", "dask", "serial", "serial"]
 HEIGHT, WIDTH = 523, 1061  # more than 2^18 pixels, so that only every second is looked at
 
 
@@ -71,9 +70,9 @@ def image() -> NDArray[np.uint8]:
 
 
 @pytest.fixture(scope="module")
-def mappers() -> Iterator[dict[str, MapBlocks]]:
-    with local_cluster(2) as dask:
-        yield {"serial": serial, "dask": dask}
+def dask() -> Iterator[MapBlocks]:
+    with local_cluster(2) as mapper:
+        yield mapper
 
 
 def model(folder: Path, asked: Asked, name: str = "asked") -> Path:
@@ -112,13 +111,22 @@ def step_through(run: SlideRun, others: Mapping[str, MapBlocks], map_blocks: Map
         run.step(stage, others.get(stage, map_blocks))
 
 
-@pytest.mark.parametrize(("asked", "how"), [*zip(ASKED, HOW, strict=True)], ids=str)
-def test_tiled_equals_whole(
-    tmp_path: Path, image: NDArray[np.uint8], mappers: dict[str, MapBlocks], asked: Asked, how: str
-) -> None:
+@pytest.mark.parametrize(
+    "asked", [ASKED[0], ASKED[3], *(pytest.param(one, marks=pytest.mark.long) for one in ASKED[1:3])], ids=str
+)
+def test_tiled_equals_whole(tmp_path: Path, image: NDArray[np.uint8], asked: Asked) -> None:
+    tiled_equals_whole(tmp_path, image, asked, serial)
+
+
+@pytest.mark.long
+def test_workers_normalise_alike(tmp_path: Path, image: NDArray[np.uint8], dask: MapBlocks) -> None:
+    tiled_equals_whole(tmp_path, image, ASKED[1], dask)
+
+
+def tiled_equals_whole(tmp_path: Path, image: NDArray[np.uint8], asked: Asked, mapper: MapBlocks) -> None:
     weights = model(tmp_path, asked)
     plan = planned(write_tiff(tmp_path / "slide.tif", image), tmp_path / "out", [weights])
-    stored = predicted(plan, tmp_path / "out", mappers[how])
+    stored = predicted(plan, tmp_path / "out", mapper)
     expected = oracle.whole_pass(oracle.network(weights), asked.shown(image))
     assert expected.std() > 3, "something to compare"
     assert (np.abs(expected.astype(int) - oracle.whole_pass(oracle.network(weights), image)) > 1).mean() > 0.1

@@ -36,7 +36,7 @@ class Runs:
     fresh: Ran
 
 
-@pytest.fixture(scope="module", params=[pytest.param("tif", marks=pytest.mark.long), "png, all of it on"])
+@pytest.fixture(scope="module", params=["tif", "png, all of it on"])
 def runs(overtile: Command, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Runs:
     """Slides of two formats; the second with regions, opening, closing and splitting."""
     folder = tmp_path_factory.mktemp("threshold")
@@ -56,6 +56,7 @@ def runs(overtile: Command, tmp_path_factory: pytest.TempPathFactory, request: p
     return Runs(before, changed, fresh)
 
 
+@pytest.mark.long
 def test_fault_16_a_changed_threshold_makes_no_network_call(runs: Runs) -> None:
     outcome = runs.changed.outcome("slide")
     assert outcome["network_calls"] == 0
@@ -67,6 +68,7 @@ def test_fault_16_a_changed_threshold_makes_no_network_call(runs: Runs) -> None:
     assert runs.fresh.outcome("slide")["network_calls"] == 2
 
 
+@pytest.mark.long
 def test_a_changed_threshold_touches_no_pixel_of_image_and_probability(runs: Runs) -> None:
     now = files_of(runs.changed.out / "slide")
     pixels = [name for name in runs.before if "/c/" in name and "/labels/" not in name]
@@ -76,6 +78,7 @@ def test_a_changed_threshold_touches_no_pixel_of_image_and_probability(runs: Run
     assert now[table].sha256 != runs.before[table].sha256, "the new threshold does change objects here"
 
 
+@pytest.mark.long
 def test_a_changed_threshold_equals_a_fresh_run_in_every_file(runs: Runs) -> None:
     changed, fresh = (
         {name: state.sha256 for name, state in files_of(ran.out / "slide").items() if name not in UNEQUAL}

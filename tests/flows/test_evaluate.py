@@ -211,6 +211,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return root / "0.safetensors", root / "1.safetensors"
 
 
+@pytest.mark.long
 def test_the_mask_is_the_one_that_segment_gives(
     pair: tuple[Path, Path], overtile: Command, overtile_alone: Command, tmp_path: Path
 ) -> None:

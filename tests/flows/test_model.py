@@ -131,7 +131,7 @@ WRAPPED: dict[str, tuple[Wrap, list[str]]] = {
 }
 
 
-@pytest.mark.parametrize(("wrap", "said"), some_long(WRAPPED, "entry", "parallel"))
+@pytest.mark.parametrize(("wrap", "said"), some_long(WRAPPED, "bare", "entry", "parallel"))
 def test_a_checkpoint_becomes_the_same_network(tmp_path: Path, network: UNet, wrap: Wrap, said: list[str]) -> None:
     source, target = tmp_path / "in.pt", tmp_path / "out.safetensors"
     torch.save(wrap(network.state_dict()), source)
@@ -225,7 +225,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize(("spoil", "words"), some_long(BAD, "no tensors", "one tensor", "not finite"))
+@pytest.mark.parametrize(("spoil", "words"), some_long(BAD, "other names", "no tensors", "one tensor", "not finite"))
 def test_what_does_not_fit_is_refused_naming_both_sides(
     tmp_path: Path, network: UNet, spoil: Callable[[dict[str, Any]], Any], words: list[str]
 ) -> None:

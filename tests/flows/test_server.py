@@ -85,6 +85,7 @@ def test_a_server_named_in_a_profile_is_used(environment: dict[str, str], prefec
     assert asked(environment) == prefect_server
 
 
+@pytest.mark.long
 def test_a_server_that_cannot_start_is_named_with_the_way_out(tmp_path: Path) -> None:
     slide = write(tmp_path / "slide.tif", draw((64, 64), red_and_blue((64, 64))))
     nowhere = f"sqlite+aiosqlite:///{tmp_path}/no/such/folder/prefect.db"

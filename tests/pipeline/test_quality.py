@@ -218,7 +218,7 @@ def test_sharpness_does_not_know_how_strong_the_stain_is(shared_data: Path, name
         assert "blurred" in flags_of(blurred(one, 4.0))
 
 
-@pytest.mark.parametrize("colour", INK, ids=str)
+@pytest.mark.parametrize("colour", [INK[0], *(pytest.param(one, marks=pytest.mark.long) for one in INK[1:])], ids=str)
 @pytest.mark.parametrize(
     "name",
     [
