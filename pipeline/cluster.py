@@ -28,7 +28,18 @@ from pipeline.config import ClusterSection
 from pipeline.errors import ClusterError, ConfigError
 from pipeline.files import remove, write_bytes
 from pipeline.flight import Flight
-from pipeline.workers import GPU, GPU_THREADS, LOST, RELEASE, SETTINGS, DaskMap, Landed, local_client, resolve_workers
+from pipeline.workers import (
+    GPU,
+    GPU_THREADS,
+    LOST,
+    LOST_AFTER,
+    RELEASE,
+    SETTINGS,
+    DaskMap,
+    Landed,
+    local_client,
+    resolve_workers,
+)
 
 NETWORK = "predict"
 """The stage whose blocks need a GPU where there are any."""
@@ -173,7 +184,7 @@ def _connected(section: ClusterSection, address: str) -> Iterator[Client]:
 def _jobs(section: ClusterSection, *, on_gpu: bool) -> Iterator[Client]:
     """A client of a scheduler of its own, whose workers are jobs; waits in the queue for the first of them."""
     jobs = resolve_workers(section.workers)
-    with dask.config.set(dict(SETTINGS)), slurm_cluster(section, on_gpu=on_gpu) as cluster:
+    with dask.config.set({**SETTINGS, LOST_AFTER: "5 minutes"}), slurm_cluster(section, on_gpu=on_gpu) as cluster:
         cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)  # one that ends is submitted again
         with Client(cluster, set_as_default=False) as client:
             client.wait_for_workers(1)
