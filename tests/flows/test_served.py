@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.commands import REPOSITORY, Command, is_complete
+from tests.commands import CONTEXT, REPOSITORY, Command, is_complete
 from tests.faults.pictures import draw, red_and_blue, write
 from tests.flows.serving import (
     PATIENCE_S,
@@ -30,6 +31,7 @@ from tests.flows.serving import (
     settings,
     shards,
 )
+from unet_core.checkpoint import load, save
 
 DOCS = REPOSITORY / ".github" / "docs" / "nights.md"
 
@@ -163,3 +165,25 @@ def test_what_arrives_is_taken_and_who_is_to_know_of_a_failure_is_told(tmp_path:
     assert "Failed" in told["text"]
     assert "1 of 2 slides are not complete as asked" in told["text"]
     assert f"overtile status {out} --failed" in told["text"]
+
+
+@pytest.mark.long
+def test_a_model_of_the_cases_table_that_changes_fails_the_nights_until_it_is_scheduled_again(tmp_path: Path) -> None:
+    out, log, own, table = (tmp_path / name for name in ("out", "log", "own.safetensors", "cases.csv"))
+    slides = two_slides(tmp_path / "slides")
+    shutil.copy(CONTEXT, own)
+    table.write_text(f"slide,model\nfirst.tif,{own}\n")
+    asked = settings(f"input.cases={table}", "input.mpp=0.25", "tiles.tile=256")
+    words = [slides, "--out", out, "--every", "12", *asked]
+    command = Command.under(tmp_path, None)
+    with serving(command, log, *words):
+        awaited(lambda: 0 in exit_codes(out), log)
+        save(own, load(CONTEXT), {"retrained": True})
+        awaited(lambda: "Failed" in night_states(log), log)
+        failed = [run for run in ask(log, "flow_runs/filter", {}) if run["state_name"] == "Failed"]
+        assert "expected the weights that were scheduled" in failed[0]["state"]["message"]
+        assert set(exit_codes(out)) == {0}
+    with serving(command, log, *words):
+        count = len(lines_of(out, "ended"))
+        awaited(lambda: len(lines_of(out, "ended")) > count, log)
+    assert lines_of(out, "ended")[count]["states"] == {"kept": 1}, "these are used, and change no result unasked"
