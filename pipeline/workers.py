@@ -63,6 +63,7 @@ SETTINGS: Mapping[str, Any] = MappingProxyType(
         "distributed.worker.memory.terminate": False,
         "distributed.worker.profile.enabled": False,  # watching itself costs dask 4 % of two cores
         "distributed.admin.tick.interval": "1s",
+        "distributed.admin.low-level-log-length": 100,  # of the last messages to each worker, a kilobyte each
         "distributed.admin.system-monitor.interval": "10s",
         "distributed.worker.memory.monitor-interval": "10s",
         "distributed.scheduler.allowed-failures": 1,
