@@ -18,7 +18,7 @@ from ome_zarr_models.v05.image import Image
 from tests.commands import Command, Ran
 from tests.conftest import skip_or_fail
 
-SLIDES = ("OS-1-detail.ome.tif", "OS-2-vsi.ome.tif")
+SLIDES = ("OS-1-detail.ome.tif", "OS-2-ndpi.ome.tif", "OS-2-vsi.ome.tif")
 KEYS = [name.removesuffix(".ome.tif") for name in SLIDES]
 NAPARI = """
 import json, sys

@@ -182,7 +182,7 @@ def test_holes_are_those_of_the_whole_class_map(classes: Classes, block: Block, 
 def test_thousands_of_masks_around_the_percolation_threshold(connectivity: int) -> None:
     rng = np.random.default_rng(SEED)
     density = {4: 0.593, 8: 0.407}[connectivity]
-    for case in range(300):
+    for case in range(600):
         height, width, rows, cols = rng.integers((4, 4, 3, 3), (16, 16, 8, 8))
         mask = (rng.random((height, width)) < density + rng.uniform(-0.1, 0.1)).astype(np.uint8)
         labels, _ = label_blocks(mask, (int(rows), int(cols)), connectivity)

@@ -133,6 +133,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the peak of a pro
     ("spec", "core_px", "dtype"),
     [
         (UNetSpec(width=16), 256, "float32"),
+        pytest.param(UNetSpec(width=16), 384, "float32", marks=pytest.mark.long),
         pytest.param(UNetSpec(width=16), 768, "float32", marks=pytest.mark.long),
         pytest.param(UNetSpec(width=16), 768, "bfloat16", marks=pytest.mark.long),
         pytest.param(UNetSpec(width=32, up="bilinear", skip="add"), 512, "float32", marks=pytest.mark.long),
@@ -141,7 +142,17 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the peak of a pro
         pytest.param(preset("unet++"), 320, "float32", marks=pytest.mark.long),
         pytest.param(preset("attention"), 384, "float32", marks=pytest.mark.long),
     ],
-    ids=["narrow tile", "wide tile", "half precision", "bilinear", "batch", "no skips", "unet++", "attention"],
+    ids=[
+        "least tile",
+        "narrow tile",
+        "wide tile",
+        "half precision",
+        "bilinear",
+        "batch",
+        "no skips",
+        "unet++",
+        "attention",
+    ],
 )
 def test_memory_by_tile_is_what_a_process_is_seen_to_take(spec: UNetSpec, core_px: int, dtype: str) -> None:
     """Within 2 %, 1 MB of the library's own aside."""
