@@ -33,13 +33,13 @@ test-long: .venv  ## the proofs that take longer: 50 kills, every tile and block
 	$(BIN)/python -m pytest -m 'long' --timeout 3600
 
 faults: .venv  ## every fault that must be survived, and the table of what survived; about an hour
-	$(BIN)/python -m pytest -p tests.faults.table -m 'not cuda' --timeout 3600
+	$(BIN)/python -m pytest -p tests.support.faults.table -m 'not cuda' --timeout 3600
 
 lint: .venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_architecture.py
+	$(BIN)/python -m pytest -q tests/docs/test_architecture.py
 
 prove: .venv  ## break each promise on purpose and demand a red test
 	$(BIN)/python tests/sabotage/prove.py

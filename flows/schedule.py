@@ -26,15 +26,15 @@ from prefect.runner import Runner
 from prefect.schedules import Cron, Interval, Schedule
 from prefect.types.entrypoint import EntrypointType
 
-from flows.arrivals import Arrivals
-from flows.catch_up import catch_up, firings, is_busy, mark_dead, skipped
-from flows.history import note
-from flows.night import NightRequest, night, short_name
-from flows.notify import automations, find_block
-from flows.plain import printable
-from flows.summary import plain
+from flows.batch.history import note
+from flows.folder_watch import FolderWatch
+from flows.missed_runs import catch_up, firings, is_busy, mark_dead, skipped
+from flows.notifications import automations, find_block
+from flows.reports.summary_markdown import plain
+from flows.scheduled_run import ScheduledRunRequest, night, short_name
 from pipeline.errors import ConfigError, OvertileError
-from pipeline.lock import slide_lock
+from pipeline.printable import printable
+from pipeline.storage.lock import slide_lock
 
 LOCK = ".schedule"
 LOOK_S, POLL_S = 10, 5
@@ -53,7 +53,7 @@ def when(cron: str | None, every_s: float | None, zone: str, *, watch: bool = Fa
         raise ConfigError(f"--cron {cron}: expected minute, hour, day, month, weekday such as '0 1 * * *'") from error
 
 
-def deployment_of(request: NightRequest, schedule: Schedule | None) -> RunnerDeployment:
+def deployment_of(request: ScheduledRunRequest, schedule: Schedule | None) -> RunnerDeployment:
     """The deployment: one for an output folder, so that scheduling again replaces it."""
     return RunnerDeployment.from_flow(
         night,
@@ -67,7 +67,7 @@ def deployment_of(request: NightRequest, schedule: Schedule | None) -> RunnerDep
 
 
 @dataclass(frozen=True, slots=True)
-class Post:
+class ScheduleService:
     """Where a schedule tells what it does, what it asks whether its server lives, and by which block it calls for help.
 
     ``block`` is the name of one of Prefect's notification blocks.
@@ -78,13 +78,13 @@ class Post:
     block: str | None = None
 
 
-def serve(request: NightRequest, schedule: Schedule | None, post: Post) -> int:
+def serve(request: ScheduledRunRequest, schedule: Schedule | None, post: ScheduleService) -> int:
     """Serve it until SIGINT or SIGTERM; the exit code that follows. Raises LockedError when another process does."""
     with slide_lock(request.out / LOCK):
         return anyio.run(_serve, request, schedule, post)
 
 
-async def _serve(request: NightRequest, schedule: Schedule | None, post: Post) -> int:
+async def _serve(request: ScheduledRunRequest, schedule: Schedule | None, post: ScheduleService) -> int:
     runner = Runner(name="overtile", query_seconds=POLL_S)
     async with get_client() as client:
         block = None if post.block is None else await find_block(client, post.block)
@@ -111,8 +111,8 @@ class _Watch:
 
     client: PrefectClient
     deployment: UUID
-    request: NightRequest
-    post: Post
+    request: ScheduledRunRequest
+    post: ScheduleService
     runner: Runner
     seen: set[UUID] = field(default_factory=set)
     ended: int | OvertileError = 0
@@ -140,7 +140,7 @@ class _Watch:
 
     async def arrivals(self) -> None:
         """Ask for a night whenever slides have arrived, unless one is at work, or about to be: then a little later."""
-        arrivals = Arrivals(self.request)
+        arrivals = FolderWatch(self.request)
         while True:
             with suppress(PrefectException, HTTPError):  # it is asked again
                 found = await anyio.to_thread.run_sync(arrivals.look, abandon_on_cancel=True)

@@ -23,20 +23,29 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 
-from flows.artifact import show_artifact
-from flows.batch import MANIFEST, Batch, BatchRequest, OpenSlide, defer_changed, is_complete, open_slide_run, plan_batch
-from flows.outcome import Outcome
-from flows.plain import printable
-from flows.report import Report, noted, slide_markdown, write_page
-from flows.room import Room
-from flows.shared import shared_with_group
-from flows.summary import plain
-from flows.until import Deadline, Taken, TimeUpError
-from pipeline.alias import Untold
+from flows.artifacts import show_artifact
+from flows.batch.batch import (
+    MANIFEST,
+    Batch,
+    BatchRequest,
+    OpenSlide,
+    defer_changed,
+    is_complete,
+    open_slide_run,
+    plan_batch,
+)
+from flows.batch.deadline import Deadline, Taken, TimeUpError
+from flows.batch.disk_quota import DiskQuota
+from flows.batch.group_permissions import shared_with_group
+from flows.batch.outcome import Outcome
+from flows.reports.batch_files import Report, noted, slide_markdown, write_page
+from flows.reports.summary_markdown import plain
 from pipeline.config import MOST_SLIDES_ASKED, ClusterSection
 from pipeline.errors import ClusterError, OvertileError
-from pipeline.store import Index
-from pipeline.work import Counts, MapBlocks, StageReport, serial
+from pipeline.execution.blocks import Counts, MapBlocks, StageReport, serial
+from pipeline.printable import printable
+from pipeline.redaction import RedactErrors
+from pipeline.storage.slide_store import Index
 
 READ, NETWORK = "ingest", "predict"
 """The stage that reads the slide's files, and the one whose blocks keep workers busy."""
@@ -45,7 +54,7 @@ LEAST_SLIDES, MOST_SLIDES, BLOCKS_A_THREAD = 2, 16, 3
 """``auto``: how many slides are open, at least, at most, and until there are so many blocks left for a thread."""
 
 
-class Watcher(Protocol):
+class ProgressListener(Protocol):
     """Who wants to know how it goes: the progress display, or nobody."""
 
     def batch_planned(self, batch: Batch) -> None:
@@ -62,10 +71,10 @@ class Watcher(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Watchers:
+class ListenerGroup:
     """Several who want to know, told in order; nobody, when there are none."""
 
-    each: Sequence[Watcher] = ()
+    each: Sequence[ProgressListener] = ()
 
     def batch_planned(self, batch: Batch) -> None:
         """The slides are known."""
@@ -92,13 +101,13 @@ class IncompleteError(OvertileError):
     """The batch ended and some slides are not as asked; ``batch`` says which and why."""
 
     def __init__(self, batch: Batch) -> None:
-        missing = [outcome for outcome in batch.outcomes if not outcome.as_asked]
+        missing = [outcome for outcome in batch.outcomes if not outcome.is_up_to_date]
         super().__init__(f"{len(missing)} of {len(batch.outcomes)} slides are not complete as asked")
         self.batch = batch
 
 
 @dataclass(frozen=True, slots=True)
-class Doorkeeper:
+class AdmissionPolicy:
     """Who says whether one more slide may be opened: as many at once as asked for, or (``auto``) as keep workers busy.
 
     Two at least, so that one is read while the other is computed; more while those that are open have too few blocks
@@ -109,7 +118,7 @@ class Doorkeeper:
     threads: Callable[[], int]
 
     @classmethod
-    def of(cls, cluster: ClusterSection, threads: Callable[[], int]) -> Doorkeeper:
+    def of(cls, cluster: ClusterSection, threads: Callable[[], int]) -> AdmissionPolicy:
         """In one process every open slide holds a block in its memory: no more than one reads while one computes."""
         alone = cluster.kind == "serial" and cluster.slides_at_once == "auto"
         return cls(LEAST_SLIDES if alone else cluster.slides_at_once, threads)
@@ -123,14 +132,14 @@ class Doorkeeper:
 
 
 @dataclass(slots=True)
-class Conductor:
+class SlideScheduler:
     """Steps slides through their stages, several at a time."""
 
     batch: Batch
-    crew: Crew
-    watcher: Watcher
-    door: Doorkeeper = field(init=False)
-    room: Room = field(init=False)
+    crew: Executor
+    watcher: ProgressListener
+    door: AdmissionPolicy = field(init=False)
+    room: DiskQuota = field(init=False)
     deadline: Deadline = field(init=False)
     events: queue.SimpleQueue[Callable[[], None]] = field(default_factory=queue.SimpleQueue)
     stopping: threading.Event = field(default_factory=threading.Event)
@@ -139,10 +148,10 @@ class Conductor:
 
     def __post_init__(self) -> None:
         config, self.deadline = self.batch.request.config, self.batch.deadline
-        self.door = Doorkeeper.of(config.cluster, self.crew.threads)
-        self.room = Room.of(self.batch.request.out, config.outputs.max_gb)
+        self.door = AdmissionPolicy.of(config.cluster, self.crew.threads)
+        self.room = DiskQuota.of(self.batch.request.out, config.outputs.max_gb)
 
-    def conduct(self) -> None:
+    def run(self) -> None:
         """Work until no slide waits or runs. One bad slide never stops the others."""
         waiting = list(enumerate(self.batch.todo()))
         try:
@@ -258,7 +267,7 @@ class Conductor:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class StageResult:
     """What a stage's task returns."""
 
     report: StageReport
@@ -266,18 +275,18 @@ class Answer:
 
 
 @task(name="slide stage", task_run_name="{key}: {stage}", cache_policy=NO_CACHE, persist_result=False)
-def slide_stage(key: str, stage: str, job: tuple[OpenSlide, MapBlocks]) -> Answer:
+def slide_stage(key: str, stage: str, job: tuple[OpenSlide, MapBlocks]) -> StageResult:
     """Run one stage of one slide, or write its manifest and show it."""
     slide, map_blocks = job
     began = time.monotonic()
-    with Untold(slide.run.plan.alias, _on_a_line):
+    with RedactErrors(slide.run.plan.alias, _on_a_line):
         if stage == MANIFEST:
             slide.run.finish()
             show_artifact("slide", plain(key), slide_markdown(slide.run))
             report = StageReport(stage)
         else:
             report = slide.run.step(stage, map_blocks)
-    return Answer(report, time.monotonic() - began)
+    return StageResult(report, time.monotonic() - began)
 
 
 def _on_a_line(text: str) -> str:
@@ -293,7 +302,7 @@ def _batch_name() -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Crew:
+class Executor:
     """Who does the blocks: ``map_for`` is given a slide's rank, the oldest has 0, and a stage; ``stop`` ends all of it.
 
     ``threads``: how many compute for the network now.
@@ -305,27 +314,27 @@ class Crew:
 
 
 @contextmanager
-def crew_of(batch: Batch) -> Iterator[Crew]:
+def make_executor(batch: Batch) -> Iterator[Executor]:
     """Workers as the batch asks for them, or this process alone."""
     request = batch.request
     cluster, scratch = request.config.cluster, request.config.outputs.scratch
     if cluster.kind == "serial":
-        yield Crew(lambda _rank, _stage: serial, lambda: 1, lambda: None)
+        yield Executor(lambda _rank, _stage: serial, lambda: 1, lambda: None)
         return
-    from pipeline.cluster import team_of
+    from pipeline.execution.cluster import open_worker_pool
 
     on_gpu = any(one.compute.device == "cuda" for one in batch.equipment.values())
     shared = [request.out, *(() if scratch is None else (Path(scratch),))]
-    with team_of(cluster, shared, on_gpu=on_gpu) as team:
-        team.map_for(0, NETWORK).prepare("pipeline.stages")
-        yield Crew(team.map_for, lambda: team.threads, team.close)
+    with open_worker_pool(cluster, shared, on_gpu=on_gpu) as team:
+        team.map_for(0, NETWORK).prepare("pipeline.runs.stage_runner")
+        yield Executor(team.map_for, lambda: team.threads, team.close)
 
 
 @contextmanager
-def _begin(request: BatchRequest) -> Iterator[tuple[Batch, Crew]]:
+def _begin(request: BatchRequest) -> Iterator[tuple[Batch, Executor]]:
     with shared_with_group(request):
         batch = plan_batch(request)
-        with crew_of(batch) as crew:
+        with make_executor(batch) as crew:
             yield batch, crew
 
 
@@ -346,11 +355,11 @@ def segment_folder(request: BatchRequest, watcher: Any = None, begun: Any = None
     """
     with (begun or _begin)(request) as (batch, crew), noted(batch):
         report = Report(batch)
-        watching = Watchers([report] if watcher is None else [report, watcher])
+        watching = ListenerGroup([report] if watcher is None else [report, watcher])
         watching.batch_planned(batch)
-        Conductor(batch, crew, watching).conduct()
+        SlideScheduler(batch, crew, watching).run()
         report.finish()
     write_page(batch)
-    if any(not outcome.as_asked for outcome in batch.outcomes):
+    if any(not outcome.is_up_to_date for outcome in batch.outcomes):
         raise IncompleteError(batch)
     return batch

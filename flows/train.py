@@ -14,16 +14,16 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.utilities.annotations import quote
 
-from flows.artifact import show_artifact
-from flows.material import Prepared, TrainRequest, begin
-from flows.plain import printable
-from pipeline.files import read_json_lines
-from pipeline.network import exact_gpu_arithmetic, keep_freed_memory
-from unet_core.header import describe
-from unet_core.journal import NAME as METRICS
-from unet_core.learner import use_threads
-from unet_core.resume import Position
-from unet_core.train import BEST, Order, Watcher, train
+from flows.artifacts import show_artifact
+from flows.training.training_data import Prepared, TrainRequest, begin
+from pipeline.inference.predictor import exact_gpu_arithmetic, keep_freed_memory
+from pipeline.printable import printable
+from pipeline.storage.atomic_files import read_json_lines
+from unet_core.model_file.header import describe
+from unet_core.training.metrics_log import NAME as METRICS
+from unet_core.training.resume_checkpoint import Position
+from unet_core.training.train_state import use_threads
+from unet_core.training.trainer import BEST, TrainJob, TrainListener, train
 
 
 def _run_name() -> str:
@@ -56,7 +56,7 @@ def _unseen(job: Any) -> Any:
 
 
 @task(name="train fold", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
-def train_fold(name: str, job: tuple[Order, Watcher | None]) -> Path:
+def train_fold(name: str, job: tuple[TrainJob, TrainListener | None]) -> Path:
     """Train one network, and show how it went."""
     order, watcher = job
     order.folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,9 @@ def train_fold(name: str, job: tuple[Order, Watcher | None]) -> Path:
 @task(name="report", cache_policy=NO_CACHE, persist_result=False)
 def report(job: tuple[TrainRequest, Prepared]) -> Path:
     """Write the run's page, and show where it is."""
-    from flows.training_report import write_training_report  # matplotlib costs half a second, and training comes first
+    from flows.training.report_html import (
+        write_training_report,  # matplotlib costs half a second, and training comes first
+    )
 
     path, markdown = write_training_report(*job)
     show_artifact("training-report", "report", markdown)
@@ -99,7 +101,7 @@ def _row(step: int, scores: Mapping[str, float]) -> str:
 class _Nobody:
     """Watches nothing."""
 
-    def begun(self, order: Order, position: Position) -> None: ...
+    def begun(self, order: TrainJob, position: Position) -> None: ...
 
     def stepped(self, record: Mapping[str, Any], progress: float) -> None: ...
 

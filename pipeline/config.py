@@ -21,9 +21,6 @@ from pipeline.errors import ConfigError
 MOST_SLIDES_ASKED = 64
 """As many slides as may be asked to be open at once: each takes a thread, a lock and its tables in memory."""
 
-STAGES = ("ingest", "tissue", "predict", "label", "measure", "pyramid", "export", "overlay")
-"""What is done to a slide, in this order."""
-
 CELL_PX = 512
 """Side of an inner zarr chunk and of the cells in which tissue is decided."""
 

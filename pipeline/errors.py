@@ -42,7 +42,7 @@ class SlideError(OvertileError, ValueError):
     """A slide that cannot be read as what it claims to be, or lacks what is needed (such as its resolution)."""
 
 
-class HungError(SlideError):
+class ReadTimeoutError(SlideError):
     """A slide that gives no answer: no block of it is begun any more."""
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import NO_SERVER, Command, is_complete
-from tests.faults.pictures import draw, red_and_blue, write
-from tests.faults.preload import Preload
-from tests.faults.trees import Finished
+from tests.support.commands import NO_SERVER, Command, is_complete
+from tests.support.faults.pictures import draw, red_and_blue, write
+from tests.support.faults.preload import Preload
+from tests.support.faults.trees import Finished
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

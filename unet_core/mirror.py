@@ -6,6 +6,7 @@ lookup along each axis that leaves the image; the padded image never exists.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,6 +41,16 @@ class BoxLike(Protocol):
     @property
     def x1(self) -> int:
         """Last column + 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Square:
+    """A half-open rectangle of an image."""
+
+    y0: int
+    x0: int
+    y1: int
+    x1: int
 
 
 def mirrored_indices(start: int, stop: int, length: int) -> NDArray[np.intp]:

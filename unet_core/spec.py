@@ -18,8 +18,8 @@ from pydantic import (
     model_validator,
 )
 
-from unet_core.colour_map import Normalisation, Rows, StainMethod
-from unet_core.stain import Stain
+from unet_core.normalisation import Normalisation, Rows, StainMethod
+from unet_core.optical_density import StainStatistics
 
 Colour = tuple[
     Annotated[int, Field(ge=0, le=255)],
@@ -59,14 +59,14 @@ class UNetSpec(BaseModel):
     """A U-Net (Ronneberger, Fischer, Brox 2015) and how to feed it: x = (image / dtype max - mean) / std.
 
     The image is first brought to the colours of the training where `stain_normalisation` or `equalise` ask for it, by a
-    map fitted once a slide (`unet_core.colour_map`, which says what `stain_target` holds).
+    map fitted once a slide (`unet_core.normalisation`, which says what `stain_target` holds).
 
     `architecture`: the paper's, U-Net++ (Zhou et al. 2018) or Attention U-Net (Oktay et al. 2018); the last two are
     MONAI's, and `dropout` is then after each convolution, not once at the bottom.
 
     `classes` counts the background: 1 + k. Class 0 is background; a softmax head has a channel for it, a sigmoid head
     has not. Channels at level i: width * growth**i. The stain is that of the cells it was trained on: mean and
-    covariance of their mean optical density (`unet_core.stain`); None where that says nothing.
+    covariance of their mean optical density (`unet_core.optical_density`); None where that says nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -171,11 +171,11 @@ class UNetSpec(BaseModel):
         return self
 
     @property
-    def stain(self) -> Stain | None:
+    def stain(self) -> StainStatistics | None:
         """The colours of the training, where they are known."""
         if self.stain_mean is None or self.stain_covariance is None:
             return None
-        return Stain(self.stain_mean, self.stain_covariance)
+        return StainStatistics(self.stain_mean, self.stain_covariance)
 
     @property
     def normalisation(self) -> Normalisation | None:

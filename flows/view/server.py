@@ -31,18 +31,18 @@ from starlette.responses import (
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flows.document import fill
-from flows.plain import printable
-from flows.view.doors import HOST, RAW, SAFE, Asked, Door, confined, raw_file
-from flows.view.library import Library, about, small_picture
-from flows.view.objects import COLUMNS, MOST_PICKED, ROWS, Filter
-from flows.view.slide import Slide
-from flows.view.tiles import media_type
+from flows.reports.html_page import fill
+from flows.view.access_control import HOST, RAW, SAFE, AccessPolicy, RequestHead, raw_file, require_inside
+from flows.view.catalog import Catalog, slide_details, small_picture
+from flows.view.objects_table import COLUMNS, MOST_PICKED, ROWS, Filter
+from flows.view.slide_tiles import Slide
+from flows.view.tile_renderer import media_type
 from pipeline.config import CELL_PX
-from pipeline.display import class_colours
 from pipeline.errors import ConfigError, OvertileError, StoreError
-from pipeline.layout import OVERVIEW
-from pipeline.store import SlideStore
+from pipeline.printable import printable
+from pipeline.rendering.contrast import class_colours
+from pipeline.storage.layout import OVERVIEW
+from pipeline.storage.slide_store import SlideStore
 
 STATIC = Path(__file__).parent / "static"
 STATIC_FILES = {"openseadragon.min.js", "slide.js", "batch.js", "view.css"}
@@ -53,7 +53,7 @@ LAST_S = 2
 """What is under way when it is ended may take so long."""
 
 
-def serve(library: Library, port: int, origins: tuple[str, ...], announce: Callable[[str], object]) -> None:
+def serve(library: Catalog, port: int, origins: tuple[str, ...], announce: Callable[[str], object]) -> None:
     """Answer on 127.0.0.1 until a signal comes, which is then raised. ``announce`` is told the address.
 
     Raises ConfigError when the port is taken.
@@ -65,7 +65,7 @@ def serve(library: Library, port: int, origins: tuple[str, ...], announce: Calla
     listening.setsockopt(
         socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
     )  # else a small tile waits 40 ms for its head's receipt
-    door = Door.of(listening.getsockname()[1], origins)
+    door = AccessPolicy.of(listening.getsockname()[1], origins)
     config = uvicorn.Config(
         Guard(pages(library, door), door),
         log_level="error",
@@ -89,14 +89,14 @@ class Guard:
     """Stands before the pages: refuses, or answers with what every answer carries."""
 
     app: ASGIApp
-    door: Door
+    door: AccessPolicy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         assert scope["type"] == "http", "nothing else is served"
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         origin = headers.get(b"origin")
-        asked = Asked(scope["method"], scope["raw_path"], headers.get(b"host"), origin)
+        asked = RequestHead(scope["method"], scope["raw_path"], headers.get(b"host"), origin)
         more = {**SAFE, **self._shared(scope, origin)}
 
         async def answer(message: Message) -> None:
@@ -124,7 +124,7 @@ class Guard:
         }
 
 
-def pages(library: Library, door: Door) -> Starlette:
+def pages(library: Catalog, door: AccessPolicy) -> Starlette:
     """All addresses. Each begins with the token, which the door has compared."""
     here = Answers(library, door, ThreadPoolExecutor(TILES_AT_ONCE))
     slide = "/{token}/slide/{name}"
@@ -159,8 +159,8 @@ def _refused(_request: Request, error: Exception) -> Response:
 class Answers:
     """What is said to each address."""
 
-    library: Library
-    door: Door
+    library: Catalog
+    door: AccessPolicy
     pool: ThreadPoolExecutor
 
     # ---- batch --------------------------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ class Answers:
             "title": printable(slide.facts.name),
             "alone": self.library.alone,
             "complete": slide.complete,
-            "groups": about(slide),
+            "groups": slide_details(slide),
             "image": "image" in slide.layers(),
             "overview": (slide.store.root / OVERVIEW).is_file(),
             "raw": f"{self.door.address}{RAW}/{request.path_params['name']}/{slide.store.zarr.name}",
@@ -221,7 +221,7 @@ class Answers:
     def overview(self, request: Request) -> Response:
         """The picture that every result has."""
         root = self._store(request).root
-        path = confined(root, root / OVERVIEW)
+        path = require_inside(root, root / OVERVIEW)
         return FileResponse(path) if path.is_file() else _missing()
 
     async def tile(self, request: Request) -> Response:

@@ -18,10 +18,10 @@ from pathlib import Path
 from tifffile import TiffFile
 from tissue import write_slide
 
-from pipeline.ingest import IngestSection, ingest_slide
-from pipeline.resample import resolution
-from pipeline.slide import open_slide
-from pipeline.work import Work, serial
+from pipeline.execution.blocks import StageContext, serial
+from pipeline.slides.opening import open_slide
+from pipeline.slides.resample import resolution
+from pipeline.stages.ingest import IngestSection, ingest_slide
 
 SIDE_PX, BLOCK_PX, ROUNDS = 8192, 2048, 5
 
@@ -63,7 +63,7 @@ def measure_ingest(rounds: int = ROUNDS) -> dict[str, float]:
         decode, reader = bare_decode(slide), open_slide(slide)
         section = IngestSection(slide, resolution(reader, "native", 1.0), reader.channels, str(reader.dtype))
         for number in range(rounds + 1):  # the first warms up
-            work = Work(folder / "out", (SIDE_PX, SIDE_PX), BLOCK_PX, f"{number:08d}")
+            work = StageContext(folder / "out", (SIDE_PX, SIDE_PX), BLOCK_PX, f"{number:08d}")
             spent = {
                 "ingest": cpu_seconds(lambda work=work: ingest_slide(work, section, serial)),  # type: ignore[misc]
                 "decode": cpu_seconds(decode),

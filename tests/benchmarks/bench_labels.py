@@ -28,11 +28,11 @@ from dask_image.ndmeasure import label as dask_label
 from numpy.typing import NDArray
 from skimage.measure import label, regionprops_table
 
-from pipeline.label import LabelSection, label_slide
-from pipeline.measure import measure_slide
-from pipeline.object_rows import MeasureSection
-from pipeline.store import ArraySpec
-from pipeline.work import Work, serial
+from pipeline.execution.blocks import StageContext, serial
+from pipeline.objects.table_writer import MeasureSection
+from pipeline.stages.label import LabelSection, label_slide
+from pipeline.stages.measure import measure_slide
+from pipeline.storage.slide_store import ArraySpec
 
 SIDE_PX, GRID, BLOCK_PX, CROP_PX = 10_000, 300, 2048, 4096
 ROUNDS, IN_A_ROW = 5, 3
@@ -66,7 +66,7 @@ def make_slide() -> tuple[Array, Array]:
     return probability[None], image
 
 
-def put(work: Work, path: str, pixels: Array) -> None:
+def put(work: StageContext, path: str, pixels: Array) -> None:
     """Store an array as an earlier stage would have."""
     codec: Literal["lz4", "zstd"] = "lz4" if path == "0" else "zstd"
     work.store.create(ArraySpec(path, pixels.shape, str(pixels.dtype), BLOCK_PX, work.plan, codec))
@@ -77,7 +77,9 @@ def put(work: Work, path: str, pixels: Array) -> None:
 
 def ours(root: Path, number: int) -> int:
     """Both stages under a fresh plan; returns the number of objects."""
-    label_work, measure_work = (Work(root, (SIDE_PX, SIDE_PX), BLOCK_PX, f"{number:08d}{stage}") for stage in "lm")
+    label_work, measure_work = (
+        StageContext(root, (SIDE_PX, SIDE_PX), BLOCK_PX, f"{number:08d}{stage}") for stage in "lm"
+    )
     report = label_slide(label_work, LabelSection(threshold=0.5, mpp=MPP), serial)
     measure_slide(measure_work, MeasureSection(MPP, (1.0, 1.0), ("nucleus",), ("red", "green", "blue")), serial)
     return int(report.facts["objects"])
@@ -132,8 +134,8 @@ def measure_labels(rounds: int = ROUNDS) -> dict[str, float]:
     seconds: dict[str, list[float]] = {"ours": [], "skimage": []}
     with tempfile.TemporaryDirectory() as folder, beside(probability, image) as others:
         root = Path(folder)
-        put(Work(root, (SIDE_PX, SIDE_PX), BLOCK_PX, "p"), "probability/0", probability)
-        put(Work(root, (SIDE_PX, SIDE_PX), BLOCK_PX, "i"), "0", image)
+        put(StageContext(root, (SIDE_PX, SIDE_PX), BLOCK_PX, "p"), "probability/0", probability)
+        put(StageContext(root, (SIDE_PX, SIDE_PX), BLOCK_PX, "i"), "0", image)
         for number in range(rounds):
             for turn in range(IN_A_ROW):
                 spent, objects = cpu_seconds(partial(ours, root, number * IN_A_ROW + turn))

@@ -25,7 +25,15 @@ SIDES_PX, ROUNDS, CELL_PX, WORKERS = (4096, 8192, 12288), 3, 512, 2
 
 def seconds_of(slide: Path, out: Path) -> float:
     """Wall seconds of one run. Raises when it fails."""
-    arguments = [sys.executable, "-c", "from flows.cli import main; main()", "segment", str(slide), "--out", str(out)]
+    arguments = [
+        sys.executable,
+        "-c",
+        "from flows.cli.main import main; main()",
+        "segment",
+        str(slide),
+        "--out",
+        str(out),
+    ]
     began = time.monotonic()
     done = subprocess.run(
         [*arguments, "--set", f"cluster.workers={WORKERS}"], capture_output=True, text=True, check=False

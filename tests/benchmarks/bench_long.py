@@ -16,7 +16,7 @@ from typing import Any
 from bench_memory import SETTINGS, WORKER, measure_command
 from tissue import write_slide
 
-from unet_core.header import resolve
+from unet_core.model_file.header import resolve
 
 TISSUE_PX, LARGE_PX = 4096, 60_000
 

@@ -27,7 +27,7 @@ from tissue import write_slide
 SMALL_PX, LARGE_PX = 4096, 16384
 INTERVAL_S = 0.25
 WORKERS, WORKER = 2, "worker"
-MODEL = Path(__file__).parents[1] / "golden" / "context.safetensors"
+MODEL = Path(__file__).parents[1] / "exactness" / "golden" / "context.safetensors"
 SETTINGS = ("compute.precision=fp32", "tiles.tile=1024", "tiles.block=2048", f"cluster.workers={WORKERS}")
 
 
@@ -72,7 +72,7 @@ def role_of(command: str) -> str:
     """What a child process is there for."""
     if "spawn_main" in command:
         return WORKER
-    return "prefect server" if "flows.server" in command else "other"
+    return "prefect server" if "flows.prefect_server" in command else "other"
 
 
 def last_stamp(folder: Path) -> str:
@@ -83,7 +83,15 @@ def last_stamp(folder: Path) -> str:
 
 def measure_command(slide: Path, out: Path, model: Path = MODEL) -> tuple[Peaks, float]:
     """Run ``overtile segment`` on one slide to its end; its peaks and wall seconds. Raises when it fails."""
-    arguments = [sys.executable, "-c", "from flows.cli import main; main()", "segment", str(slide), "--out", str(out)]
+    arguments = [
+        sys.executable,
+        "-c",
+        "from flows.cli.main import main; main()",
+        "segment",
+        str(slide),
+        "--out",
+        str(out),
+    ]
     arguments += ["--model", str(model), *(word for setting in SETTINGS for word in ("--set", setting))]
     peaks, began = Peaks(), time.monotonic()
     with (

@@ -28,13 +28,13 @@ import torch
 from bench_predict import BLOCK_PX, INNER, make_slide
 from torch import Tensor
 
+from pipeline.execution.blocks import StageContext
+from pipeline.execution.dask_map import ENVIRONMENT
 from pipeline.geometry import Box
-from pipeline.network import activate, normalise, quantise, resolve_precision
-from pipeline.predict import PredictSection, predict_block
-from pipeline.work import Work
-from pipeline.workers import ENVIRONMENT
-from unet_core import checkpoint
-from unet_core.model import UNet
+from pipeline.inference.predictor import activate, normalise, quantise, resolve_precision
+from pipeline.stages.predict import PredictSection, predict_block
+from unet_core.model_file import checkpoint
+from unet_core.networks.unet import UNet
 
 ROUNDS, WINDOW_PX, OVERLAP, WINDOWS_A_CALL = 3, 512, 0.25, 4
 AREA = Box(BLOCK_PX, BLOCK_PX, 3 * BLOCK_PX, 3 * BLOCK_PX)
@@ -44,18 +44,18 @@ AREA = Box(BLOCK_PX, BLOCK_PX, 3 * BLOCK_PX, 3 * BLOCK_PX)
 class Build(Protocol):
     """Makes one side ready to run."""
 
-    def __call__(self, work: Work, section: PredictSection) -> Callable[[], object]:
+    def __call__(self, work: StageContext, section: PredictSection) -> Callable[[], object]:
         """A function that answers for ``AREA`` once."""
         ...
 
 
-def ours(precision: str, work: Work, section: PredictSection) -> Callable[[], object]:
+def ours(precision: str, work: StageContext, section: PredictSection) -> Callable[[], object]:
     """The predict stage over its blocks."""
     asked = replace(section, precision=resolve_precision(precision, "cpu"))
     return lambda: [predict_block(work, asked, index) for index in INNER]
 
 
-def monai(work: Work, section: PredictSection) -> Callable[[], object]:
+def monai(work: StageContext, section: PredictSection) -> Callable[[], object]:
     """MONAI's sliding window over the image in memory, to bytes."""
     from monai.inferers import sliding_window_inference
 

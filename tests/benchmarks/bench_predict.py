@@ -25,16 +25,16 @@ import torch
 from tissue import MPP, Tissue
 from torch import Tensor
 
+from pipeline.execution.blocks import MapBlocks, StageContext
+from pipeline.execution.dask_map import local_cluster
 from pipeline.geometry import Box
-from pipeline.layout import PROBABILITY
-from pipeline.network import Region, normalise
-from pipeline.predict import PredictSection, load_network, predict_block
-from pipeline.store import ArraySpec, Index
-from pipeline.work import MapBlocks, Work
-from pipeline.workers import local_cluster
-from unet_core.checkpoint import save
-from unet_core.header import Weights, sha256
-from unet_core.model import UNet
+from pipeline.inference.predictor import MirroredRegion, normalise
+from pipeline.stages.predict import PredictSection, load_network, predict_block
+from pipeline.storage.layout import PROBABILITY
+from pipeline.storage.slide_store import ArraySpec, Index
+from unet_core.model_file.checkpoint import save
+from unet_core.model_file.header import Weights, sha256
+from unet_core.networks.unet import UNet
 from unet_core.spec import preset
 
 ROUNDS = 5
@@ -47,13 +47,13 @@ MAPPED = 8
 TISSUE_FACTOR = 32
 
 
-def make_slide(folder: Path) -> tuple[Work, PredictSection]:
+def make_slide(folder: Path) -> tuple[StageContext, PredictSection]:
     """A slide as ingest and tissue leave it, tissue everywhere, and a width-16 network with random (He) weights."""
     torch.manual_seed(0)
     weights = folder / "tiny.safetensors"
     save(weights, UNet(preset("tiny", mpp=MPP)), {"weights": "random"})
     side_px = BLOCKS * BLOCK_PX
-    work = Work(folder / "slide", (side_px, side_px), BLOCK_PX, "predict!")
+    work = StageContext(folder / "slide", (side_px, side_px), BLOCK_PX, "predict!")
     store, tissue, low_px = work.store, Tissue(), side_px // TISSUE_FACTOR
     store.create(ArraySpec("0", (3, side_px, side_px), "uint8", BLOCK_PX, "ingest!!", codec="lz4"))
     for tile in work.grid:
@@ -64,11 +64,11 @@ def make_slide(folder: Path) -> tuple[Work, PredictSection]:
     return work, PredictSection((Weights(weights, sha256(weights)),), 1, TISSUE_FACTOR, "cpu", "fp32", TILE_PX)
 
 
-def inputs_of(work: Work, section: PredictSection, index: Index) -> list[Tensor]:
+def inputs_of(work: StageContext, section: PredictSection, index: Index) -> list[Tensor]:
     """What the network is called with for one block: x_NCHW in fp32, channels last."""
     network = load_network(section)
     grid = network.grid(work.core(index), section.tile_px)
-    region = Region.around(work.store.read("0"), grid)
+    region = MirroredRegion.read_around(work.store.read("0"), grid)
     spec = network.members[0].spec
     return [normalise(torch.from_numpy(region.read(tile.read)), spec, network.dtype) for tile in grid]
 
@@ -87,7 +87,7 @@ def cpu_seconds(function: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def measure_plumbing(work: Work, section: PredictSection, rounds: int) -> dict[str, float]:
+def measure_plumbing(work: StageContext, section: PredictSection, rounds: int) -> dict[str, float]:
     """Throughput of the stage and of the bare network in MPx per CPU second, and the median of the rounds' ratios."""
     forward = load_network(section).members[0].forward
     inputs = {index: inputs_of(work, section, index) for index in INNER}
@@ -114,7 +114,7 @@ def measure_plumbing(work: Work, section: PredictSection, rounds: int) -> dict[s
     }
 
 
-def wall_seconds(work: Work, section: PredictSection, map_blocks: MapBlocks, blocks: int) -> float:
+def wall_seconds(work: StageContext, section: PredictSection, map_blocks: MapBlocks, blocks: int) -> float:
     """Wall seconds for the first blocks of the slide."""
     start = time.monotonic()
     indices: Iterator[Index] = (tile.index for tile in islice(work.grid, blocks))
@@ -123,7 +123,7 @@ def wall_seconds(work: Work, section: PredictSection, map_blocks: MapBlocks, blo
     return time.monotonic() - start
 
 
-def measure_workers(work: Work, section: PredictSection, rounds: int) -> dict[str, float]:
+def measure_workers(work: StageContext, section: PredictSection, rounds: int) -> dict[str, float]:
     """Wall seconds with one and with two workers, both warm, and the median of the rounds' ratios."""
     one_s, two_s = [], []
     with local_cluster(1) as one, local_cluster(2) as two:

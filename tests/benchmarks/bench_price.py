@@ -18,8 +18,8 @@ from typing import Any
 
 from tissue import write_slide
 
-from flows.batch import BatchRequest, plan_batch
-from flows.dry_run import quote_batch
+from flows.batch.batch import BatchRequest, plan_batch
+from flows.batch.dry_run import quote_batch
 from pipeline.config import load_config
 
 SLIDES = {
@@ -37,7 +37,15 @@ SETTINGS = (f"cluster.workers={WORKERS}",)
 def run(folder: Path, out: Path) -> float:
     """Wall seconds of the command."""
     options = [word for setting in SETTINGS for word in ("--set", setting)]
-    command = [sys.executable, "-c", "from flows.cli import main; main()", "segment", str(folder), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-c",
+        "from flows.cli.main import main; main()",
+        "segment",
+        str(folder),
+        "--out",
+        str(out),
+    ]
     environment = {**os.environ, "PREFECT_HOME": str(out.parent / "prefect")}
     environment.pop("PREFECT_API_URL", None)
     began = time.monotonic()

@@ -26,8 +26,8 @@ from typing import Any
 import psutil
 from napping import nap
 
-from pipeline.cluster import Team, team_of
 from pipeline.config import ClusterSection
+from pipeline.execution.cluster import WorkerPool, open_worker_pool
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "DASK_CONFIG": str(HERE.parents[1] / "configs" / "dask.yaml"), "PYTHONPATH": str(HERE)}
@@ -56,12 +56,12 @@ def scheduler(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
 
 
 @contextmanager
-def team(address: str, workers: int) -> Iterator[Team]:
+def team(address: str, workers: int) -> Iterator[WorkerPool]:
     """So many workers that nap, as a run sees them."""
     line = [sys.executable, str(HERE / "napping.py"), address, str(workers)]
     naps = subprocess.Popen(line, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     try:
-        with team_of(ClusterSection(kind="address", address=address), ()) as found:
+        with open_worker_pool(ClusterSection(kind="address", address=address), ()) as found:
             found.client.wait_for_workers(workers)
             while found.threads < workers:
                 time.sleep(0.1)
@@ -71,7 +71,7 @@ def team(address: str, workers: int) -> Iterator[Team]:
         naps.wait()
 
 
-def wall_s(found: Team, blocks: int, seconds: float) -> float:
+def wall_s(found: WorkerPool, blocks: int, seconds: float) -> float:
     """How long so many blocks take that each wait so long."""
     began = time.monotonic()
     done = sum(answer["blocks"] for answer in found.map_for(0, "predict")(partial(nap, seconds), grid(blocks)))

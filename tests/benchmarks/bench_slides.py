@@ -66,7 +66,7 @@ def segment(folder: Path, slides: Path) -> float:
         FOLDER: str(times),
         SPEED: str(MPX_S),
     }
-    arguments = [sys.executable, "-c", "from flows.cli import main; main()", "segment", str(slides)]
+    arguments = [sys.executable, "-c", "from flows.cli.main import main; main()", "segment", str(slides)]
     arguments += ["--out", str(folder / "out"), "--set", f"cluster.workers={WORKERS}"]
     began = time.monotonic()
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)

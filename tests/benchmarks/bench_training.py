@@ -21,14 +21,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unet_core.augment import Augmentation
-from unet_core.batches import Batches
-from unet_core.loss import LossSettings, loss_for
-from unet_core.model import UNet
-from unet_core.samples import Annotated, Batch, Sampler, Sampling
-from unet_core.separation import separation_weights
+from unet_core.data.augmentation import Augmentation
+from unet_core.data.prefetch import Batches
+from unet_core.data.sampler import AnnotatedImage, SampleBatch, Sampler, Sampling
+from unet_core.data.weight_map import separation_weights
+from unet_core.networks.unet import UNet
 from unet_core.shapes import ValidShape
 from unet_core.spec import preset
+from unet_core.training.loss import LossSettings, loss_for
 
 MAP_PX, MAP_OBJECTS = 1000, 300
 IMAGES, IMAGE_PX, OBJECTS = 16, (256, 320), 42
@@ -80,7 +80,7 @@ class BareLoop:
         self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
         self.loss = loss_for(LossSettings(), self.model.spec)
 
-    def steps(self, batches: Iterable[Batch]) -> float:
+    def steps(self, batches: Iterable[SampleBatch]) -> float:
         """Wall seconds."""
         began = time.monotonic()
         for batch in batches:
@@ -107,7 +107,7 @@ def cpu_seconds(function: Callable[[], object], times: int = 5) -> float:
 def measure_steps(steps: int, rounds: int) -> dict[str, float]:
     """Steps a second of both sides, and the median of the rounds' ratios."""
     labels = [discs(IMAGE_PX, OBJECTS, seed) for seed in range(IMAGES)]
-    cases = [Annotated(str(seed), picture(one, seed), one) for seed, one in enumerate(labels)]
+    cases = [AnnotatedImage(str(seed), picture(one, seed), one) for seed, one in enumerate(labels)]
     loop, sampling = BareLoop(), Sampling()
     shape = ValidShape.of(loop.model.spec)
     read_px = shape.read_px(sampling.output_px)

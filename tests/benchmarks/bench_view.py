@@ -23,9 +23,9 @@ from virtual import virtual_result
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.browser import Page, browser, page_of
-from tests.commands import Command
-from tests.flows.viewing import Viewed, viewing
+from tests.support.browser import Page, browser, page_of
+from tests.support.commands import Command
+from tests.unit.flows.viewing import Viewed, viewing
 
 OBJECTS = 1_000_000
 GESTURES, SEED = 50, 20261122

@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from tissue import Tissue
 
 from pipeline.errors import ModelError
+from pipeline.execution.dask_map import local_cluster
 from pipeline.geometry import Box
-from pipeline.network import Network, Region
-from pipeline.predict import PredictSection, load_network
-from pipeline.workers import local_cluster
-from unet_core.header import Weights, resolve, sha256
+from pipeline.inference.predictor import MirroredRegion, Predictor
+from pipeline.stages.predict import PredictSection, load_network
+from unet_core.model_file.header import Weights, resolve, sha256
 
 RESULT = Path(__file__).parents[2] / "gpu.json"
 EXIT_FAILED, EXIT_NOTHING_VERIFIED = 1, 3
@@ -46,14 +46,14 @@ class Subject:
     weights: Path
     image: NDArray[np.uint8]
 
-    def network(self, device: str, precision: str) -> Network:
+    def network(self, device: str, precision: str) -> Predictor:
         """The network on a device, as the predict stage loads it."""
         section = PredictSection((Weights(self.weights, sha256(self.weights)),), 1, 32, device, precision, SIDES_PX[-1])
         return load_network(section)
 
-    def answer(self, network: Network, side_px: int) -> NDArray[np.uint8]:
+    def answer(self, network: Predictor, side_px: int) -> NDArray[np.uint8]:
         """Probability bytes (k, y, x) of the core in tiles of this side."""
-        region = Region.around(self.image, network.grid(CORE, side_px))
+        region = MirroredRegion.read_around(self.image, network.grid(CORE, side_px))
         return network.probability(region, CORE, side_px)
 
 

@@ -1,0 +1,1 @@
+"""Batches: which slides are run, and what became of them. Free of Prefect."""

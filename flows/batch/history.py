@@ -1,0 +1,142 @@
+"""history.jsonl: who changed OUT, when, with what, and how it ended; and what follows from that for a slide.
+
+The one decision made here: lines are only ever appended, each in one write: one when a run begins, one when it ends. So
+a run that was killed is there too, without an end, and which slides failed how often is counted from the lines, kept
+nowhere else. Nothing here says what is done: a history that is lost costs slides a few more tries.
+
+    {"event": "began", "run": id, "when", "who", "host", "pid", "command", "batch": hash of all plans, "force" ..}
+    {"event": "ended", "run": id, "exit_code", "states": counts, "not_complete": {key: state, stage, cause, attempt ..}}
+    {"event": "retry", "keys": [..]}    {"event": "skipped", "night": when it was due, "why"}
+    {"event": "prune", "keys": [..], "keep": [..]}    {"event": "delete", "keys": [..]}    before anything goes
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import sys
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.storage.atomic_files import append_json, read_json_lines
+
+NAME = "history.jsonl"
+STRIKES = 3
+"""A slide that failed in so many runs on end, asked for in the same way, is not tried again."""
+
+Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run as the history tells it; ``ended`` is None while it lives, and for ever when it was killed."""
+
+    began: Line
+    ended: Line | None
+
+    @property
+    def exit_code(self) -> int | None:
+        """How it ended."""
+        return None if self.ended is None else self.ended.get("exit_code")
+
+
+@dataclass(frozen=True, slots=True)
+class FailureCount:
+    """How often in a row a slide failed when it was asked for in one way, and why the last time."""
+
+    attempt: str
+    count: int
+    stage: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class BatchHistory:
+    """The lines of a history, oldest first. Torn ones are left out."""
+
+    lines: tuple[Line, ...]
+
+    @classmethod
+    def read(cls, out: Path) -> BatchHistory:
+        """The history of an output folder; empty where there is none."""
+        return cls(tuple(line for line in read_json_lines(out / NAME) if isinstance(line, dict)))
+
+    def runs(self) -> list[Run]:
+        """All runs, in the order in which they began."""
+        ended = {line["run"]: line for line in self._of("ended")}
+        return [Run(line, ended.get(line["run"])) for line in self._of("began")]
+
+    def strikes(self) -> dict[str, FailureCount]:
+        """By key the slides that failed when they were last tried. Forced and retried ones begin anew."""
+        found: dict[str, FailureCount] = {}
+        for line in self.lines:
+            match line:
+                case {"event": "began", "force": True}:
+                    found.clear()
+                case {"event": "began", "force": list(keys)} | {"event": "retry" | "delete", "keys": list(keys)}:
+                    _forget(found, keys)
+                case {"event": "ended", "not_complete": dict(slides), "recovered": list(keys)}:
+                    _forget(found, keys)
+                    found |= {key: _count(found.get(key), entry) for key, entry in slides.items() if _is_strike(entry)}
+        return found
+
+    def last_words(self) -> dict[str, tuple[Run, Line]]:
+        """By key what was last said of a slide that did not come out as asked, and the run that said it.
+
+        Nothing is said of one that was deleted since.
+        """
+        found: dict[str, tuple[Run, Line]] = {}
+        runs = {run.began["run"]: run for run in self.runs()}
+        for line in sorted((*self._of("ended"), *self._deleted()), key=lambda line: str(line["when"])):
+            if line["event"] == "delete":
+                _forget(found, line["keys"])
+            elif run := runs.get(line["run"]):
+                found |= {key: (run, entry) for key, entry in line.get("not_complete", {}).items()}
+        return found
+
+    def _deleted(self) -> list[Line]:
+        return [line for line in self.lines if line.get("event") == "delete" and isinstance(line.get("keys"), list)]
+
+    def _of(self, event: str) -> list[Line]:
+        return [line for line in self.lines if line.get("event") == event and "run" in line]
+
+
+def _forget(found: dict[str, Any], keys: Iterable[str]) -> None:
+    for key in keys:
+        found.pop(key, None)
+
+
+def _is_strike(entry: Line) -> bool:
+    return entry.get("state") == "failed" and bool(entry.get("attempt"))
+
+
+def _count(before: FailureCount | None, entry: Line) -> FailureCount:
+    again = before is not None and before.attempt == entry["attempt"]
+    return FailureCount(entry["attempt"], before.count + 1 if before and again else 1, entry["stage"], entry["cause"])
+
+
+def new_run() -> str:
+    """A name for a run that no other has."""
+    return uuid.uuid4().hex[:12]
+
+
+def note(out: Path, event: Literal["began", "ended", "retry", "skipped", "prune", "delete"], facts: Line) -> None:
+    """Append a line: what happened, when, and whose doing it was."""
+    append_json(out / NAME, {"event": event, "when": datetime.now(UTC).isoformat(timespec="milliseconds"), **facts})
+
+
+def doer() -> dict[str, Any]:
+    """Who acts: user, host, process and what was typed."""
+    return {"who": _user(), "host": socket.gethostname(), "pid": os.getpid(), "command": sys.argv}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())

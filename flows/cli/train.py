@@ -1,0 +1,158 @@
+"""`overtile train`: words in, a recipe and folders out.
+
+The one decision made here: whatever is said on the command line becomes a key of the recipe, so the recipe in a model's
+provenance is all that was asked for; torch and Prefect are imported when a training really starts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from flows.cli.options import Overrides
+from pipeline.config import load_as, read_settings
+from pipeline.errors import ConfigError, ModelError, OvertileError
+from pipeline.printable import printable
+
+if TYPE_CHECKING:
+    from flows.training.training_data import Prepared, TrainRequest
+
+app = typer.Typer()
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOptions:
+    """What was said: three paths in, one out, and the keys of the recipe."""
+
+    images: Path
+    masks: Path
+    cases: Path | None
+    out: Path
+    config: Path | None
+    overrides: Sequence[str]
+
+    def check(self) -> None:
+        """Raise ConfigError for what can be refused before anything heavy is imported."""
+        read_settings(self.config, self.overrides)
+        for folder in (self.images, self.masks):
+            if not folder.is_dir():
+                raise ConfigError(f"{folder} is no folder: expected one of annotated images, or of their masks")
+        if self.cases is not None and not self.cases.is_file():
+            raise ConfigError(f"{self.cases} does not exist: expected a CSV table with a column 'image'")
+
+
+@app.command()
+def train(  # noqa: PLR0913  one parameter an option
+    images: Annotated[Path, typer.Option("--images", metavar="DIR", help="Folder of images.", show_default=False)],
+    masks: Annotated[
+        Path, typer.Option("--masks", metavar="DIR", help="Folder of masks, by the same names.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder of the run.", show_default=False)],
+    cases: Annotated[
+        Path | None, typer.Option("--cases", metavar="CSV", help="Table of the images: patient, fold ...; see README.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="F", help="YAML recipe; see configs/train.yaml.")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option("--minutes", metavar="M", help="How long.", min=0)] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", metavar="N", help="How many steps, instead: repeatable.", min=1)
+    ] = None,
+    fold: Annotated[
+        str | None, typer.Option("--fold", metavar="K|all|none", help="Fold to hold back; all: each in turn.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the images, draw some samples, and stop.")] = False,  # noqa: FBT002  typer's way to declare a flag
+    settings: Overrides = None,
+) -> None:
+    """Train a network on annotated images. Run the same command again to resume."""
+    words = TrainOptions(images, masks, cases, out, config, [*(settings or ()), *_said(minutes, steps, fold)])
+    words.check()
+    raise typer.Exit(_dry_run(words) if dry_run else _train(words))
+
+
+def _said(minutes: float | None, steps: int | None, fold: str | None) -> list[str]:
+    """The options as keys of the recipe."""
+    if minutes is not None and steps is not None:
+        raise ConfigError("--minutes and --steps: expected one of them, found both. Only steps repeat to the bit")
+    said = [] if minutes is None else [f"schedule.minutes={minutes}", "schedule.steps=null"]
+    said += [] if steps is None else [f"schedule.steps={steps}"]
+    if fold is not None:
+        said.append(f"folds.hold_back={'null' if fold == 'none' else json.dumps(fold) if fold == 'all' else fold}")
+    return said
+
+
+def _train(words: TrainOptions) -> int:
+    from flows.prefect_server import Server, used
+
+    server = Server.start()  # it boots while the rest is imported and the images are read
+    from flows.cli.dataset_summary import show_summary
+    from flows.reports.html_page import PAGE
+    from flows.training.training_data import TrainRequest, begin
+    from unet_core.training.config import TrainConfig
+    from unet_core.training.trainer import BEST, is_done
+
+    recipe = load_as(TrainConfig, words.config, words.overrides)
+    request = TrainRequest(words.images, words.masks, words.cases, words.out, recipe)
+    console = Console()
+    with _refused(), begin(request) as prepared:
+        show_summary(prepared.summary, console)
+        if all(map(is_done, prepared.orders)) and (words.out / PAGE).exists():
+            console.print("nothing to do: it was trained to its end before")
+        else:
+            with used(server):
+                _run(request, prepared, console)
+    for order in prepared.orders:
+        model = printable(str(order.folder / BEST))
+        console.print(f"trained: {escape(model)}", soft_wrap=True, highlight=False)
+    console.print(f"report: {escape(printable(str(words.out / PAGE)))}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def _run(request: TrainRequest, prepared: Prepared, console: Console) -> None:
+    """Train under Prefect."""
+    from prefect.utilities.annotations import quote
+
+    from flows.cli.train_progress import TrainProgress
+    from flows.train import train_unet
+
+    with TrainProgress(console) as display:
+        train_unet(request, quote(display), quote(lambda _: nullcontext(prepared)))
+
+
+def _dry_run(words: TrainOptions) -> int:
+    from flows.cli.dataset_summary import show_summary
+    from flows.training.training_data import TrainRequest, read, save_samples
+    from unet_core.training.config import TrainConfig
+
+    recipe = load_as(TrainConfig, words.config, words.overrides)
+    request = TrainRequest(words.images, words.masks, words.cases, words.out, recipe)
+    console = Console()
+    with _refused():
+        _, found, summary = read(request)
+        show_summary(summary, console)
+        samples = save_samples(request, found)
+    console.print(f"samples: {escape(printable(str(samples)))}", soft_wrap=True, highlight=False)
+    return 0
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    """What training is refused or given up for becomes the command's own error."""
+    from unet_core.errors import DivergedError, NetworkError, RecipeError
+
+    try:
+        yield
+    except RecipeError as error:
+        raise ConfigError(str(error)) from error
+    except DivergedError as error:
+        raise OvertileError(str(error)) from error
+    except NetworkError as error:
+        raise ModelError(str(error)) from error

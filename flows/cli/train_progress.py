@@ -1,0 +1,49 @@
+"""How a training goes, for a person (a bar with the loss and the time left) or for a log (a line now and then).
+
+The one decision made here: the loss shown is a running mean, for that of one batch says more about its tiles than about
+the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from flows.cli.progress_bar import Bar
+from pipeline.printable import printable
+from unet_core.training.resume_checkpoint import Position
+from unet_core.training.trainer import TrainJob
+
+MEAN_OVER = 50  # steps
+
+
+class TrainProgress(Bar):
+    """Watches a training. A context manager."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self.loss: float | None = None
+
+    def begun(self, order: TrainJob, position: Position) -> None:
+        """Say what starts, or goes on."""
+        spec = order.material
+        self.loss = None
+        self.begin()
+        told = f"goes on after step {position.step}" if position.step else "starts"
+        counts = f"{len(spec.training)} images to learn from, {len(spec.held_back)} held back"
+        self.say(f"{escape(printable(str(order.folder)))} {told}: {counts}")
+
+    def stepped(self, record: Mapping[str, Any], progress: float) -> None:
+        """Move the bar, or log a line when the last one is long ago."""
+        weight = 1.0 if self.loss is None else 1 / MEAN_OVER
+        self.loss = (1 - weight) * (self.loss or 0.0) + weight * record["loss"]
+        text = f"step {record['step']} loss {self.loss:.4f}"
+        self.describe(text)
+        self.move(progress, text)
+
+    def validated(self, step: int, scores: Mapping[str, float]) -> None:
+        """Print one line about a validation."""
+        self.say(f"step {step} held back: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))

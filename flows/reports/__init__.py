@@ -1,0 +1,1 @@
+"""Reports as CSV, Markdown and HTML."""

@@ -1,0 +1,156 @@
+"""report.html of a comparison: what was asked differently, how far slides agree, and the least alike in pictures.
+
+The one decision made here: of a slide two pictures a side are shown, all of it and the cell where most pixels differ,
+at the finest level that both have, so that one sees at a glance whether objects moved, merged, came or went.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from flows.reports.batch_html import DotStrip, strip_of
+from flows.reports.compare import Compared, ResultComparison, Side, as_csv
+from flows.reports.html_page import PAGE, Picture, count, render
+from flows.reports.thumbnail import jpeg, thumbnail, tint
+from pipeline.errors import StoreError
+from pipeline.geometry import Box
+from pipeline.printable import printable
+from pipeline.rendering.contrast import compose, windows
+from pipeline.storage.atomic_files import write_bytes
+from pipeline.storage.slide_store import SlideStore
+
+WORST = 10
+SIDE_PX, CELL_SHOWN_PX = 260, 260
+TABLE = "slides.csv"
+PANELS = ("first", "second", "first, where most differs", "second, where most differs")
+
+
+def write_comparison(comparison: ResultComparison, folder: Path) -> Path:
+    """Write ``report.html`` and ``slides.csv``; return the page's path."""
+    write_bytes(folder / TABLE, as_csv(comparison).encode())
+    write_bytes(folder / PAGE, render("compare.html.j2", content_of(comparison)).encode())
+    return folder / PAGE
+
+
+def content_of(comparison: ResultComparison) -> dict[str, Any]:
+    """What the template is filled with."""
+    first, second = (printable(str(out)) for out in comparison.outs)
+    left_out = [(slide.key, slide.note) for slide in comparison.slides if slide.agreement is None]
+    for out, keys in zip((first, second), comparison.only, strict=True):
+        left_out += [(key, f"only in {out}") for key in keys]
+    worst = [one for one in comparison.worst()[:WORST] if one.row.dice != 1.0]
+    return {
+        "title": "Two results compared",
+        "first": first,
+        "second": second,
+        "lead": f"{len(comparison.compared)} of {len(comparison.slides)} slides that are in both could be compared.",
+        "marks": _marks(comparison),
+        "differences": [(*map(printable, words), number) for *words, number in comparison.differences()],
+        "left_out": [(printable(key), printable(why)) for key, why in left_out],
+        "strips": list(_strips(comparison.compared)),
+        "panels": PANELS,
+        "worst": [(_row(one), list(_pictures(one))) for one in worst],
+        "slides": [_row(one) for one in comparison.compared],
+    }
+
+
+def _row(slide: Compared) -> dict[str, Any]:
+    row = slide.row
+    return {
+        "key": printable(slide.key),
+        "dice": row.dice,
+        "counts": row.counts,
+        "count_change": row.count_change,
+        "areas": row.areas_mm2,
+        "area_change": row.area_change,
+        "classes": [(printable(one.name), one.dice) for one in slide.class_rows] if len(slide.class_rows) > 1 else [],
+    }
+
+
+def _marks(comparison: ResultComparison) -> Iterator[tuple[str, str]]:
+    rows = [one.row for one in comparison.compared]
+    dice = [row.dice for row in rows if row.dice is not None]
+    if dice:
+        yield f"{statistics.median(dice):.4f}", "median Dice of a slide"
+        yield f"{min(dice):.4f}", "least Dice of a slide"
+    yield f"{sum(value == 1.0 for value in dice)}", "slides without a pixel of difference"
+    first, second = (sum(row.counts[place] for row in rows) for place in (0, 1))
+    yield f"{count(first)} \u2192 {count(second)}", "objects"
+
+
+def _strips(slides: Sequence[Compared]) -> Iterator[DotStrip]:
+    """Dice and the changes of slides, each along a line."""
+    measures = {
+        "Dice": {one.key: one.row.dice for one in slides},
+        "Change of the number of objects, %": {one.key: one.row.count_change for one in slides},
+        "Change of their area, %": {one.key: one.row.area_change for one in slides},
+    }
+    for name, found in measures.items():
+        scale = 1 if name == "Dice" else 100
+        if values := {key: scale * value for key, value in found.items() if value is not None}:
+            yield strip_of(name, values)
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+def _pictures(slide: Compared) -> Iterator[Picture | None]:
+    """As PANELS names them; None where a level is not there any more."""
+    assert slide.sides is not None and slide.agreement is not None, "only what could be compared is shown"  # noqa: PT018  both at once
+    for side in slide.sides:
+        yield _picture(slide.key, _whole(side))
+    for side in slide.sides:
+        place = slide.agreement.place
+        yield None if place is None else _picture(slide.key, _near(side, _finest(slide.sides), place))
+
+
+def _picture(alt: str, rgb: NDArray[np.uint8] | None) -> Picture | None:
+    if rgb is None:
+        return None
+    return Picture(alt, printable(alt), b"", jpeg=jpeg(Image.fromarray(rgb), quality=85))
+
+
+def _levels(store: SlideStore, group: str) -> list[int]:
+    """Levels that are there, the finest first."""
+    folder = store.zarr / group
+    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()) if folder.exists() else []
+
+
+def _finest(sides: Sequence[Side]) -> int | None:
+    """The finest level of which both sides have image and labels."""
+    found = [set(_levels(side.store, group)) for side in sides for group in ("", "labels/objects")]
+    return min(set.intersection(*found), default=None)
+
+
+def _whole(side: Side) -> NDArray[np.uint8] | None:
+    images, labels = _levels(side.store, ""), _levels(side.store, "labels/objects")
+    with suppress(StoreError, OSError):
+        if images and labels:
+            names, objects = side.plan["image"]["channels"], f"labels/objects/{labels[-1]}"
+            return thumbnail(side.store, names, str(images[-1]), objects, (SIDE_PX, SIDE_PX))
+    return None
+
+
+def _near(side: Side, level: int | None, place: Box) -> NDArray[np.uint8] | None:
+    """The place (pixels of level 0) at a level, its objects tinted."""
+    with suppress(StoreError, OSError):
+        if level is not None:
+            image, labels = side.store.read(str(level)), side.store.read(f"labels/objects/{level}")
+            edges = (
+                edge >> level for edge in (place.y0, place.x0, place.y1 + (1 << level) - 1, place.x1 + (1 << level) - 1)
+            )
+            box = Box(*edges).intersect(Box(0, 0, *image.shape[-2:]))
+            coarsest = side.store.read(str(_levels(side.store, "")[-1]))[:]
+            if box is not None:
+                names = side.plan["image"]["channels"]
+                rgb = compose(image.read(box), names, windows(coarsest, names))
+                return tint(rgb, labels.read(box) > 0)
+    return None

@@ -1,0 +1,302 @@
+"""Curves and charts of the reports: plain numbers in, a picture out. The only room of matplotlib.
+
+The one decision made here: no state of matplotlib's is used (no pyplot), nothing in a picture depends on the time, the
+machine or the order of drawing, and each is drawn in both kinds: SVG for the page, PNG for slides and manuscripts.
+Colours are Okabe and Ito's, which people with any colour vision tell apart; lines differ by their marks too.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from flows.reports.html_page import Picture
+from pipeline.rendering.drawing import plain
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#555555")
+MARKS = ("o", "s", "^", "D", "v", "P", "X")
+INK, PALE = "#20242c", "#d5d8de"
+PNG_DPI = 160
+STYLE: Any = {
+    "svg.hashsalt": "overtile",
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#8a909b",
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e8eaee",
+    "axes.axisbelow": True,
+    "xtick.color": "#565c66",
+    "ytick.color": "#565c66",
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+}
+NAME_LETTERS = 34
+INTERVALS = "figures/intervals"
+DRAWN = 800
+"""Points of a curve that are drawn at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Points of one thing, and between which ends each may lie."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    ends: Sequence[tuple[float, float]] | None = None
+
+
+def figure(name: str, alt: str, draw: Callable[[Figure], object], size_in: tuple[float, float] = (5.2, 3.4)) -> Picture:
+    """Call ``draw`` on an empty figure; return it as SVG and PNG."""
+    with matplotlib.rc_context(STYLE):
+        drawn = Figure(size_in, layout="constrained")
+        draw(drawn)
+        svg, png = io.BytesIO(), io.BytesIO()
+        drawn.savefig(svg, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        drawn.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": None})
+    inner = svg.getvalue()
+    return Picture(name, alt, png.getvalue(), inner[inner.index(b"<svg") :])  # without the address of its grammar
+
+
+def label(name: str) -> str:
+    """A name as a legend takes it: the letters its font has, short, and never hidden, which a leading _ would be."""
+    text = plain(name)
+    text = text if len(text) <= NAME_LETTERS else f"{text[: NAME_LETTERS - 3]}..."
+    text = text.replace("$", r"\$")  # which would begin a formula
+    return f" {text}" if text.startswith("_") else text
+
+
+def draw_lines(axes: Axes, lines: Sequence[Line], *, marked: bool = True) -> None:
+    """Each line in its colour and with its mark, a band where ends are given, a legend where there are several."""
+    for number, line in enumerate(lines):
+        colour, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
+        axes.plot(line.x, line.y, color=colour, marker=mark if marked else None, label=label(line.name))
+        if line.ends:
+            low, high = zip(*line.ends, strict=True)
+            axes.fill_between(line.x, low, high, color=colour, alpha=0.13, linewidth=0)
+    if len(lines) > 1:
+        axes.legend()
+
+
+# ---- evaluating ------------------------------------------------------------------------------------------------------
+
+Bar = tuple[str, float, tuple[float, float] | None]
+"""A name, a score, and the ends of its interval where it has one."""
+
+
+def interval_plot(rows: Sequence[tuple[str, Sequence[Bar]]]) -> Picture:
+    """For each score the models below one another, a point with its interval."""
+
+    def draw(drawn: Figure) -> None:
+        panels = drawn.subplots(1, len(rows), sharey=True, squeeze=False)[0]
+        for axes, (score, bars) in zip(panels, rows, strict=True):
+            for place, (_, value, ends) in enumerate(bars):
+                colour = COLOURS[place % len(COLOURS)]
+                if ends:
+                    axes.plot(ends, (place, place), color=colour, linewidth=4, alpha=0.35, solid_capstyle="butt")
+                axes.plot(value, place, MARKS[place % len(MARKS)], color=colour, markersize=7)
+                axes.annotate(
+                    f"{value:.3f}", (value, place), (0, 8), textcoords="offset points", ha="center", fontsize=8
+                )
+            axes.set(title=score, ylim=(len(bars) - 0.5, -0.6))
+            axes.margins(x=0.12)
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+            axes.set_yticks(range(len(bars)), [label(bar[0]) for bar in bars])
+            axes.grid(visible=False, axis="y")
+
+    most = max(len(bars) for _, bars in rows)
+    names = ", ".join(score for score, _ in rows)
+    return figure(INTERVALS, f"{names} of each model with intervals", draw, (10.6, max(1.7, 0.9 + 0.45 * most)))
+
+
+def f1_curve(lines: Sequence[Line]) -> Picture:
+    """F1 of objects by the overlap from which on an object counts as found."""
+
+    def draw(drawn: Figure) -> None:
+        axes = drawn.subplots()
+        draw_lines(axes, lines)
+        axes.set(
+            title="Objects found", xlabel="IoU from which on an object counts as found", ylabel="F1", ylim=(-0.02, 1.02)
+        )
+
+    names = ", ".join(line.name for line in lines)
+    return figure("figures/f1", f"F1 of objects against the IoU demanded, from 0.5 to 0.9: {names}", draw)
+
+
+def reliability_plot(lines: Sequence[Line], pixels: Mapping[str, Sequence[int]]) -> Picture:
+    """Share of pixels that are of the class by the probability stated, above how many pixels state it."""
+
+    def draw(drawn: Figure) -> None:
+        above, below = drawn.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
+        above.plot((0, 1), (0, 1), color="#8a909b", linewidth=1, linestyle=(0, (4, 3)))
+        draw_lines(above, lines)
+        above.set(title="Calibration", ylabel="share that is", ylim=(-0.02, 1.02), xlim=(-0.02, 1.02))
+        above.text(0.72, 0.6, "as stated", color="#565c66", fontsize=8, transform=above.transAxes)
+        width = 0.08 / len(pixels)
+        for number, counts in enumerate(pixels.values()):
+            at = 0.05 + 0.1 * np.arange(len(counts)) + width * (number - (len(pixels) - 1) / 2)
+            below.bar(at, np.maximum(counts, 0.5), width, color=COLOURS[number % len(COLOURS)])
+        below.set(xlabel="probability stated", ylabel="pixels", yscale="log", ylim=(0.8, None))
+
+    names = ", ".join(line.name for line in lines)
+    return figure("figures/reliability", f"Share of pixels of the class against the stated probability: {names}", draw)
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MetricCurves:
+    """What a training said of itself. Steps of training by what was noted, of validation by score; the best step."""
+
+    steps: Sequence[int]
+    loss: Sequence[float]
+    rate: Sequence[float]
+    norms: Mapping[str, Sequence[float]]
+    judged: Sequence[int]
+    scores: Mapping[str, Sequence[float]]
+    best_step: int
+    seconds: float
+
+
+def loss_curve(name: str, history: MetricCurves) -> Picture:
+    """The loss of each step, its running mean, and the loss on what is held back."""
+
+    def draw(drawn: Figure) -> None:
+        axes = drawn.subplots()
+        every = thinning(history.steps)
+        axes.plot(history.steps[every], history.loss[every], color=PALE, linewidth=0.8)
+        lines = [Line("training, running mean", history.steps[every], running_mean(history.loss)[every])]
+        if "loss" in history.scores:
+            lines.append(Line("held back", history.judged, history.scores["loss"]))
+        draw_lines(axes, lines[:1], marked=False)
+        for line in lines[1:]:
+            axes.plot(line.x, line.y, color=COLOURS[1], marker=MARKS[1], label=line.name)
+        axes.legend()
+        _mark_best(axes, history)
+        axes.set(title="Loss", xlabel="step", ylabel="loss")
+        axes.set_ylim(0, _ceiling(history))
+
+    return figure(name, "Loss by step, in training and on what is held back", draw)
+
+
+def _ceiling(history: MetricCurves) -> float | None:
+    """Where to end the axis of the loss, so that a few wild steps at the start do not flatten what follows."""
+    seen = [*running_mean(history.loss), *history.scores.get("loss", ())[1:]]
+    return 1.15 * max(seen) if seen else None
+
+
+def thinning(values: Sequence[float]) -> slice:
+    """Which of many values are drawn, counted from the last: enough that nobody sees a corner."""
+    return slice((len(values) - 1) % (step := -(-len(values) // DRAWN) or 1), None, step)
+
+
+def running_mean(values: Sequence[float]) -> list[float]:
+    """The mean of each value and those before it, a twentieth of all or 50 of them where there are so many."""
+    over = max(1, min(50, len(values) // 20))
+    sums = np.concatenate([[0.0], np.cumsum(np.asarray(values, np.float64))])
+    stops = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, stops - over)
+    means: list[float] = ((sums[stops] - sums[starts]) / (stops - starts)).tolist()
+    return means
+
+
+def score_curve(name: str, history: MetricCurves) -> Picture:
+    """Scores on what is held back."""
+
+    def draw(drawn: Figure) -> None:
+        axes = drawn.subplots()
+        named = {"dice": "Dice", "iou": "IoU", "f1_50": "F1 of objects at IoU 0.5"}
+        draw_lines(axes, [Line(said, history.judged, history.scores[key]) for key, said in named.items()])
+        _mark_best(axes, history)
+        axes.set(title="Held back, at threshold 0.5", xlabel="step", ylabel="score", ylim=(-0.02, 1.02))
+
+    return figure(name, "Dice, IoU and F1 on what is held back, by step", draw)
+
+
+def rate_curve(name: str, history: MetricCurves) -> Picture:
+    """The learning rate of each step."""
+
+    def draw(drawn: Figure) -> None:
+        axes = drawn.subplots()
+        every = thinning(history.steps)
+        draw_lines(axes, [Line("rate", history.steps[every], history.rate[every])], marked=False)
+        axes.set(title="Learning rate", xlabel="step", ylabel="rate", ylim=(0, None))
+
+    return figure(name, "Learning rate by step", draw)
+
+
+def norm_curves(name: str, history: MetricCurves) -> Picture:
+    """Norm of the gradient of each level, as running means, shaded from the first level to the last."""
+
+    def draw(drawn: Figure) -> None:
+        axes = drawn.subplots()
+        every = thinning(history.steps)
+        shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(history.norms)))
+        for shade, (level, values) in zip(shades, history.norms.items(), strict=True):
+            means = np.maximum(running_mean(values)[every], 1e-12)
+            axes.plot(history.steps[every], means, color=shade, linewidth=1.2, label=label(level))
+        axes.legend(ncols=2 if len(history.norms) > 8 else 1, loc="upper left", bbox_to_anchor=(1, 1))
+        axes.set(title="Norm of the gradient by level", xlabel="step", ylabel="norm, running mean", yscale="log")
+
+    return figure(name, "Norm of the gradient of each level by step", draw, (10.6, 3.4))
+
+
+def skip_bars(name: str, flows: Sequence[tuple[str, float, float]]) -> Picture:
+    """Norm of the gradient through each skip beside that of what comes from below: name, skip, below."""
+
+    def draw(drawn: Figure) -> None:
+        axes = drawn.subplots()
+        at, width = np.arange(len(flows)), 0.38
+        axes.bar(at - width / 2, [one[1] for one in flows], width, color=COLOURS[0], label="through the skip")
+        axes.bar(at + width / 2, [one[2] for one in flows], width, color=COLOURS[5], label="from below", hatch="//")
+        axes.set_xticks(at, [one[0] for one in flows], rotation=45 if len(flows) > 6 else 0)
+        axes.grid(visible=False, axis="x")
+        axes.legend()
+        axes.set(title="Gradient where skips join", ylabel="norm of the gradient")
+        axes.set_ylim(0, 1.3 * max(max(one[1:]) for one in flows) or 1.0)
+
+    return figure(name, "Norm of the gradient through each skip, and from the level below", draw)
+
+
+def threshold_curve(name: str, lines: Sequence[Line], chosen: float) -> Picture:
+    """Scores by threshold, and the one that was chosen."""
+
+    def draw(drawn: Figure) -> None:
+        axes = drawn.subplots()
+        draw_lines(axes, lines)
+        axes.axvline(chosen, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+        axes.set(title=f"Threshold: {chosen:g} was chosen", xlabel="threshold", ylabel="score", ylim=(-0.02, 1.02))
+
+    return figure(name, f"Scores by threshold; {chosen:g} was chosen", draw)
+
+
+def _mark_best(axes: Axes, history: MetricCurves) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.axvline(history.best_step, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+
+
+# ---- maps ------------------------------------------------------------------------------------------------------------
+
+
+def in_colours(values_YX: NDArray[Any]) -> NDArray[np.uint8]:
+    """Values 0..1 in viridis, (y, x, 3): dark blue for 0, yellow for 1."""
+    coloured = matplotlib.colormaps["viridis"](np.asarray(values_YX).clip(0, 1), bytes=True)
+    return np.ascontiguousarray(np.asarray(coloured, np.uint8)[..., :3])

@@ -1,0 +1,83 @@
+"""What a network will be shown: a picture of augmented samples, each with its target and its weights.
+
+The one decision made here: the samples are those that training draws, made by the same function, so a mask that does
+not follow its image, or weights in the wrong place, are seen before an hour is spent on them.
+
+    | the tile, what is asked of it framed | the same with the targets' outlines | the weight of each pixel |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from pipeline.rendering.contrast import class_colours, compose, windows
+from pipeline.rendering.drawing import INK, WHITE, Palette, draw_text, outline_objects, plain, shorten
+from pipeline.slide_reader import name_channels
+from unet_core.data.sampler import SampleBatch
+
+GAP_PX, TEXT_PX = 12, 15
+LEAST_PX = 200
+"""Smaller tiles are enlarged by a whole number, pixel by pixel."""
+
+
+def save_panel(path: Path, batch: SampleBatch, class_names: Sequence[str]) -> None:
+    """Write what ``draw_panel`` draws as a PNG."""
+    draw_panel(batch, class_names).save(path)
+
+
+def draw_panel(batch: SampleBatch, class_names: Sequence[str]) -> Image.Image:
+    """A row for each sample of the batch. The last two columns are what the loss sees."""
+    images, targets, weights = (np.asarray(part) for part in (batch.image_NCHW, batch.target_NHW, batch.weight_NHW))
+    low, high = float(weights.min()), float(weights.max())
+    shades = ((weights - low) / max(high - low, 1e-6) * 255).round().astype(np.uint8)
+    rows = [_row(*sample, len(class_names)) for sample in zip(images, targets, shades, strict=True)]
+    heads = "augmented tile", f"target: {', '.join(class_names)}", f"weight, black {low:.3g} to white {high:.3g}"
+    side = rows[0][0].shape[0]
+    step, top = side + GAP_PX, 2 * GAP_PX + TEXT_PX
+    picture = Image.new("RGB", (3 * step + GAP_PX, top + len(rows) * step), WHITE)
+    draw = ImageDraw.Draw(picture)
+    for col, head in enumerate(heads):
+        draw_text(draw, (GAP_PX + col * step, GAP_PX + TEXT_PX), shorten(plain(head), TEXT_PX, side), TEXT_PX, INK)
+    for row, cells in enumerate(rows):
+        for col, cell in enumerate(cells):
+            picture.paste(Image.fromarray(cell), (GAP_PX + col * step, top + row * step))
+    return picture
+
+
+def _row(
+    image_CHW: NDArray[Any], target_HW: NDArray[Any], shade_HW: NDArray[np.uint8], classes: int
+) -> tuple[NDArray[np.uint8], ...]:
+    """Three squares (side, side, 3): tile, outlines, weights; what lies around the target is grey in the last."""
+    stored_CHW = (image_CHW * 255).round().clip(0, 255).astype(np.uint8)
+    names = name_channels((), len(stored_CHW))
+    rgb = np.ascontiguousarray(compose(stored_CHW, names, windows(stored_CHW, names)))
+    trim = (image_CHW.shape[1] - target_HW.shape[0]) // 2
+    inside = slice(trim, trim + target_HW.shape[0]), slice(trim, trim + target_HW.shape[1])
+    outlined, weights = rgb.copy(), np.full_like(rgb, 128)
+    palette = Palette(np.arange(classes, dtype=np.uint8), np.array(class_colours(classes), np.uint8))
+    asked = np.ascontiguousarray(outlined[inside])
+    outline_objects(asked, target_HW.astype(np.uint32), palette, 1)
+    outlined[inside] = asked
+    _frame(rgb, inside)
+    weights[inside] = shade_HW[..., None]
+    return tuple(_enlarged(cell) for cell in (rgb, outlined, weights))
+
+
+def _frame(rgb_YXC: NDArray[np.uint8], inside: tuple[slice, slice]) -> None:
+    """A dark line around what is asked, just outside it; none where all of the tile is asked."""
+    (y0, y1), (x0, x1) = ((one.start - 1, one.stop) for one in inside)
+    if y0 < 0 or x0 < 0:
+        return
+    rgb_YXC[[y0, y1], x0 : x1 + 1] = INK
+    rgb_YXC[y0 : y1 + 1, [x0, x1]] = INK
+
+
+def _enlarged(rgb_YXC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    factor = max(1, -(-LEAST_PX // len(rgb_YXC)))
+    return rgb_YXC.repeat(factor, axis=0).repeat(factor, axis=1)

@@ -1,0 +1,1 @@
+"""Annotated images and masks for training and evaluation."""

@@ -1,0 +1,126 @@
+"""The table of annotated images: whose each one is, when it was taken, of which stratum, in which fold.
+
+The one decision made here: what decides a split is written, never guessed. A date is a whole one in ISO form, a name
+that fits two images or none refuses the table by line, and where no patient is named that is said, not supplied.
+
+    image      the file's name, with or without its extension, or its path below the folder of images
+    patient    who is never parted; without it the slide, without that the image itself
+    date       2024-05-31; for temporal folds       stratum    for stratified folds       fold    wins over all methods
+
+Other columns are free; ``data.only`` chooses lines by the cells of any column.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from pipeline.errors import ConfigError
+from pipeline.inputs.cases_table import read_rows
+from pipeline.inputs.discovery import Candidate, key_of
+
+IMAGE, SLIDE = "image", "slide"
+COLUMNS = (IMAGE, "patient", SLIDE, "date", "stratum", "fold")
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotationRow:
+    """What is known of an image besides its pixels. Without a table it is its own patient."""
+
+    patient: str
+    slide: str = ""
+    date: date | None = None
+    stratum: str = ""
+    fold: int | None = None
+
+
+def read_table(path: Path, images: Sequence[Candidate], only: Mapping[str, str | int]) -> dict[str, AnnotationRow]:
+    """The rows of the table by key of image, those chosen by ``only``.
+
+    Raises ConfigError naming file, line and cure for what cannot be meant as it is written.
+    """
+    rows: dict[str, AnnotationRow] = {}
+    lines: dict[str, int] = {}
+    names = _names(images)
+    for line, cells in read_rows(path, IMAGE, COLUMNS):
+        where = f"{path}, line {line}"
+        if not _chosen(where, cells, only):
+            continue
+        key = _key(where, cells[IMAGE].strip(), names)
+        if key in rows:
+            raise ConfigError(f"{where}: {cells[IMAGE]!r} is the image of line {lines[key]} too. Keep one")
+        rows[key], lines[key] = _row(where, key, {name: cell.strip() for name, cell in cells.items()}), line
+    if not rows:
+        chosen = f" with {dict(only)}" if only else ""
+        raise ConfigError(f"{path}: expected one line an image{chosen}, found none. Correct data.only or the table")
+    return rows
+
+
+def _chosen(where: str, cells: Mapping[str, str], only: Mapping[str, str | int]) -> bool:
+    for column in only:
+        if column not in cells:
+            raise ConfigError(f"{where}: data.only names the column {column!r}; there are {', '.join(cells)}")
+    return all(cells[column].strip() == str(value) for column, value in only.items())
+
+
+def _names(images: Sequence[Candidate]) -> dict[str, list[str]]:
+    """Keys by everything an image may be called."""
+    names: dict[str, list[str]] = {}
+    for image in images:
+        for name in {image.key, image.path.name, key_of(Path(image.path.name)), _below(image)}:
+            names.setdefault(name, []).append(image.key)
+    return names
+
+
+def _below(image: Candidate) -> str:
+    """Its path below the folder of images."""
+    return (Path(image.key).parent / image.path.name).as_posix()
+
+
+def _key(where: str, name: str, names: Mapping[str, list[str]]) -> str:
+    found = names.get(name, [])
+    if len(found) > 1:
+        raise ConfigError(f"{where}: {len(found)} images are called {name!r}: {', '.join(found)}. Give the path")
+    if found:
+        return found[0]
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]!r}?" if near else f"found for example {next(iter(names), 'nothing')!r}."
+    raise ConfigError(
+        f"{where}: no image {name!r} in the folder of images: {hint} Remove the line, or choose the lines that are "
+        f"meant, for example --set 'data.only={{kind: he}}'"
+    )
+
+
+def _row(where: str, key: str, cells: Mapping[str, str]) -> AnnotationRow:
+    slide = cells.get(SLIDE, "")
+    patient = cells.get("patient", "")
+    if "patient" in cells and not patient:
+        raise ConfigError(f"{where}: the cell 'patient' is empty. Fill it in: images of one patient are never parted")
+    return AnnotationRow(
+        patient or slide or key,
+        slide,
+        _date(where, cells),
+        cells.get("stratum", ""),
+        _fold(where, cells.get("fold", "")),
+    )
+
+
+def _date(where: str, cells: Mapping[str, str]) -> date | None:
+    text = cells.get("date", "")
+    if not text:
+        return None
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError(f"{where}: expected a date such as 2024-05-31 (year, month, day), found {text!r}") from error
+
+
+def _fold(where: str, text: str) -> int | None:
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit()):
+        raise ConfigError(f"{where}: expected a whole number as fold, found {text!r}")
+    return int(text)

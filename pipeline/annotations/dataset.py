@@ -1,0 +1,252 @@
+"""Folders of images and masks become annotated cases: paired by name, told apart, read where they are needed.
+
+The one decision made here: everything that could be wrong with a set of annotations is found before the first step of
+training, and is a ConfigError that names the file and the cure. What had to be taken for granted is kept in words
+(``said``) and shown, so that nobody trains on a misunderstanding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.annotations.cases_table import AnnotationRow, read_table
+from pipeline.annotations.lazy_arrays import (
+    ClassOfObject,
+    KnownClasses,
+    MaskClasses,
+    MaskValues,
+    ReadBox,
+    SlidePixels,
+    Windows,
+    content_of,
+)
+from pipeline.annotations.lazy_components import LazyComponents
+from pipeline.annotations.pairing import Pair, find_images, find_pairs
+from pipeline.annotations.qupath_objects import QuPathObjects
+from pipeline.annotations.resampling import NearestPixels, ScaledPixels, scale_of, scaled
+from pipeline.errors import ConfigError, SlideError
+from pipeline.geometry import Box
+from pipeline.slides.resample import Resolution
+from unet_core.data.mask_encoding import ONE_CLASS, DataSettings, Meaning, meaning_of
+from unet_core.data.sampler import AnnotatedImage
+from unet_core.errors import AnnotationError
+from unet_core.mirror import ArrayLike
+
+_CLASS, _IDS = np.dtype(np.uint8), np.dtype(np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A set of annotated images. ``rows`` and ``mpp`` (as the file states it) are by name of case."""
+
+    cases: tuple[AnnotatedImage, ...]
+    class_names: tuple[str, ...]
+    rows: Mapping[str, AnnotationRow]
+    mpp: Mapping[str, float | None]
+    said: tuple[str, ...]
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Whatever is wrong with images, masks or folds is a fault of what was asked for."""
+    try:
+        yield
+    except (SlideError, AnnotationError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def open_dataset(
+    images: Path,
+    masks: Path,
+    cases: Path | None = None,
+    settings: DataSettings | None = None,
+    mpp: float | None = None,
+) -> Dataset:
+    """Every image of a folder that has a mask by the same name in another, or those a table names.
+
+    Those that state another resolution than ``mpp`` (um per pixel) are brought to it. Small images are read; those
+    beyond ``settings.memory_gb`` are arrays that read windows. Raises ConfigError, naming the file and the cure, for
+    whatever cannot be trained on.
+    """
+    settings = settings or DataSettings()
+    with refusals():
+        found = find_images(images, masks)
+        rows = None if cases is None else read_table(cases, found, settings.only)
+        chosen = [image for image in found if rows is None or image.key in rows]
+        pairs = find_pairs(chosen, masks, strict=rows is None)
+        sources, names, said = _sources(pairs, settings)
+        scales = {pair.key: scale_of(pair, mpp) for pair in pairs}
+        built = [case for pair in pairs for case in _cases(pair, sources[pair.key], scales[pair.key])]
+        held = tuple(_held([case for _, case in built], settings.memory_gb))
+    owner = {case.name: key for key, case in built}
+    known = {pair.key: pair for pair in pairs}
+    return Dataset(
+        cases=held,
+        class_names=names,
+        rows={name: rows[key] if rows else AnnotationRow(key) for name, key in owner.items()},
+        mpp={name: mpp if scales[key] else known[key].mpp for name, key in owner.items()},
+        said=(*_of_table(len(found), len(chosen), rows), *said, *_of_scales(pairs, scales, mpp)),
+    )
+
+
+# ---- what masks mean -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where a pair's objects and classes are read (no classes: all are of the one class), and which parts of it."""
+
+    objects: ReadBox
+    classes: ReadBox | None
+    parts: tuple[Box, ...] = ()
+
+    def without(self, ignored: ReadBox) -> _Source:
+        """The same, but for pixels of which nobody says what they are."""
+        return replace(self, classes=KnownClasses(self.classes, ignored))
+
+    def scaled(self, scale: Resolution, shape_yx: tuple[int, int]) -> _Source:
+        """The same at another resolution than that of level 0, which has this shape."""
+        objects, classes = (
+            None if read is None else NearestPixels(read, scale, shape_yx) for read in (self.objects, self.classes)
+        )
+        assert objects is not None
+        return _Source(objects, classes, tuple(scaled(part, scale) for part in self.parts))
+
+
+def _sources(
+    pairs: Sequence[Pair], settings: DataSettings
+) -> tuple[dict[str, _Source], tuple[str, ...], tuple[str, ...]]:
+    """By key; the names of all classes; what was taken for what."""
+    drawn = {pair.key: QuPathObjects.read(pair.mask, pair.shape_yx) for pair in pairs if pair.drawn}
+    names, said = _names(pairs, drawn, settings)
+    settings = settings if settings.class_names == names else settings.model_copy(update={"classes": names})
+    by_colour, ignored, blank = bool(settings.colours), settings.ignored, settings.blank
+    values = {pair.key: MaskValues(pair.mask, by_colour, ignored, blank) for pair in pairs if not pair.drawn}
+    meaning = meaning_of([content_of(one) for one in values.values()], settings) if values else None
+    sources = {key: _of_drawn(one, names) for key, one in drawn.items()}
+    if meaning is not None:
+        shapes = {pair.key: pair.shape_yx for pair in pairs}
+        sources |= {key: _of_mask(one, meaning, shapes[key]) for key, one in values.items()}
+        said = (*said, meaning.said)
+    return sources, names, said
+
+
+def _of_mask(values: MaskValues, meaning: Meaning, shape_yx: tuple[int, int]) -> _Source:
+    if meaning.kind == "labels":
+        source = _Source(values, None)
+    else:
+        classes = MaskClasses(values, meaning)
+        connected = LazyComponents.of(classes, shape_yx)
+        source = _Source(connected.read, classes if len(meaning.class_names) > 1 else None)
+    return source if values.ignore is None else source.without(values.ignored)
+
+
+def _of_drawn(drawn: QuPathObjects, names: Sequence[str]) -> _Source:
+    classes = None
+    if len(names) > 1:
+        classes = ClassOfObject(drawn.paint, (0, *(names.index(kind) + 1 for kind in drawn.kinds)))
+    source = _Source(drawn.paint, classes, drawn.parts)
+    return source.without(drawn.ignored) if drawn.holes else source
+
+
+def _names(
+    pairs: Sequence[Pair], drawn: Mapping[str, QuPathObjects], settings: DataSettings
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The classes: as stated, or the one that all drawn objects have."""
+    kinds = {kind: pair.mask for pair in pairs if pair.drawn for kind in drawn[pair.key].kinds}
+    named = sorted(kind for kind in kinds if kind)
+    if not drawn:
+        return settings.class_names, ()
+    if not (settings.classes or settings.colours):
+        if len(named) > 1:
+            raise ConfigError(
+                f"{kinds[named[0]]}: annotations of {len(named)} classes, {', '.join(named)}, and nothing says which "
+                f"to learn. Name them in the order wanted: --set 'data.classes=[{', '.join(named)}]'; classes named "
+                f"Ignore* are cut out"
+            )
+        names: tuple[str, ...] = (named[0],) if named else ONE_CLASS
+    else:
+        names = settings.class_names
+    if unknown := [kind for kind in kinds if kind not in names and (kind or len(names) > 1)]:
+        what = f"class {unknown[0]!r}" if unknown[0] else "an annotation without a class"
+        raise ConfigError(
+            f"{kinds[unknown[0]]}: {what}, where data.classes names {', '.join(names)}. Name it there, or give the "
+            f"annotation one of these classes (or Ignore*) in QuPath"
+        )
+    parts = sum(len(one.parts) for one in drawn.values())
+    whole = sum(not one.parts for one in drawn.values())
+    said = ["annotations drawn in QuPath: a pixel belongs to the smallest area that holds its centre"]
+    said += [f"{parts} areas of class Region* are what was annotated; the rest of those images is not used"] * bool(
+        parts
+    )
+    holes = sum(len(one.holes) for one in drawn.values())
+    said += [f"{holes} areas of class Ignore* or exclude: nothing is learnt and nothing judged there"] * bool(holes)
+    said += [f"{whole} images have no area of class Region*: all of them counts as annotated"] * bool(whole)
+    return names, tuple(said)
+
+
+# ---- cases -----------------------------------------------------------------------------------------------------------
+
+
+def _cases(pair: Pair, source: _Source, scale: Resolution | None) -> Iterator[tuple[str, AnnotatedImage]]:
+    """The image, or each part of it that was annotated, by key of the image. Nothing is read."""
+    pixels: ReadBox = SlidePixels(pair.image) if scale is None else ScaledPixels(pair.image, scale)
+    areas = source.parts or (Box.of_shape(pair.shape_yx),)
+    if scale is not None:
+        source = source.scaled(scale, pair.shape_yx)
+        areas = source.parts or (Box.of_shape(scale.out_yx),)
+    for number, area in enumerate(areas, 1):
+        name = pair.key if not source.parts else f"{pair.key}#{number}"
+        image = Windows(pixels, area, pair.dtype, pair.channels)
+        classes = None if source.classes is None else Windows(source.classes, area, _CLASS)
+        yield pair.key, AnnotatedImage(name, image, Windows(source.objects, area, _IDS), classes)
+
+
+def _held(cases: Sequence[AnnotatedImage], memory_gb: float) -> Iterator[AnnotatedImage]:
+    """The cases in their order, those in memory that still fit into it."""
+    left = memory_gb * 1e9
+    for case in cases:
+        arrays = [case.image_CYX, case.labels_YX, *([] if case.classes_YX is None else [case.classes_YX])]
+        needed = sum(array.nbytes for array in arrays if isinstance(array, Windows))
+        if needed > left:
+            yield case
+            continue
+        left -= needed
+        classes = None if case.classes_YX is None else _whole(case.classes_YX)
+        yield AnnotatedImage(case.name, _whole(case.image_CYX), _whole(case.labels_YX), classes)
+
+
+def _whole(array: ArrayLike) -> NDArray[Any]:
+    return np.ascontiguousarray(array[tuple(slice(None) for _ in array.shape)])
+
+
+# ---- words -----------------------------------------------------------------------------------------------------------
+
+
+def _of_scales(pairs: Sequence[Pair], scales: Mapping[str, Resolution | None], mpp: float | None) -> Iterator[str]:
+    off = [pair.mpp for pair in pairs if pair.mpp and scales[pair.key]]
+    if off:
+        yield (
+            f"{len(off)} images of {min(off):.3g} to {max(off):.3g} um per pixel are resampled to the network's "
+            f"{mpp:g} as segment does, their masks by the nearest pixel"
+        )
+    silent = sum(pair.mpp is None for pair in pairs)
+    if mpp is not None and silent:
+        yield f"{silent} images state no resolution and are taken for {mpp:g} um per pixel, the network's"
+
+
+def _of_table(found: int, chosen: int, rows: Mapping[str, AnnotationRow] | None) -> Iterator[str]:
+    if rows is None:
+        yield (
+            "no table of cases (--cases): every image counts as a patient of its own, so two images of one patient may "
+            "be trained on and judged by"
+        )
+    elif chosen < found:
+        yield f"{found - chosen} of {found} images are not in the table of cases and are not used"

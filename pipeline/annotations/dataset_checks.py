@@ -1,0 +1,154 @@
+"""What there is to learn from: every pixel of every annotated image counted before the first step of training.
+
+The one decision made here: what is counted for training is what is shown, in one pass over each image. What would make
+training pointless (a class without a pixel, images of one colour) is refused; what is only odd is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.annotations.dataset import Dataset, refusals
+from pipeline.annotations.lazy_arrays import Windows
+from pipeline.errors import ConfigError
+from unet_core.data.dataset_statistics import ImageStatistics
+from unet_core.data.folds import FoldMember, Folds, FoldSettings, keep_folds
+from unet_core.data.sampler import AnnotatedImage
+from unet_core.training.dataset_spec import moments
+
+_MUCH = 0.5
+_APART = 1.05
+
+
+@dataclass(frozen=True, slots=True)
+class CaseFacts:
+    """One annotated image, counted. ``class_px`` of background and of each class."""
+
+    name: str
+    in_memory: bool
+    mpp: float | None
+    class_px: tuple[int, ...]
+    counted: ImageStatistics
+
+    @property
+    def shape_yx(self) -> tuple[int, int]:
+        """Of the image."""
+        height, width = self.counted.class_map.shape
+        return height, width
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetSummary:
+    """A set of annotated images, counted. ``said``: what was taken for granted, and what is odd."""
+
+    cases: tuple[CaseFacts, ...]
+    class_names: tuple[str, ...]
+    patients: int
+    said: tuple[str, ...]
+
+    @property
+    def class_px(self) -> tuple[int, ...]:
+        """Pixels of background and of each class."""
+        return tuple(map(sum, zip(*(case.class_px for case in self.cases), strict=True)))
+
+    @property
+    def frequencies(self) -> tuple[float, ...]:
+        """Share of all pixels that is background, and each class."""
+        return tuple(count / sum(self.class_px) for count in self.class_px)
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Of each channel over all pixels; the image's range is 0 to 1."""
+        return moments([case.counted for case in self.cases])[0]
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """As ``mean``, the standard deviation."""
+        return moments([case.counted for case in self.cases])[1]
+
+
+def check_annotations(annotations: Dataset) -> DatasetSummary:
+    """Count every pixel. Raises ConfigError for what nobody could learn from, naming a file and the cure."""
+    with refusals():
+        facts = tuple(_facts(case, annotations) for case in annotations.cases)
+    patients = {row.patient for row in annotations.rows.values()}
+    summary = DatasetSummary(facts, annotations.class_names, len(patients), (*annotations.said, *_odd(facts)))
+    _demand_classes(summary)
+    if not any(summary.std):
+        raise ConfigError(
+            f"{facts[0].name}: every pixel of every image has one value: expected pictures. Export the images again, "
+            f"or check that --images is not a folder of masks"
+        )
+    return summary
+
+
+def draw_folds(path: Path, annotations: Dataset, summary: DatasetSummary, settings: FoldSettings) -> Folds:
+    """The folds in a file, or new ones written to it. Raises ConfigError as ``unet_core.data.folds`` refuses."""
+    with refusals():
+        return keep_folds(path, members(annotations, summary), settings)
+
+
+def members(annotations: Dataset, summary: DatasetSummary) -> list[FoldMember]:
+    """What folds are drawn from."""
+    found = []
+    for case in summary.cases:
+        row = annotations.rows[case.name]
+        held = zip(summary.class_names, case.class_px[1:], strict=True)
+        classes = frozenset(name for name, count in held if count)
+        found.append(FoldMember(case.name, row.patient, classes, row.date, row.stratum, row.fold))
+    return found
+
+
+# ---- counting --------------------------------------------------------------------------------------------------------
+
+
+def _facts(case: AnnotatedImage, annotations: Dataset) -> CaseFacts:
+    counted = case.census()
+    class_px = np.zeros(len(annotations.class_names) + 1, np.int64)
+    class_px[: len(counted.counts)] = counted.counts.sum(axis=(1, 2))
+    held = not isinstance(case.image_CYX, Windows)
+    return CaseFacts(case.name, held, annotations.mpp[case.name], tuple(class_px.tolist()), counted)
+
+
+def _demand_classes(summary: DatasetSummary) -> None:
+    for name, count in zip(summary.class_names, summary.class_px[1:], strict=True):
+        if not count:
+            some = ", ".join(case.name for case in summary.cases[:3])
+            raise ConfigError(
+                f"class {name!r} has not one pixel in {len(summary.cases)} masks ({some} ...): nobody can learn it. "
+                f"Annotate some, or leave it out of data.classes (data.colours)"
+            )
+
+
+# ---- what is odd -----------------------------------------------------------------------------------------------------
+
+
+def _odd(cases: Sequence[CaseFacts]) -> Iterator[str]:
+    flat = [case.name for case in cases if not any(moments([case.counted])[1])]
+    if flat:
+        yield f"{len(flat)} images have one value throughout: {', '.join(flat[:5])}"
+    bare = [case.name for case in cases if not case.counted.objects]
+    if bare:
+        yield f"{len(bare)} images have no object: {', '.join(bare[:5])}. They teach what background looks like"
+    pixels, ignored = sum(case.counted.pixels for case in cases), sum(case.counted.ignored for case in cases)
+    if ignored:
+        yield f"{ignored / pixels:.1%} of all pixels are ignored: nothing is learnt and nothing judged there"
+    marked = sum(sum(case.class_px[1:]) for case in cases) / pixels
+    if marked > _MUCH:
+        yield f"{marked:.0%} of all pixels are objects: are objects and background exchanged?"
+    stated = sorted({case.mpp for case in cases if case.mpp})
+    if stated and stated[-1] > _APART * stated[0]:
+        yield (
+            f"images state {stated[0]:.3g} to {stated[-1]:.3g} um per pixel: objects differ in size, and one network "
+            f"has one resolution. Name it (network.mpp), and all are brought to it, if that is not wanted"
+        )
+    outside = sum(not case.in_memory for case in cases)
+    if outside:
+        yield f"{outside} images do not fit into data.memory_gb and are read from disk, window by window"
+
+
+# ---- shown -----------------------------------------------------------------------------------------------------------

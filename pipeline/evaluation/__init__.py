@@ -1,0 +1,1 @@
+"""Score methods on annotated images."""

@@ -1,0 +1,201 @@
+"""Judge methods on annotated images: every score with its interval, methods compared on the same images.
+
+The one decision made here: the record of an evaluation is plain data, made from sums alone and without times or
+places, so the same images and models give the same bytes. Lengths become micrometres at the end, where all models
+that state a resolution state the same one.
+
+    pooled, cases     scores of the first model, and of every model on each image; what is not defined is absent
+    models            each model and baseline: file, pooled scores, intervals, undefined images, classes, confusion,
+                      reliability
+    comparisons       each against the first, paired by patient
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from pipeline.evaluation.image_scorer import ImageScores
+from pipeline.evaluation.methods import Method
+from unet_core.data.sampler import AnnotatedImage
+from unet_core.metrics import surface_distance
+from unet_core.metrics.bootstrap import (
+    LEAST_PATIENTS,
+    LEVEL,
+    RESAMPLES,
+    SEED,
+    Patients,
+    ScoredMethod,
+    compare,
+    interval,
+)
+from unet_core.metrics.calibration import reliability
+from unet_core.metrics.overlap import Array, Scores
+from unet_core.metrics.score_table import CALIBRATION, LENGTHS, Table, class_mean
+
+COMPARED = ("dice", "f1_50", "v_rand")
+RULE = (
+    "nothing true and nothing found: 1 (a distance: 0), counted as empty; any other 0/0, and a distance to nothing: "
+    "undefined, absent and counted; pooled scores come from summed counts"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationCase:
+    """An annotated image, whose it is and the fold it lies in."""
+
+    annotated: AnnotatedImage
+    patient: str
+    fold: int | None = None
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """What a method left on the cases: a judgement of each."""
+
+    method: Method
+    judgements: tuple[ImageScores, ...]
+
+    @cached_property
+    def tables(self) -> tuple[Table, ...]:
+        """Sums of each class, one row an image."""
+        return tuple(Table.of(images) for images in zip(*(one.classes for one in self.judgements), strict=True))
+
+    def scores(self, weights_RN: Array) -> Scores:
+        """Mean over classes of the scores of weighted images; lengths in px."""
+        return class_mean([table.weighted(weights_RN).scores() for table in self.tables])
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Methods judged on the same cases. ``mpp``: um per pixel, None where lengths stay in px."""
+
+    cases: tuple[EvaluationCase, ...]
+    results: tuple[MethodResult, ...]
+    mpp: float | None
+
+    @property
+    def patients(self) -> Patients:
+        """Whose images are whose."""
+        return Patients.of([case.patient for case in self.cases])
+
+    def ranked(self, score: str = "dice") -> list[int]:
+        """The cases from best to worst by a score of the first method."""
+        found = self.results[0].scores(np.eye(len(self.cases)))[score]
+        return [int(i) for i in np.argsort(-np.nan_to_num(found, nan=-1.0), kind="stable")]
+
+
+def evaluate_methods(
+    cases: Sequence[EvaluationCase], methods: Sequence[Method], done: Callable[[], object]
+) -> Evaluation:
+    """Judge every method on every case; ``done`` is called after each."""
+
+    def judged() -> Iterator[MethodResult]:
+        for method in methods:
+            judgements = []
+            for case in cases:
+                judgements.append(method.judge(case.annotated).run())
+                done()
+            yield MethodResult(method, tuple(judgements))
+
+    return Evaluation(tuple(cases), tuple(judged()), common_mpp(methods))
+
+
+def common_mpp(methods: Sequence[Method]) -> float | None:
+    """The resolution that all methods state that state one."""
+    stated = {method.mpp for method in methods if method.mpp is not None}
+    return stated.pop() if len(stated) == 1 else None
+
+
+def record_of(evaluation: Evaluation) -> dict[str, Any]:
+    """Everything there is to say, as plain data."""
+    patients = evaluation.patients
+    judged = [ScoredMethod.of(result.method.name, result.scores, patients) for result in evaluation.results]
+    models = [_model(evaluation, *pair) for pair in zip(evaluation.results, judged, strict=True)]
+    pairs = [compare(judged[0], other, score) for other in judged[1:] for score in COMPARED if score in other.pooled]
+    found = [asdict(pair) for pair in pairs if pair is not None]
+    return {
+        "pooled": models[0]["pooled"],
+        "cases": [row for result in evaluation.results for row in case_rows(evaluation, result)],
+        "models": models,
+        "comparisons": found,
+        "settings": _settings(evaluation, patients),
+    }
+
+
+def _settings(evaluation: Evaluation, patients: Patients) -> dict[str, Any]:
+    unit = "px" if evaluation.mpp is None else "um"
+    tolerance = surface_distance.TOLERANCE_PX * (evaluation.mpp or 1.0)
+    return {
+        "images": len(evaluation.cases),
+        "patients": len(patients.names),
+        "unit": unit,
+        "mpp": evaluation.mpp,
+        "surface_tolerance": tolerance,
+        "bootstrap": {
+            "over": "patients",
+            "resamples": RESAMPLES,
+            "seed": SEED,
+            "level": LEVEL,
+            "least": LEAST_PATIENTS,
+        },
+        "rule_for_empty_masks": RULE,
+    }
+
+
+def _model(evaluation: Evaluation, result: MethodResult, judged: ScoredMethod) -> dict[str, Any]:
+    method, own = result.method, result.scores(np.eye(len(evaluation.cases)))
+    names = ("background", *method.rules.class_names)
+    intervals = {name: interval(drawn) for name, drawn in judged.resampled.items()}
+    undefined = {name: int(np.isnan(values).sum()) for name, values in own.items()}
+    return {
+        "name": method.name,
+        "how": method.how,
+        "sha256": method.sha256,
+        "mpp": method.mpp,
+        "pooled": _plain(evaluation, judged.pooled, 0),
+        "intervals": {
+            name: [_scaled(evaluation, name, end) for end in ends] for name, ends in intervals.items() if ends
+        },
+        "undefined": {name: count for name, count in undefined.items() if count},
+        "empty": max(table.empty() for table in result.tables),
+        "classes": {
+            name: _class(evaluation, table) for name, table in zip(method.rules.class_names, result.tables, strict=True)
+        },
+        "confusion": {
+            "classes": list(names),
+            "pixels_true_by_found": sum(one.confusion for one in result.judgements).tolist(),  # type: ignore[union-attr]  # there is at least one case
+        },
+    }
+
+
+def _class(evaluation: Evaluation, table: Table) -> dict[str, Any]:
+    together = table.weighted(np.ones((1, len(evaluation.cases))))
+    told: dict[str, Any] = {"pooled": _plain(evaluation, together.scores(), 0), "empty": table.empty()}
+    if CALIBRATION in together.sums:
+        told["reliability"] = reliability(together.sums[CALIBRATION][0])
+    return told
+
+
+def case_rows(evaluation: Evaluation, result: MethodResult) -> list[dict[str, Any]]:
+    """Each image with whose it is and its scores, those that are defined."""
+    scores = result.scores(np.eye(len(evaluation.cases)))
+    return [
+        {"model": result.method.name, "image": case.annotated.name, "patient": case.patient, "fold": case.fold}
+        | _plain(evaluation, scores, number)
+        for number, case in enumerate(evaluation.cases)
+    ]
+
+
+def _plain(evaluation: Evaluation, scores: Scores, row: int) -> dict[str, float]:
+    """The defined scores of one row, lengths in the evaluation's unit."""
+    found = {name: float(values[row]) for name, values in scores.items()}
+    return {name: _scaled(evaluation, name, value) for name, value in found.items() if not np.isnan(value)}
+
+
+def _scaled(evaluation: Evaluation, name: str, value: float) -> float:
+    return value * (evaluation.mpp or 1.0) if name in LENGTHS else value

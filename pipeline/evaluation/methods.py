@@ -1,0 +1,139 @@
+"""What is judged: networks, runs over all folds and baselines, asked in one way.
+
+The one decision made here: a method is a function from an annotated image to a function from blocks to bytes of
+probability. How it came by them is its own affair, so a threshold and a network stand in one table; and so does a run
+over all folds, each image of which is judged by the network that was not trained on it, as that network's file says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.errors import ConfigError
+from pipeline.evaluation.cross_validated import FoldModels, Named
+from pipeline.evaluation.image_scorer import Answer, ImageScorer, ScoringConfig
+from pipeline.geometry import Box
+from pipeline.inference.ensemble import THRESHOLD, Ensemble
+from pipeline.inference.predictor import MirroredRegion, Predictor, resolve_device
+from pipeline.stages.predict import PredictSection, load_network
+from pipeline.storage.atomic_files import digest
+from unet_core.data.sampler import AnnotatedImage
+from unet_core.mirror import ArrayLike
+from unet_core.normalisation import fits, sample
+from unet_core.spec import UNetSpec
+from unet_core.training.model_selection import least_px
+
+if TYPE_CHECKING:
+    from unet_core.training.baselines import Baseline
+
+TILE_PX = 1024
+PRECISION = "fp32"
+"""On every device: scores are not to depend on what a machine multiplies fastest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A way to segment an image, and how its bytes become objects. ``mpp`` and ``sha256`` only where there are any.
+
+    ``instead``: who is asked about an image of this name, where that is another.
+    """
+
+    name: str
+    how: str
+    rules: ScoringConfig
+    answers: Callable[[ArrayLike], Answer]
+    mpp: float | None = None
+    sha256: str | None = None
+    instead: Mapping[str, Method] = field(default_factory=dict)
+
+    def judge(self, case: AnnotatedImage) -> ImageScorer:
+        """Who judges what it says of an image."""
+        one = self.instead.get(case.name, self)
+        return ImageScorer(one.answers(case.image_CYX), case, one.rules)
+
+
+def networks(models: Sequence[Named], device: str) -> list[Method]:
+    """Models and runs. Raises ConfigError for two of one name or of other classes, ModelError."""
+    names = [model.name for model in models]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"--model: expected files of different names, found {', '.join(twice)} twice. Rename one")
+    for model in models[1:]:
+        if model.spec.class_names != models[0].spec.class_names:
+            raise ConfigError(
+                f"--model: expected one list of classes, found {list(models[0].spec.class_names)} in {names[0]} and "
+                f"{list(model.spec.class_names)} in {model.name}. Judge them apart"
+            )
+    where = resolve_device(device)
+    return [_network(one, where) if isinstance(one, Ensemble) else _folds(one, where) for one in models]
+
+
+def _folds(run: FoldModels, device: str) -> Method:
+    """Each image by the network that held it back; what these say of themselves is the first's where they agree."""
+    each = [_network(model, device) for model in run.models]
+    instead = {name: method for method, names in zip(each, run.held_back, strict=True) for name in names}
+    how = f"{len(each)} networks, each on the images it was not trained on: " + "; ".join(one.how for one in each)
+    sha256 = digest([model.sha256 for model in run.models])
+    return Method(run.name, how, each[0].rules, each[0].answers, run.spec.mpp, sha256, instead)
+
+
+def _network(model: Ensemble, device: str) -> Method:
+    spec = model.spec
+    section = PredictSection(model.weights, spec.foreground, 1, device, PRECISION, TILE_PX, model.tta)
+    threshold = spec.threshold or THRESHOLD
+    rules = ScoringConfig(spec.class_names, threshold, least_px(spec))
+    answers = partial(asked, load_network(section))
+    return Method(model.name, _how(model, rules, device), rules, answers, spec.mpp, model.sha256)
+
+
+def _how(model: Ensemble, rules: ScoringConfig, device: str) -> str:
+    by = f"threshold {rules.threshold:g}" if len(rules.class_names) == 1 else "largest probability"
+    mean = [f"{len(model.members)} networks"] if len(model.members) > 1 else []
+    mean += [f"{model.passes} flips and quarter turns"] if model.passes > 1 else []
+    averaged = f"mean of {' and '.join(mean)}, " if mean else ""
+    return f"{averaged}{by}, objects of at least {rules.least_px} px, {PRECISION} on {device}"
+
+
+def asked(network: Predictor, image_CYX: ArrayLike, tile_px: int = TILE_PX) -> Answer:
+    """What a network answers for blocks of an image that start on its step. Raises ConfigError for other channels."""
+    _demand_channels(network.spec, image_CYX)
+    step = network.shape.step
+    smallest = max(-(-length // step) * step for length in image_CYX.shape[1:])
+    side = min(tile_px, smallest)
+    wanted = [member.spec.normalisation for member in network.members]
+    colours = fits(sample(image_CYX), wanted) if any(wanted) else ()  # the image is the slide
+
+    def answer(core: Box) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+        region = MirroredRegion.read_around(image_CYX, network.grid(core, side), colours)
+        return network.probability(region, core, side)
+
+    return answer
+
+
+def _demand_channels(spec: UNetSpec, image_CYX: ArrayLike) -> None:
+    channels = image_CYX.shape[0]
+    if channels not in (1, spec.in_channels):
+        raise ConfigError(
+            f"expected images of {spec.in_channels} channels, as the model takes (or of 1, which is repeated), found "
+            f"{channels}. Judge a model made for such images, or convert them"
+        )
+
+
+def baselines(class_names: Sequence[str], training: Sequence[AnnotatedImage]) -> list[Method]:
+    """Otsu's threshold for a single class, and classifiers of pixels where there are images to train them on."""
+    from unet_core.training.baselines import linear_svm, otsu, random_forest  # scikit-learn costs a second
+
+    names = tuple(class_names)
+    found = [otsu()] if len(names) == 1 else []
+    if training:
+        found += [random_forest(training, len(names)), linear_svm(training, len(names))]
+    return [_baseline(one, names) for one in found]
+
+
+def _baseline(baseline: Baseline, class_names: tuple[str, ...]) -> Method:
+    rules = ScoringConfig(class_names, 0.5, 1, graded=baseline.graded)
+    return Method(baseline.name, f"{baseline.how}; every component is kept", rules, baseline.of_image)

@@ -1,0 +1,1 @@
+"""Run blocks in this process or on dask workers."""

@@ -1,0 +1,1 @@
+"""A complete result in other formats."""

@@ -1,0 +1,161 @@
+"""A finished result in the forms other tools read: objects as GeoJSON, GeoParquet and CSV.
+
+The one decision made here: only a complete result is handed on, and what is written is whole or not there at all. A
+result is never touched; what is handed on is a copy beside it, in ``exports``, and may be thrown away.
+
+Coordinates are pixels of the slide's level 0, x to the right and y down from its upper left corner, as QuPath has them.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import shapely
+from numpy.typing import NDArray
+from shapely import MultiPolygon, Polygon
+
+from pipeline.errors import ConfigError
+from pipeline.execution.blocks import StageContext
+from pipeline.exports.polygon_stream import object_shapes
+from pipeline.objects.polygons import Outline, outlines
+from pipeline.objects.table_reader import as_text, read_groups, read_rows
+from pipeline.rendering.contrast import class_colours
+from pipeline.stages.export import ExportSection, features_of, write_collection
+from pipeline.storage.atomic_files import write_atomic
+from pipeline.storage.layout import GEOJSON, TABLE
+from pipeline.storage.manifest import read_manifest
+from pipeline.storage.slide_store import SlideStore
+
+GEOMETRY = "geometry"
+GEO = {
+    "version": "1.1.0",
+    "primary_column": GEOMETRY,
+    "columns": {GEOMETRY: {"encoding": "WKB", "geometry_types": ["Polygon", "MultiPolygon"], "crs": None}},
+}
+"""GeoParquet 1.1 metadata. No reference system: pixels of a slide lie nowhere on Earth."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompleteResult:
+    """A complete result and what its manifest says of it."""
+
+    store: SlideStore
+    manifest: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, store: SlideStore) -> CompleteResult:
+        """Raises ConfigError when it is not complete, DamagedError when its manifest is not what was written."""
+        manifest = read_manifest(store)
+        if manifest is None:
+            raise ConfigError(f"{store.root} is not complete: expected a finished result. Run segment again first")
+        return cls(store, manifest)
+
+    @property
+    def section(self) -> ExportSection:
+        """Which labels, their scale and their classes. Raises ConfigError where objects were switched off."""
+        plan = self.manifest["plan"]
+        if "label" not in plan["hashes"]:
+            raise ConfigError(f"{self.store.root} has no objects: they were switched off. Segment with objects on")
+        spec = plan["model"]["spec"]
+        names = tuple(spec["class_names"])
+        colours = spec["colours"] or class_colours(len(names))
+        y, x = plan["image"]["level0_from_image_yx"]
+        return ExportSection(plan["hashes"]["label"], (y, x), names, tuple((r, g, b) for r, g, b in colours))
+
+    @property
+    def work(self) -> StageContext:
+        """How its blocks lie."""
+        plan = self.manifest["plan"]
+        height, width = plan["image"]["shape_yx"]
+        return StageContext(
+            self.store.root, (height, width), plan["config"]["tiles"]["block"], plan["hashes"].get("label", "")
+        )
+
+    @property
+    def table(self) -> Path:
+        """Its objects."""
+        return self.store.root / TABLE
+
+
+# ---- GeoJSON ---------------------------------------------------------------------------------------------------------
+
+
+def write_geojson(result: CompleteResult, path: Path) -> None:
+    """One feature an object, for QuPath: the very features of ``objects.geojson.gz``, traced where there is none."""
+    section = result.section
+    packed = result.store.root / GEOJSON
+    write_atomic(path, partial(_unpack, packed) if packed.exists() else partial(_trace, result, section))
+
+
+def _unpack(packed: Path, file: BinaryIO) -> None:
+    with gzip.open(packed) as source:
+        shutil.copyfileobj(source, file)
+
+
+def _trace(result: CompleteResult, section: ExportSection, file: BinaryIO) -> None:
+    lines = (
+        line for shapes in object_shapes(result.work, section) for line in features_of(result.work, section, shapes)
+    )
+    write_collection(lines, file.write)
+
+
+# ---- GeoParquet ------------------------------------------------------------------------------------------------------
+
+
+def write_geoparquet(result: CompleteResult, path: Path) -> None:
+    """The object table with the shape of each as WKB, in pixels of level 0; one row group for each block with objects.
+
+    Format: GeoParquet 1.1 (geoparquet.org); rows in the order in which blocks complete objects, ``id`` names them.
+    """
+    write_atomic(path, partial(_write_geoparquet, result, result.section))
+
+
+def _write_geoparquet(result: CompleteResult, section: ExportSection, file: BinaryIO) -> None:
+    schema = pq.read_schema(result.table)
+    metadata = {**(schema.metadata or {}), b"geo": json.dumps(GEO).encode()}
+    schema = schema.append(pa.field(GEOMETRY, pa.binary(), nullable=False)).with_metadata(metadata)
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for shapes in object_shapes(result.work, section):
+            if shapes:
+                rows = read_rows(result.table, np.fromiter(shapes, np.int64))
+                wkb = shapely.to_wkb(geometries(shapes, section.level0_from_image))
+                writer.write_table(rows.append_column(schema.field(GEOMETRY), pa.array(wkb, pa.binary())).cast(schema))
+
+
+def geometries(shapes: Mapping[int, Polygon | MultiPolygon], scale_yx: tuple[float, float]) -> NDArray[Any]:
+    """The shapes at level 0, corners and order as GeoJSON has them."""
+    return np.array([_geometry(outline) for outline in outlines(list(shapes.values()), scale_yx)], object)
+
+
+def _geometry(outline: Outline) -> Polygon | MultiPolygon:
+    polygons = [Polygon(rings[0], rings[1:]) for rings in outline]
+    return polygons[0] if len(polygons) == 1 else MultiPolygon(polygons)
+
+
+# ---- CSV -------------------------------------------------------------------------------------------------------------
+
+
+def write_csv(result: CompleteResult, path: Path) -> None:
+    """The object table, its columns and units as in ``objects.parquet``; names are inert in a spreadsheet."""
+    result.section  # noqa: B018  refuses a result without objects
+    write_atomic(path, partial(_write_csv, result))
+
+
+def _write_csv(result: CompleteResult, file: BinaryIO) -> None:
+    tables = read_groups(result.table)
+    first = as_text(next(tables))
+    with pyarrow.csv.CSVWriter(file, first.schema) as writer:
+        writer.write_table(first)
+        for table in tables:
+            writer.write_table(as_text(table))

@@ -1,0 +1,1 @@
+"""Tiles through networks: the predictor, ensembles, the seam check."""

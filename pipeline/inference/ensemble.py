@@ -1,0 +1,175 @@
+"""What answers for a slide: one network, or several that are averaged.
+
+The one decision made here: an ensemble is a model like any other, with a name, a digest, a spec and a shape, so whoever
+plans, prices or reports need not ask how many networks there are. Members must agree in what a slide is resampled to,
+its channels and the classes; each keeps its own normalisation, halo and step. Threshold and smallest area are the means
+of the members' own. A model of one network has that network's digest, and hashes as it did before there were others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from pipeline.config import ModelSection
+from pipeline.errors import ModelError
+from pipeline.storage.atomic_files import digest
+from unet_core.errors import NetworkError
+from unet_core.model_file.header import Weights, describe, resolve, sha256
+from unet_core.normalisation import Normalisation
+from unet_core.shapes import JointShape, ValidShape
+from unet_core.spec import UNetSpec
+from unet_core.tta import SYMMETRIES
+
+COMMON = ("mpp", "in_channels", "class_names")
+"""What members must agree in."""
+THRESHOLD = 0.5
+"""Of a model that does not state its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnsembleMember:
+    """One network: what it is called, which bytes it is, what it says about itself."""
+
+    name: str
+    weights: Weights
+    spec: UNetSpec
+
+    @property
+    def threshold(self) -> float:
+        """Its own, else one half."""
+        return self.spec.threshold or THRESHOLD
+
+
+@dataclass(frozen=True, slots=True)
+class Ensemble:
+    """The networks of a run, at least one, and the test-time augmentation under which they are asked."""
+
+    members: tuple[EnsembleMember, ...]
+    tta: str = "none"
+
+    @property
+    def name(self) -> str:
+        """Of all members."""
+        return " + ".join(one.name for one in self.members)
+
+    @property
+    def sha256(self) -> str:
+        """Of the weights; of several, a digest of theirs."""
+        digests = [one.weights.sha256 for one in self.members]
+        return digests[0] if len(digests) == 1 else digest(digests)
+
+    @property
+    def weights(self) -> tuple[Weights, ...]:
+        """The files."""
+        return tuple(one.weights for one in self.members)
+
+    @property
+    def specs(self) -> tuple[UNetSpec, ...]:
+        """What each member says about itself."""
+        return tuple(one.spec for one in self.members)
+
+    @property
+    def spec(self) -> UNetSpec:
+        """What holds for all: the first member's, with the mean threshold and smallest area."""
+        first = self.members[0].spec
+        if len(self.members) == 1:
+            return first
+        means = {
+            "threshold": fmean(one.threshold for one in self.members),
+            "min_area_um2": fmean(one.spec.min_area_um2 for one in self.members),
+        }
+        return first.model_copy(update=means)
+
+    @property
+    def shape(self) -> JointShape:
+        """Step and halo."""
+        return JointShape(tuple(ValidShape.of(spec) for spec in self.specs))
+
+    @property
+    def normalisations(self) -> tuple[Normalisation | None, ...]:
+        """What each member asks of a slide's colours; empty where none asks for anything."""
+        asked = tuple(spec.normalisation for spec in self.specs)
+        return asked if any(asked) else ()
+
+    @property
+    def passes(self) -> int:
+        """How often each member is asked for one tile."""
+        return len(SYMMETRIES[self.tta])
+
+    @property
+    def pixels_depend_on(self) -> list[str]:
+        """What decides its answer: the weights, and the augmentation where there is one."""
+        return [self.sha256] if self.tta == "none" else [self.sha256, self.tta]
+
+    def summary(self) -> dict[str, Any]:
+        """As JSON; what only some models have is left out of the others'."""
+        known: dict[str, Any] = {
+            "name": self.name,
+            "sha256": self.sha256,
+            "spec": self.spec.model_dump(mode="json"),
+            "halo_px": self.shape.halo,
+            "step_px": self.shape.step,
+        }
+        if self.tta != "none":
+            known["tta"] = self.tta
+        if len(self.members) > 1:
+            known["members"] = [
+                {
+                    "name": one.name,
+                    "sha256": one.weights.sha256,
+                    "threshold": one.threshold,
+                    "min_area_um2": one.spec.min_area_um2,
+                }
+                for one in self.members
+            ]
+        return known
+
+
+def load_model(section: ModelSection) -> Ensemble:
+    """Find and describe the networks without loading their weights. Raises ModelError when they cannot be used.
+
+    Members are taken in the order of their digests: the same ones are the same model, however they were listed.
+    """
+    members = sorted((_member(name) for name in section.names), key=lambda one: one.weights.sha256)
+    _demand_agreement(members)
+    return Ensemble(tuple(members), section.tta)
+
+
+def names_of(word: str) -> tuple[str, ...]:
+    """The networks that ``a+b`` names: each, unless there is a file of that very name."""
+    return (word,) if Path(word).is_file() else tuple(word.split("+"))
+
+
+def _member(name: str) -> EnsembleMember:
+    try:
+        path = resolve(name)
+        header = describe(path)
+        return EnsembleMember(path.stem, Weights(path.resolve(), sha256(path)), header.spec)
+    except (NetworkError, OSError) as error:
+        raise ModelError(str(error)) from error
+
+
+def _demand_agreement(members: Sequence[EnsembleMember]) -> None:
+    first, *others = members
+    for before, one in zip(members, others, strict=False):
+        if before.weights.sha256 == one.weights.sha256:
+            raise ModelError(
+                f"{before.weights.path} and {one.weights.path}: expected different weights to average, found the same. "
+                "Name each once"
+            )
+    for one in others:
+        for name in COMMON:
+            expected, found = getattr(first.spec, name), getattr(one.spec, name)
+            if expected != found:
+                raise ModelError(
+                    f"{first.weights.path} and {one.weights.path}: expected the same {name} to average their "
+                    f"probabilities, found {_plain(expected)} and {_plain(found)}. Run them apart, or train them alike"
+                )
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,295 @@
+"""The networks that answer for a tile: how they are fed, asked and averaged, on one device at one precision.
+
+The one decision made here: nothing depends on a tile's other pixels, and nothing is blended: each network is given the
+tile with its halo and cropped to the core, so tile size is free. When the device runs out of memory the tile is halved
+and the pixels stay the same.
+
+Precision lives here too: fp32 on one thread, bf16 or fp16, with the logits cast to fp32 before the activation. Where
+several networks answer for a tile, or one for the tile turned eight ways, their probabilities are averaged in fp32 and
+rounded once; each network finds its own legal square in the tile's read, on its own step and with its own halo.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache, reduce
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.errors import ModelError
+from pipeline.geometry import Box, TileGrid
+from unet_core.colour_transform import recolour
+from unet_core.device import multiplies_bf16
+from unet_core.device import resolve_device as settled
+from unet_core.errors import DeviceError
+from unet_core.mirror import ArrayLike, read_mirrored
+from unet_core.model_file import checkpoint, header
+from unet_core.model_file.header import Weights
+from unet_core.normalisation import ColourMap
+from unet_core.shapes import JointShape, ValidShape
+from unet_core.spec import UNetSpec
+from unet_core.tta import SYMMETRIES, Symmetry
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+Array = NDArray[Any]
+Colours = tuple[ColourMap | None, ...]
+"""For each network the map of its slide's colours."""
+
+
+class CallCounter(threading.local):
+    """Network calls the present thread has made: tiles answered, in however many passes."""
+
+    made = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedNetwork:
+    """A network: ``forward`` maps normalised x_NCHW to logits."""
+
+    forward: Callable[[Tensor], Tensor]
+    spec: UNetSpec
+
+    @property
+    def shape(self) -> ValidShape:
+        """Step, halo and legal sizes."""
+        return ValidShape.of(self.spec)
+
+    def shown(self, pixels_CYX: Tensor, colours: ColourMap | None) -> Tensor:
+        """Pixels in the colours the network was trained on. Raises ModelError where it asks for a map and has none."""
+        if colours is not None:
+            return recolour(pixels_CYX, colours)
+        if self.spec.normalisation is not None:
+            raise ModelError("the model asks for normalised colours: expected a map fitted to the slide, found none")
+        return pixels_CYX
+
+
+@dataclass(slots=True)
+class Predictor:
+    """Networks ready to answer for cores of any size: (c, h, w) integers in, the mean of their answers out as bytes.
+
+    Each is asked for the tile laid in every way of ``symmetries``. ``largest_px`` shrinks when the device runs out of
+    memory; the lock lets one thread compute while others read and write.
+    """
+
+    members: tuple[LoadedNetwork, ...]
+    symmetries: tuple[Symmetry, ...] = SYMMETRIES["none"]
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    largest_px: int | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    calls: CallCounter = field(default_factory=CallCounter)
+
+    @property
+    def spec(self) -> UNetSpec:
+        """Of the first; all agree in channels and classes."""
+        return self.members[0].spec
+
+    @property
+    def shape(self) -> JointShape:
+        """Step, halo and reads."""
+        return JointShape(tuple(one.shape for one in self.members))
+
+    def probability(self, region: MirroredRegion, core: Box, tile_px: int) -> Array:
+        """Foreground probabilities of ``core`` as bytes (k, h, w): p * 255, rounded.
+
+        ``tile_px`` is the core side of one call, halved as often as the device runs out of memory.
+        Raises ModelError when the network's output is not finite, or when even the smallest tile does not fit.
+        """
+        side = tile_px if self.largest_px is None else min(tile_px, self.largest_px)
+        while True:
+            try:
+                return self._tiled(region, core, side)
+            except torch.OutOfMemoryError as error:
+                side = side // 2 // self.shape.step * self.shape.step
+                if side < self.shape.step:
+                    raise ModelError(f"{self.device}: out of memory even for the smallest tile: {error}") from error
+                self.largest_px = side
+            if self.device != "cpu":
+                torch.cuda.empty_cache()
+
+    def grid(self, area: Box, tile_px: int) -> TileGrid:
+        """Tiles over an area, each with the network's halo. Raises ValueError off the step grid: other pixels."""
+        step = self.shape.step
+        if area.y0 % step or area.x0 % step or tile_px % step:
+            raise ValueError(
+                f"tiles of {tile_px} px over {area}: expected starts and sides that are multiples of {step}"
+            )
+        return TileGrid(area, tile_px, self.shape.halo, self.shape.surplus_px(tile_px))
+
+    def _tiled(self, region: MirroredRegion, core: Box, side: int) -> Array:
+        answer = np.empty((self.spec.foreground, *core.shape), np.uint8)
+        for tile in self.grid(core, side):
+            whole = self._call(region.read(tile.read), side, region.colours)
+            place = tile.core.shift(-core.y0, -core.x0)
+            answer[(slice(None), *place.slices)] = whole[:, : place.shape[0], : place.shape[1]]
+        return answer
+
+    def _call(self, pixels_CYX: Array, side: int, colours: Colours) -> Array:
+        with self.lock, torch.inference_mode():
+            self.calls.made += 1
+            pixels = self._to_device(pixels_CYX)
+            summed = reduce(Tensor.add_, self._passes(pixels, side, colours))
+            return quantise(summed.div_(len(self.members) * len(self.symmetries))).cpu().numpy()
+
+    def _passes(self, pixels_CYX: Tensor, side: int, colours: Colours) -> Iterator[Tensor]:
+        """The core's probabilities (k, side, side) by each network, for each way to lay what it reads."""
+        for member, own_colours in zip(self.members, colours or (None,) * len(self.members), strict=True):
+            own = self.shape.window(member.shape, side)
+            crop = slice(member.shape.crop_px, member.shape.crop_px + side)
+            shown_CYX = member.shown(pixels_CYX[:, own, own], own_colours)
+            x_NCHW = normalise(shown_CYX, member.spec, self.dtype)
+            for symmetry in self.symmetries:
+                turned = symmetry.apply(x_NCHW).contiguous(memory_format=torch.channels_last)
+                logits_NCHW = symmetry.undo(member.forward(turned))
+                yield activate(logits_NCHW[0, :, crop, crop].float(), member.spec, self.dtype)
+
+    def _to_device(self, pixels_CYX: Array) -> Tensor:
+        pixels = torch.from_numpy(np.ascontiguousarray(pixels_CYX))
+        if self.device == "cpu":
+            return pixels
+        return pixels.pin_memory().to(self.device, non_blocking=True)
+
+
+@dataclass(frozen=True, slots=True)
+class MirroredRegion:
+    """An image (c, y, x) of which the pixels of ``box``, mirrored where it leaves the image, are already in memory.
+
+    ``colours``: how each network is shown them, fitted to the whole image; none: as they are.
+    """
+
+    image: ArrayLike
+    box: Box
+    pixels: Array
+    colours: Colours = ()
+
+    @classmethod
+    def read_around(cls, image: ArrayLike, grid: TileGrid, colours: Colours = ()) -> MirroredRegion:
+        """Read all that the grid's tiles will see, once."""
+        first, last = grid.tile(0, 0).read, grid.tile(grid.rows - 1, grid.cols - 1).read
+        box = Box(first.y0, first.x0, last.y1, last.x1)
+        return cls(image, box, read_mirrored(image, box), colours)
+
+    def read(self, box: Box) -> Array:
+        """The pixels of a box (c, h, w): from memory, or from the image where a halved tile reaches further."""
+        if box.intersect(self.box) != box:
+            return read_mirrored(self.image, box)
+        return self.pixels[(slice(None), *box.shift(-self.box.y0, -self.box.x0).slices)]
+
+
+def normalise(pixels_CYX: Tensor, spec: UNetSpec, dtype: torch.dtype) -> Tensor:
+    """Normalise integers (c, h, w) to x (1, C, h, w) of ``dtype`` by the model's own constants; grey is repeated."""
+    limit = float(torch.iinfo(pixels_CYX.dtype).max)
+    scale, offset = (
+        torch.tensor(values, dtype=torch.float32, device=pixels_CYX.device)[:, None, None]
+        for values in (
+            [1 / (limit * std) for std in spec.std],
+            [-mean / std for mean, std in zip(spec.mean, spec.std, strict=True)],
+        )
+    )
+    x = torch.addcmul(offset, pixels_CYX.float(), scale)
+    return x[None].to(dtype=dtype, memory_format=torch.channels_last)
+
+
+def activate(logits_CYX: Tensor, spec: UNetSpec, dtype: torch.dtype) -> Tensor:
+    """Foreground probabilities (k, h, w) from fp32 logits (c, h, w).
+
+    Raises ModelError when a logit is not finite: an overflow must never look like background.
+    """
+    if not bool(torch.isfinite(logits_CYX.sum())):
+        cure = "Use compute.precision=bf16 or fp32" if dtype == torch.float16 else "The weights or the image are broken"
+        raise ModelError(f"the network's output is not finite (NaN or overflow at {dtype}). {cure}")
+    if spec.head == "sigmoid":
+        probability = torch.sigmoid(logits_CYX)
+    elif spec.classes == 2:
+        probability = torch.sigmoid(logits_CYX[1:] - logits_CYX[:1])  # equals softmax, five times faster
+    else:
+        probability = torch.softmax(logits_CYX, dim=0)[1:]
+    return probability
+
+
+def quantise(probability_KYX: Tensor) -> Tensor:
+    """Probabilities as bytes: p * 255, rounded."""
+    return (probability_KYX * 255).round_().to(torch.uint8)
+
+
+@lru_cache(maxsize=2)
+def _loaded(weights: tuple[Weights, ...], device: str, precision: str, tta: str) -> Predictor:
+    dtype = DTYPES[precision]
+    torch.set_num_threads(1)  # two are never bitwise equal to one
+    keep_freed_memory()
+    exact_gpu_arithmetic()
+    members = tuple(_member(one, device, dtype) for one in weights)
+    return Predictor(members, SYMMETRIES[tta], device=device, dtype=dtype)
+
+
+def _member(weights: Weights, device: str, dtype: torch.dtype) -> LoadedNetwork:
+    found = header.sha256(weights.path)
+    if found != weights.sha256:
+        raise ModelError(
+            f"{weights.path}: expected sha256 {weights.sha256[:12]}, found {found[:12]}: the weights changed during "
+            "the run"
+        )
+    model = checkpoint.load(weights.path)
+    network = model.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks the combination
+    return LoadedNetwork(network.eval(), model.spec)
+
+
+_LOADING = threading.Lock()
+
+
+def load(weights: tuple[Weights, ...], device: str, precision: str, tta: str) -> Predictor:
+    """The networks of some files, loaded once per process.
+
+    Raises ModelError when the weights are not the ones the plan was made with.
+    """
+    with _LOADING:
+        return _loaded(weights, device, precision, tta)
+
+
+def keep_freed_memory() -> None:
+    """Keep freed memory, which glibc returns at every layer, and faults in again."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "gnu_get_libc_version"):
+            for option, value in ((-8, 1), (-3, 2**31 - 1), (-1, 2**31 - 1)):  # arena max, mmap and trim threshold
+                libc.mallopt(option, value)
+
+
+def exact_gpu_arithmetic() -> None:
+    """No TF32 and no algorithm chosen by timing: the same pixels on every run."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
+def single_pass(network: Predictor, image: ArrayLike, box: Box, colours: Colours = ()) -> Array:
+    """The answer of one network call for the whole box, which must start on the step grid: what tiles must equal."""
+    side = -(-max(box.shape) // network.shape.step) * network.shape.step
+    return network.probability(MirroredRegion.read_around(image, network.grid(box, side), colours), box, side)
+
+
+def resolve_device(device: str) -> str:
+    """As `unet_core.device` settles it. Raises ModelError when CUDA is asked for and absent."""
+    try:
+        return settled(device)
+    except DeviceError as error:
+        raise ModelError(str(error)) from error
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """``auto`` is fp16 on CUDA, bf16 on a CPU that multiplies it natively (AVX512-BF16, AMX), else fp32."""
+    if precision != "auto":
+        return precision
+    if device == "cuda":
+        return "fp16"
+    return "bf16" if multiplies_bf16(device) else "fp32"

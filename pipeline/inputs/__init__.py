@@ -1,0 +1,1 @@
+"""What the user hands in: slides, cases tables, regions, masks."""

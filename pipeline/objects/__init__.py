@@ -1,0 +1,1 @@
+"""Block-wise components, measurements, polygons and the object table."""

@@ -1,0 +1,124 @@
+"""Convex hulls of many objects at once, in integers: how many pixels each has.
+
+A pixel counts as in ``skimage.measure.regionprops`` (``area_convex``): when its centre lies in the hull of the middles
+of the sides of the object's pixels, its outline included. In half pixels all these are whole numbers, so nothing is
+rounded. The one decision made here: a hull has two sides, each the lowest convex *chain* below points (row, distance),
+to the left, and mirrored to the right; a point on or above the line between its two neighbours is dropped, for all
+points at once, until there is none. What is left of a block is all that other blocks need to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.objects.components import RunLengths
+from pipeline.objects.moments import total
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ConvexChains:
+    """Points of chains in half pixels: those of a chain together, by row.
+
+    Chain i is the left of object i, chain ~i its right. ``x`` is the distance from the image's left edge, or minus it
+    for chains of the right. All int64.
+    """
+
+    chain: Array
+    y: Array
+    x: Array
+
+    @classmethod
+    def of_runs(cls, runs: RunLengths, place: Array, origin_yx: tuple[int, int]) -> ConvexChains:
+        """The chains of objects ``place`` 0.. of a block's runs, which are in raster order."""
+        order = np.argsort(place.astype(np.min_scalar_type(int(place.max(initial=0)))), kind="stable")
+        owner, y = place[order], runs.y[order]
+        ends = np.append((owner[1:] != owner[:-1]) | (y[1:] != y[:-1]), True)[: len(owner)]
+        last, first = np.flatnonzero(ends), np.flatnonzero(np.roll(ends, 1))
+        columns = owner[first], y[first], runs.x0[order[first]], runs.x1[order[last]] - 1
+        owner, y, left, right = (
+            column.astype(np.int32) for column in columns
+        )  # a block's products fit, and are faster
+        chains = _joined([_points(owner, y, left), _points(~owner, y, -right)])._lowest()
+        dy, dx = (2 * place for place in origin_yx)
+        return cls(
+            chains.chain.astype(np.int64), chains.y + dy, np.where(chains.chain < 0, chains.x - dx, chains.x + dx)
+        )
+
+    @classmethod
+    def merged(cls, several: Sequence[ConvexChains]) -> ConvexChains:
+        """The lowest chains below those of several blocks."""
+        found = _joined(several)
+        order = np.lexsort((found.x, found.y, found.chain))
+        chain, y, x = found.chain[order], found.y[order], found.x[order]
+        again = np.append(False, (chain[1:] == chain[:-1]) & (y[1:] == y[:-1]))[: len(y)]
+        return cls(chain[~again], y[~again], x[~again])._lowest()
+
+    @property
+    def owner(self) -> Array:
+        """The object of each point."""
+        return np.maximum(self.chain, ~self.chain)
+
+    def of_objects(self, chosen: Array) -> ConvexChains:
+        """Those of the objects that are ``chosen`` (bool)."""
+        kept = chosen[self.owner]
+        return ConvexChains(self.chain[kept], self.y[kept], self.x[kept])
+
+    def called(self, objects: Array) -> ConvexChains:
+        """With object i being ``objects[i]``."""
+        owner = objects[self.owner]
+        return ConvexChains(np.where(self.chain < 0, ~owner, owner), self.y, self.x)
+
+    def areas(self, objects: int) -> Array:
+        """Pixels in the hull of each object 0..; 0 for objects without chains."""
+        first = np.flatnonzero(self.chain[1:] == self.chain[:-1])
+        ya, xa, yb, xb = self.y[first], self.x[first], self.y[first + 1], self.x[first + 1]
+        # Centres of pixels have even rows: those of a segment are from its first point on, and before its second.
+        row, rows = -(-ya // 2), -(-yb // 2) - -(-ya // 2)
+        segment = np.repeat(np.arange(len(first)), rows)
+        away = 2 * (np.arange(len(segment)) - (np.cumsum(rows) - rows - row)[segment]) - ya[segment]
+        run = yb - ya
+        leftmost = -((-(xa * run)[segment] - (xb - xa)[segment] * away) // (2 * run)[segment])
+        in_row = (self.chain[first] >= 0)[segment] - leftmost  # last column - first column + 1
+        pixels, found = np.zeros(objects, np.int64), total(self.owner[first][segment], in_row)
+        pixels[: len(found)] = found
+        return pixels
+
+    def _lowest(self) -> ConvexChains:
+        """Without the points on or above the line between their neighbours, again and again."""
+        chain, y, x = self.chain, self.y, self.x
+        while True:
+            above = (x[1:-1] - x[:-2]) * (y[2:] - y[:-2]) >= (x[2:] - x[:-2]) * (y[1:-1] - y[:-2])
+            dropped = above & (chain[2:] == chain[:-2])
+            if not dropped.any():
+                return ConvexChains(chain, y, x)
+            kept = np.flatnonzero(~np.concatenate(([False], dropped, [False])))
+            chain, y, x = chain[kept], y[kept], x[kept]
+
+
+def _joined(several: Sequence[ConvexChains]) -> ConvexChains:
+    return ConvexChains(*(np.concatenate([getattr(one, name) for one in several]) for name in ConvexChains.__slots__))
+
+
+def _points(chain: Array, y: Array, x: Array) -> ConvexChains:
+    """Middles of the sides of the outermost pixel of each row: outwards, and up and down where that can matter.
+
+    The row above and the row below, where they are next to it, often show that a row is no corner.
+    """
+    follows = np.append((chain[1:] == chain[:-1]) & (y[1:] == y[:-1] + 1), False)[: len(y)]
+    ahead = np.where(follows, np.append(np.diff(x), 0)[: len(x)], 0)
+    led, behind = np.roll(follows, 1), np.roll(ahead, 1)
+    matter = np.flatnonzero(~follows | ~led | (ahead > behind) | (np.abs(ahead) > 1) | (np.abs(behind) > 1))
+    chain, y, x, follows, ahead, led = (column[matter] for column in (chain, y, x, follows, ahead, led))
+    rows, columns = np.stack((2 * y - 1, 2 * y, 2 * y + 1), axis=1), np.stack((2 * x, 2 * x - 1, 2 * x), axis=1)
+    columns[:, 2] += 2 * np.minimum(ahead, 0)  # a middle that two rows share
+    kept = np.ones(rows.shape, np.bool_)
+    kept[:, 0] = ~led
+    kept[:, 2] = ~follows | (np.abs(ahead) > 1)  # else it is on the line between the two rows' own points
+    return ConvexChains(np.repeat(chain, kept.sum(axis=1)), rows[kept], columns[kept])

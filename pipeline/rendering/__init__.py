@@ -1,0 +1,1 @@
+"""Pictures in memory: contrast, drawing, overview layout."""

@@ -1,0 +1,208 @@
+"""What is drawn on a picture: text, scale bars, frames, outlines, tints. Pillow and arrays, no files, no slides.
+
+The one decision made here: only the font that comes with Pillow is used, so a picture is the same on every machine. It
+has the ASCII letters only; the two signs that units need (a raised 2 and the micro sign) are made from them, and names
+given by others are written in ASCII, without control characters, cut to the room there is.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+from skimage.segmentation import find_boundaries
+
+from pipeline.rendering.contrast import Rgb
+
+INK: Rgb = (32, 36, 44)
+PALE: Rgb = (112, 118, 128)
+WHITE: Rgb = (255, 255, 255)
+_COVER = 0.6  # of a pixel at full tint: the tissue still shows through
+
+
+# ---- text -----------------------------------------------------------------------------------------------------------
+
+
+def plain(text: str) -> str:
+    """Somebody else's text as printable ASCII: accents dropped, anything else unknown as '?'."""
+    letters = (letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    return "".join(letter if " " <= letter <= "~" else "?" for letter in letters)
+
+
+def shorten(text: str, size_px: int, room_px: int) -> str:
+    """``text`` cut in the middle until it fits ``room_px``."""
+    widths, dots = _widths(text, size_px), text_width("...", size_px)
+    if sum(widths) <= room_px:
+        return text
+    keep = len(text)
+    while keep > 0 and sum(widths[: keep - keep // 2]) + sum(widths[len(text) - keep // 2 :]) + dots > room_px:
+        keep -= 1
+    return f"{text[: keep - keep // 2]}...{text[len(text) - keep // 2 :]}"
+
+
+def text_width(text: str, size_px: int) -> int:
+    """Width of ``draw_text`` in pixels."""
+    return math.ceil(sum(_widths(text, size_px)))
+
+
+def draw_text(draw: ImageDraw.ImageDraw, at_xy: tuple[float, float], text: str, size_px: int, colour: Rgb) -> float:
+    """Write on the baseline from ``at_xy``; returns where the text ends. Knows ASCII, the micro sign and a raised 2."""
+    x, y = at_xy
+    fonts = _fonts(size_px)
+    for letter, width in zip(text, _widths(text, size_px), strict=True):
+        raised = letter == _SQUARE
+        at = (x, y - 0.36 * size_px * raised)
+        draw.text(at, _GLYPHS.get(letter, letter), font=fonts[raised], fill=colour, anchor="ls")
+        if letter == _MICRO:
+            left, stem = round(x + size_px * 0.065), max(1, round(size_px * 0.09))  # below the left stem of the u
+            draw.rectangle((left, y - stem, left + stem - 1, y + round(size_px * 0.2)), fill=colour)
+        x += width
+    return x
+
+
+_MICRO, _SQUARE = "\u00b5", "\u00b2"
+_GLYPHS = {_MICRO: "u", _SQUARE: "2"}
+
+
+def _fonts(size_px: int) -> tuple[Any, Any]:
+    """For ordinary and for raised letters."""
+    return ImageFont.load_default(size_px), ImageFont.load_default(size_px * 0.62)
+
+
+def _widths(text: str, size_px: int) -> list[float]:
+    fonts = _fonts(size_px)
+    return [float(fonts[letter == _SQUARE].getlength(_GLYPHS.get(letter, letter))) for letter in text]
+
+
+# ---- lengths --------------------------------------------------------------------------------------------------------
+
+
+def nice_length(at_most: float) -> float:
+    """The largest 1, 2 or 5 times a power of ten that is at most ``at_most``."""
+    power = 10.0 ** math.floor(math.log10(at_most))
+    return next(step * power for step in (5, 2, 1) if step * power <= at_most * (1 + 1e-9))
+
+
+def length_label(length_um: float) -> str:
+    """A length as people write it: mm from 1 mm, um below."""
+    return f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} \u00b5m"
+
+
+def scale_bar(picture: Image.Image, um_per_px: float, *, part: float, size_px: int) -> None:
+    """Put a scale bar of about ``part`` of the width in the lower left corner, on a pale plate."""
+    length_um = nice_length(picture.width * um_per_px * part)
+    bar_px, label = round(length_um / um_per_px), length_label(length_um)
+    pad, thick = size_px // 2, max(3, size_px // 5)
+    wide = max(bar_px, text_width(label, size_px)) + 2 * pad
+    high = size_px + thick + 2 * pad
+    if wide > picture.width - 2 * pad or high > picture.height - 2 * pad:
+        return
+    left, top = pad, picture.height - pad - high
+    picture.paste(Image.blend(picture.crop(box := (left, top, left + wide, top + high)), _plate(box), 0.8), box)
+    draw = ImageDraw.Draw(picture)
+    middle = left + wide / 2
+    draw_text(draw, (middle - text_width(label, size_px) / 2, top + pad + size_px * 0.8), label, size_px, INK)
+    bottom = top + high - pad
+    draw.rectangle((middle - bar_px / 2, bottom - thick, middle + bar_px / 2 - 1, bottom - 1), fill=INK)
+
+
+def _plate(box: tuple[int, int, int, int]) -> Image.Image:
+    return Image.new("RGB", (box[2] - box[0], box[3] - box[1]), WHITE)
+
+
+# ---- frames ---------------------------------------------------------------------------------------------------------
+
+
+def badge(picture: Image.Image, at_xy: tuple[float, float], letter: str, size_px: int) -> None:
+    """A letter on a dark square whose upper left corner is at ``at_xy``, moved inside the picture."""
+    side = round(size_px * 1.5)
+    x = min(max(0, round(at_xy[0])), max(0, picture.width - side))
+    y = min(max(0, round(at_xy[1])), max(0, picture.height - side))
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((x, y, x + side - 1, y + side - 1), fill=INK)
+    start = x + (side - text_width(letter, size_px)) / 2
+    draw_text(draw, (start, y + side / 2 + size_px * 0.36), letter, size_px, WHITE)
+
+
+def frame(picture: Image.Image, box_xyxy: tuple[float, float, float, float], *, least_px: int = 16) -> None:
+    """A dark frame with a white line inside around a box, enlarged about its centre to be seen."""
+    x0, y0, x1, y1 = box_xyxy
+    grow_x, grow_y = max(0.0, least_px - (x1 - x0)) / 2, max(0.0, least_px - (y1 - y0)) / 2
+    corners = [round(edge) for edge in (x0 - grow_x, y0 - grow_y, x1 + grow_x, y1 + grow_y)]
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((corners[0] - 2, corners[1] - 2, corners[2] + 1, corners[3] + 1), outline=INK, width=4)
+    draw.rectangle((corners[0] - 1, corners[1] - 1, corners[2], corners[3]), outline=WHITE, width=2)
+
+
+# ---- pixels ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Palette:
+    """Colour of each object: ``classes[id - 1]`` is its class, ``colours`` (k, 3) the classes'."""
+
+    classes: NDArray[np.uint8]
+    colours: NDArray[np.uint8]
+
+    def of(self, ids: NDArray[Any]) -> NDArray[np.uint8]:
+        """Colours (n, 3) of ids (n,), none of which is 0."""
+        return np.asarray(self.colours[self.classes[ids.astype(np.int64) - 1]])
+
+
+def outline_objects(rgb_YXC: NDArray[np.uint8], labels_YX: NDArray[np.uint32], palette: Palette, width_px: int) -> None:
+    """Draw the rim of every object in its class's colour, in place: ``width_px`` pixels, all inside the object."""
+    edge = find_boundaries(labels_YX, connectivity=1, mode="inner")
+    if width_px > 1:
+        edge = ndimage.binary_dilation(edge, iterations=width_px - 1) & (labels_YX > 0)
+    rgb_YXC[edge] = palette.of(labels_YX[edge])
+
+
+def lighter(colours: Sequence[Rgb]) -> NDArray[np.uint8]:
+    """Colours (k, 3) half way to white, to stand out from dark pictures and from the channels' own colours."""
+    return np.asarray((np.asarray(colours, np.uint16) + 255) // 2, np.uint8)
+
+
+def outline_mask(rgb_YXC: NDArray[np.uint8], mask_YX: NDArray[np.bool_], colour: Rgb) -> None:
+    """Draw the border of a mask, two pixels wide, in place."""
+    rgb_YXC[find_boundaries(mask_YX, mode="thick")] = colour
+
+
+@dataclass(slots=True)
+class Tint:
+    """Soft colour over a picture, gathered class by class so that any number of classes costs four planes.
+
+    ``total`` (y, x) is the strength of all classes, ``colour`` (y, x, 3) the sum of their colours, so weighted.
+    """
+
+    total: NDArray[np.float32]
+    colour: NDArray[np.float32]
+
+    @classmethod
+    def empty(cls, shape_yx: tuple[int, int]) -> Tint:
+        """Nothing yet."""
+        return cls(np.zeros(shape_yx, np.float32), np.zeros((*shape_yx, 3), np.float32))
+
+    def add(self, strength_YX: NDArray[np.float32], colour: Sequence[int] | NDArray[np.uint8]) -> None:
+        """Add one class."""
+        self.total += strength_YX
+        self.colour += strength_YX[..., None] * np.asarray(colour, np.float32)
+
+    def lay_over(self, rgb_YXC: NDArray[np.uint8], full: float) -> None:
+        """Mix into the picture, in place: strength 0 leaves a pixel, ``full`` or more covers most of it."""
+        colour = self.colour / np.where(self.total > 0, self.total, 1)[..., None]
+        cover = (self.total / full).clip(0, 1)[..., None] * np.float32(_COVER)
+        rgb_YXC[:] = (rgb_YXC * (1 - cover) + colour * cover).round().astype(np.uint8)
+
+
+def ramp(colour: Rgb, width_px: int, height_px: int) -> Image.Image:
+    """What ``Tint`` does to white, from strength 0 on the left to full on the right."""
+    cover = np.linspace(0, _COVER, width_px)[None, :, None]
+    row = (255 * (1 - cover) + np.array(colour) * cover).round().astype(np.uint8)
+    return Image.fromarray(np.repeat(row, height_px, axis=0))

@@ -1,0 +1,289 @@
+"""The plan of one slide: everything that decides its pixels, resolved once, hashed as a chain.
+
+The one decision made here: a stage's hash covers its own settings, its code's version and the hashes of what it reads,
+and nothing else. So a changed threshold redoes labels and what follows without a network call, and what cannot change
+pixels (tile side, workers, progress) changes no hash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError, SlideError
+from pipeline.inference.ensemble import THRESHOLD, Ensemble
+from pipeline.inputs.discovery import Candidate
+from pipeline.inputs.regions import Regions, find_regions
+from pipeline.inputs.tissue_mask_file import MaskFile, find_mask
+from pipeline.redaction import Pseudonym
+from pipeline.slides.channels import channel_numbers, choose_channels
+from pipeline.slides.opening import open_slide
+from pipeline.slides.read_timeout import with_timeout
+from pipeline.slides.resample import Resolution, resolution
+from pipeline.stage_table import STAGE
+from pipeline.storage.atomic_files import digest
+from unet_core.normalisation import FIT_VERSION
+
+OTSU = "otsu"
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """``auto`` resolved: device kind, precision and tile side."""
+
+    device: str
+    precision: str
+    tile_px: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlidePlan:
+    """What one slide's run will do. ``hashes`` has one entry for each stage that will run, in order.
+
+    ``case`` is what a cases table says of the slide, for the results only; None without such a table.
+    """
+
+    key: str
+    slide: Path
+    facts: Mapping[str, Any]
+    channel_names: tuple[str, ...]
+    channel_numbers: tuple[int, ...] | None
+    dtype: str
+    resolution: Resolution
+    model: Ensemble
+    compute: Compute
+    config: RunConfig
+    hashes: Mapping[str, str]
+    case: Mapping[str, str] | None = None
+    regions: Regions | None = None
+    mask: MaskFile | None = None
+    warnings: tuple[str, ...] = ()
+    alias: Pseudonym | None = None
+
+    @property
+    def shown(self) -> str:
+        """The slide's path, or its id where that may not be told."""
+        return self.key if self.alias else str(self.slide)
+
+    @property
+    def shape_yx(self) -> tuple[int, int]:
+        """Of the image at the model's resolution."""
+        return self.resolution.out_yx
+
+    @property
+    def block_px(self) -> int:
+        """Side of a shard."""
+        return self.config.tiles.block
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks the image has."""
+        rows, cols = (-(-length // self.block_px) for length in self.shape_yx)
+        return rows * cols
+
+    @property
+    def channels(self) -> int:
+        """Channels of the image."""
+        return len(self.channel_names)
+
+    @property
+    def threshold(self) -> float:
+        """The user's threshold, else the model's own, else one half."""
+        asked = self.config.objects.threshold if self.config.objects else None
+        return asked if asked is not None else self.model.spec.threshold or THRESHOLD
+
+    @property
+    def min_area_um2(self) -> float:
+        """The user's smallest area of an object, else the model's own."""
+        asked = self.config.objects.min_area_um2 if self.config.objects else None
+        return asked if asked is not None else self.model.spec.min_area_um2
+
+    @property
+    def discs_um(self) -> tuple[tuple[float, float], ...]:
+        """For each class the radii of the discs that open and close its mask."""
+        if self.config.objects is None:
+            return ()
+        asked = {"open_um": self.config.objects.open_um, "close_um": self.config.objects.close_um}
+        opens, closes = (_per_class(key, value, self.model.spec.class_names) for key, value in asked.items())
+        return tuple(zip(opens, closes, strict=True))
+
+    def summary(self) -> dict[str, Any]:
+        """The plan as JSON: what was run, on what, with what."""
+        return {
+            "key": self.key,
+            "slide": self.shown,
+            "case": self.case and dict(self.case),
+            "facts": dict(self.facts),
+            "image": {
+                "channels": list(self.channel_names),
+                "shape_yx": list(self.shape_yx),
+                "mpp": self.resolution.mpp,
+                "slide_mpp": self.resolution.slide_mpp,
+                "level": self.resolution.level,
+                "level0_from_image_yx": list(self.resolution.level0_from_image_yx),
+                "warnings": list(self.warnings),
+            },
+            "regions": None if self.regions is None else self.regions.summary(),
+            "model": self.model.summary(),
+            "compute": {
+                "device": self.compute.device,
+                "precision": self.compute.precision,
+                "tile_px": self.compute.tile_px,
+            },
+            "threshold": self.threshold,
+            "min_area_um2": self.min_area_um2,
+            "config": self._told_config(),
+            "hashes": dict(self.hashes),
+        }
+
+    def _told_config(self) -> dict[str, Any]:
+        """The configuration; files in it may be called after the slide."""
+        config = self.config.model_dump(mode="json")
+        for section, name in (("input", "regions"), ("tissue", "method")):
+            if self.alias and config[section] and config[section][name]:
+                config[section][name] = self.alias.text(config[section][name])
+        return config
+
+
+def resolve_tile(config: RunConfig, model: Ensemble, device: str) -> int:
+    """Core side of one network call. Raises ConfigError, naming the nearest legal sizes, off the step grid."""
+    block, step = config.tiles.block, model.shape.step
+    if config.tiles.tile == "auto":
+        return min(2048 if device == "cuda" else 1024, block) // step * step
+    tile = config.tiles.tile
+    if tile % step or tile > block:
+        below, above = max(step, tile // step * step), min(-(-tile // step) * step, block // step * step)
+        raise ConfigError(
+            f"tiles.tile={tile}: expected a multiple of the network's step {step}, at most the block of {block}: cores "
+            f"that start elsewhere change the pixels. Nearest: {min(below, above)} or {above}"
+        )
+    return tile
+
+
+def plan_slide(candidate: Candidate, model: Ensemble, compute: Compute, config: RunConfig) -> SlidePlan:
+    """Open the slide, choose its level and hash every stage.
+
+    Raises SlideError when the slide cannot be read, not even in time, lacks its resolution, or has the wrong number of
+    channels.
+    """
+    if candidate.refused is not None:
+        raise candidate.refused
+    return with_timeout(partial(_plan, candidate, model, compute, config), candidate.path, config.input.patience_s)
+
+
+def _plan(candidate: Candidate, model: Ensemble, compute: Compute, config: RunConfig) -> SlidePlan:
+    slide = open_slide(candidate.path)
+    numbers = channel_numbers(slide, config.input.channels)
+    reader = choose_channels(slide, numbers)
+    if reader.channels != model.spec.in_channels and not (reader.channels == 1 and model.spec.in_channels == 3):
+        raise SlideError(
+            f"{candidate.path}: expected {model.spec.in_channels} channels for model {model.name}, found "
+            f"{reader.channels} ({', '.join(reader.channel_names)}). Choose a model trained on such slides with "
+            "--model, or channels with --set 'input.channels=[1]'"
+        )
+    override = config.input.mpp if model.spec.mpp is not None else "native"
+    resolved = resolution(reader, override, model.spec.mpp or 1.0)
+    regions, remarks = _regions(candidate, config, reader.levels[0].shape_yx)
+    source = {
+        "fingerprint": reader.fingerprint(),
+        "channels": reader.channels if numbers is None else list(numbers),
+        "dtype": str(reader.dtype),
+        "level": resolved.level,
+        "resampling": repr(resolved.resampling),
+        "block": config.tiles.block,
+        **({"on_bad_tile": "mask"} if config.input.on_bad_tile == "mask" else {}),
+    }
+    plan = SlidePlan(
+        key=candidate.key,
+        slide=candidate.path,
+        facts=reader.describe(),
+        channel_names=reader.channel_names,
+        channel_numbers=numbers,
+        dtype=str(reader.dtype),
+        resolution=resolved,
+        model=model,
+        compute=compute,
+        config=config,
+        case=candidate.case,
+        hashes={},
+        regions=regions,
+        mask=_mask(candidate, config),
+        warnings=tuple(map(candidate.told, (*resolved.warnings, *reader.warnings, *remarks))),
+        alias=candidate.alias,
+    )
+    return replace(plan, hashes=_hashes(source, plan))
+
+
+def _regions(
+    candidate: Candidate, config: RunConfig, shape_yx: tuple[int, int]
+) -> tuple[Regions | None, tuple[str, ...]]:
+    """The slide's regions, if it is to have any, and remarks on those that reach beyond it."""
+    if config.input.regions is None:
+        return None, ()
+    regions = Regions.read(find_regions(Path(config.input.regions), candidate.name))
+    return regions, regions.check_inside(candidate.path, shape_yx)
+
+
+def _mask(candidate: Candidate, config: RunConfig) -> MaskFile | None:
+    """The slide's own mask of its tissue, if that is how tissue is found."""
+    if config.tissue is None or config.tissue.method == OTSU:
+        return None
+    return find_mask(Path(config.tissue.method), candidate.name)
+
+
+def _hashes(source: Mapping[str, Any], plan: SlidePlan) -> dict[str, str]:
+    config, model, compute, mpp = plan.config, plan.model, plan.compute, plan.resolution.mpp
+    chain = _Chain({})
+    drawn = [] if plan.regions is None else [plan.regions.digest()]
+    named = [] if plan.regions is None else [plan.regions.names, plan.regions.classes]
+    names = [
+        list(model.spec.class_names),
+        [list(colour) for colour in model.spec.colours or ()],
+        list(plan.channel_names),
+    ]
+    chain.add("ingest", [source])
+    looked = _dump(config.tissue) | ({} if plan.mask is None else {"method": plan.mask.sha256})
+    stain = [model.spec.stain_mean, model.spec.stain_covariance]
+    fitted = [one and [FIT_VERSION, one.stain, one.target, one.equalise] for one in model.normalisations]
+    chain.add("tissue", [looked, mpp, model.shape.halo, stain, *drawn, *fitted])
+    chain.add("predict", [*model.pixels_depend_on, compute.device, compute.precision])
+    if config.objects is not None:
+        chosen: dict[str, Any] = {"threshold": plan.threshold, "min_area_um2": plan.min_area_um2}
+        chosen |= {"open_um": None, "close_um": None, "discs_um": plan.discs_um}
+        if config.objects.split == "none":
+            chosen |= {"split_depth_um": None, "split_max_um": None}
+        chain.add("label", [_dump(config.objects) | chosen, mpp])
+        chain.add("measure", [names, mpp, *named])
+    chain.add("pyramid", [names, mpp])
+    if config.objects is not None and config.outputs.geojson:
+        chain.add("export", [names])
+    if config.outputs.overview:
+        chain.add("overlay", [names, mpp])
+    return chain.hashes
+
+
+def _per_class(key: str, asked: float | Mapping[str, float], class_names: Sequence[str]) -> list[float]:
+    if not isinstance(asked, Mapping):
+        return [asked] * len(class_names)
+    if unknown := set(asked) - set(class_names):
+        raise ConfigError(
+            f"objects.{key}: expected classes of the model ({', '.join(class_names)}), found {', '.join(unknown)}"
+        )
+    return [asked.get(name, 0.0) for name in class_names]
+
+
+def _dump(section: Any) -> dict[str, Any]:
+    return {} if section is None else dict(section.model_dump(mode="json"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    hashes: dict[str, str]
+
+    def add(self, stage: str, own: list[Any]) -> None:
+        upstream = [self.hashes[name] for name in STAGE[stage].upstream if name in self.hashes]
+        self.hashes[stage] = digest([stage, STAGE[stage].version, own, upstream])

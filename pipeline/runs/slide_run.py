@@ -1,0 +1,307 @@
+"""One slide's run from lock to manifest: what is there, what is asked, and what has to happen between the two.
+
+The one decision made here: a complete result is only ever given up on purpose. It is used as it is when nothing
+changed, kept and named when the network's part would change, and its manifest is removed before anything else is
+touched otherwise, so a killed run leaves a result that is either whole or plainly incomplete.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.errors import DamagedError
+from pipeline.execution.blocks import MapBlocks, StageReport, retry_io
+from pipeline.runs.dropped_arrays import StagesToRerun, drop, mark_for_rerun, stages_to_rerun, unwanted, unwanted_before
+from pipeline.runs.plan import SlidePlan
+from pipeline.runs.scratch import leftover, place_of_work, publish
+from pipeline.runs.verify import (
+    damaged_files,
+    end_repair,
+    pending_repair,
+    prepare_repair,
+    remove_damaged,
+    repaired_differs,
+    require_whole,
+)
+from pipeline.stage_table import NETWORK_STAGES
+from pipeline.storage.atomic_files import append_json, fsync_dir, read_json_lines, remove, sweep_partials, write_json
+from pipeline.storage.layout import GEOJSON, OVERVIEW, QUALITY, TABLE, TISSUE
+from pipeline.storage.manifest import previous_plan, read_manifest, rewrite_case, write_manifest
+from pipeline.storage.slide_store import SlideStore
+
+Standing = Literal["complete", "kept", "todo"]
+
+OUTPUTS = {
+    "label": "slide.ome.zarr/labels",
+    "measure": TABLE,
+    "export": GEOJSON,
+    "overlay": OVERVIEW,
+}
+"""What a stage leaves behind, to be removed when the plan has no such stage any more."""
+
+
+@dataclass(slots=True)
+class SlideRun:
+    """A slide being worked on under its lock. ``notices`` are for the user, ``reports`` are what this run did.
+
+    ``store`` is the slide's folder in OUT, ``place`` where its stages work: the same, or a folder on a scratch disk.
+    """
+
+    plan: SlidePlan
+    store: SlideStore
+    notices: list[str] = field(default_factory=list)
+    reports: dict[str, StageReport] = field(default_factory=dict)
+    damaged: Mapping[str, str] = field(default_factory=dict)
+    place: SlideStore = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.place = self.store
+
+    def prepare(self, *, forced: bool = False) -> Standing:
+        """Compare what is on disk with the plan, and clear the way for what has to be done again."""
+        manifest = self._manifest()
+        if manifest is None:
+            self.place = place_of_work(self.store, self._scratch)
+            self.damaged = pending_repair(self.place)
+            self._notice_changes(previous_plan(self.place))
+        else:
+            self._clear_scratch()
+            standing = self._compare(manifest, forced=forced)
+            if standing != "todo":
+                if self.plan.case is not None and self._case_changed(manifest):
+                    rewrite_case(self.store, manifest, self.plan.case)
+                return standing
+            self.store.manifest.unlink(missing_ok=True)
+            fsync_dir(self.store.root)
+        self._bring_back()
+        for place in dict.fromkeys((self.store, self.place)):
+            sweep_partials(place.root)
+            write_json(place.work / "plan.json", self.plan.summary())
+        return "todo"
+
+    def is_complete(self) -> bool:
+        """Whether the slide is complete under this very plan and case, with every file there. Only looks."""
+        try:
+            manifest = read_manifest(self.store)
+        except DamagedError:
+            return False
+        if manifest is None or not self._is_as_asked(manifest) or self._case_changed(manifest):
+            return False
+        return leftover(self.store, self._scratch) is None and not damaged_files(self.store, manifest)
+
+    @property
+    def _scratch(self) -> str | None:
+        return self.plan.config.outputs.scratch
+
+    def _clear_scratch(self) -> None:
+        """Remove what a run that was killed after its manifest left on the scratch disk."""
+        staged = leftover(self.store, self._scratch)
+        if staged is not None:
+            remove(staged.root)
+
+    def step(self, stage: str, map_blocks: MapBlocks) -> StageReport:
+        """Run one stage and note what it did. What is found damaged on the way is removed for the next run to make."""
+        from pipeline.runs.stage_runner import run_stage  # torch takes a second to import; only a run needs it
+
+        began = time.monotonic()
+        try:
+            report = retry_io(lambda: run_stage(stage, self.plan, self.place.root, map_blocks))
+        except DamagedError:
+            remove_damaged(self.place, self.plan.hashes)
+            raise
+        self.reports[stage] = report
+        self._record(report, time.monotonic() - began)
+        if repaired_differs(self.place, stage, self.damaged):
+            self._redo_after(stage)
+        return report
+
+    def finish(self) -> None:
+        """Remove what the plan no longer makes, then write the manifest: the slide is complete."""
+        for stage, name in OUTPUTS.items():
+            if stage not in self.plan.hashes:
+                remove(self.place.root / name)
+                self.place.unstamp([stage])
+        self._require_whole()
+        retry_io(lambda: drop(self.place, self.plan.config.outputs))
+        remove(self.store.work / "failure.json")
+        remove(self.place.work / "export")  # its outlines, when it was killed between its stamp and their removal
+        end_repair(self.place)
+        sweep_partials(self.place.root, age_s=0)
+        if self.place != self.store:
+            publish(self.place, self.store)
+        retry_io(lambda: write_manifest(self.store, self.plan.summary(), self._stage_records()))
+        self._clear_scratch()
+
+    def _require_whole(self) -> None:
+        try:
+            require_whole(self.place)
+        except DamagedError:
+            remove_damaged(self.place, self.plan.hashes)
+            raise
+
+    def fail(self, stage: str, error: BaseException) -> None:
+        """Leave the cause beside the unfinished result, where the file system still allows it."""
+        try:
+            write_json(
+                self.store.work / "failure.json", {"stage": stage, "cause": str(error), "slide": self.plan.shown}
+            )
+        except OSError:
+            return
+
+    # ---- what was there before ----------------------------------------------------------------------------------
+
+    def _manifest(self) -> dict[str, Any] | None:
+        try:
+            return read_manifest(self.store)
+        except DamagedError as error:
+            self.notices.append(str(error))
+            remove(self.store.manifest)
+            return None
+
+    def _compare(self, manifest: Mapping[str, Any], *, forced: bool) -> Standing:
+        before, now = manifest["plan"]["hashes"], self.plan.hashes
+        changed = [stage for stage in NETWORK_STAGES if before.get(stage) != now[stage]]
+        if changed and not forced:
+            self.notices.append(
+                f"{self.plan.key}: kept: {changed[0]} would change ({_difference(manifest['plan'], self.plan)}). "
+                f"Add --force {self.plan.key} to compute it again"
+            )
+            return "kept"
+        self.damaged = damaged_files(self.store, manifest)
+        if "pruned" in manifest:
+            return self._compare_pruned(manifest, forced=forced)
+        if self.damaged:
+            self.notices.append(
+                f"{self.plan.key}: repairing {len(self.damaged)} damaged files, first {next(iter(self.damaged))}"
+            )
+            prepare_repair(self.store, self.damaged, manifest["metadata"])
+            return "todo"
+        if self._is_as_asked(manifest):
+            return "complete"
+        again = self._made_again()
+        if again.network and not forced:
+            self.notices.append(
+                f"{self.plan.key}: kept: what is asked for now needs an array that was dropped when the slide was "
+                f"complete: {self._cost(again)}. Add --force {self.plan.key} to do it"
+            )
+            return "kept"
+        return "todo"
+
+    def _compare_pruned(self, manifest: Mapping[str, Any], *, forced: bool) -> Standing:
+        """A result of which parts were pruned is used as it is or, when that is forced, made from its slide anew."""
+        if not self.damaged and self._is_as_asked(manifest):
+            return "complete"
+        if not forced:
+            why = f"{next(iter(self.damaged))} is damaged" if self.damaged else "it was made with other settings"
+            self.notices.append(
+                f"{self.plan.key}: kept: {why}, and parts that it takes to make it again were pruned. Add --force "
+                f"{self.plan.key} to compute it from its slide"
+            )
+            return "kept"
+        for name in (*self.damaged, ".work/damage.json"):
+            remove(self.store.root / name)
+        self.damaged = {}
+        return "todo"
+
+    def _is_as_asked(self, manifest: Mapping[str, Any]) -> bool:
+        """Whether a complete result is of this plan and leaves out what the configuration drops, no more.
+
+        One of which parts were pruned leaves out what somebody chose.
+        """
+        same = manifest["plan"]["hashes"] == dict(self.plan.hashes)
+        return same and ("pruned" in manifest or unwanted_before(manifest) == unwanted(self.plan.config.outputs))
+
+    def _made_again(self) -> StagesToRerun:
+        return stages_to_rerun(self.place, self.plan.hashes, self.plan.config.outputs)
+
+    def _cost(self, again: StagesToRerun) -> str:
+        return again.cost(self.plan.blocks)
+
+    def _bring_back(self) -> None:
+        """Let what was dropped and is needed be made again."""
+        again = self._made_again()
+        if again.stages:
+            self.notices.append(f"{self.plan.key}: an array that was dropped is needed again: {self._cost(again)}")
+            mark_for_rerun(self.place, again)
+
+    def _case_changed(self, manifest: Mapping[str, Any]) -> bool:
+        """Whether a cases table says something else of the slide than it did."""
+        return self.plan.case is not None and manifest["plan"].get("case") != dict(self.plan.case)
+
+    def _notice_changes(self, previous: Mapping[str, Any] | None) -> None:
+        if previous is None:
+            return
+        changed = [stage for stage in NETWORK_STAGES if previous["hashes"].get(stage) != self.plan.hashes[stage]]
+        if changed:
+            self.notices.append(
+                f"{self.plan.key}: changed since it was begun: {_difference(previous, self.plan)}; "
+                f"{changed[0]} starts anew"
+            )
+
+    def _redo_after(self, stage: str) -> None:
+        stages = list(self.plan.hashes)
+        later = stages[stages.index(stage) + 1 :]
+        self.notices.append(f"{self.plan.key}: {stage} was repaired to other bytes than before; redoing what follows")
+        self.place.unstamp(later)
+        arrays = {"predict": ["probability"], "label": ["labels"], "tissue": [TISSUE, QUALITY]}
+        for name in (name for one in later for name in arrays.get(one, ())):
+            remove(self.place.zarr / name)
+        for one in later:
+            remove(self.place.work / one)
+
+    # ---- what this run did --------------------------------------------------------------------------------------
+
+    def _record(self, report: StageReport, seconds: float) -> None:
+        line = {
+            "stage": report.stage,
+            "plan": self.plan.hashes[report.stage],
+            "blocks": report.blocks,
+            "computed": report.computed,
+            "counts": report.counts,
+            "seconds": round(seconds, 3),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        append_json(self.place.work / "history.jsonl", line)
+
+    def _stage_records(self) -> dict[str, Any]:
+        lines = read_json_lines(self.place.work / "history.jsonl")
+        return {
+            stage: {
+                "facts": self.place.facts(stage),
+                "runs": [line for line in lines if line["stage"] == stage and line["plan"] == plan],
+            }
+            for stage, plan in self.plan.hashes.items()
+        }
+
+
+def _difference(before: Mapping[str, Any], plan: SlidePlan) -> str:
+    """In words: which of the slide, the model, the device or the configuration is not what it was."""
+    now = plan.summary()
+    parts = []
+    if before["facts"] != now["facts"] or before["hashes"].get("ingest") != now["hashes"].get("ingest"):
+        parts.append("the slide, its resolution or the block")
+    if before["model"]["sha256"] != now["model"]["sha256"]:
+        old, new = (f"{model['name']} {model['sha256'][:8]}" for model in (before["model"], now["model"]))
+        parts.append(f"the weights, {old} -> {new}")
+    tta_before, tta = (model.get("tta", "none") for model in (before["model"], now["model"]))
+    if tta_before != tta:
+        parts.append(f"test-time augmentation, {tta_before} -> {tta}")
+    for name in ("device", "precision"):
+        if before["compute"][name] != now["compute"][name]:
+            parts.append(f"{name}, {before['compute'][name]} -> {now['compute'][name]}")
+    if before["config"].get("tissue") != now["config"].get("tissue"):
+        parts.append("the tissue settings")
+    drawn_before, drawn = ((summary.get("regions") or {}).get("digest") for summary in (before, now))
+    if drawn_before != drawn:
+        parts.append("the regions, all of which would be computed anew")
+    return ", ".join(parts) or "the code of a stage"
+
+
+def slide_root(out: Path, key: str) -> Path:
+    """The slide's folder in ``out``."""
+    return out / key

@@ -1,0 +1,1 @@
+"""Open a slide of any supported format and read boxes from it."""

@@ -1,0 +1,160 @@
+"""What kind of slide a path is, and every file that belongs to it. Looked at, never decoded.
+
+The one decision made here: a slide can be many files. An MRXS is a file and a folder, a DICOM slide the instances of
+one series, an OME-Zarr a tree; whoever finds slides, whoever opens one and whoever notices that it changed asks here.
+Formats that nobody can read here are known by name, each with the command that converts it: an archive's CZI must
+fail aloud, not be overlooked.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.errors import SlideError
+from pipeline.slides.checks.file import read_head, stat_file
+from pipeline.slides.dicom import DICOM, series_of
+
+Kind = Literal["tiff", "photo", "openslide", "zarr"]
+
+_OPENSLIDE = (".mrxs", ".vms", ".vmu", ".svslide")
+_PHOTO_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+_ZARR_DOCUMENTS = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
+_TO_ZARR, _ISYNTAX = "bioformats2raw", "isyntax2raw write_tiles"
+UNREADABLE = {
+    ".czi": ("Zeiss CZI", _TO_ZARR),
+    ".vsi": ("Olympus VSI", _TO_ZARR),
+    ".lif": ("Leica LIF", _TO_ZARR),
+    ".nd2": ("Nikon ND2", _TO_ZARR),
+    ".isyntax": ("Philips iSyntax", _ISYNTAX),
+    ".i2syntax": ("Philips iSyntax", _ISYNTAX),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DetectedSlide:
+    """A slide on disk: how it is read, the path to hand to its reader, and its files, sorted.
+
+    Of an OME-Zarr ``files`` are the metadata documents only; its chunks are looked up when they are needed.
+    """
+
+    kind: Kind
+    path: Path
+    files: tuple[Path, ...]
+
+
+def detect_format(path: Path) -> DetectedSlide:
+    """What ``path`` is. Raises SlideError for what is no slide, or one that must be converted first."""
+    if path.is_dir():
+        return _recognise_folder(path)
+    stat_file(path)
+    suffix = path.suffix.casefold()
+    if suffix in UNREADABLE:
+        raise SlideError(_conversion(path))
+    if suffix in _OPENSLIDE:
+        return DetectedSlide("openslide", path, (path, *companions(path)))
+    head = read_head(path)
+    if head[128:132] == b"DICM":
+        return DetectedSlide("openslide", path, tuple(series_of(path)))
+    return DetectedSlide("photo" if head.startswith(_PHOTO_MAGIC) else "tiff", path, (path,))
+
+
+def _recognise_folder(path: Path) -> DetectedSlide:
+    if documents := _zarr_documents(path):
+        return DetectedSlide("zarr", path, documents)
+    instances = sorted(file for file in path.iterdir() if file.suffix.casefold() == DICOM and file.is_file())
+    if instances:
+        return DetectedSlide("openslide", instances[0], tuple(series_of(instances[0])))
+    raise SlideError(
+        f"{path}: a folder without an OME-Zarr or DICOM instances; expected a slide. Name the file itself."
+    )
+
+
+def _conversion(path: Path) -> str:
+    name, command = UNREADABLE[path.suffix.casefold()]
+    words = shlex.join([*command.split(), path.name, f"{path.stem}.zarr"])
+    return f"{path}: {name} is not supported. Convert it and segment what that writes: {words}"
+
+
+def companions(path: Path) -> list[Path]:
+    """The other files of a slide that is more than one: an MRXS's folder, what a VMS or VMU lists."""
+    suffix = path.suffix.casefold()
+    if suffix == ".mrxs":
+        return sorted(file for file in path.with_suffix("").rglob("*") if file.is_file())
+    if suffix in (".vms", ".vmu"):
+        listed = {line.partition("=")[2].strip() for line in _text(path).splitlines()}
+        return sorted(file for name in listed if name and (file := path.parent / Path(name).name).is_file())
+    return []
+
+
+def owned_names(folder: Path, names: Iterable[str]) -> set[str]:
+    """Of the names in a folder those that belong to a slide beside them, and are none themselves."""
+    owned: set[str] = set()
+    for name in names:
+        if name.casefold().endswith(".mrxs"):
+            owned.add(Path(name).stem)
+        elif name.casefold().endswith((".vms", ".vmu")):
+            owned |= {file.name for file in companions(folder / name)}
+    return owned
+
+
+# ---- OME-Zarr ------------------------------------------------------------------------------------------------------
+
+
+def is_ome_zarr(folder: Path) -> bool:
+    """True for the top of an OME-Zarr image, plate or bioformats2raw tree that is no result of overtile."""
+    attributes = zarr_attributes(folder)
+    if not any(name in attributes for name in ("multiscales", "plate", "bioformats2raw.layout")):
+        return False
+    return not is_own_result(folder)
+
+
+def is_own_result(folder: Path) -> bool:
+    """True for an OME-Zarr that overtile wrote: its arrays carry the hash of their plan."""
+    return any("overtile" in _raw_attributes(document.parent) for document in folder.glob("*/zarr.json"))
+
+
+def zarr_attributes(folder: Path) -> dict[str, Any]:
+    """OME metadata of a group, version 0.5 (below ``ome``) or 0.4; empty when there is none that can be read."""
+    attributes = _raw_attributes(folder)
+    inner = attributes.get("ome")
+    return inner if isinstance(inner, dict) else attributes
+
+
+def _raw_attributes(folder: Path) -> dict[str, Any]:
+    document = _json(folder / "zarr.json")
+    found = document.get("attributes") if document else _json(folder / ".zattrs")
+    return found if isinstance(found, dict) else {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _zarr_documents(folder: Path) -> tuple[Path, ...]:
+    """Metadata of the group, of its arrays and, in a bioformats2raw tree, of its images' arrays."""
+    top = _documents(folder)
+    below = [child for child in folder.iterdir() if child.is_dir()] if top else []
+    if "bioformats2raw.layout" in zarr_attributes(folder):
+        below += [inner for child in below if _documents(child) for inner in child.iterdir() if inner.is_dir()]
+    return tuple(sorted([*top, *(document for child in below for document in _documents(child))]))
+
+
+def _documents(folder: Path) -> list[Path]:
+    """Metadata of one group or array; its chunks, of which there may be very many, are not listed."""
+    return [file for name in _ZARR_DOCUMENTS if (file := folder / name).is_file()]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", "replace")[: 1 << 20]
+    except OSError:
+        return ""

@@ -1,0 +1,266 @@
+"""What OpenSlide reads and our own reader does not: MRXS, DICOM, VMS, Sakura, and TIFF with overlapping tiles.
+
+The one decision made here: only levels that OpenSlide can be asked for exactly are used. It takes positions in pixels
+of level 0 and divides them by the level's downsample; where that is no whole number it interpolates, and a pixel then
+depends on the box it was read in. A level is used when its downsample is whole, which level 0 always is.
+
+OpenSlide is C that may abort on a damaged file, so every slide is opened and touched in a child process first: what
+ends the child is an error about the slide, not the end of the run. Its errors stick to a handle, so a handle that
+failed is replaced. Where a slide has no pixels it is transparent: those become the background the slide states, or
+white, never black.
+"""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import openslide
+from openslide import OpenSlide, OpenSlideError
+
+from pipeline.errors import SlideError
+from pipeline.geometry import Box
+from pipeline.slide_reader import Level, Pixels, TileError, TilePlace, downsample_yx, name_channels
+from pipeline.slides.checks.file import sampled_digest
+from pipeline.slides.checks.image import MAX_PIXELS, MAX_SIDE_PX
+from pipeline.slides.dicom import FrameTable, frame_tables
+from pipeline.slides.format_detection import DetectedSlide
+
+FORMATS = {
+    "mirax": "3DHISTECH MRXS", "dicom": "DICOM", "leica": "Leica SCN", "ventana": "Ventana BIF",
+    "philips": "Philips TIFF", "trestle": "Trestle TIFF", "hamamatsu": "Hamamatsu VMS", "sakura": "Sakura SVSLIDE",
+    "aperio": "Aperio SVS", "generic-tiff": "TIFF",
+}  # fmt: skip
+UINT8: np.dtype[Any] = np.dtype(np.uint8)
+_WHITE = (255, 255, 255)
+_PIECE_PX = 256
+_PROBE_S, _PROBE_BYTES = 60, 1 << 32
+_PROBE = f"""
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, ({_PROBE_BYTES}, {_PROBE_BYTES}))
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+import openslide
+try:
+    slide = openslide.OpenSlide(sys.argv[1])
+    for level in range(slide.level_count):
+        slide.read_region((0, 0), level, (16, 16))
+except (openslide.OpenSlideError, MemoryError) as error:
+    sys.exit(str(error) or type(error).__name__)
+"""
+_ADVICE = "Copy the slide again from its source, or convert it, for example with bioformats2raw."
+
+
+@dataclass(slots=True)
+class Handle:
+    """An open slide of the library, replaced once it failed. Reads may come from any number of threads."""
+
+    path: Path
+    slide: OpenSlide
+    lock: Lock = field(default_factory=Lock)
+
+    def read(self, place_yx: tuple[int, int], level: int, shape_yx: tuple[int, int]) -> Pixels:
+        """RGBA (y, x, 4), alpha not multiplied in. Raises OpenSlideError."""
+        slide = self.slide
+        try:
+            return np.asarray(slide.read_region(place_yx[::-1], level, shape_yx[::-1]))
+        except OpenSlideError:
+            with self.lock:
+                if self.slide is slide:
+                    self.slide = OpenSlide(self.path)
+            raise
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenSlideReader:
+    """A slide read by OpenSlide: see SlideReader. ``numbers`` are OpenSlide's of the levels used."""
+
+    path: Path
+    found: DetectedSlide
+    handle: Handle
+    levels: tuple[Level, ...]
+    numbers: tuple[int, ...]
+    properties: Mapping[str, str]
+    frames: Mapping[tuple[int, int], FrameTable]
+
+    @property
+    def format(self) -> str:
+        """Name of the file format."""
+        vendor = self.properties.get(openslide.PROPERTY_NAME_VENDOR, "")
+        return FORMATS.get(vendor, vendor)
+
+    @property
+    def channels(self) -> int:
+        """Red, green and blue: OpenSlide makes everything that."""
+        return 3
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Red, green and blue."""
+        return name_channels((), self.channels)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """uint8: OpenSlide makes everything that."""
+        return UINT8
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """None: what could be wrong is an error."""
+        return ()
+
+    @property
+    def mpp_yx(self) -> tuple[float, float] | None:
+        """Micrometres per pixel of level 0 as stated."""
+        names = openslide.PROPERTY_NAME_MPP_Y, openslide.PROPERTY_NAME_MPP_X
+        try:
+            y, x = (float(self.properties[name]) for name in names)
+        except (KeyError, ValueError):
+            return None
+        return y, x
+
+    @property
+    def background(self) -> tuple[int, ...]:
+        """Red, green and blue of where there are no pixels."""
+        stated = self.properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "")
+        try:
+            return tuple(bytes.fromhex(stated)) if len(stated) == 6 else _WHITE
+        except ValueError:
+            return _WHITE
+
+    def read(self, level: int, box: Box) -> Pixels:
+        """Pixels of ``box`` of ``level`` as a new (c, y, x) array. Raises TileError, ValueError outside the level."""
+        if Box.of_shape(self.levels[level].shape_yx).intersect(box) != box:
+            raise ValueError(f"{self.path}: box {box} is not inside level {level}, {self.levels[level].shape_yx}")
+        table = self.frames.get(self.levels[level].shape_yx)
+        if table is not None and (found := table.problem(box)):
+            (row, col), tile, fault = found
+            raise self._tile_error(TilePlace(level, row, col, tile), fault)
+        try:
+            rgba_YXC = self._rgba(level, box)
+        except OpenSlideError as error:
+            raise self._damage(level, box, error) from None  # the library's error holds C data and does not travel
+        return laid_over(rgba_YXC, self.background)
+
+    def _rgba(self, level: int, box: Box) -> Pixels:
+        whole = round(self.levels[level].downsample_yx[0])
+        return self.handle.read((box.y0 * whole, box.x0 * whole), self.numbers[level], box.shape)
+
+    def _damage(self, level: int, box: Box, error: OpenSlideError) -> TileError:
+        """The error of a box, placed in its first piece that cannot be read."""
+        for piece in _pieces(box):
+            try:
+                self._rgba(level, piece)
+            except OpenSlideError as found:
+                return self._tile_error(_placed(level, piece), str(found))
+        return self._tile_error(_placed(level, box), str(error))
+
+    def _tile_error(self, place: TilePlace, fault: str) -> TileError:
+        where = f"level {place.level}, {place.box} ({self.format})"
+        return TileError(f"{self.path}: {where} is damaged: {fault}. {_ADVICE}", place)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the levels, the size of every file of the slide, and 256 samples of 4 KiB of them."""
+        facts = f"openslide 1 {self.format} {self.levels} {self.mpp_yx} {self.background}"
+        return sampled_digest(self.found.files, facts)
+
+    def describe(self) -> dict[str, Any]:
+        """Format, size and levels. No property is passed on: they name people, places and dates."""
+        return {
+            "format": self.format,
+            "vendor": None,
+            "bytes": sum(file.stat().st_size for file in self.found.files),
+            "files": len(self.found.files),
+            "channels": self.channels,
+            "dtype": str(self.dtype),
+            "mpp_yx": list(self.mpp_yx) if self.mpp_yx else None,
+            "levels": [
+                {"shape_yx": list(level.shape_yx), "downsample_yx": list(level.downsample_yx)} for level in self.levels
+            ],
+        }
+
+
+def load_openslide(path: Path, found: DetectedSlide) -> OpenSlideReader:
+    """Probe the slide in a child, then open it. Raises SlideError when OpenSlide cannot."""
+    _probe(path, found.path)
+    try:
+        slide = OpenSlide(found.path)
+    except OpenSlideError as error:
+        raise SlideError(f"{path}: OpenSlide cannot open it: {error}. {_ADVICE}") from None
+    if slide.properties.get(openslide.PROPERTY_NAME_VENDOR) == "generic-tiff":
+        raise SlideError(
+            f"{path}: its tags say Ventana BIF, Leica SCN, Philips TIFF or Trestle, but OpenSlide, which reads those, "
+            f"does not recognise it. {_ADVICE}"
+        )
+    shapes = [(height, width) for width, height in slide.level_dimensions]
+    _check_shape(path, shapes[0])
+    numbers, levels = zip(*exact_levels(shapes, slide.level_downsamples), strict=True)
+    frames = frame_tables(found.files) if OpenSlide.detect_format(found.path) == "dicom" else {}
+    return OpenSlideReader(path, found, Handle(found.path, slide), levels, numbers, dict(slide.properties), frames)
+
+
+def exact_levels(shapes_yx: Sequence[tuple[int, int]], downsamples: Sequence[float]) -> Iterator[tuple[int, Level]]:
+    """Number and level of those whose downsample is whole, and is what the sizes of the level say.
+
+    Levels that are filled up to whole tiles (Philips) lose what lies beyond the pixels of level 0.
+    """
+    base_yx = shapes_yx[0]
+    for number, (shape_yx, down) in enumerate(zip(shapes_yx, downsamples, strict=True)):
+        seen_y, seen_x = (min(side, math.ceil(base / down)) for side, base in zip(shape_yx, base_yx, strict=True))
+        if down == round(down) and downsample_yx(base_yx, (seen_y, seen_x)) == (down, down):
+            yield number, Level((seen_y, seen_x), (down, down))
+
+
+def _check_shape(path: Path, shape_yx: tuple[int, int]) -> None:
+    height, width = shape_yx
+    if max(shape_yx) > MAX_SIDE_PX or height * width > MAX_PIXELS:
+        raise SlideError(
+            f"{path}: the slide claims {width} x {height} px; the budget is {MAX_SIDE_PX} px a side and {MAX_PIXELS} "
+            f"px in all. {_ADVICE}"
+        )
+
+
+def _probe(path: Path, opened: Path) -> None:
+    """Open the slide and read a corner of each level in a process that may die, of bounded memory and time."""
+    command = [sys.executable, "-I", "-c", _PROBE, str(opened.absolute())]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=_PROBE_S, check=False)  # noqa: S603  our own words
+    except subprocess.TimeoutExpired:
+        raise SlideError(f"{path}: OpenSlide did not open it within {_PROBE_S} s. {_ADVICE}") from None
+    if done.returncode < 0:
+        raise SlideError(f"{path}: it made OpenSlide crash (signal {-done.returncode}): it is damaged. {_ADVICE}")
+    if done.returncode:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
+        raise SlideError(f"{path}: OpenSlide cannot read it: {said[-1]}. {_ADVICE}")
+
+
+def _placed(level: int, piece: Box) -> TilePlace:
+    """A piece of a box, where the library does not say which tile it failed at."""
+    return TilePlace(level, piece.y0 // _PIECE_PX, piece.x0 // _PIECE_PX, piece)
+
+
+def _pieces(box: Box) -> Iterator[Box]:
+    """The box cut at multiples of _PIECE_PX, row by row."""
+    for y0 in range(box.y0 // _PIECE_PX * _PIECE_PX, box.y1, _PIECE_PX):
+        for x0 in range(box.x0 // _PIECE_PX * _PIECE_PX, box.x1, _PIECE_PX):
+            piece = Box(y0, x0, y0 + _PIECE_PX, x0 + _PIECE_PX).intersect(box)
+            assert piece is not None
+            yield piece
+
+
+def laid_over(rgba_YXC: Pixels, background: tuple[int, ...]) -> Pixels:
+    """Colours laid over the background by their alpha: c*a + background*(1 - a), rounded half up; (c, y, x)."""
+    planes_CYX = rgba_YXC.transpose(2, 0, 1)
+    alpha_YX = planes_CYX[3]
+    if (alpha_YX == 255).all():
+        return planes_CYX[:3].copy()
+    ground_CYX = np.array(background, np.uint32)[:, None, None]
+    mixed = (planes_CYX[:3] * alpha_YX.astype(np.uint32) + ground_CYX * (255 - alpha_YX.astype(np.uint32)) + 127) // 255
+    result: Pixels = mixed.astype(np.uint8)
+    return result

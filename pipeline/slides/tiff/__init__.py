@@ -1,0 +1,1 @@
+"""The TIFF reader: directories, pyramids, tiles."""

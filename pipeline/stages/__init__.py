@@ -1,0 +1,1 @@
+"""The stages of a slide, one module each: ``<verb>_block`` and ``<verb>_slide``."""

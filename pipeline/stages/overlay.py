@@ -1,0 +1,320 @@
+"""``overview.png``: one picture by which a pathologist sees whether a slide was segmented well.
+
+The slide with its tissue border, where the objects are, up to three fields at full resolution with every outline, scale
+bars, and the numbers. The one decision made here: the picture shows what can be seen. Where an object would be smaller
+than a few pixels on the overview, its place is taken by a tint of objects per mm2, and the outlines are left to the
+fields, which are the densest ones, so they can be found again.
+
+Memory: one pyramid level of at most 3,200 px a side, the fields, and 17 bytes an object.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from pipeline.config import CELL_PX
+from pipeline.execution.blocks import Counts, MapBlocks, StageContext, StageReport, serial
+from pipeline.geometry import Box
+from pipeline.inputs.regions import Regions
+from pipeline.objects.table_reader import read_objects
+from pipeline.rendering.contrast import Rgb, Window, compose, windows
+from pipeline.rendering.drawing import (
+    INK,
+    Palette,
+    Tint,
+    badge,
+    frame,
+    lighter,
+    nice_length,
+    outline_mask,
+    outline_objects,
+    plain,
+    scale_bar,
+)
+from pipeline.rendering.field_selection import FIELD_PX, View, choose_fields, field_side
+from pipeline.rendering.overview_layout import Caption, Legend, Note, Panel, lay_out
+from pipeline.storage.atomic_files import fsync_dir, write_atomic
+from pipeline.storage.layout import IMAGE, OBJECTS, OVERVIEW, QUALITY, TABLE, TISSUE
+from pipeline.storage.slide_store import Index, StoredArray
+from pipeline.tissue_detection.quality_control import Quality
+
+STAGE = "overlay"
+
+_DARK = 100  # mean grey level
+_LIGHT: Rgb = (235, 235, 215)
+_LEGEND_CLASSES = 6
+MARKS: dict[str, Rgb] = {"blurred": (230, 120, 0), "pen": (0, 160, 60)}
+ALERT: Rgb = (200, 30, 30)
+_REGION: Rgb = (0, 110, 200)
+_HATCH_PX = 9
+"""Between two lines of a hatching."""
+_SEEN_PX = 5.0
+"""Diameter on the overview from which an outline says more than a tint."""
+
+
+@dataclass(frozen=True, slots=True)
+class OverlaySection:
+    """What the numbers and colours mean, and what is written above the picture.
+
+    ``tissue_mm2`` None: no tissue was looked for, the whole image counts. ``objects`` False: there are no labels.
+    ``flags`` is what was said about the slide's quality; ``regions`` what was drawn, ``level0_from_image`` their scale;
+    ``masked`` the pixels of the image that could not be read.
+    """
+
+    name: str
+    model: str
+    mpp_um: float
+    channel_names: tuple[str, ...]
+    class_names: tuple[str, ...]
+    class_colours: tuple[Rgb, ...]
+    tissue_mm2: float | None
+    objects: bool = True
+    flags: tuple[str, ...] = ()
+    regions: Regions | None = None
+    level0_from_image: tuple[float, float] = (1.0, 1.0)
+    masked: tuple[Box, ...] = ()
+
+    @property
+    def searched(self) -> str:
+        """Where objects were looked for, in words."""
+        if self.regions is not None:
+            return "regions"
+        return "image" if self.tissue_mm2 is None else "tissue"
+
+    def area_mm2(self, shape_yx: tuple[int, int]) -> float:
+        """Area searched for objects."""
+        image_mm2 = shape_yx[0] * shape_yx[1] * self.mpp_um**2 / 1e6
+        return image_mm2 if self.tissue_mm2 is None else self.tissue_mm2
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayObjects:
+    """Class, place (pixels of the image) and typical diameter of the objects; row i is object i + 1."""
+
+    classes: NDArray[np.uint8]
+    y_px: NDArray[np.float64]
+    x_px: NDArray[np.float64]
+    diameter_px: float
+
+    @classmethod
+    def read(cls, work: StageContext, section: OverlaySection) -> OverlayObjects:
+        """From ``objects.parquet``; none where objects are switched off."""
+        if not section.objects:
+            return cls(np.zeros(0, np.uint8), np.zeros(0), np.zeros(0), 0.0)
+        names = ("class", "centroid_y_um", "centroid_x_um", "area_um2")
+        columns = read_objects(work.root / TABLE, names, section.class_names)
+        area_um2 = float(np.median(columns["area_um2"])) if len(columns["class"]) else 0.0
+        diameter_px = 2 * (area_um2 / np.pi) ** 0.5 / section.mpp_um
+        y_px, x_px = columns["centroid_y_um"] / section.mpp_um, columns["centroid_x_um"] / section.mpp_um
+        return cls(columns["class"], y_px, x_px, diameter_px)
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """All that drawing needs: where to read, what it means, how it is shown. ``dark``: fluorescence, not glass."""
+
+    work: StageContext
+    section: OverlaySection
+    objects: OverlayObjects
+    view: View
+    windows: tuple[Window, ...]
+    dark: bool
+
+    @property
+    def colours(self) -> NDArray[np.uint8]:
+        """(k, 3) of the classes, lighter on a dark picture."""
+        colours = self.section.class_colours
+        return lighter(colours) if self.dark else np.asarray(colours, np.uint8)
+
+    @property
+    def palette(self) -> Palette:
+        """Colour of every object."""
+        return Palette(self.objects.classes, self.colours)
+
+
+def overlay_slide(work: StageContext, section: OverlaySection, map_blocks: MapBlocks = serial) -> StageReport:
+    """Draw ``overview.png`` where blocks are computed: the slide is one block, and whoever maps has other slides to do.
+
+    Raises DamagedError when an array or the table it reads is missing or damaged.
+    """
+    report = StageReport(STAGE, blocks=1)
+    for counts in map_blocks(partial(overlay_block, work, section), [(0, 0)]):
+        report.add(counts)
+    report.facts = work.store.facts(STAGE)
+    return report
+
+
+def overlay_block(work: StageContext, section: OverlaySection, _whole: Index) -> Counts:
+    """Draw, write and stamp ``overview.png``, whole or not at all; the same bytes every time."""
+    scene, rgb = _scene(work, section)
+    legend = _draw_overview(scene, rgb)
+    objects, view = scene.objects, scene.view
+    boxes = choose_fields(np.stack((objects.y_px, objects.x_px)), view, field_side(objects.diameter_px))
+    fields = [_field(scene, box) for box in boxes]
+    overview = Image.fromarray(rgb)
+    scale_bar(overview, section.mpp_um / view.scale, part=0.2, size_px=22)
+    for letter, box, field in zip("ABC", boxes, fields, strict=False):
+        _mark(overview, view.overview_from_image(box), letter)
+        badge(field.picture, (0, 0), letter, 24)
+    page = lay_out(Panel(overview), fields, _caption(scene, legend))
+    write_atomic(work.root / OVERVIEW, lambda file: page.save(file, "PNG", compress_level=3))
+    fsync_dir(work.root)
+    work.store.stamp(STAGE, work.plan, {"fields": [str(box) for box in boxes]})
+    return {"fields": len(boxes)}
+
+
+def _scene(work: StageContext, section: OverlaySection) -> tuple[Scene, NDArray[np.uint8]]:
+    """What there is to draw, and the bare overview (y, x, 3)."""
+    view = View.of(work.shape_yx)
+    pixels_CYX = _overview_pixels(work, view)
+    shown = windows(pixels_CYX, section.channel_names)
+    rgb = compose(pixels_CYX, section.channel_names, shown)
+    return Scene(work, section, OverlayObjects.read(work, section), view, shown, bool(rgb.mean() < _DARK)), rgb
+
+
+# ---- the overview ---------------------------------------------------------------------------------------------------
+
+
+def _overview_pixels(work: StageContext, view: View) -> NDArray[Any]:
+    """The image (c, y, x) at the overview's size, from the level above it, one channel at a time."""
+    level = work.store.read(str(view.level))
+    return np.stack([_resize(level[channel], view) for channel in range(level.shape[0])])
+
+
+def _resize(pixels_YX: NDArray[Any], view: View) -> NDArray[Any]:
+    """One channel at the overview's size: smooth when reduced, single pixels when enlarged."""
+    how = Image.Resampling.HAMMING if view.scale <= 1 else Image.Resampling.NEAREST
+    source = pixels_YX if pixels_YX.dtype == np.uint8 else pixels_YX.astype(np.float32)
+    return np.asarray(Image.fromarray(source).resize(view.shape_yx[::-1], how))
+
+
+def _nearest(array: StoredArray, view: View) -> NDArray[Any]:
+    """Labels or a mask (y, x) under the overview's pixels."""
+    height, width = array.shape
+    rows, cols = view.nearest((height, width))
+    return np.asarray(array[:][np.ix_(rows, cols)])
+
+
+def _draw_overview(scene: Scene, rgb: NDArray[np.uint8]) -> Legend | None:
+    """Draw objects and tissue border, in place: outlines where they can be seen, else a tint; returns its legend."""
+    store, legend, tissue = scene.work.store, None, None
+    if scene.section.tissue_mm2 is not None:
+        tissue = _nearest(store.read(TISSUE), scene.view)
+    if scene.objects.diameter_px * scene.view.scale >= _SEEN_PX:
+        labels = _nearest(store.read(f"{OBJECTS[:-1]}{scene.view.level}"), scene.view)
+        outline_objects(rgb, labels, scene.palette, 1)
+    elif len(scene.objects.classes):
+        legend = _draw_density(scene, rgb, tissue)
+    if tissue is not None:
+        outline_mask(rgb, tissue, _LIGHT if scene.dark else INK)
+    _mark_cells(scene, rgb)
+    _hatch(scene, rgb)
+    _draw_regions(scene, rgb)
+    return legend
+
+
+def _mark_cells(scene: Scene, rgb: NDArray[np.uint8]) -> None:
+    """Outline the cells that were found blurred or under ink, in place, each kind in its colour."""
+    quality = Quality(scene.work.store.read(QUALITY)[:], 0.0)
+    y, x = (np.arange(side) / scene.view.scale // CELL_PX for side in scene.view.shape_yx)
+    for flag, cells in (("blurred", quality.blurred), ("pen", quality.inked)):
+        rows, cols = (at.astype(np.int64).clip(0, side - 1) for at, side in zip((y, x), cells.shape, strict=True))
+        outline_mask(rgb, cells[np.ix_(rows, cols)], MARKS[flag])
+
+
+def _hatch(scene: Scene, rgb: NDArray[np.uint8]) -> None:
+    """Hatch what could not be read, in place; a sliver still shows."""
+    for box in scene.section.masked:
+        x0, y0, x1, y1 = scene.view.overview_from_image(box)
+        rows, cols = slice(int(y0), max(int(y0) + 2, round(y1))), slice(int(x0), max(int(x0) + 2, round(x1)))
+        y, x = np.ogrid[rows, cols]
+        inside = rgb[rows, cols]
+        stripes = ((y + x) % _HATCH_PX < _HATCH_PX // 3)[: inside.shape[0], : inside.shape[1]]
+        inside[stripes] = ALERT
+
+
+def _draw_regions(scene: Scene, rgb: NDArray[np.uint8]) -> None:
+    """Draw the outlines of the regions and of what is excluded from them, in place."""
+    if scene.section.regions is None:
+        return
+    picture = Image.fromarray(rgb)
+    scales = [scene.view.scale / scale for scale in scene.section.level0_from_image[::-1]]
+    for ring in scene.section.regions.rings():
+        corners = [tuple(corner) for corner in (ring * scales).tolist()]
+        ImageDraw.Draw(picture).line(corners, fill=_REGION, width=3)
+    rgb[:] = np.asarray(picture)
+
+
+def _draw_density(scene: Scene, rgb: NDArray[np.uint8], tissue: NDArray[np.bool_] | None) -> Legend:
+    """Tint by objects per mm2, smoothed over about 1 % of the overview; full where all but 1 % of objects lie below."""
+    objects, (height, width) = scene.objects, scene.view.shape_yx
+    y = (objects.y_px * scene.view.scale).astype(np.int64).clip(0, height - 1)
+    x = (objects.x_px * scene.view.scale).astype(np.int64).clip(0, width - 1)
+    pixel_mm2 = (scene.section.mpp_um / scene.view.scale) ** 2 / 1e6
+    present = np.unique(objects.classes).tolist()
+    layer = Tint.empty((height, width))
+    for number in present:
+        mine = objects.classes == number
+        count = np.bincount(y[mine] * width + x[mine], minlength=height * width).reshape(height, width)
+        density = ndimage.gaussian_filter((count / pixel_mm2).astype(np.float32), max(height, width) / 200)
+        layer.add(density if tissue is None else density * tissue, scene.colours[number])
+    full = nice_length(max(1.0, float(np.percentile(layer.total[y, x], 99, method="nearest"))))
+    layer.lay_over(rgb, full)
+    colours = tuple(scene.section.class_colours[number] for number in present[:_LEGEND_CLASSES])
+    return Legend(colours, "Tint: objects per mm\u00b2, 0 to", f"{full:,.0f} and more")
+
+
+def _mark(overview: Image.Image, box_xyxy: tuple[float, float, float, float], letter: str) -> None:
+    frame(overview, box_xyxy)
+    badge(overview, (box_xyxy[2] + 4, box_xyxy[1] - 2), letter, 20)
+
+
+# ---- the fields -----------------------------------------------------------------------------------------------------
+
+
+def _field(scene: Scene, box: Box) -> Panel:
+    """One box at full resolution, enlarged by a whole number when small, with every outline and a scale bar."""
+    store, zoom = scene.work.store, max(1, FIELD_PX // max(box.shape))
+    rgb = compose(store.read(IMAGE).read(box), scene.section.channel_names, scene.windows)
+    picture = Image.fromarray(rgb).resize((box.shape[1] * zoom, box.shape[0] * zoom), Image.Resampling.BICUBIC)
+    text = ""
+    if scene.section.objects:
+        labels = np.repeat(np.repeat(store.read(OBJECTS).read(box), zoom, axis=0), zoom, axis=1)
+        drawn = np.array(picture)
+        outline_objects(drawn, labels, scene.palette, 2)
+        picture = Image.fromarray(drawn)
+        number = len(np.unique(labels[labels > 0]))
+        text = f"{number:,} object{'s' * (number != 1)} in view"
+    scale_bar(picture, scene.section.mpp_um / zoom, part=0.25, size_px=18)
+    return Panel(picture, text)
+
+
+# ---- the words ------------------------------------------------------------------------------------------------------
+
+
+def _caption(scene: Scene, legend: Legend | None) -> Caption:
+    section, number = scene.section, len(scene.objects.classes)
+    area_mm2 = section.area_mm2(scene.view.image_yx)
+    notes = []
+    if section.objects:
+        counts = np.bincount(scene.objects.classes, minlength=len(section.class_names)).tolist()
+        named = zip(section.class_names, section.class_colours, counts, strict=True)
+        notes += [Note(f"{plain(name)} {count:,}", colour) for name, colour, count in named]
+        notes += [Note(f"{_figures(number / area_mm2)} objects/mm\u00b2")] if area_mm2 > 0 else []
+    notes.append(Note(f"{section.searched} {_figures(area_mm2)} mm\u00b2"))
+    notes.append(Note(f"{section.mpp_um:.3g} \u00b5m per pixel"))
+    notes.append(Note(f"model {plain(section.model)}"))
+    notes += [Note(flag.replace("_", " "), MARKS.get(flag, ALERT)) for flag in section.flags]
+    return Caption(plain(section.name), notes, legend)
+
+
+def _figures(value: float) -> str:
+    """Three figures, or all of them before the decimal point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

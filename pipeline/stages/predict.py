@@ -1,0 +1,130 @@
+"""Predict: the network over the image, tile by tile, giving what one forward pass over the whole slide would give.
+
+The one decision made here: a tile is read with the network's halo (mirrored beyond the slide), started on a multiple of
+its step, and cropped to its core. So blocks meet without a seam, and a cell without tissue costs no call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import CELL_PX
+from pipeline.execution.blocks import Counts, MapBlocks, StageContext, StageReport, run_blocks
+from pipeline.geometry import Box
+from pipeline.inference.predictor import Colours, MirroredRegion, Predictor, load
+from pipeline.inference.seam_check import Cut, seam_check
+from pipeline.storage.layout import IMAGE, PROBABILITY, TISSUE
+from pipeline.storage.slide_store import Array, ArraySpec, Index, StoredArray
+from unet_core.model_file.header import Weights
+from unet_core.normalisation import ColourMap
+
+
+@dataclass(frozen=True, slots=True)
+class PredictSection:
+    """Which networks, on what, in tiles of which core. ``tissue_factor``: image px along one tissue px.
+
+    ``colours``: for each network the map fitted to this slide; none where none asks for one.
+    ``cells`` (rows, cols): which cells of the image to compute, where there is tissue; None: all. ``step_px`` is the
+    networks' own, for the look at seams.
+    """
+
+    weights: tuple[Weights, ...]
+    foreground: int
+    tissue_factor: int
+    device: str
+    precision: str
+    tile_px: int
+    tta: str = "none"
+    cells: NDArray[np.bool_] | None = None
+    colours: Colours = ()
+    step_px: int = 16
+
+
+def load_network(section: PredictSection) -> Predictor:
+    """The network of a section, loaded once per process.
+
+    Raises ModelError when the weights are not the ones the plan was made with.
+    """
+    return load(section.weights, section.device, section.precision, section.tta)
+
+
+def colours_of(tissue: Mapping[str, Any]) -> Colours:
+    """What the tissue stage has fitted, by its facts."""
+    fitted = tissue.get("normalisation", ())
+    return tuple(None if one is None else ColourMap.model_validate(one) for one in fitted)
+
+
+def predict_block(work: StageContext, section: PredictSection, index: Index) -> Counts:
+    """Compute and write one block of probability (k, y, x) uint8; cells not asked for are 0 and cost no call."""
+    core, store = work.core(index), work.store
+    network = load_network(section)
+    wanted = wanted_pixels(store.read(TISSUE), section, core)
+    before = network.calls.made
+    pixels = np.zeros((section.foreground, *core.shape), np.uint8)
+    if wanted.any():
+        grid = network.grid(core, section.tile_px)
+        region = MirroredRegion.read_around(store.read(IMAGE), grid, section.colours)
+        for tile in grid:
+            place = (slice(None), *tile.core.shift(-core.y0, -core.x0).slices)
+            if wanted[place[1:]].any():
+                pixels[place] = network.probability(region, tile.core, section.tile_px)
+        pixels[:, ~wanted] = 0
+    store.write_block(PROBABILITY, work.plan, core, pixels)
+    return {"network_calls": network.calls.made - before, "halved": int(network.largest_px is not None)}
+
+
+def wanted_pixels(tissue: StoredArray, section: PredictSection, box: Box) -> Array:
+    """Which pixels of the box (h, w) lie in a cell that holds any tissue and, with regions, touches one."""
+    return cell_pixels(wanted_cells(tissue, section, box), box)
+
+
+def wanted_cells(tissue: StoredArray, section: PredictSection, box: Box) -> Array:
+    """Which of the cells (rows, cols) that cover the box hold any tissue and, with regions, touch one."""
+    found = tissue_cells(tissue, box, section.tissue_factor)
+    return found if section.cells is None else found & section.cells[box.cover(CELL_PX).slices]
+
+
+def tissue_cells(tissue: StoredArray, box: Box, factor: int) -> Array:
+    """Which of the cells (rows, cols) that cover the box hold any tissue. ``factor`` image px make a tissue px."""
+    cells = box.cover(CELL_PX)
+    low = cells.scale(CELL_PX // factor).intersect(Box.of_shape((tissue.shape[0], tissue.shape[1])))
+    assert low is not None, "the box lies in the image"
+    mask = tissue.read(low)
+    starts = [np.arange(0, length, CELL_PX // factor) for length in mask.shape]
+    return np.asarray(np.logical_or.reduceat(np.logical_or.reduceat(mask, starts[0], axis=0), starts[1], axis=1))
+
+
+def cell_pixels(cells: Array, box: Box) -> Array:
+    """What holds for the cells (rows, cols) that cover a box, for each of its pixels (h, w)."""
+    covered = box.cover(CELL_PX)
+    whole = np.repeat(np.repeat(cells, CELL_PX, axis=0), CELL_PX, axis=1)
+    return np.asarray(whole[box.shift(-covered.y0 * CELL_PX, -covered.x0 * CELL_PX).slices])
+
+
+def predict_slide(work: StageContext, section: PredictSection, map_blocks: MapBlocks) -> StageReport:
+    """Write the whole probability, block by block."""
+    store = work.store
+    shape = (section.foreground, *work.shape_yx)
+    store.create(ArraySpec(PROBABILITY, shape, "uint8", work.block_px, work.plan))
+    done = store.done(PROBABILITY, work.plan)
+    report = run_blocks("predict", work, done, partial(predict_block, work, section), map_blocks)
+    store.commit(PROBABILITY, work.plan)
+    report.facts = _facts(work, section)
+    store.stamp("predict", work.plan, report.facts)
+    return report
+
+
+def _facts(work: StageContext, section: PredictSection) -> dict[str, Any]:
+    """How much of the image the network was asked about, and whether it shows where the work was cut."""
+    whole = Box.of_shape(work.shape_yx)
+    tissue = work.store.read(TISSUE)
+    alive = sum(int(wanted_pixels(tissue, section, core).sum()) for core in (tile.core for tile in work.grid))
+    cut = Cut(work.shape_yx, work.block_px, section.tile_px, section.step_px)
+    seam = seam_check(work.store.read(PROBABILITY).read, wanted_cells(tissue, section, whole), cut)
+    return {"pixels": whole.area_px, "skipped_pixels": whole.area_px - alive, "seam": seam}

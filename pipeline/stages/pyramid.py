@@ -1,0 +1,235 @@
+"""The coarser levels of every array, and the groups that make them one OME-Zarr.
+
+A level is written like any other array: one block is one shard, whatever resumes finds its shards. The one decision
+made here: the plan of a level follows from the plan of the full-resolution array it summarises, not from the stage's,
+so when only the objects changed, the levels of image and probability are found complete and left alone.
+
+      level l     +----+----+                          level l+1   +----+
+      (parent)    | 00 | 01 |  four whole shards,                  | 00 |   one whole shard
+                  +----+----+  one in memory at a time      ->     +----+
+                  | 10 | 11 |
+                  +----+----+
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import DamagedError, StoreError
+from pipeline.execution.blocks import Counts, MapBlocks, StageContext, StageReport, run_blocks
+from pipeline.geometry import Box, TileGrid
+from pipeline.rendering.contrast import Rgb
+from pipeline.storage.atomic_files import digest, fsync_dir, remove, write_json
+from pipeline.storage.layout import IMAGE, OBJECTS, PROBABILITY
+from pipeline.storage.slide_store import ArraySpec, Index, SlideStore, StoredArray
+
+STAGE = "pyramid"
+VERSION = 1
+"""Of the code that makes a level: raised when its pixels would change."""
+
+COARSEST_PX = 512
+"""Levels are added until both sides are at most this."""
+
+
+@dataclass(frozen=True, slots=True)
+class PyramidSection:
+    """What the pyramid is of: pixel size, names and colours, and the plan of each full-resolution array there is.
+
+    ``arrays`` maps IMAGE (required), PROBABILITY and OBJECTS (each where it exists) to the plan that wrote it.
+    """
+
+    mpp_um: float
+    channel_names: tuple[str, ...]
+    class_names: tuple[str, ...]
+    class_colours: tuple[Rgb, ...]
+    arrays: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        if not self.mpp_um > 0 or IMAGE not in self.arrays or not set(self.arrays) <= {IMAGE, PROBABILITY, OBJECTS}:
+            raise ValueError(f"no pyramid of {sorted(self.arrays)} at {self.mpp_um} um per pixel")
+
+
+@dataclass(frozen=True, slots=True)
+class PyramidLevel:
+    """One array of a pyramid: which it is made from, and the plans of both."""
+
+    path: str
+    plan: str
+    parent: str
+    parent_plan: str
+
+
+# ---- pixels ---------------------------------------------------------------------------------------------------------
+
+
+def level_shapes(shape_yx: tuple[int, int]) -> list[tuple[int, int]]:
+    """(y, x) of every level, the full resolution first, each half of the one before, rounded up."""
+    shapes = [shape_yx]
+    while max(shapes[-1]) > COARSEST_PX:
+        shapes.append((-(-shapes[-1][0] // 2), -(-shapes[-1][1] // 2)))
+    return shapes
+
+
+def halve_mean(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Mean of each 2x2 square of ((c,) y, x) unsigned integers, rounded half up; at an odd edge, of what exists.
+
+    Integers throughout, so every machine gives the same bytes. Repeating an odd edge weighs what exists equally, and
+    (2a + 2b + 2) // 4 is (a + b + 1) // 2.
+    """
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise TypeError(f"expected uint8 or uint16 pixels to average, found {pixels.dtype}")
+    odd = [(0, 0)] * (pixels.ndim - 2) + [(0, side % 2) for side in pixels.shape[-2:]]
+    even = np.pad(pixels, odd, mode="edge") if any(after for _, after in odd) else pixels
+    total = even[..., 0::2, 0::2].astype(np.uint16 if pixels.dtype == np.uint8 else np.uint32)
+    for dy, dx in ((0, 1), (1, 0), (1, 1)):
+        np.add(total, even[..., dy::2, dx::2], out=total)
+    mean: NDArray[Any] = np.right_shift(np.add(total, 2, out=total), 2).astype(pixels.dtype)
+    return mean
+
+
+def halve_nearest(labels: NDArray[Any]) -> NDArray[Any]:
+    """Every second pixel of every second row: ids are never mixed."""
+    return np.ascontiguousarray(labels[..., ::2, ::2])
+
+
+def pyramid_block(work: StageContext, level: PyramidLevel, index: Index) -> Counts:
+    """Make the block at (row, col) of ``level`` from the up to four parent shards below it, and write its shard.
+
+    ``work`` has the level's shape. Raises StoreError when the parent is of another plan, DamagedError when a parent
+    shard is missing.
+    """
+    parent = _parent(work.store, level)
+    halve = halve_nearest if level.path.startswith("labels/") else halve_mean
+    core = work.core(index)
+    made = np.empty((*parent.shape[:-2], *core.shape), parent.dtype)
+    for row, col in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        quarter = _quarter(parent, work.block_px, (2 * index[0] + row, 2 * index[1] + col))
+        if quarter is not None:
+            target = Box(*(-(-edge // 2) for edge in (quarter.y0, quarter.x0, quarter.y1, quarter.x1)))
+            made[(..., *target.shift(-core.y0, -core.x0).slices)] = halve(parent.read(quarter))
+    work.store.write_block(level.path, level.plan, core, made)
+    return {"blocks": 1}
+
+
+def _parent(store: SlideStore, level: PyramidLevel) -> StoredArray:
+    parent = store.read(level.parent)
+    if parent.plan != level.parent_plan:
+        raise StoreError(
+            f"{parent.location}: expected an array of plan {level.parent_plan[:8]}, found {parent.plan[:8]}. Another "
+            f"run changed the plan meanwhile; run segment again"
+        )
+    return parent
+
+
+def _quarter(parent: StoredArray, block_px: int, index: Index) -> Box | None:
+    """Pixels of the parent's shard at (row, col), None beyond its edge."""
+    shard = Box(index[0], index[1], index[0] + 1, index[1] + 1).scale(block_px)
+    height, width = parent.shape[-2:]
+    return shard.intersect(Box(0, 0, height, width))
+
+
+# ---- the stage ------------------------------------------------------------------------------------------------------
+
+
+def pyramid_slide(work: StageContext, section: PyramidSection, map_blocks: MapBlocks) -> StageReport:
+    """Make every coarser level of every array, write the OME-Zarr metadata, remove levels nobody names, and stamp."""
+    store = work.store
+    report = StageReport(STAGE)
+    for path, plan in section.arrays.items():
+        for level, shape_yx in _levels(path, plan, work):
+            _add(report, _fill(replace(work, shape_yx=shape_yx, plan=level.plan), level, map_blocks))
+    count = len(level_shapes(work.shape_yx))
+    _remove_unnamed(store, section, count)
+    for group, attributes in _groups(store, section, count):
+        write_json(group / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {"ome": attributes}})
+        fsync_dir(group)
+    report.facts = {"levels": count, "arrays": sorted(section.arrays)}
+    store.stamp(STAGE, work.plan, report.facts)
+    return report
+
+
+def _levels(path: str, plan: str, work: StageContext) -> Iterator[tuple[PyramidLevel, tuple[int, int]]]:
+    """The levels above ``path``, finest first, with their shapes. Raises StoreError when it is not the image's size."""
+    if (work.store.zarr / path).exists():  # else it was dropped when its levels were complete
+        found = work.store.read(path).shape[-2:]
+        if found != work.shape_yx:
+            raise StoreError(f"{work.store.zarr / path}: expected {work.shape_yx} px like the image, found {found}")
+    parent, parent_plan = path, plan
+    for number, shape_yx in enumerate(level_shapes(work.shape_yx)[1:], start=1):
+        level = PyramidLevel(_level_path(path, number), _level_plan(plan, number, work.block_px), parent, parent_plan)
+        yield level, shape_yx
+        parent, parent_plan = level.path, level.plan
+
+
+def _level_plan(plan: str, number: int, block_px: int) -> str:
+    return digest({"of": plan, "level": number, "block": block_px, "version": VERSION})
+
+
+def lacks_levels(store: SlideStore, path: str, plan: str) -> bool:
+    """Whether the level above ``path`` is not there whole, so that ``path`` itself is needed to make it."""
+    above = _level_path(path, 1)
+    try:
+        level = store.read(above)
+        if level.plan != _level_plan(plan, 1, level.block_px):
+            return True
+        whole = {tile.index for tile in TileGrid(Box(0, 0, *level.shape[-2:]), level.block_px)}
+        return store.done(above, level.plan) != whole
+    except DamagedError:
+        return True
+
+
+def _level_path(path: str, number: int) -> str:
+    return f"{path[:-1]}{number}"
+
+
+def _fill(work: StageContext, level: PyramidLevel, map_blocks: MapBlocks) -> StageReport:
+    """Create one level, compute the blocks it lacks and put it in its place."""
+    if not work.store.holds(level.path, level.plan):  # else its parent may be dropped
+        parent = _parent(work.store, level)
+        shape = (*parent.shape[:-2], *work.shape_yx)
+        spec = ArraySpec(level.path, shape, str(parent.dtype), work.block_px, level.plan)
+        work.store.create(spec if "/" in level.path else replace(spec, codec="lz4"))  # the image's like the image
+    done = work.store.done(level.path, level.plan)
+    report = run_blocks(STAGE, work, done, partial(pyramid_block, work, level), map_blocks)
+    work.store.commit(level.path, level.plan)
+    return report
+
+
+def _add(total: StageReport, part: StageReport) -> None:
+    total.blocks += part.blocks
+    total.computed += part.computed
+    for name, number in part.counts.items():
+        total.counts[name] = total.counts.get(name, 0) + number
+
+
+def _remove_unnamed(store: SlideStore, section: PyramidSection, count: int) -> None:
+    """Remove levels that an earlier, larger image left, and groups of arrays that are no longer made."""
+    for path in section.arrays:
+        for entry in sorted((store.zarr / path).parent.iterdir()):
+            if entry.name.isdigit() and int(entry.name) >= count:
+                remove(entry)
+    for path in {PROBABILITY, OBJECTS} - set(section.arrays):
+        group = store.zarr / path.split("/")[0]
+        if group.exists():
+            remove(group)
+
+
+def _groups(store: SlideStore, section: PyramidSection, count: int) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Each group's folder and its ``ome`` attributes, the outermost last: it is what makes the rest visible."""
+    from pipeline.storage import ome_metadata as ome  # a fifth of a second, and who only reads levels needs none of it
+
+    if PROBABILITY in section.arrays:
+        shown = ome.omero(section.class_names, section.class_colours, [(0.0, 255.0)] * len(section.class_names), 255)
+        yield store.zarr / "probability", ome.image_attributes("probability", section.mpp_um, count, shown)
+    if OBJECTS in section.arrays:
+        yield store.zarr / "labels" / "objects", ome.objects_attributes(section.mpp_um, count)
+        yield store.zarr / "labels", ome.labels_attributes()
+    shown = ome.image_omero(store.read(_level_path(IMAGE, count - 1)), section.channel_names)
+    yield store.zarr, ome.image_attributes("image", section.mpp_um, count, shown)

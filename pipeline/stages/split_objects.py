@@ -1,0 +1,149 @@
+"""Splitting, out of core: each object is split once, by the block that holds its root, whatever blocks it lies in.
+
+The one decision made here: between the pass that finds pieces and the table of final ids stand two small files a block.
+``label/wholes`` says which object each piece is (its ``root``, counted over the slide), whether its box is small enough
+to be ``split``, and which other blocks this block's objects ``reach`` into; with it a block gathers the runs of its
+objects from those that the first pass kept, and writes their parts to ``label/parts``. No pixel is read.
+
+Memory of the tables: 100 bytes a piece and 100 a part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.execution.blocks import Counts, StageContext
+from pipeline.objects.components import BlockGraph, RunLengths
+from pipeline.objects.moments import lowest, total
+from pipeline.objects.relabel import MergedObjects
+from pipeline.objects.run_length import PARTS, load_runs
+from pipeline.objects.watershed import Splitting, split_objects
+from pipeline.storage.slide_store import Index
+
+Array = NDArray[Any]
+
+WHOLES = "label/wholes"
+_COLUMNS = ("area", "first", "sum_y", "sum_x", "group", "root")
+
+
+def split_block(work: StageContext, splitting: Splitting, index: Index) -> Counts:
+    """Keep the parts of the objects whose root is in a block."""
+    table = work.store.load_result(WHOLES, work.plan, index)
+    parts = split_objects(_gathered(work, index, table), splitting)
+    runs = parts.runs
+    columns = {
+        "area": total(runs.label, runs.length),
+        "first": lowest(runs.label, runs.y * work.shape_yx[1] + runs.x0),
+        "sum_y": total(runs.label, runs.y * runs.length),
+        "sum_x": total(runs.label, (runs.x0 + runs.x1 - 1) * runs.length // 2),
+        "group": table["group"][parts.owner],
+        "root": parts.owner + int(table["start"]),
+    }
+    where = {"part": runs.label, "y": runs.y, "x0": runs.x0, "x1": runs.x1}
+    work.store.save_result(PARTS, work.plan, index, columns | where)
+    return {"split_blocks": 1}
+
+
+def _gathered(work: StageContext, index: Index, table: Mapping[str, Array]) -> RunLengths:
+    """Runs of a block's objects, labelled by root counted in the block from 0, in pixels of the image."""
+    start, stop = int(table["start"]), int(table["start"]) + len(table["root"])
+    columns: list[tuple[Array, ...]] = []
+    for place in [index, *((row, col) for row, col in table["reach"].tolist())]:
+        here = table if place == index else work.store.load_result(WHOLES, work.plan, place)
+        runs, core = load_runs(work.store, work.plan, place), work.core(place)
+        root = here["root"][runs.label - 1]
+        mine = np.flatnonzero((root >= start) & (root < stop) & here["split"][runs.label - 1])
+        columns.append((root[mine] - start, runs.y[mine] + core.y0, runs.x0[mine] + core.x0, runs.x1[mine] + core.x0))
+    return RunLengths(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+
+
+def too_large(whole: MergedObjects, largest_px: int) -> Array:
+    """Which objects, at their roots, have a box longer than that."""
+    columns = whole.columns
+    longest = np.maximum(columns["y1"] - columns["y0"], columns["x1"] - columns["x0"])
+    return np.asarray(whole.stands & (longest > largest_px))
+
+
+def whole_tables(
+    work: StageContext, joined: BlockGraph, whole: MergedObjects, largest_px: int
+) -> Iterator[dict[str, Array]]:
+    """The table ``label/wholes`` of each block, in order."""
+    root = whole.root
+    split = ~too_large(whole, largest_px)[root]
+    home = _block_of(joined, np.arange(len(root)))
+    owner = home[root]
+    far = split & (owner != home)
+    index = _indices(work)
+    reach = _listed(len(index), owner[far], home[far])
+    for number, (start, stop) in enumerate(pairwise(joined.starts)):
+        slices = {"root": root[start:stop], "split": split[start:stop], "group": joined.group[start:stop]}
+        yield {"start": np.array(start), "reach": index[reach[number]], **slices}
+
+
+@dataclass(frozen=True, slots=True)
+class AllParts:
+    """Columns of the parts of all blocks, in block order; ``starts`` is where each block's begin."""
+
+    columns: dict[str, Array]
+    starts: Array
+
+    @classmethod
+    def load(cls, work: StageContext) -> AllParts:
+        """From the small files of all blocks."""
+        kept = []
+        for tile in work.grid:
+            found = work.store.load_result(PARTS, work.plan, tile.index)
+            kept.append({name: found[name] for name in _COLUMNS})
+        columns = {name: np.concatenate([one[name] for one in kept]) for name in _COLUMNS}
+        return cls(columns, np.cumsum([0, *(len(one["group"]) for one in kept)]))
+
+    @classmethod
+    def none(cls, blocks: int) -> AllParts:
+        """When nothing is split."""
+        return cls({name: np.zeros(0, np.int64) for name in _COLUMNS}, np.zeros(blocks + 1, np.int64))
+
+    def instead(self, whole: MergedObjects) -> MergedObjects:
+        """The objects with parts in place of those that were split."""
+        columns = {name: column for name, column in self.columns.items() if name not in ("group", "root")}
+        return whole.with_parts(self.columns["root"], self.columns["group"].astype(np.uint8), columns)
+
+
+def lookup_tables(
+    work: StageContext, joined: BlockGraph, whole: MergedObjects, ids: Array, parts: AllParts
+) -> Iterator[dict[str, Array]]:
+    """The table ``label/lookup`` of each block, in order; ``whole`` and ``ids`` are of pieces, then of parts."""
+    pieces = len(joined.group)
+    gone = np.zeros(len(whole.group), np.bool_)
+    gone[parts.columns["root"]] = True
+    split = np.flatnonzero(gone[whole.root[:pieces]])
+    index = _indices(work)
+    owners = _listed(len(index), _block_of(joined, split), _block_of(joined, whole.root[split]))
+    for number, (start, stop) in enumerate(pairwise(joined.starts)):
+        theirs = [pieces + np.arange(parts.starts[owner], parts.starts[owner + 1]) for owner in owners[number]]
+        chosen = np.concatenate([np.arange(start, stop), *theirs])
+        counts = np.diff(parts.starts)[owners[number]]
+        table = {"ids": ids[chosen], "group": whole.group[chosen]}
+        yield {**table, "owners": index[owners[number]], "counts": counts}
+
+
+def _indices(work: StageContext) -> Array:
+    """(row, col) of every block, in order."""
+    return np.array([tile.index for tile in work.grid])
+
+
+def _block_of(joined: BlockGraph, piece: Array) -> Array:
+    """The number of the block that each piece is in."""
+    return np.searchsorted(joined.starts, piece, side="right") - 1
+
+
+def _listed(blocks: int, block: Array, other: Array) -> list[Array]:
+    """For each block the other ones that stand beside it in one of the pairs."""
+    pairs = np.unique(np.stack((block, other)), axis=1)
+    edges = np.searchsorted(pairs[0], np.arange(blocks + 1))
+    return [pairs[1, start:stop] for start, stop in pairwise(edges)]

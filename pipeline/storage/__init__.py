@@ -1,0 +1,1 @@
+"""Names on disk, durable writes, the slide store and its lock."""

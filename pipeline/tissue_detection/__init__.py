@@ -1,0 +1,1 @@
+"""Tissue and quality control on arrays at low resolution."""

@@ -1,0 +1,68 @@
+"""Real slides through the command with the built-in model: complete, sound, and open elsewhere.
+
+The other real slides, and every other kind, go through a smaller network: see test_real_formats.py.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import zarr
+from ome_zarr_models.v05.image import Image
+
+from tests.conftest import skip_or_fail
+from tests.support.commands import Command, Ran
+
+SLIDES = ("OS-1-detail.ome.tif", "OS-2-ndpi.ome.tif", "OS-2-vsi.ome.tif")
+KEYS = [name.removesuffix(".ome.tif") for name in SLIDES]
+NAPARI = """
+import json, sys
+from napari_ome_zarr import napari_get_reader
+layers = napari_get_reader(sys.argv[1])(sys.argv[1])
+print(json.dumps([[kind, meta.get("scale")] for _, meta, kind in layers]))
+"""
+
+
+@pytest.fixture(scope="module")
+def ran(overtile: Command, shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """All in one batch, with every default."""
+    out = tmp_path_factory.mktemp("real")
+    return overtile.run("segment", *(shared_data / "wsi" / name for name in SLIDES), "--out", out, out=out)
+
+
+def test_all_complete_and_sound(ran: Ran, overtile: Command) -> None:
+    assert ran.code == 0, ran.said
+    assert set(ran.states().values()) == {"complete"}
+    assert overtile.run("verify", ran.out).code == 0
+
+
+def test_objects_per_mm2_are_plausible(ran: Ran) -> None:
+    slides = {slide["key"]: slide for slide in json.loads((ran.out / "batch.json").read_text())["slides"]}
+    for key in KEYS:
+        print(f"{key}: {slides[key]['objects']} objects, {slides[key]['objects_per_mm2']} per mm2 of tissue")
+        assert slides[key]["objects"] > 100
+        assert slides[key]["tissue_mm2"] > 0
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("part", ["", "probability"])
+def test_stores_are_valid_ome_zarr(ran: Ran, key: str, part: str) -> None:
+    Image.from_zarr(zarr.open_group(ran.out / key / "slide.ome.zarr" / part, mode="r"))
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_napari_reads_image_and_labels(ran: Ran, key: str) -> None:
+    if find_spec("napari_ome_zarr") is None:
+        skip_or_fail("napari-ome-zarr is not installed")
+    store = str(ran.out / key / "slide.ome.zarr")
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", NAPARI, store], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    layers = json.loads(done.stdout.splitlines()[-1])
+    assert [kind for kind, _ in layers] == ["image", "labels"]
+    mpp = json.loads((ran.out / key / "manifest.json").read_text())["plan"]["image"]["mpp"]
+    assert all(scale[-2:] == [mpp, mpp] for _, scale in layers)

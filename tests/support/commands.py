@@ -1,0 +1,178 @@
+"""Run the installed command as a user would: a process of its own, its exit code, what it said, what it left behind.
+
+The one decision made here: tests of behaviour never import the command's code. What they know of a run they read from
+its exit code, its two streams and the files in OUT.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+GOLDEN = Path(__file__).parents[1] / "exactness" / "golden"
+CONTEXT, CLASSES = GOLDEN / "context.safetensors", GOLDEN / "classes.safetensors"
+ABSENT = Path(__file__).parent / "absent"
+"""Modules that are installed for tests alone, and that no command may find."""
+NO_SERVER = "http://127.0.0.1:9/api"
+"""Nothing listens there: a command that would start a flow fails, one that refuses before does not notice."""
+PATIENCE_S = 600
+"""A test has a limit of its own; this is for those that may take longer than most."""
+
+
+def installed_command() -> list[str]:
+    """The console script beside this interpreter, or what it would run."""
+    script = Path(sys.executable).parent / "overtile"
+    return [str(script)] if script.exists() else [sys.executable, "-c", "from flows.cli.main import main; main()"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A command that has ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+    out: Path
+
+    @property
+    def errors(self) -> list[str]:
+        """The lines that say what went wrong."""
+        return [line.removeprefix("error: ") for line in self.stderr.splitlines() if line.startswith("error: ")]
+
+    @property
+    def said(self) -> str:
+        """Both streams, for messages of failed assertions."""
+        return f"exit {self.code}\n{self.stdout}\n{self.stderr}"
+
+    @property
+    def only_error(self) -> str:
+        """The one line that went to stderr."""
+        assert self.stderr.count("\n") == 1, self.said
+        assert len(self.errors) == 1, self.said
+        return self.errors[0]
+
+    def error_of(self, key: str) -> str:
+        """The one line about a slide."""
+        (line,) = (line for line in self.errors if line.startswith(f"{key}: "))
+        return line
+
+    def outcome(self, key: str) -> dict[str, Any]:
+        """What this run says it did for a slide."""
+        outcomes = json.loads((self.out / "batch.json").read_text())["run"]["outcomes"]
+        (found,) = (outcome for outcome in outcomes if outcome["key"] == key)
+        return dict(found)
+
+    def states(self) -> dict[str, str]:
+        """What became of every slide asked for, by key."""
+        outcomes = json.loads((self.out / "batch.json").read_text())["run"]["outcomes"]
+        return {outcome["key"]: outcome["state"] for outcome in outcomes}
+
+    def computed(self, key: str) -> dict[str, int]:
+        """Blocks computed for a slide in this run, by stage; stages that had nothing to do are left out."""
+        return {stage: blocks for stage, blocks in self.outcome(key)["computed"].items() if blocks}
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """How to run the command: the environment and the folder it is started in."""
+
+    environment: Mapping[str, str]
+    folder: Path
+    prefix: Sequence[str] = field(default=())
+
+    @classmethod
+    def under(cls, folder: Path, api_url: str | None) -> Command:
+        """A clean environment below ``folder``; with no ``api_url`` the command starts a server of its own."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "OVERTILE_"))}
+        environment = {**kept, "PREFECT_HOME": str(folder / "prefect"), "COLUMNS": "200"}
+        if api_url is not None:
+            environment["PREFECT_API_URL"] = api_url
+        found = [str(ABSENT), *kept.get("PYTHONPATH", "").split(os.pathsep)]
+        if not installed_command()[0].endswith("overtile"):
+            found.append(str(REPOSITORY))
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, found))
+        (folder / "started-here").mkdir(exist_ok=True)
+        return cls(environment, folder / "started-here")
+
+    def with_environment(self, **more: str) -> Command:
+        """The same with more in its environment."""
+        return Command({**self.environment, **more}, self.folder, self.prefix)
+
+    def run(self, *arguments: str | Path, out: Path = Path()) -> Ran:
+        """Run the command with these words, in a process group of its own; a hung one is killed with its children."""
+        process = subprocess.Popen(
+            [*self.prefix, *installed_command(), *map(str, arguments)],
+            env=dict(self.environment),
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        try:
+            stdout, stderr = process.communicate(timeout=PATIENCE_S)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            raise
+        return Ran(process.returncode, stdout.decode(), stderr.decode(), out)
+
+    def segment(self, source: Path | Sequence[Path], out: Path, *options: str | Path, model: Path = CLASSES) -> Ran:
+        """Segment in one process, in blocks of 512 px; ``options`` holding a ``=`` are settings."""
+        sources = [source] if isinstance(source, Path) else source
+        settings = ["cluster.kind=serial", "tiles.block=512", "compute.precision=fp32"]
+        words: list[str | Path] = []
+        for option in options:
+            if isinstance(option, str) and "=" in option and not option.startswith("-"):
+                settings.append(option)
+            else:
+                words.append(option)
+        pairs = [word for setting in settings for word in ("--set", setting)]
+        return self.run("segment", *sources, "--out", out, "--model", model, *pairs, *words, out=out)
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """A file's identity and content: another inode or time means it was written again."""
+
+    inode: int
+    mtime_ns: int
+    sha256: str
+
+
+def files_of(root: Path) -> dict[str, FileState]:
+    """Every file below a folder, by its path in it."""
+    found = {}
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            status, digest = path.stat(), hashlib.sha256(path.read_bytes()).hexdigest()
+            found[path.relative_to(root).as_posix()] = FileState(status.st_ino, status.st_mtime_ns, digest)
+    return found
+
+
+def result_digests(slide: Path) -> dict[str, str]:
+    """Digest of every file of a slide's result: what must not depend on how the run went."""
+    return {
+        name: state.sha256
+        for name, state in files_of(slide).items()
+        if not name.startswith(".work/") and name != "manifest.json"
+    }
+
+
+def history(slide: Path) -> list[dict[str, Any]]:
+    """What every stage of every run of a slide said it did."""
+    return [json.loads(line) for line in (slide / ".work" / "history.jsonl").read_text().splitlines()]
+
+
+def is_complete(slide: Path) -> bool:
+    """Whether anybody may take this folder for a finished result."""
+    return (slide / "manifest.json").exists()

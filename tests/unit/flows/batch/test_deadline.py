@@ -1,0 +1,139 @@
+"""A run that stops at a time of day: whatever it was doing, what is done stays, and the runs after it end it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import segment
+from flows.batch.batch import Batch, BatchRequest, plan_batch
+from flows.batch.deadline import Deadline, read_clock
+from flows.reports.batch_files import Report, noted
+from flows.segment import Executor, SlideScheduler, slide_stage
+from pipeline.config import load_config
+from pipeline.execution.blocks import serial
+from pipeline.slides.modification_time import file_states
+from tests.support.commands import CLASSES, files_of, is_complete, result_digests
+from tests.support.faults.pictures import draw, red_and_blue, write
+
+BLOCKS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Looks(Deadline):
+    """A clock that is looked at so many times before the time is over."""
+
+    left: list[int] = field(default_factory=list)
+
+    def is_over(self) -> bool:
+        self.left[0] -= 1
+        return self.left[0] < 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A stage that was run at once instead of by Prefect."""
+
+    answer: Any
+
+    def result(self, *, raise_on_failure: bool) -> Any:
+        return self.answer
+
+    def add_done_callback(self, call: Callable[[Any], None]) -> None:
+        call(self)
+
+
+def submit(key: str, stage: str, job: Any) -> Ended:
+    try:
+        return Ended(slide_stage.fn(key, stage, job.unquote()))
+    except Exception as error:
+        return Ended(error)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], Batch]:
+    """Segment one slide of six blocks into a folder, under a clock that allows so many looks."""
+    slide = write(tmp_path / "slides" / "slide.tif", draw((700, 1100), red_and_blue((700, 1100))))
+    monkeypatch.setattr(slide_stage, "submit", submit)
+    monkeypatch.setattr(segment, "show_artifact", lambda *_: None)
+    settings = [f"model.weights={CLASSES}", "cluster.kind=serial", "tiles.block=512", "compute.precision=fp32"]
+
+    def once(name: str, looks: int) -> Batch:
+        request = BatchRequest(inputs=(slide,), out=tmp_path / name, config=load_config(None, settings))
+        batch = plan_batch(request)
+        batch.deadline = Looks(0.0, read_clock("07:00"), [looks])
+        report = Report(batch)
+        report.batch_planned(batch)
+        with noted(batch):
+            SlideScheduler(batch, Executor(lambda *_: serial, lambda: 1, lambda: None), report).run()
+            report.finish()
+        return batch
+
+    return once
+
+
+def shards(out: Path) -> dict[str, Any]:
+    return {name: state for name, state in files_of(out).items() if "/c/" in name and "/0/c/" in name}
+
+
+def test_stopped_again_and_again_it_ends_in_the_same_bytes_and_repeats_no_block(
+    run: Callable[[str, int], Batch], tmp_path: Path
+) -> None:
+    whole = run("whole", 10**6)
+    assert whole.exit_code() == 0, whole.outcomes
+    causes, before = [], {}
+    for looks in range(3, 40):
+        batch = run("stopped", looks)
+        (outcome,) = batch.outcomes
+        after = shards(tmp_path / "stopped")
+        assert {name: after[name] for name in before if name in after} == before, "no shard was written again"
+        before = after
+        if outcome.is_up_to_date:
+            break
+        assert (outcome.state, batch.exit_code()) == ("resumable", 3)
+        assert not is_complete(tmp_path / "stopped" / "slide")
+        summary = (tmp_path / "stopped" / "summary.md").read_text()
+        assert "1 resumable" in summary
+        assert "07:00" in summary
+        causes.append(f"{outcome.stage}: {outcome.cause}")
+    assert outcome.is_up_to_date
+    assert {cause.partition(":")[0] for cause in causes} >= {"ingest", "predict"}, "it was stopped in the middle"
+    assert "predict: stopped at 07:00; the blocks done are kept, and the next run goes on" in causes
+    assert result_digests(tmp_path / "stopped" / "slide") == result_digests(tmp_path / "whole" / "slide")
+
+
+def test_what_was_not_begun_in_time_is_resumable_and_what_is_complete_stays_so(
+    run: Callable[[str, int], Batch], tmp_path: Path
+) -> None:
+    batch = run("out", 0)
+    (outcome,) = batch.outcomes
+    assert (outcome.state, batch.exit_code()) == ("resumable", 3)
+    assert outcome.cause == "not begun before 07:00; the next run goes on"
+    assert run("out", 10**6).exit_code() == 0
+    batch = run("out", 0)
+    assert (batch.outcomes[0].state, batch.exit_code()) == ("complete before", 0)
+
+
+def test_a_slide_that_grows_while_it_is_read_goes_no_further(
+    run: Callable[[str, int], Batch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 24, seen by the flow itself: what was read of it may be half of it."""
+    slide = tmp_path / "slides" / "slide.tif"
+    before, look = file_states(slide), segment.defer_changed
+
+    def grow(batch: Batch, outcome: Any) -> bool:
+        batch.files[outcome.key] = before
+        if (batch.request.out / "slide" / ".work" / "ingest.stamp").exists():
+            with slide.open("ab") as file:
+                file.write(b"more")
+        return look(batch, outcome)
+
+    monkeypatch.setattr(segment, "defer_changed", grow)
+    batch = run("out", 10**6)
+    (outcome,) = batch.outcomes
+    assert (outcome.state, set(outcome.computed)) == ("deferred", {"ingest"})
+    assert not is_complete(tmp_path / "out" / "slide")

@@ -1,0 +1,329 @@
+"""The evaluate command on images drawn here: what it writes is true, and the same every time."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+import zarr
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage import io
+
+from pipeline.config import ModelSection
+from pipeline.errors import ConfigError, ModelError
+from pipeline.evaluation.image_scorer import ImageScorer
+from pipeline.evaluation.methods import Method, asked, networks
+from pipeline.geometry import Box, TileGrid
+from pipeline.inference.ensemble import load_model, names_of
+from pipeline.inference.predictor import LoadedNetwork, Predictor
+from tests.support.commands import Command, files_of
+from tests.unit.flows.dark_discs import PATIENTS, SPEC, darkness, drawn, found_by_hand, save_discs, words
+from unet_core.data.sampler import AnnotatedImage
+from unet_core.model_file.checkpoint import save
+from unet_core.model_file.header import sha256
+from unet_core.networks.unet import UNet
+from unet_core.spec import UNetSpec
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = save_discs(tmp_path_factory.mktemp("discs"))
+    darkness(root / "sharp.safetensors", 4.0)
+    darkness(root / "dull.safetensors", 1.2)
+    return root
+
+
+@pytest.fixture(scope="module")
+def compared(folder: Path, overtile_alone: Command) -> tuple[dict[str, Any], str, Path]:
+    """Two networks on all images: the record, what was printed, and where it lies."""
+    out = folder / "report"
+    models = (folder / "sharp.safetensors", folder / "dull.safetensors")
+    ran = overtile_alone.run(*words(folder, out, "--model", *models, "--cases", folder / "cases.csv"))
+    assert ran.code == 0, ran.said
+    return json.loads((out / "metrics.json").read_text()), ran.stdout, out
+
+
+def hd95_by_hand(found: NDArray[np.bool_], true: NDArray[np.bool_]) -> float:
+    """In px, by all pairs of pixels of the two outlines; images here have nothing found or true at their borders."""
+    outlines = [np.argwhere(mask & ~ndimage.binary_erosion(mask)) for mask in (found, true)]
+    apart = np.hypot(*(outlines[0][:, None] - outlines[1][None]).transpose(2, 0, 1))
+    return float(max(np.percentile(apart.min(axis=axis), 95) for axis in (0, 1)))
+
+
+def test_what_is_written_is_what_the_images_hold(folder: Path, compared: tuple[dict[str, Any], str, Path]) -> None:
+    record, said, out = compared
+    names = [str(i) for i in range(len(PATIENTS))]
+    for model, weight in (("sharp", 4.0), ("dull", 1.2)):
+        rows = {row["image"]: row for row in record["cases"] if row["model"] == model}
+        both = total = 0
+        for name in names:
+            found, true = found_by_hand(folder, name, weight) > 0, io.imread(folder / "masks" / f"{name}.png") > 0
+            assert rows[name]["dice"] == pytest.approx(2 * (found & true).sum() / (found.sum() + true.sum()))
+            assert rows[name]["hd95"] == pytest.approx(0.5 * hd95_by_hand(found, true))
+            both, total = both + (found & true).sum(), total + found.sum() + true.sum()
+        (told,) = (one for one in record["models"] if one["name"] == model)
+        assert told["pooled"]["dice"] == pytest.approx(2 * both / total)
+        assert told["intervals"]["dice"][0] <= told["pooled"]["dice"] <= told["intervals"]["dice"][1]
+        assert told["sha256"] == sha256(folder / f"{model}.safetensors")
+    assert record["pooled"] == record["models"][0]["pooled"]
+    assert {"dice", "iou", "pixel_accuracy", "precision", "recall", "hd95", "surface_dice", "ece"} < set(
+        record["pooled"]
+    )
+    assert {"f1_50", "f1_75", "f1_90", "pq", "aji"} < set(record["pooled"])
+    assert "v_rand" not in record["pooled"]
+    assert record["settings"]["unit"] == "um"
+    assert record["settings"]["surface_tolerance"] == 1.0
+    assert (record["settings"]["images"], record["settings"]["patients"]) == (7, 6)
+    with (out / "cases.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["model"], line["image"]) for line in lines] == [(m, n) for m in ("sharp", "dull") for n in names]
+    assert float(lines[3]["dice"]) == record["cases"][3]["dice"]
+    assert f"{record['pooled']['dice']:.3f}" in said
+
+
+def test_two_models_are_compared_by_patient(compared: tuple[dict[str, Any], str, Path]) -> None:
+    record, said, _ = compared
+    found = {one["score"]: one for one in record["comparisons"]}
+    assert set(found) == {"dice", "f1_50"}
+    assert (found["dice"]["first"], found["dice"]["second"], found["dice"]["patients"]) == ("sharp", "dull", 6)
+    difference = record["models"][1]["pooled"]["dice"] - record["models"][0]["pooled"]["dice"]
+    assert found["dice"]["difference"] == pytest.approx(difference)
+    assert found["dice"]["conclusion"] in said
+
+
+def test_pictures_show_image_truth_prediction_and_error(compared: tuple[dict[str, Any], str, Path]) -> None:
+    record, _, out = compared
+    rows = {row["image"]: row["dice"] for row in record["cases"] if row["model"] == "sharp"}
+    panels = record["panels"]
+    assert rows[panels["best.png"]] == max(rows.values())
+    assert rows[panels["worst.png"]] == min(rows.values())
+    assert rows[panels["median.png"]] == sorted(rows.values())[3]
+    picture = io.imread(out / "panels" / "worst.png")
+    image, labels = drawn(int(panels["worst.png"]))
+    assert picture.shape == (48, 4 * 56 + 3 * 6, 3)
+    assert np.array_equal(picture[:, :56], image)
+    errors = picture[:, -56:]
+    found = found_by_hand(out.parent, panels["worst.png"], 4.0) > 0
+    for mask, colour in (
+        (found & (labels > 0), (200, 200, 200)),
+        (found & (labels == 0), (213, 94, 0)),
+        (~found & (labels > 0), (0, 114, 178)),
+        (~found & (labels == 0), (255, 255, 255)),
+    ):
+        assert (errors[mask] == colour).all()
+
+
+def test_the_same_command_writes_the_same_bytes(
+    folder: Path, overtile_alone: Command, compared: tuple[dict[str, Any], str, Path], tmp_path: Path
+) -> None:
+    """Again, and with images read where and when they are needed instead of held in memory."""
+    _, _, out = compared
+    models = (folder / "sharp.safetensors", folder / "dull.safetensors")
+    ran = overtile_alone.run(
+        *words(folder, tmp_path, "--model", *models, "--cases", folder / "cases.csv", "--set", "data.memory_gb=0")
+    )
+    assert ran.code == 0, ran.said
+    first, second = ({name: state.sha256 for name, state in files_of(place).items()} for place in (out, tmp_path))
+    assert first == second
+    assert {name for name in first if not name.startswith(("figures/", "maps/"))} == {
+        *("metrics.json", "cases.csv", "report.html"),
+        *(f"panels/{rank}.png" for rank in ("best", "median", "worst")),
+    }
+
+
+def test_folds_say_what_is_judged_and_what_baselines_learn_from(
+    folder: Path, overtile_alone: Command, tmp_path: Path
+) -> None:
+    more = (
+        "--model",
+        folder / "sharp.safetensors",
+        "--cases",
+        folder / "cases.csv",
+        "--folds",
+        "0",
+        "1",
+        "--baselines",
+    )
+    ran = overtile_alone.run(*words(folder, tmp_path, *more))
+    assert ran.code == 0, ran.said
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert [model["name"] for model in record["models"]] == ["sharp", "otsu", "random forest", "linear SVM"]
+    assert {row["image"] for row in record["cases"]} == set("01245")
+    assert "of 2 training images" in record["models"][2]["how"]
+    pooled = {model["name"]: model["pooled"] for model in record["models"]}
+    assert all(pooled[name]["dice"] > 0.9 for name in ("otsu", "random forest", "linear SVM"))
+    assert [name for name in pooled if "ece" in pooled[name]] == ["sharp", "random forest"]
+    assert record["models"][1]["intervals"] == {}
+    assert "nothing can be concluded" in record["comparisons"][0]["conclusion"]
+    assert "no intervals: patients: 4" in ran.stdout
+
+
+def test_folds_that_are_not_there_are_refused(folder: Path, overtile_alone: Command, tmp_path: Path) -> None:
+    more = ("--model", folder / "sharp.safetensors", "--cases", folder / "cases.csv", "--folds", "7")
+    ran = overtile_alone.run(*words(folder, tmp_path / "out", *more))
+    assert ran.code == 2, ran.said
+    assert "folds there are: 0, 1, 2" in ran.only_error
+    assert not (tmp_path / "out").exists()
+
+
+def asked_for(*words: str | Path, tta: str = "none") -> list[Method]:
+    models = [load_model(ModelSection(weights=names_of(str(word)), tta=tta)) for word in words]
+    return networks(models, "cpu")
+
+
+def test_models_that_cannot_be_compared_are_refused(folder: Path, tmp_path: Path) -> None:
+    sharp = folder / "sharp.safetensors"
+    with pytest.raises(ModelError, match="no model 'nobody'"):
+        asked_for(sharp, "nobody")
+    save(tmp_path / "other.safetensors", UNet(UNetSpec(depth=1, width=2, classes=3)).eval(), {})
+    with pytest.raises(ConfigError, match="one list of classes"):
+        asked_for(sharp, tmp_path / "other.safetensors")
+    shutil.copy(sharp, tmp_path / "sharp.safetensors")
+    with pytest.raises(ConfigError, match="sharp twice"):
+        asked_for(sharp, tmp_path / "sharp.safetensors")
+    (method,) = asked_for(sharp)
+    with pytest.raises(ConfigError, match="of 3 channels"):
+        method.answers(np.zeros((4, 8, 8), np.uint8))
+
+
+# ---- as segment asks -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two networks that answer otherwise for a turned tile, and have thresholds and smallest areas of their own."""
+    root = tmp_path_factory.mktemp("pair")
+    for seed, (threshold, area) in enumerate(((0.4, 1.0), (0.5, 2.0))):
+        torch.manual_seed(seed)
+        model = UNet(SPEC.model_copy(update={"threshold": threshold, "min_area_um2": area}))
+        with torch.no_grad():
+            model.head.bias[:] = torch.tensor([0.0, 0.3])
+        save(root / f"{seed}.safetensors", model.eval(), {})
+    return root / "0.safetensors", root / "1.safetensors"
+
+
+@pytest.mark.long
+def test_the_mask_is_the_one_that_segment_gives(
+    pair: tuple[Path, Path], overtile: Command, overtile_alone: Command, tmp_path: Path
+) -> None:
+    """Two networks as one, each tile laid eight ways; each of both is seen in the mask."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    image, labels = drawn(3)
+    resolution = {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "images" / "a.tif", image, photometric="rgb", **resolution)
+    io.imsave(tmp_path / "masks" / "a.png", labels, check_contrast=False)
+    together = f"{pair[0]}+{pair[1]}"
+    out = tmp_path / "report"
+    ran = overtile_alone.run(*words(tmp_path, out, "--model", together, pair[0], "--set", "model.tta=d4"))
+    assert ran.code == 0, ran.said
+    assert "mean of 2 networks and 8 flips and quarter turns, threshold 0.45, objects of at least 6 px" in ran.stdout
+    picture = io.imread(out / "panels" / "best.png")[:, 2 * (56 + 6) :][:, :56]
+    found = (picture != 255).any(axis=2)
+    weights = ["--model", pair[1], "model.tta=d4", "tissue=null"]
+    segmented = overtile.segment(tmp_path / "images" / "a.tif", tmp_path / "out", *weights, model=pair[0])
+    assert segmented.code == 0, segmented.said
+    objects = zarr.open_array(tmp_path / "out" / "a" / "slide.ome.zarr" / "labels" / "objects" / "0", mode="r")[:]
+    assert np.array_equal(found, objects > 0)
+
+    case = AnnotatedImage("a", np.ascontiguousarray(image.transpose(2, 0, 1)), labels.astype(np.int32))
+    for (method,) in (asked_for(together), asked_for(pair[0], tta="d4")):
+        judge = ImageScorer(method.answers(case.image_CYX), case, method.rules)
+        judge.run()
+        assert not np.array_equal(judge.found_YX > 0, found), "the setting makes no difference here"
+
+
+@pytest.mark.long
+def test_an_enlarged_image_that_says_so_is_judged_as_the_image(
+    folder: Path, overtile_alone: Command, tmp_path: Path
+) -> None:
+    records = []
+    for times in (1, 2):
+        root = tmp_path / str(times)
+        (root / "images").mkdir(parents=True)
+        (root / "masks").mkdir()
+        image, labels = (part.repeat(times, axis=0).repeat(times, axis=1) for part in drawn(3))
+        resolution = {"resolution": (20000 * times,) * 2, "resolutionunit": "CENTIMETER"}
+        tifffile.imwrite(root / "images" / "a.tif", image, photometric="rgb", **resolution)
+        io.imsave(root / "masks" / "a.png", labels, check_contrast=False)
+        ran = overtile_alone.run(*words(root, root / "out", "--model", folder / "sharp.safetensors"))
+        assert ran.code == 0, ran.said
+        records.append(json.loads((root / "out" / "metrics.json").read_text()))
+    assert records[0]["cases"] == records[1]["cases"]
+    assert "resampled to the network's 0.5" in " ".join(records[1]["settings"]["said"])
+    other = tmp_path / "other.safetensors"
+    save(other, UNet(SPEC.model_copy(update={"mpp": 0.25})).eval(), {})
+    ran = overtile_alone.run(*words(tmp_path / "1", tmp_path / "o", "--model", folder / "sharp.safetensors", other))
+    assert ran.code == 2, ran.said
+    assert "expected networks of one resolution" in ran.only_error
+
+
+def test_an_ensemble_is_named_by_its_networks(pair: tuple[Path, Path], folder: Path, tmp_path: Path) -> None:
+    one, other = asked_for(f"{pair[0]}+{pair[1]}", folder / "sharp.safetensors")
+    assert sorted(one.name.split(" + ")) == ["0", "1"]
+    assert other.name == "sharp"
+    odd = tmp_path / "a+b.safetensors"
+    shutil.copy(pair[0], odd)
+    assert [method.name for method in asked_for(odd)] == ["a+b"]
+    with pytest.raises(ConfigError, match=r"0 \+ 1 twice|1 \+ 0 twice"):
+        asked_for(f"{pair[0]}+{pair[1]}", f"{pair[1]}+{pair[0]}")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ((), "neither --model nor --baselines"),
+        (("--model", "nuclei@1", "--set", "model.weights=a"), r"unknown key 'model\.weights': known: tta"),
+        (("--model", "nuclei@1", "--set", "objects.threshold=0.3"), "unknown key 'objects'"),
+        (("--baselines", "--set", "data.maks=labels"), "did you mean 'mask'"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(
+    folder: Path, overtile_alone: Command, tmp_path: Path, more: tuple[str, ...], said: str
+) -> None:
+    ran = overtile_alone.run(*words(folder, tmp_path / "out", *more))
+    assert ran.code == 2, ran.said
+    assert re.search(said, ran.only_error)
+
+
+def test_otsu_needs_no_model(folder: Path, overtile_alone: Command, tmp_path: Path) -> None:
+    ran = overtile_alone.run(*words(folder, tmp_path, "--baselines"))
+    assert ran.code == 0, ran.said
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert [(model["name"], model["pooled"]["dice"] > 0.9) for model in record["models"]] == [("otsu", True)]
+    assert len(record["cases"]) == len(PATIENTS)
+
+
+def test_tiles_answer_as_the_whole_pass(tmp_path: Path) -> None:
+    """An image judged in blocks and tiles gets the bytes of one pass; the network never sees more than a tile."""
+    torch.manual_seed(1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    model = UNet(UNetSpec(depth=2, width=4)).eval()
+    sizes: list[int] = []
+
+    def forward(x_NCHW: torch.Tensor) -> torch.Tensor:
+        sizes.append(x_NCHW.shape[-1])
+        return model(x_NCHW)
+
+    network = Predictor((LoadedNetwork(forward, model.spec),))
+    image = np.random.default_rng(0).integers(0, 256, (3, 150, 203), np.uint8)
+    whole = asked(network, image)(Box(0, 0, 150, 203))
+    assert len(sizes) == 1
+    sizes.clear()
+    tiled = np.zeros_like(whole)
+    answer = asked(network, image, tile_px=32)
+    for tile in TileGrid(Box(0, 0, 150, 203), 64):
+        tiled[(slice(None), *tile.core.slices)] = answer(tile.core)
+    torch.set_num_threads(threads)
+    assert np.array_equal(tiled, whole)
+    assert set(sizes) == {model.shape.read_px(32)}

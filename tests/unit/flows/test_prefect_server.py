@@ -1,0 +1,128 @@
+"""The temporary Prefect server: there when it is needed, gone when nobody needs it, and never instead of another."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.prefect_server import is_on_network
+from tests.support.commands import Command
+from tests.support.faults.pictures import draw, red_and_blue, write
+
+PATIENCE_S = 60
+BEGIN = "from flows.prefect_server import Server, used; server = Server.start();"
+SAY_AND_WAIT = "server.wait(); print(server.process.pid, flush=True); input()"
+NAMED = "from prefect.settings import PREFECT_API_URL as url\nwith used(server): print(url.value())"
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Prefect's settings and database below the test's folder, and no server named."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    root = str(Path(__file__).parents[3])
+    return {**kept, "PREFECT_HOME": str(tmp_path / "prefect"), "PYTHONPATH": root, "DO_NOT_TRACK": "1"}
+
+
+@pytest.fixture
+def parent(environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has started a server and waits for a line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", BEGIN + SAY_AND_WAIT], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    yield process
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture
+def server(parent: subprocess.Popen[bytes]) -> Iterator[psutil.Process]:
+    """The server that the parent started, answering; not left behind even by a test that finds it is."""
+    assert parent.stdout is not None
+    process = psutil.Process(int(parent.stdout.readline()))
+    yield process
+    with suppress(psutil.NoSuchProcess):
+        process.kill()
+
+
+@pytest.mark.long
+def test_it_is_gone_when_its_parent_has_ended(parent: subprocess.Popen[bytes], server: psutil.Process) -> None:
+    listening = [c.laddr.ip for c in server.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    assert listening == ["127.0.0.1"]
+    parent.communicate(b"\n", timeout=PATIENCE_S)
+    assert parent.returncode == 0
+    assert not server.is_running()
+
+
+def test_kill_9_of_the_parent_leaves_no_server(parent: subprocess.Popen[bytes], server: psutil.Process) -> None:
+    """Nor does Ctrl-C go to both: the run still has to tell the server how it ended."""
+    assert os.getpgid(server.pid) != os.getpgid(parent.pid)
+    parent.kill()
+    assert psutil.wait_procs([server], timeout=20)[1] == []
+
+
+def asked(environment: dict[str, str]) -> str:
+    """The address that what runs inside ``used`` talks to."""
+    done = subprocess.run([sys.executable, "-c", BEGIN + NAMED], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_server_named_in_the_environment_is_used(environment: dict[str, str], prefect_server: str) -> None:
+    assert asked({**environment, "PREFECT_API_URL": prefect_server}) == prefect_server
+
+
+def test_a_server_named_in_a_profile_is_used(environment: dict[str, str], prefect_server: str) -> None:
+    home = Path(environment["PREFECT_HOME"])
+    home.mkdir()
+    (home / "profiles.toml").write_text(f'active = "lab"\n[profiles.lab]\nPREFECT_API_URL = "{prefect_server}"\n')
+    assert asked(environment) == prefect_server
+
+
+@pytest.mark.long
+def test_a_server_that_cannot_start_is_named_with_the_way_out(tmp_path: Path) -> None:
+    slide = write(tmp_path / "slide.tif", draw((64, 64), red_and_blue((64, 64))))
+    nowhere = f"sqlite+aiosqlite:///{tmp_path}/no/such/folder/prefect.db"
+    overtile = Command.under(tmp_path, None).with_environment(PREFECT_API_DATABASE_CONNECTION_URL=nowhere)
+    ran = overtile.segment(slide, tmp_path / "out")
+    assert ran.code == 4, ran.said
+    assert "the temporary Prefect server did not start (" in ran.only_error
+    assert "prefect server start" in ran.only_error
+
+
+def test_a_batch_that_is_refused_leaves_no_server(tmp_path: Path) -> None:
+    """It was started before the slides were looked at."""
+    overtile = Command.under(tmp_path, None).with_environment(OVERTILE_MARK=str(tmp_path))
+    ran = overtile.segment(tmp_path / "missing", tmp_path / "out")
+    assert ran.code == 2, ran.said
+    assert [one for one in psutil.process_iter() if _marked(one, str(tmp_path))] == []
+
+
+def _marked(process: psutil.Process, mark: str) -> bool:
+    try:
+        return process.environ().get("OVERTILE_MARK") == mark and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
+
+
+MOUNTS = """\
+25 30 0:23 / /proc rw,nosuid shared:13 - proc proc rw
+30 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
+40 30 0:50 / /home rw,relatime shared:2 - nfs4 server:/home rw,vers=4.2
+41 40 254:1 / /home/local\\040disk rw - xfs /dev/vdb rw
+42 30 0:51 / /data rw - cifs //server/data rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("folder", "shared"),
+    [("/root/.prefect", False), ("/home/ann/.prefect", True), ("/home/local disk/x", False), ("/data", True)],
+)
+def test_a_home_that_other_machines_mount_is_told_from_one_that_they_do_not(folder: str, shared: bool) -> None:
+    assert is_on_network(Path(folder), MOUNTS) == shared

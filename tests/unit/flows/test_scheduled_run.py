@@ -1,0 +1,189 @@
+"""Nights that fire for real: they never overlap, whatever is killed is made up for once, a cancelled one frees all."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.commands import CONTEXT, REPOSITORY, Command, is_complete
+from tests.support.faults.pictures import draw, red_and_blue, write
+from tests.unit.flows.serving import (
+    PATIENCE_S,
+    api,
+    ask,
+    awaited,
+    children,
+    exit_codes,
+    lines_of,
+    night_states,
+    receiver,
+    serving,
+    settings,
+    shards,
+)
+from unet_core.model_file.checkpoint import load, save
+
+DOCS = REPOSITORY / ".github" / "docs" / "nights.md"
+
+
+def python_block() -> str:
+    """How the documentation says that a notification block is made."""
+    (found,) = re.findall(r"^```python\n(.*?)^```", DOCS.read_text("utf-8"), re.M | re.S)
+    return str(found)
+
+
+def two_slides(folder: Path) -> Path:
+    for name in ("first", "second"):
+        write(folder / f"{name}.tif", draw((1500, 2500), red_and_blue((1500, 2500))))
+    return folder
+
+
+def kill(victims: list[psutil.Process]) -> None:
+    for one in victims:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+
+
+def night_of(process: psutil.Process) -> psutil.Process:
+    """The process of the night that a schedule has started."""
+    (found,) = [one for one in process.children() if "flows.prefect_server" not in one.cmdline()]
+    return found
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("victims", ["all", "runner", "night"])
+def test_fault_5_9_23_killed_in_the_middle_the_next_night_ends_it(tmp_path: Path, victims: str) -> None:
+    """kill -9 of everything; of the process that serves, whose night goes on without it; of the night alone."""
+    slides, out, log = two_slides(tmp_path / "slides"), tmp_path / "out", tmp_path / "log"
+    words = [slides, "--out", out, "--every", "15", *settings()]
+    command = Command.under(tmp_path, None)
+    with serving(command, log, *words) as process:
+        awaited(lambda: len(shards(out)) >= 2, log)
+        assert overtile_status(command, out)["totals"] == {"in progress": 2}
+        awaited(lambda: lines_of(out, "skipped"), log)
+        assert lines_of(out, "ended") == []
+        before, family = shards(out), children(process)
+        if victims == "night":
+            kill([night_of(process)])
+            awaited(lambda: "Crashed" in night_states(log), log, 120)
+            awaited(lambda: 0 in exit_codes(out), log, 2 * PATIENCE_S)
+            after = shards(out)
+            assert {name: after[name] for name in before} == before, "no block was computed again"
+            return
+        process.kill()
+        kill(family if victims == "all" else [])
+    with serving(command, log, *words) as process:
+        awaited(lambda: 0 in exit_codes(out), log, 2 * PATIENCE_S)
+        after = shards(out)
+        assert {name: after[name] for name in before} == before, "no block was computed again"
+        count = len(lines_of(out, "began"))
+        awaited(lambda: len(lines_of(out, "ended")) > count, log)
+        last = lines_of(out, "ended")[-1]
+        assert (last["exit_code"], last["states"]) == (0, {"complete before": 2})
+        assert shards(out) == after
+        assert night_states(log).count("Crashed") == 1 if victims == "all" else True
+        assert night_states(log).count("Running") <= 1
+        family = children(process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 128 + signal.SIGTERM
+        assert psutil.wait_procs(family, timeout=10)[1] == []
+    assert "Traceback" not in log.read_text()
+
+
+def overtile_status(command: Command, out: Path) -> dict[str, object]:
+    return dict(json.loads(command.run("status", out, "--json").stdout))
+
+
+@pytest.mark.long
+def test_a_cancelled_night_frees_its_workers_and_another_ends_it(tmp_path: Path) -> None:
+    """By ``prefect flow-run cancel``, with two workers; and what the schedule's own end cut short is gone on with."""
+    slides, out, log = two_slides(tmp_path / "slides"), tmp_path / "out", tmp_path / "log"
+    words = [slides, "--out", out, "--watch", *settings("cluster.kind=local", "cluster.workers=2")]
+    command = Command.under(tmp_path, None)
+    with serving(command, log, *words) as process:
+        awaited(lambda: len(shards(out)) >= 2, log)
+        before = shards(out)
+        workers = [one for one in children(process) if "flows.prefect_server" not in one.cmdline()]
+        assert len(workers) >= 3, "the night and its workers"
+        (run,) = [run for run in ask(log, "flow_runs/filter", {}) if run["state_name"] == "Running"]
+        prefect = [sys.executable, "-m", "prefect", "flow-run", "cancel", run["id"]]
+        asked = command.with_environment(PREFECT_API_URL=api(log)).environment
+        done = subprocess.run(prefect, env=dict(asked), capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        began = time.monotonic()
+        assert psutil.wait_procs(workers, timeout=60)[1] == []
+        awaited(lambda: night_states(log) == ["Cancelled"], log, 60 - (time.monotonic() - began))
+        assert exit_codes(out) == [128 + signal.SIGTERM]
+        assert not is_complete(out / "first") or not is_complete(out / "second")
+        ask(log, f"deployments/{run['deployment_id']}/create_flow_run", {})
+        awaited(lambda: len(lines_of(out, "began")) == 2, log)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    with serving(command, log, *words):
+        awaited(lambda: 0 in exit_codes(out), log, 2 * PATIENCE_S)
+        after = shards(out)
+        assert {name: after[name] for name in before} == before, "no block was computed again"
+    assert "ended with the schedule" in log.read_text()
+
+
+@pytest.mark.long
+def test_what_arrives_is_taken_and_who_is_to_know_of_a_failure_is_told(tmp_path: Path) -> None:
+    """Watching: once for each arrival, not before it rests; the page of the night has its picture."""
+    slides, out, log = tmp_path / "slides", tmp_path / "out", tmp_path / "log"
+    slides.mkdir()
+    command = Command.under(tmp_path, None)
+    with receiver() as hook:
+        made = python_block().replace("https://chat.example.org/hook", hook.url)
+        patient = command.with_environment(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="120")
+        subprocess.run([sys.executable, "-c", made], env=dict(patient.environment), check=True)
+        words = [slides, "--out", out, "--watch", "--notify", "custom-webhook/lab", *settings("input.settle_s=5")]
+        with serving(command, log, *words):
+            awaited(lambda: "when slides arrive" in log.read_text(), log)
+            write(slides / "good.tif", draw((64, 64), red_and_blue((64, 64))))
+            awaited(lambda: exit_codes(out) == [0], log)
+            (page,) = awaited(lambda: [one for one in ask(log, "artifacts/filter", {}) if "night-" in one["key"]], log)
+            assert "**1 of 1 slides complete**" in page["data"]
+            assert "| good |" in page["data"]
+            assert "](data:image/jpeg;base64," in page["data"]
+            assert hook.received == []
+            (slides / "broken.tif").write_bytes(b"II*\0")
+            awaited(lambda: hook.received, log)
+            assert exit_codes(out) == [0, 3]
+            assert len(lines_of(out, "began")) == log.read_text().count("have arrived or changed") == 2
+    (told,) = hook.received
+    assert "out: a night went wrong" in told["text"]
+    assert "Failed" in told["text"]
+    assert "1 of 2 slides are not complete as asked" in told["text"]
+    assert f"overtile status {out} --failed" in told["text"]
+
+
+@pytest.mark.long
+def test_a_model_of_the_cases_table_that_changes_fails_the_nights_until_it_is_scheduled_again(tmp_path: Path) -> None:
+    out, log, own, table = (tmp_path / name for name in ("out", "log", "own.safetensors", "cases.csv"))
+    slides = two_slides(tmp_path / "slides")
+    shutil.copy(CONTEXT, own)
+    table.write_text(f"slide,model\nfirst.tif,{own}\n")
+    asked = settings(f"input.cases={table}", "input.mpp=0.25", "tiles.tile=256")
+    words = [slides, "--out", out, "--every", "12", *asked]
+    command = Command.under(tmp_path, None)
+    with serving(command, log, *words):
+        awaited(lambda: 0 in exit_codes(out), log)
+        save(own, load(CONTEXT), {"retrained": True})
+        awaited(lambda: "Failed" in night_states(log), log)
+        failed = [run for run in ask(log, "flow_runs/filter", {}) if run["state_name"] == "Failed"]
+        assert "expected the weights that were scheduled" in failed[0]["state"]["message"]
+        assert set(exit_codes(out)) == {0}
+    with serving(command, log, *words):
+        count = len(lines_of(out, "ended"))
+        awaited(lambda: len(lines_of(out, "ended")) > count, log)
+    assert lines_of(out, "ended")[count]["states"] == {"kept": 1}, "these are used, and change no result unasked"

@@ -1,0 +1,146 @@
+"""What nobody could learn from is refused before a step is taken: one line, exit 2, no run left behind."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from skimage import io
+
+from tests.support.commands import Command
+from tests.support.make_discs import SHAPE, Discs, drawn, write_discs
+
+Spoil = Callable[[Discs], Sequence[str]]
+"""Makes the folders wrong; returns what else the command is told."""
+
+
+def save(path: Path, mask: np.ndarray) -> None:
+    io.imsave(path, mask, check_contrast=False)
+
+
+def each_mask(discs: Discs, change: Callable[[int, np.ndarray], np.ndarray]) -> None:
+    """Save every mask anew, changed by its number and its objects (y, x)."""
+    for number, path in enumerate(sorted(discs.masks.iterdir())):
+        save(path, change(number, drawn(number)[1] > 0))
+
+
+def another_size(discs: Discs) -> Sequence[str]:
+    save(discs.masks / "2.png", np.zeros((SHAPE[0] // 2, SHAPE[1] // 2), np.uint8))
+    return ()
+
+
+def unknown_values(discs: Discs) -> Sequence[str]:
+    """Two classes, and a number that is neither."""
+    each_mask(discs, lambda number, objects: objects * np.uint8(7 if number == 3 else 1 + number % 2))
+    return ("--set", "data.classes=[tumour, stroma]")
+
+
+def two_kinds(discs: Discs) -> Sequence[str]:
+    each_mask(discs, lambda number, objects: objects * np.uint8(255 if number == 4 else 1))
+    return ()
+
+
+def colours_without_a_table(discs: Discs) -> Sequence[str]:
+    each_mask(discs, lambda _, objects: np.stack([objects * np.uint8(255)] * 3, -1))
+    return ()
+
+
+def smoothed_colours(discs: Discs) -> Sequence[str]:
+    """As a JPEG or a resampling leaves them: red, black, and what lies between."""
+    shades = np.linspace(0, 255, 40).astype(np.uint8)
+
+    def red(number: int, objects: np.ndarray) -> np.ndarray:
+        pixels = np.zeros((*objects.shape, 3), np.uint8)
+        pixels[..., 0] = objects * np.uint8(255)
+        if number == 1:
+            pixels[0, :40, 0] = shades
+        return pixels
+
+    each_mask(discs, red)
+    return ("--set", "data.colours={disc: [255, 0, 0]}")
+
+
+def an_image_without_a_mask(discs: Discs) -> Sequence[str]:
+    (discs.masks / "5.png").unlink()
+    return ()
+
+
+def a_mask_without_an_image(discs: Discs) -> Sequence[str]:
+    """With a table of cases the others might be meant to stay away."""
+    (discs.images / "5.png").unlink()
+    discs.cases.unlink()
+    return ()
+
+
+def an_empty_class(discs: Discs) -> Sequence[str]:
+    each_mask(discs, lambda _, objects: objects * np.uint8(1))
+    return ("--set", "data.classes=[tumour, stroma]")
+
+
+def few_patients(discs: Discs) -> Sequence[str]:
+    table(discs, [(f"{number}.png", f"p{number % 2}") for number in range(6)], "image", "patient")
+    return ()
+
+
+def a_patient_on_both_sides(discs: Discs) -> Sequence[str]:
+    rows = [(f"{number}.png", f"p{number // 2}", number % 3) for number in range(6)]
+    table(discs, rows, "image", "patient", "fold")
+    return ()
+
+
+def table(discs: Discs, rows: Sequence[Sequence[object]], *header: str) -> None:
+    with discs.cases.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def assert_refused(command: Command, folder: Path, spoil: Spoil, said: Sequence[str]) -> None:
+    """Everything ``said`` stands in the one line there is, and what was written is no run."""
+    discs, out = write_discs(folder), folder / "run"
+    more = spoil(discs)
+    cases = ("--cases", discs.cases) if discs.cases.exists() else ()
+    given = ("--images", discs.images, "--masks", discs.masks, *cases, "--out", out)
+    ran = command.run("train", *given, "--steps", "3", *more)
+    assert ran.code == 2, ran.said
+    for words in said:
+        assert re.search(words, ran.only_error), ran.said
+    assert "Traceback" not in ran.said
+    assert {path.name for path in out.iterdir()} <= {".work"}, ran.said
+
+
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (another_size, [r"masks/2\.png: expected 80 x 64 px as \S*images/2\.png, found 40 x 32", "without resampling"]),
+        pytest.param(unknown_values, [r"masks/3\.png: .*found also 7", "correct the mask"], marks=LONG),
+        pytest.param(two_kinds, [r"masks/0\.png holds 0, 1, \S*masks/4\.png 0, 255", "one way"], marks=LONG),
+        pytest.param(colours_without_a_table, [r"masks/0\.png: the mask is in colours", r"data\.colours="], marks=LONG),
+        pytest.param(smoothed_colours, [r"masks/1\.png: .*found also \[6, 0, 0\]", "without smoothing"], marks=LONG),
+        pytest.param(an_image_without_a_mask, [r"images/5\.png", r"without a mask"], marks=LONG),
+        pytest.param(a_mask_without_an_image, [r"masks/5\.png", "Add the image"], marks=LONG),
+        pytest.param(an_empty_class, [r"class 'stroma' has not one pixel", r"data\.classes"], marks=LONG),
+    ],
+)
+def test_fault_61_masks_that_cannot_be_learnt_from_are_refused_before_the_first_step(
+    overtile_alone: Command, tmp_path: Path, spoil: Spoil, said: Sequence[str]
+) -> None:
+    assert_refused(overtile_alone, tmp_path, spoil, said)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (a_patient_on_both_sides, ["patient 'p0' is on both sides: 0 in fold 0, 1 in fold 1", "Correct the column"]),
+        pytest.param(few_patients, [r"as many patients as folds \(5\), found 2 \(p0, p1\)", r"folds\.k=2"], marks=LONG),
+    ],
+)
+def test_fault_62_folds_that_would_flatter_are_refused_before_the_first_step(
+    overtile_alone: Command, tmp_path: Path, spoil: Spoil, said: Sequence[str]
+) -> None:
+    assert_refused(overtile_alone, tmp_path, spoil, said)

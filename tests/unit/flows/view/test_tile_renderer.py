@@ -1,0 +1,400 @@
+"""What tiles show, against whole arrays and scikit-image; and the objects of a slide, against sorting all of them."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+from PIL import Image
+from skimage.segmentation import find_boundaries
+
+from flows.view import tile_renderer
+from flows.view.objects_table import ALL, COLUMNS, NUMBERS, ROWS, Filter, ViewedObjects
+from flows.view.slide_tiles import LAYERS, Facts, Slide
+from pipeline.geometry import Box
+from pipeline.stages.pyramid import halve_mean, halve_nearest, level_shapes
+from pipeline.storage.slide_store import SlideStore
+from tests.support.make_store import PLAN, put_array, put_objects
+
+SHAPE = (1100, 700)
+SEED = 20261122
+FACTOR = 32
+MASKED = Box(500, 30, 530, 90)
+
+
+# ---- one tile --------------------------------------------------------------------------------------------------------
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=200)
+def test_rims_of_pieces_are_the_rims_of_the_whole(data: st.DataObject) -> None:
+    """Cut anywhere, the pieces have the inner boundaries that scikit-image finds in the whole."""
+    shape = data.draw(st.tuples(*(st.integers(2, 12),) * 2))
+    labels = data.draw(arrays(np.uint32, shape, elements=st.integers(0, 3)))
+    y, x = (data.draw(st.integers(1, side - 1)) for side in shape)
+    found = np.zeros(shape, bool)
+    for rows in (slice(0, y), slice(y, shape[0])):
+        for cols in (slice(0, x), slice(x, shape[1])):
+            beside = tile_renderer.Beside(
+                labels[rows.start - 1, cols] if rows.start else None,
+                labels[rows.stop, cols] if rows.stop < shape[0] else None,
+                labels[rows, cols.start - 1] if cols.start else None,
+                labels[rows, cols.stop] if cols.stop < shape[1] else None,
+            )
+            found[rows, cols] = tile_renderer.rim(labels[rows, cols], beside)
+    assert np.array_equal(found, find_boundaries(labels, connectivity=1, mode="inner"))
+
+
+@given(st.integers(0, 255), st.floats(0, 1))
+def test_a_threshold_is_the_one_of_label(byte: int, threshold: float) -> None:
+    pixels = np.full((2, 1, 1), byte, np.uint8) * np.array([1, 0], np.uint8)[:, None, None]
+    assert bool(tile_renderer.over(pixels, threshold)[0, 0]) == (byte >= ceil(255 * threshold))
+    assert tile_renderer.heat(pixels)[0, 0] == byte
+
+
+@given(st.integers(0, 3), st.integers(0, 30), st.integers(1, 20), st.sampled_from([1, 4, 8]))
+def test_what_a_coarse_map_says_of_each_pixel(level: int, start: int, length: int, factor: int) -> None:
+    place = tile_renderer.TilePosition(level, Box(start, 3, start + length, 8))
+    low = np.random.default_rng(SEED).integers(0, 2, (500, 500), np.uint8)
+    box = tile_renderer.map_box(place, factor)
+    shown = tile_renderer.enlarged(low[box.slices], place, factor)
+    for y, x in np.ndindex(*shown.shape):
+        assert shown[y, x] == low[(start + y) * 2**level // factor, (3 + x) * 2**level // factor]
+
+
+def test_codes_are_looked_up_and_unknown_ones_are_nothing() -> None:
+    labels = np.array([[0, 1, 2], [3, 9, 0]], np.uint32)
+    assert tile_renderer.codes_of(labels, np.array([1, 3, 2], np.uint8)).tolist() == [[0, 1, 3], [2, 0, 0]]
+    assert tile_renderer.codes_of(labels, None).tolist() == [[0, 1, 1], [1, 1, 0]]
+
+
+def test_numbers_come_back_in_their_colours() -> None:
+    indices = np.random.default_rng(SEED).integers(0, 3, (7, 9), np.uint8)
+    colours = tile_renderer.palette(((10, 20, 30), (200, 100, 0)))
+    assert np.array_equal(decoded(tile_renderer.indexed_png(indices, colours)), colours[indices])
+    assert decoded(tile_renderer.indexed_png(np.zeros((512, 512), np.uint8), colours)).tolist() == [[[0, 0, 0, 0]]]
+    heat = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    shown = decoded(tile_renderer.indexed_png(heat, tile_renderer.heat_palette()))
+    assert shown[0, 0, 3] == 0
+    assert (shown[8:, :, 3] == 255).all()
+    assert shown[-1, -1, :3].tolist() == list(tile_renderer.HEAT[-1])
+    rgb = np.random.default_rng(SEED).integers(0, 256, (20, 30, 3), np.uint8)
+    assert np.array_equal(decoded(tile_renderer.rgb_bmp(rgb))[..., :3], rgb)
+
+
+def decoded(png: bytes) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
+
+
+# ---- a slide ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def arrays_of() -> dict[str, NDArray[Any]]:
+    """Full resolution of everything: blobs of labels, noise, tissue with a hole."""
+    rng = np.random.default_rng(SEED)
+    coarse = rng.integers(0, 40, [-(-side // 12) for side in SHAPE], np.uint32)
+    labels = np.repeat(np.repeat(coarse, 12, 0), 12, 1)[: SHAPE[0], : SHAPE[1]]
+    labels[rng.random(SHAPE) < 0.02] = 0
+    tissue = np.ones([-(-side // FACTOR) for side in SHAPE], bool)
+    tissue[:16, 16:] = False
+    return {
+        "0": rng.integers(0, 256, (3, *SHAPE), np.uint8),
+        "probability/0": rng.integers(0, 256, (2, *SHAPE), np.uint8),
+        "labels/objects/0": labels,
+        "tissue": tissue,
+    }
+
+
+def slide_of(root: Path, found: dict[str, NDArray[Any]], *, levels: int, complete: bool) -> Slide:
+    """A slide of these arrays and so many of their levels."""
+    store = SlideStore(root)
+    for path, pixels in found.items():
+        for level in range(1 if path == "tissue" else levels):
+            halve = halve_nearest if path.startswith("labels") else halve_mean
+            put_array(store, path if path == "tissue" else f"{path[:-1]}{level}", pixels, PLAN)
+            pixels = halve(pixels) if path != "tissue" else pixels
+    count = int(found["labels/objects/0"].max())
+    put_objects(store, found["labels/objects/0"], {"a": range(1, count + 1, 2), "b": range(2, count + 1, 2)}, 0.25)
+    colours = ((0, 190, 60), (255, 140, 0))
+    facts = Facts("s", 0.25, SHAPE, ("red", "green", "blue"), ("a", "b"), colours, 512, 0.3)
+    stages = {"tissue": {"facts": {"factor": FACTOR}}}
+    stages["ingest"] = {"facts": {"masked": [[0, 0, 0, [MASKED.y0, MASKED.x0, MASKED.y1, MASKED.x1]]]}}  # type: ignore[dict-item]  # as JSON
+    (store.zarr / "zarr.json").write_text('{"attributes": {}}')
+    return Slide(store, facts, {}, {"stages": stages} if complete else None)
+
+
+@pytest.fixture(scope="module")
+def slide(arrays_of: dict[str, NDArray[Any]], tmp_path_factory: pytest.TempPathFactory) -> Slide:
+    return slide_of(tmp_path_factory.mktemp("viewed"), arrays_of, levels=3, complete=True)
+
+
+def whole(slide: Slide, layer: str, level: int, threshold: float = 0.3, chosen: Filter = ALL) -> NDArray[np.uint8]:
+    """All tiles of a level of a layer, put together."""
+    shape = level_shapes(SHAPE)[level]
+    made = np.zeros((*shape, 4), np.uint8)
+    for row in range(-(-shape[0] // 512)):
+        for col in range(-(-shape[1] // 512)):
+            place = slide.place(level, row, col)
+            assert place is not None
+            shown = decoded(slide.tile(layer, place, threshold, chosen))
+            assert shown.shape[:2] in (place.box.shape, (1, 1))
+            made[place.box.slices] = shown
+    return made
+
+
+def expected(found: dict[str, NDArray[Any]], layer: str, level: int, threshold: float) -> NDArray[np.uint8]:
+    """The same by numpy and scikit-image on whole arrays."""
+    step = np.s_[:: 2**level, :: 2**level]
+    y, x = (np.arange(side)[:: 2**level] for side in SHAPE)
+    if layer == "image":
+        pixels = found["0"]
+        for _ in range(level):
+            pixels = halve_mean(pixels)
+        return np.dstack([*pixels, np.full(pixels.shape[1:], 255, np.uint8)])
+    probability = found["probability/0"]
+    for _ in range(level):
+        probability = halve_mean(probability)
+    labels = found["labels/objects/0"][step]
+    classes = np.where(labels > 0, 2 - labels % 2, 0)
+    colours = np.array([(0, 0, 0, 0), (0, 190, 60, 255), (255, 140, 0, 255)], np.uint8)
+    if layer == "fills":
+        return colours[classes]
+    if layer == "outlines":
+        return colours[np.where(find_boundaries(labels, connectivity=1, mode="inner"), classes, 0)]
+    if layer == "heat":
+        return tile_renderer.heat_palette()[probability.max(axis=0)]
+    tissue = found["tissue"][np.ix_(y // FACTOR, x // FACTOR)]
+    if layer == "left-out":
+        skipped = np.zeros([-(-side // 512) for side in SHAPE], bool)
+        skipped[0, 1] = True
+        numbers = skipped[np.ix_(y // 512, x // 512)].astype(int)
+        seen = np.ix_((y + 2**level > MASKED.y0) & (y < MASKED.y1), (x + 2**level > MASKED.x0) & (x < MASKED.x1))
+        numbers[seen] = 2
+        return tile_renderer.palette(tile_renderer.LEFT_OUT)[numbers]
+    lines = [axis % 512 < 2**level for axis in (y, x)]
+    one = {
+        "threshold": (probability.max(axis=0) >= ceil(255 * threshold), tile_renderer.THRESHOLD),
+        "tissue": (tissue, tile_renderer.TISSUE),
+        "grid": (lines[0][:, None] | lines[1][None], tile_renderer.LINES),
+    }
+    mask, colour = one[layer]
+    return np.where(mask[..., None], np.array((*colour, 255), np.uint8), np.uint8(0))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_tiles_put_together_are_the_whole(slide: Slide, arrays_of: dict[str, NDArray[Any]], layer: str) -> None:
+    assert list(slide.layers()) == list(LAYERS)
+    for level in range(3 if layer != "left-out" else 2):
+        threshold = 0.3 + level / 10
+        assert np.array_equal(whole(slide, layer, level, threshold), expected(arrays_of, layer, level, threshold)), (
+            level
+        )
+    assert slide.place(0, 3, 0) is None
+    assert slide.place(0, 0, -1) is None
+    assert slide.place(3, 0, 0) is None
+
+
+@pytest.mark.parametrize("layer", ["fills", "outlines"])
+def test_of_objects_those_chosen_are_shown(slide: Slide, arrays_of: dict[str, NDArray[Any]], layer: str) -> None:
+    areas = pq.read_table(slide.store.root / "objects.parquet")["area_um2"].to_pylist()
+    chosen = Filter(least_area=sorted(areas)[len(areas) // 2])
+    ids = [row["id"] for row in chosen_by_hand(slide.store.root / "objects.parquet", chosen)]
+    assert 5 < len(ids) < len(areas) - 5
+    for level in range(3):
+        every = expected(arrays_of, layer, level, 0.3)
+        every[~np.isin(arrays_of["labels/objects/0"][:: 2**level, :: 2**level], ids)] = 0
+        assert np.array_equal(whole(slide, layer, level, chosen=chosen), every), level
+
+
+def test_levels_that_are_not_made_yet_are_made_from_finer_ones(
+    slide: Slide, arrays_of: dict[str, NDArray[Any]], tmp_path: Path
+) -> None:
+    going = slide_of(tmp_path / "s", arrays_of, levels=1, complete=False)
+    assert slide.coarsest() == going.coarsest() == 2
+    large = replace(going.facts, shape_yx=(40_000, 40_000))
+    assert (large.levels, Slide(going.store, large, {}, None).coarsest()) == (8, 3)
+    for layer in ("image", "heat", "fills"):
+        for level in range(3):
+            assert np.array_equal(whole(going, layer, level), whole(slide, layer, level)), (layer, level)
+    (going.store.zarr / "0" / "c" / "0" / "1" / "0").unlink()
+    hole = whole(slide_of_same(going), "image", 1)
+    assert (hole[256:512, :256] == 255).all(), "not written yet"
+    hole[256:512, :256] = whole(slide, "image", 1)[256:512, :256]
+    assert np.array_equal(hole, whole(slide, "image", 1))
+
+
+def slide_of_same(slide: Slide, *, complete: bool = False) -> Slide:
+    """The same folder, looked at anew."""
+    return Slide(slide.store, slide.facts, {}, {"stages": {}} if complete else None)
+
+
+def test_channels_of_fluorescence_are_stretched_as_the_metadata_says(tmp_path: Path) -> None:
+    """The same for every tile, whatever is in it: neighbours match."""
+    store = SlideStore(tmp_path)
+    pixels = np.random.default_rng(SEED).integers(0, 4000, (2, 600, 20), np.uint16)
+    put_array(store, "0", pixels, PLAN)
+    windows = [(100.0, 1100.0), (0.0, 4000.0)]
+    shown = [{"window": {"start": start, "end": end}} for start, end in windows]
+    store.zarr.joinpath("zarr.json").write_text(json.dumps({"attributes": {"ome": {"omero": {"channels": shown}}}}))
+    facts = Facts("s", 0.5, (600, 20), ("DAPI", "GFP"), ("a",), ((0, 190, 60),), 512, 0.5)
+    slide = Slide(store, facts, {}, {"stages": {}})
+    blue, green = (
+        ((plane - low) / (high - low)).clip(0, 1) for plane, (low, high) in zip(pixels, windows, strict=True)
+    )
+    colours = np.array([(0, 92, 255), (0, 255, 0)])
+    expected = (blue[..., None] * colours[0] + green[..., None] * colours[1]).clip(0, 255)
+    for row, rows in ((0, slice(0, 512)), (1, slice(512, 600))):
+        place = slide.place(0, row, 0)
+        assert place is not None
+        assert np.abs(decoded(slide.tile("image", place, 0.5))[..., :3] - expected[rows]).max() <= 0.51
+
+
+def test_what_pans_and_zooms_is_what_was_published() -> None:
+    """The copy of OpenSeadragon is the file of its release, less the line that names a map which is not here."""
+    file = Path(tile_renderer.__file__).parent / "static" / "openseadragon.min.js"
+    said = (file.parent / "openseadragon.LICENSE.txt").read_text("utf-8")
+    version, digest = re.findall(r"^(?:Version|SHA-256): (\S+)$", said, re.M)
+    content = file.read_bytes()
+    assert content.startswith(f"//! openseadragon {version}\n".encode())
+    assert hashlib.sha256(content).hexdigest() == digest
+    assert "Redistribution and use in source and binary forms" in said
+
+
+def test_what_is_damaged_is_hatched_and_nothing_else(
+    slide: Slide, arrays_of: dict[str, NDArray[Any]], tmp_path: Path
+) -> None:
+    damaged = slide_of(tmp_path / "s", arrays_of, levels=3, complete=True)
+    shard = damaged.store.zarr / "0" / "c" / "0" / "1" / "0"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    shown, sound = whole(damaged, "image", 0), whole(slide, "image", 0)
+    stripes = shown[512:1024, :512]
+    assert {tuple(colour) for colour in np.unique(stripes.reshape(-1, 4), axis=0).tolist()} == {
+        (0, 0, 0, 0),
+        (*tile_renderer.DAMAGED, 255),
+    }
+    shown[512:1024, :512] = sound[512:1024, :512]
+    assert np.array_equal(shown, sound)
+
+
+def test_the_object_under_a_pixel(slide: Slide, arrays_of: dict[str, NDArray[Any]]) -> None:
+    rng = np.random.default_rng(SEED)
+    for y, x in zip(rng.integers(0, SHAPE[0], 200), rng.integers(0, SHAPE[1], 200), strict=True):
+        assert slide.label_at(int(y), int(x)) == arrays_of["labels/objects/0"][y, x]
+    for y, x in ((-1, 5), (5, -1), (SHAPE[0], 5), (5, SHAPE[1]), (10**9, 0)):
+        assert slide.label_at(y, x) == 0
+
+
+def test_chunks_are_kept_but_not_for_ever(slide: Slide, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second look at a tile and its neighbours reads nothing; a new array is read anew."""
+    fresh = slide_of_same(slide, complete=True)
+    opened: list[str] = []
+    unwatched = SlideStore.read
+    monkeypatch.setattr(SlideStore, "read", lambda store, path: (opened.append(path), unwatched(store, path))[1])
+    whole(fresh, "outlines", 0)
+    assert len(opened) == 6, "three by two chunks, each once"
+    whole(fresh, "fills", 0)
+    assert len(opened) == 6
+    metadata = fresh.store.zarr / "labels" / "objects" / "0" / "zarr.json"
+    before = metadata.stat()
+    metadata.write_bytes(metadata.read_bytes())
+    assert metadata.stat().st_mtime_ns != before.st_mtime_ns
+    whole(fresh, "fills", 0)
+    assert len(opened) == 12
+
+
+# ---- objects ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> ViewedObjects:
+    """Objects with many ties."""
+    store = SlideStore(tmp_path_factory.mktemp("table"))
+    rng = np.random.default_rng(SEED)
+    labels = np.zeros((90, 90), np.uint32)
+    places = rng.permutation(30 * 30)[:230]
+    for identity, at in enumerate(places, 1):
+        y, x = divmod(int(at), 30)
+        labels[3 * y : 3 * y + 1 + identity % 2, 3 * x : 3 * x + 1 + identity % 3] = identity
+    put_objects(store, labels, {"a": range(1, 100), "=b": range(100, 231)}, 0.5)
+    return ViewedObjects.read(store.root / "objects.parquet", ("a", "=b"))
+
+
+def chosen_by_hand(path: Path, chosen: Filter) -> list[dict[str, Any]]:
+    rows = pq.read_table(path).to_pylist()
+    if chosen.ids:
+        return [row for row in rows if row["id"] in chosen.ids]
+    for name, least, most in chosen.bounds():
+        rows = [row for row in rows if least is None or row[name] >= least]
+        rows = [row for row in rows if most is None or row[name] <= most]
+    return rows
+
+
+FILTERS = st.builds(
+    Filter,
+    *(st.one_of(st.none(), st.sampled_from([0.25, 0.5, 0.75, 1.0, 1.5])),) * 2,
+    *(st.one_of(st.none(), st.floats(0.4, 1)),) * 2,
+    st.one_of(st.just(()), st.lists(st.integers(1, 300), max_size=4).map(tuple)),
+)
+
+
+@given(FILTERS, st.sampled_from(COLUMNS), st.booleans(), st.integers(0, 5))
+@settings(deadline=None, max_examples=150)
+def test_pages_are_what_sorting_all_rows_gives(
+    table: ViewedObjects, chosen: Filter, column: str, descending: bool, number: int
+) -> None:
+    rows = chosen_by_hand(table.path, chosen)
+    codes = {"a": 0, "=b": 1}
+    key = {row["id"]: codes[row["class"]] if column == "class" else row[column] for row in rows}
+    rows.sort(key=lambda row: (-key[row["id"]] if descending else key[row["id"]], row["id"]))
+    found = table.page(chosen, f"-{column}" if descending else column, number)
+    assert found["total"] == len(rows)
+    shown = rows[number * ROWS : (number + 1) * ROWS]
+    assert [row["id"] for row in found["rows"]] == [row["id"] for row in shown]
+    for mine, theirs in zip(found["rows"], shown, strict=True):
+        assert mine["class"] == theirs["class"]
+        assert all(mine[name] == pytest.approx(theirs[name], abs=1e-4) for name in NUMBERS)
+
+
+@given(FILTERS)
+@settings(deadline=None, max_examples=40)
+def test_csv_holds_every_column_of_the_objects_chosen(table: ViewedObjects, chosen: Filter) -> None:
+    rows = chosen_by_hand(table.path, chosen)
+    text = b"".join(table.csv(chosen)).decode()
+    read = list(csv.DictReader(io.StringIO(text)))
+    assert text.count('"id"') == 1
+    assert [int(row["id"]) for row in read] == [row["id"] for row in rows]
+    for mine, theirs in zip(read, rows, strict=True):
+        assert mine["class"] == {"a": "a", "=b": "'=b"}[theirs["class"]], "no formula in a spreadsheet"
+        assert float(mine["area_um2"]) == theirs["area_um2"]
+        assert float(mine["bbox_x1_px"]) == theirs["bbox_x1_px"]
+
+
+def test_histograms_count_every_object_once(table: ViewedObjects) -> None:
+    chosen = Filter(least_area=0.5)
+    rows = chosen_by_hand(table.path, chosen)
+    found = table.histograms(chosen)
+    for name, edges_end in (("area_um2", max(row["area_um2"] for row in rows)), ("mean_probability", 1.0)):
+        counts, edges = found[name]["counts"], found[name]["edges"]
+        assert sum(counts) == len(rows)
+        assert (edges[0], edges[-1]) == (0, edges_end)
+        values = np.array([row[name] for row in rows])
+        assert counts == np.histogram(values, np.array(edges))[0].tolist()
+    empty = table.histograms(Filter(least_area=1e6))
+    assert sum(empty["area_um2"]["counts"]) == 0
+    assert table.row(0) is None
+    assert table.row(231) is None

@@ -1,0 +1,182 @@
+"""An image is judged by what a user would get, and blocks change nothing: against skimage on the whole image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage.measure import label
+
+from pipeline.evaluation.image_scorer import ImageScorer, ImageScores, ScoringConfig
+from pipeline.geometry import Box
+from unet_core.class_map import IGNORED
+from unet_core.data.sampler import AnnotatedImage
+from unet_core.metrics.overlap import object_counts
+from unet_core.metrics.score_table import CALIBRATION, OBJECTS, PIXELS, Table
+from unet_core.metrics.surface_distance import outline
+
+Array = np.ndarray[Any, Any]
+
+
+def blobs(seed: int, shape: tuple[int, int], classes: int) -> tuple[Array, Array, Array]:
+    """Probabilities (k, y, x), true objects and their classes."""
+    generator = np.random.default_rng(seed)
+    coarse = [-(-length // 3) for length in shape]
+    planes = [
+        np.kron(generator.integers(0, 256, coarse), np.ones((3, 3), int))[: shape[0], : shape[1]]
+        for _ in range(classes)
+    ]
+    probability = (np.stack(planes) // max(1, classes - 1)).astype(np.uint8)
+    true = np.kron(generator.integers(0, classes + 2, coarse), np.ones((3, 3), int))[1 : shape[0] + 1, : shape[1]]
+    true = np.pad(true, [(0, shape[0] - true.shape[0]), (0, 0)]) % (classes + 1)
+    return probability, label(true, connectivity=2).astype(np.int32), true.astype(np.uint8)
+
+
+def judged(
+    probability: Array, case: AnnotatedImage, rules: ScoringConfig, block_px: int = 2048
+) -> tuple[ImageScores, Array]:
+    def answer(core: Box) -> Array:
+        return probability[(slice(None), *core.slices)]
+
+    judge = ImageScorer(answer, case, rules, block_px)
+    return judge.run(), np.asarray(judge.found_YX)
+
+
+def user_gets(probability: Array, rules: ScoringConfig) -> tuple[Array, Array]:
+    """Class and id of each pixel, from the whole image."""
+    if len(probability) == 1:
+        classes = (probability[0] >= np.ceil(255 * rules.threshold)).astype(int)
+    else:
+        background = np.maximum(0, 255 - probability.astype(int).sum(axis=0))
+        classes = np.argmax(np.concatenate([background[None], probability.astype(int)]), axis=0)
+    ids = label(classes, connectivity=2)
+    ids = np.where((np.bincount(ids.ravel()) >= rules.least_px)[ids], ids, 0)
+    return np.where(ids > 0, classes, 0), ids
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), classes=st.integers(1, 3), block=st.sampled_from([8, 16, 31]))
+def test_any_block_size_leaves_the_same(seed: int, classes: int, block: int) -> None:
+    probability, objects, kinds = blobs(seed, (37, 50), classes)
+    case = AnnotatedImage("a", np.zeros((1, 37, 50), np.uint8), objects, kinds)
+    rules = ScoringConfig(tuple("abc")[:classes], 0.5, 12)
+    (whole, whole_found), (cut, cut_found) = (judged(probability, case, rules, side) for side in (2048, block))
+    assert np.array_equal(whole_found, cut_found)
+    assert np.array_equal(whole.confusion, cut.confusion)
+    for one, other in zip(whole.classes, cut.classes, strict=True):
+        assert all(np.array_equal(one.sums[kind], other.sums[kind]) for kind in one.sums)
+        for name in ("squared_px", "counts", "alone"):
+            assert np.array_equal(getattr(one.distances, name), getattr(other.distances, name))
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), classes=st.integers(1, 3))
+def test_objects_are_those_a_user_gets(seed: int, classes: int) -> None:
+    """Of each class: Dice, and F1 of components of the whole image, those below the smallest area dropped."""
+    probability, objects, kinds = blobs(seed, (37, 50), classes)
+    case = AnnotatedImage("a", np.zeros((1, 37, 50), np.uint8), objects, kinds)
+    rules = ScoringConfig(tuple("abc")[:classes], 0.4, 12)
+    judgement, found = judged(probability, case, rules, 16)
+    expected, ids = user_gets(probability, rules)
+    assert np.array_equal(found, expected)
+    for number, sums in enumerate(judgement.classes, start=1):
+        scores = Table.of([sums]).scores()
+        mine, true = expected == number, kinds == number
+        both, total = (mine & true).sum(), mine.sum() + true.sum()
+        assert scores["dice"][0] == pytest.approx(2 * both / total if total else 1.0)
+        counts = object_counts(np.where(mine, ids, 0), np.where(true, objects, 0), 0.5)
+        assert scores["f1_50"][0] == pytest.approx(counts.f1)
+
+
+def test_each_class_is_scored_on_its_own_pixels() -> None:
+    """One class found exactly, the other not at all: a score of the wrong class would show."""
+    kinds = np.zeros((20, 30), np.uint8)
+    kinds[2:9, 2:9], kinds[11:18, 14:27] = 1, 2
+    probability = np.stack([np.where(kinds == 1, 255, 0), np.zeros((20, 30))]).astype(np.uint8)
+    case = AnnotatedImage("a", np.zeros((1, 20, 30), np.uint8), label(kinds).astype(np.int32), kinds)
+    judgement, _ = judged(probability, case, ScoringConfig(("a", "b"), 0.5, 1))
+    a, b = (Table.of([sums]).scores() for sums in judgement.classes)
+    assert [a["dice"][0], b["dice"][0], a["f1_50"][0], b["f1_50"][0]] == [1, 0, 1, 0]
+    assert np.isnan(b["precision"][0])
+    assert judgement.confusion.tolist() == [[600 - 49 - 91, 0, 0], [0, 49, 0], [91, 0, 0]]
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), classes=st.integers(1, 3), block=st.sampled_from([8, 2048]))
+def test_where_nobody_knows_the_class_nothing_counts(seed: int, classes: int, block: int) -> None:
+    """Pixels of ignored areas are left out of everything; objects are found as if there were none."""
+    probability, objects, kinds = blobs(seed, (37, 50), classes)
+    unknown = np.kron(np.random.default_rng(seed).integers(0, 2, (8, 10)), np.ones((5, 5), int))[:37, :50] == 1
+    case = AnnotatedImage(
+        "a", np.zeros((1, 37, 50), np.uint8), np.where(unknown, 0, objects), np.where(unknown, IGNORED, kinds)
+    )
+    rules = ScoringConfig(tuple("abc")[:classes], 0.4, 12)
+    judgement, found = judged(probability, case, rules, block)
+    expected, ids = user_gets(probability, rules)
+    assert np.array_equal(found, np.where(unknown, 0, expected))
+    pairs = np.zeros((classes + 1, classes + 1), int)
+    np.add.at(pairs, (kinds[~unknown], expected[~unknown]), 1)
+    assert np.array_equal(judgement.confusion, pairs)
+    for number, sums in enumerate(judgement.classes, start=1):
+        mine, true = (expected == number) & ~unknown, (kinds == number) & ~unknown
+        counts = object_counts(np.where(mine, ids, 0), np.where(true, objects, 0), 0.5)
+        assert Table.of([sums]).scores()["f1_50"][0] == pytest.approx(counts.f1)
+        assert sums.sums[CALIBRATION][:10].sum() == (~unknown).sum()
+        assert sums.sums[CALIBRATION][20:].sum() == true.sum()
+
+
+def test_rooms_nobody_knows_are_no_rooms() -> None:
+    """Noise where the truth is not known parts nothing."""
+    membrane = np.zeros((21, 31), np.uint8)
+    membrane[10], membrane[:, 10] = 1, 1
+    noisy = membrane.copy()
+    noisy[:, 21:] = np.random.default_rng(0).integers(0, 2, (21, 10))
+    classes = membrane.copy()
+    classes[:, 21:] = IGNORED
+    case = AnnotatedImage("a", np.zeros((1, 21, 31), np.uint8), (classes == 1).astype(np.int32), classes)
+    judgement, _ = judged(255 * noisy[None], case, ScoringConfig(("membrane",), 0.5, 1), 8)
+    scores = Table.of(judgement.classes).scores()
+    assert [scores["v_rand"][0], scores["v_info"][0], scores["dice"][0]] == pytest.approx([1, 1, 1])
+
+
+def test_without_classes_every_object_is_of_the_first() -> None:
+    probability, objects, _ = blobs(3, (37, 50), 1)
+    case = AnnotatedImage("a", np.zeros((1, 37, 50), np.uint8), objects)
+    judgement, found = judged(probability, case, ScoringConfig(("a",), 0.5, 1))
+    both = ((found > 0) & (objects > 0)).sum()
+    assert judgement.classes[0].sums[PIXELS][0] == both
+
+
+def test_an_outline_crosses_blocks_without_a_seam() -> None:
+    mask = np.zeros((40, 40), np.uint8)
+    mask[4:36, 5:33] = 255
+    case = AnnotatedImage("a", np.zeros((1, 40, 40), np.uint8), (mask > 0).astype(np.int32))
+    judgement, _ = judged(mask[None], case, ScoringConfig(("a",), 0.5, 1), 16)
+    points = judgement.classes[0].distances.counts.sum(axis=1)
+    assert points.tolist() == [len(outline(np.pad(mask > 0, 1)))] * 2
+    assert points[0] == 2 * (32 + 28) - 4
+
+
+def test_a_membrane_is_judged_by_its_rooms() -> None:
+    membrane = np.zeros((21, 21), np.uint8)
+    membrane[10], membrane[:, 10] = 255, 255
+    case = AnnotatedImage("a", np.zeros((1, 21, 21), np.uint8), (membrane > 0).astype(np.int32))
+    judgement, _ = judged(membrane[None], case, ScoringConfig(("membrane",), 0.5, 1), 8)
+    scores = Table.of(judgement.classes).scores()
+    assert OBJECTS not in judgement.classes[0].sums
+    assert "f1_50" not in scores
+    assert [scores["v_rand"][0], scores["v_info"][0]] == pytest.approx([1, 1])
+
+
+def test_only_probabilities_are_asked_for_their_calibration() -> None:
+    probability, objects, kinds = blobs(4, (37, 50), 1)
+    case = AnnotatedImage("a", np.zeros((1, 37, 50), np.uint8), objects, kinds)
+    graded, plain = (
+        judged(probability, case, ScoringConfig(("a",), 0.5, 1, graded=graded))[0].classes[0]
+        for graded in (True, False)
+    )
+    assert "ece" in Table.of([graded]).scores()
+    assert "ece" not in Table.of([plain]).scores()

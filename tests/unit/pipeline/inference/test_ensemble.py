@@ -1,0 +1,159 @@
+"""What answers for a slide: one network as ever, or several that agree; and which stages hash what of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from flows.batch.batch import BatchRequest, plan_batch
+from pipeline.config import InputSection, ModelSection, RunConfig, load_config
+from pipeline.errors import ConfigError, ModelError
+from pipeline.inference.ensemble import load_model
+from pipeline.inputs.cases_table import Case
+from pipeline.runs.plan import SlidePlan
+from pipeline.runs.slide_run import _difference
+from pipeline.storage.atomic_files import digest
+from tests.support.commands import CONTEXT
+from unet_core.model_file.checkpoint import save
+from unet_core.model_file.header import describe, sha256
+from unet_core.networks.factory import build
+from unet_core.spec import UNetSpec, preset
+
+SPEC = UNetSpec(depth=1, width=2, mpp=0.5, class_names=("cell",), threshold=0.3, min_area_um2=2.0)
+
+
+def weights(folder: Path, name: str, spec: UNetSpec = SPEC, **changes: object) -> str:
+    """A network's file; equal specs give different weights for different names."""
+    torch.manual_seed(sum(name.encode()))
+    path = folder / f"{name}.safetensors"
+    save(path, build(UNetSpec.model_validate(spec.model_dump() | changes)), {"name": name})
+    return str(path)
+
+
+# ---- one -----------------------------------------------------------------------------------------------------------
+
+
+def test_one_network_is_a_model_as_ever(tmp_path: Path) -> None:
+    path = weights(tmp_path, "one")
+    for asked in (path, (path,)):
+        model = load_model(ModelSection(weights=asked))
+        assert (model.name, model.sha256, model.spec) == ("one", sha256(Path(path)), describe(Path(path)).spec)
+        assert (model.shape.step, model.shape.halo, model.passes) == (2, 8, 1)
+        assert model.pixels_depend_on == [model.sha256]
+        assert set(model.summary()) == {"name", "sha256", "spec", "halo_px", "step_px"}
+
+
+# ---- several -------------------------------------------------------------------------------------------------------
+
+
+def test_several_are_one_model_however_they_are_listed(tmp_path: Path) -> None:
+    gated = preset("attention", width=2, depth=2, mpp=0.5, class_names=("cell",))
+    files = [weights(tmp_path, "one"), weights(tmp_path, "two", gated), weights(tmp_path, "three", threshold=0.4)]
+    models = [load_model(ModelSection(weights=tuple(order))) for order in (files, files[::-1])]
+    assert models[0] == models[1]
+    model = models[0]
+    digests = sorted(sha256(Path(path)) for path in files)
+    assert model.sha256 == digest(digests)
+    assert [one.sha256 for one in model.weights] == digests
+    assert sorted(model.name.split(" + ")) == ["one", "three", "two"]
+    assert (model.shape.step, model.shape.halo) == (4, 16)
+    assert model.spec.threshold == pytest.approx((0.3 + 0.4 + 0.5) / 3)
+    assert model.spec.min_area_um2 == pytest.approx(4 / 3)
+    told = {one["name"]: (one["threshold"], one["min_area_um2"]) for one in model.summary()["members"]}
+    assert told == {"one": (0.3, 2.0), "two": (0.5, 0.0), "three": (0.4, 2.0)}
+    assert model.summary()["spec"]["threshold"] == model.spec.threshold
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mpp": 0.25}, "same mpp"),
+        ({"class_names": ("nucleus",)}, "same class_names"),
+        ({"classes": 3, "class_names": ("cell", "debris")}, "same class_names"),
+        ({"in_channels": 1, "mean": (0.5,), "std": (0.2,)}, "same in_channels"),
+    ],
+)
+def test_members_that_disagree_are_refused_naming_both(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+    files = (weights(tmp_path, "one"), weights(tmp_path, "two", **changes))
+    with pytest.raises(ModelError, match=words) as caught:
+        load_model(ModelSection(weights=files))
+    assert all(path in str(caught.value) for path in files)
+
+
+def test_the_same_weights_twice_are_refused(tmp_path: Path) -> None:
+    path = weights(tmp_path, "one")
+    (tmp_path / "copy.safetensors").write_bytes(Path(path).read_bytes())
+    with pytest.raises(ModelError, match="found the same"):
+        load_model(ModelSection(weights=(path, str(tmp_path / "copy.safetensors"))))
+
+
+def test_a_member_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no model 'gone'"):
+        load_model(ModelSection(weights=(weights(tmp_path, "one"), "gone")))
+
+
+def test_no_weights_at_all_and_unknown_augmentations_are_refused() -> None:
+    for setting in ("model.weights=[]", "model.weights=[1]", "model.tta=d8", "model.tta=true"):
+        with pytest.raises(ConfigError, match=r"model\.(weights|tta)"):
+            load_config(None, [setting])
+
+
+def test_a_case_with_a_model_of_its_own_keeps_the_augmentation(tmp_path: Path) -> None:
+    config = RunConfig(model=ModelSection(weights=("a", "b"), tta="d4"), input=InputSection(mpp=0.5))
+    case = Case(tmp_path / "cases.csv", 2, "slide", {"model": "nuclei"})
+    assert case.config(config).model == ModelSection(weights="nuclei", tta="d4")
+    assert Case(tmp_path / "cases.csv", 3, "slide", {"model": ""}).config(config) == config
+
+
+# ---- hashes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A slide, and weights beside it."""
+    folder = tmp_path_factory.mktemp("hashes")
+    tifffile.imwrite(folder / "slide.tif", np.full((64, 64, 3), 200, np.uint8), photometric="rgb")
+    weights(folder, "other", describe(CONTEXT).spec.model_copy(update={"depth": 1, "width": 2, "threshold": 0.9}))
+    return folder
+
+
+def planned(folder: Path, *settings: str) -> SlidePlan:
+    common = ["input.mpp=0.25", "compute.device=cpu", "compute.precision=fp32", f"model.weights={CONTEXT}"]
+    request = BatchRequest(
+        inputs=(folder / "slide.tif",), out=folder / "out", config=load_config(None, [*common, *settings])
+    )
+    (plan,) = plan_batch(request, writing=False).plans.values()
+    return plan
+
+
+def test_the_hashes_of_one_plain_network_are_those_of_the_first_version(folder: Path) -> None:
+    """Written out as they have always been, so results that lie somewhere stay complete."""
+    plan = planned(folder)
+    hashes, tissue = plan.hashes, plan.config.tissue
+    assert tissue is not None
+    mpp = plan.resolution.mpp
+    looked = [tissue.model_dump(mode="json"), mpp, 92, [plan.model.spec.stain_mean, plan.model.spec.stain_covariance]]
+    assert hashes["tissue"] == digest(["tissue", 2, looked, [hashes["ingest"]]])
+    upstream = [hashes["ingest"], hashes["tissue"]]
+    assert hashes["predict"] == digest(["predict", 1, [sha256(CONTEXT), "cpu", "fp32"], upstream])
+    assert planned(folder, f"model.weights=[{CONTEXT}]", "model.tta=none").hashes == hashes
+
+
+def test_augmentation_and_members_change_the_network_s_stage_and_what_follows(folder: Path) -> None:
+    plain, turned = planned(folder), planned(folder, "model.tta=d4")
+    several = planned(folder, f"model.weights=[{CONTEXT}, {folder / 'other.safetensors'}]")
+    both = planned(folder, f"model.weights=[{folder / 'other.safetensors'}, {CONTEXT}]", "model.tta=d4")
+    assert len({plan.hashes["predict"] for plan in (plain, turned, several, both)}) == 4
+    for plan in (turned, several, both):
+        changed = [stage for stage in plan.hashes if plan.hashes[stage] != plain.hashes[stage]]
+        assert changed[0] == "predict", "the halo is the same, so the tissue is"
+    assert several.threshold == pytest.approx((plain.threshold + 0.9) / 2)
+    asked = planned(folder, f"model.weights=[{CONTEXT}, {folder / 'other.safetensors'}]", "objects.threshold=0.2")
+    assert asked.threshold == 0.2
+    assert _difference(plain.summary(), turned) == "test-time augmentation, none -> d4"
+    assert "the weights" in _difference(plain.summary(), several)
+    assert turned.summary()["model"]["tta"] == "d4"

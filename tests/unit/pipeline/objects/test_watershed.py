@@ -1,0 +1,81 @@
+"""Parting objects: each alone and many on a sheet against scikit-image on one object at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pipeline.objects import watershed
+from pipeline.objects.components import RunLengths, find_runs
+from pipeline.objects.watershed import Splitting, split_objects
+from tests.support import whole_objects
+
+SEED = 77
+Array = NDArray[Any]
+
+masks = hnp.arrays(np.uint8, st.tuples(st.integers(1, 26), st.integers(1, 26)), elements=st.sampled_from([0, 1, 1, 1]))
+connectivities = st.sampled_from([4, 8])
+depths = st.sampled_from([1, 30, 106, 107, 256, 500, 2000])
+
+
+def split(labels: Array, connectivity: int, depth: int, seed: int = 0) -> Array:
+    """Split all objects; runs come in any order."""
+    runs = find_runs(labels)
+    order = np.random.default_rng(seed).permutation(len(runs.label))
+    shuffled = RunLengths(runs.label[order] - 1, runs.y[order], runs.x0[order], runs.x1[order])
+    parts = split_objects(shuffled, Splitting(depth / 256, 10_000, connectivity))
+    marks = labels.astype(np.int64) * 10_000
+    for part, y, x0, x1 in zip(parts.runs.label, parts.runs.y, parts.runs.x0, parts.runs.x1, strict=True):
+        assert (labels[y, x0:x1] == parts.owner[part] + 1).all()
+        marks[y, x0:x1] += part + 1
+    return whole_objects.renumbered(marks)
+
+
+@given(masks, connectivities, depths, st.integers(0, 100))
+@settings(max_examples=150, deadline=None)
+def test_ragged_objects(mask: Array, connectivity: int, depth: int, seed: int) -> None:
+    labels = whole_objects.numbered(mask, connectivity)
+    np.testing.assert_array_equal(
+        split(labels, connectivity, depth, seed), whole_objects.split(labels, connectivity, depth, 10_000)
+    )
+
+
+@pytest.mark.parametrize("connectivity", [4, 8])
+@pytest.mark.parametrize("sheet_px", [1, 3000, 2**16])
+def test_blobs_on_sheets_of_any_size(connectivity: int, sheet_px: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watershed, "_SHEET_PX", sheet_px)
+    field = ndimage.gaussian_filter(np.random.default_rng(SEED).standard_normal((300, 320)), 3)
+    labels = whole_objects.numbered((field > 0).astype(np.uint8), connectivity)
+    found = split(labels, connectivity, 256)
+    np.testing.assert_array_equal(found, whole_objects.split(labels, connectivity, 256, 10_000))
+    assert found.max() > 1.5 * labels.max()
+
+
+def test_two_discs_that_touch_are_two_and_one_disc_is_one() -> None:
+    y, x = np.mgrid[:60, :90]
+    pair = (np.hypot(y - 30, x - 30) < 15) | (np.hypot(y - 30, x - 54) < 15)
+    parts = split(pair.astype(np.int64), 8, 256)
+    assert parts.max() == 2
+    np.testing.assert_array_equal(parts > 0, pair)
+    assert set(np.unique(parts[:, :42])) == {0, 1}
+    assert split(pair.astype(np.int64), 8, 10 * 256).max() == 1, "no dent is so deep"
+    assert split((np.hypot(y - 30, x - 30) < 15).astype(np.int64), 8, 1).max() == 1
+
+
+def test_touching_objects_do_not_see_each_other() -> None:
+    field = ndimage.gaussian_filter(np.random.default_rng(SEED).standard_normal((3, 120, 130)), (0, 4, 4))
+    classes = np.argmax(field, axis=0).astype(np.uint8)  # no background but class 0: objects touch everywhere
+    labels = whole_objects.numbered(classes, 8)
+    np.testing.assert_array_equal(split(labels, 8, 256), whole_objects.split(labels, 8, 256, 10_000))
+
+
+def test_nothing_gives_nothing() -> None:
+    parts = split_objects(find_runs(np.zeros((4, 4), np.int64)), Splitting(1.0, 100, 8))
+    assert (len(parts.owner), len(parts.runs.label)) == (0, 0)

@@ -1,0 +1,173 @@
+"""What a network is said to cost, against torch: its modules, its own counter of operations, a process's memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from unet_core.errors import SizeError
+from unet_core.networks.factory import build
+from unet_core.networks.layer_summary import Layer
+from unet_core.networks.model_summary import HELD, layers, operations_per_px, parameters, tile_bytes
+from unet_core.shapes import ValidShape
+from unet_core.spec import UNetSpec, preset
+
+SPECS = {
+    "paper": preset("paper"),
+    "tiny": preset("tiny"),
+    "lesson": preset("lesson"),
+    "shallow": UNetSpec(depth=1, width=3, in_channels=2, classes=4),
+    "batch": UNetSpec(depth=2, width=4, norm="batch"),
+    "nearest": UNetSpec(depth=3, width=4, up="nearest", skip="add", head="sigmoid"),
+    "bilinear": UNetSpec(depth=2, width=6, up="bilinear", skip="none", growth=3),
+    "unet++": UNetSpec(architecture="unet++", width=4, padding="same", norm="batch"),
+    "attention": UNetSpec(architecture="attention", depth=2, width=6, padding="same", norm="batch", classes=3),
+    "padded bilinear": UNetSpec(depth=2, width=4, up="bilinear", padding="same", norm="batch", in_channels=1),
+}
+each_spec = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+MEASURE = """
+import ctypes, sys, torch
+from unet_core.networks.factory import build
+from unet_core.shapes import ValidShape
+from unet_core.spec import UNetSpec
+spec, side, dtype = UNetSpec.model_validate_json(sys.argv[1]), int(sys.argv[2]), getattr(torch, sys.argv[3])
+if sys.argv[4] == "mapped":  # each block of memory on its own, given back at once: what is alive is what is seen
+    ctypes.CDLL(None).mallopt(-3, 65536)
+torch.set_num_threads(1)
+model = build(spec).eval().to(dtype=dtype, memory_format=torch.channels_last)
+def seen(what):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(what)) * 1024
+def image(px):
+    return torch.rand(1, spec.in_channels, px, px).to(dtype=dtype, memory_format=torch.channels_last)
+with torch.inference_mode():
+    model(image(side))  # once before: the library's own pages are mapped then
+    ctypes.CDLL(None).malloc_trim(0)
+    open("/proc/self/clear_refs", "w").write("5")
+    before = seen("VmRSS")
+    model(image(side))
+print(seen("VmHWM") - before)
+"""
+
+
+def smallest(spec: UNetSpec) -> int:
+    return ValidShape.of(spec).smallest_px
+
+
+def modules(spec: UNetSpec, input_px: int) -> dict[str, tuple[int, int]]:
+    """Channels and side of what every module that holds weights answers, by its name in the weights file."""
+    model, found = build(spec).eval(), {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+            module.register_forward_hook(
+                lambda _module, _given, answer, name=name: found.update({name: tuple(answer.shape[1:3])})
+            )
+    with torch.inference_mode():
+        model(torch.zeros(1, spec.in_channels, input_px, input_px))
+    return found
+
+
+@each_spec
+def test_layers_are_the_network_s_own(spec: UNetSpec) -> None:
+    side = smallest(spec) + ValidShape.of(spec).step
+    walked = {layer.name: layer for layer in layers(spec, side) if layer.computed_px}
+    assert {name: (layer.out, layer.computed_px) for name, layer in walked.items()} == modules(spec, side)
+    assert layers(spec, side)[-1].output_px == ValidShape.of(spec).output_px(side)
+
+
+@each_spec
+def test_parameters_are_the_network_s_own(spec: UNetSpec) -> None:
+    assert parameters(spec) == sum(one.numel() for one in build(spec).parameters())
+
+
+def test_the_paper_s_network() -> None:
+    assert parameters(preset("paper")) == 31_030_658
+    assert [layer.output_px for layer in layers(preset("paper"), 572) if layer.kind == "max pooling"] == [
+        284,
+        140,
+        68,
+        32,
+    ]
+
+
+@each_spec
+def test_operations_are_what_torch_counts(spec: UNetSpec) -> None:
+    side = smallest(spec) + 2 * ValidShape.of(spec).step
+    with torch.device("meta"):
+        model, image = build(spec).eval(), torch.zeros(1, spec.in_channels, side, side)
+    with FlopCounterMode(display=False) as counter:
+        model(image)
+    assert sum(layer.operations for layer in layers(spec, side)) == counter.get_total_flops()
+
+
+@each_spec
+def test_ever_larger_tiles_come_down_to_the_limit(spec: UNetSpec) -> None:
+    limit, step = operations_per_px(spec), ValidShape.of(spec).step
+    figures = [operations_per_px(spec, core) for core in (4 * step, 64 * step, 4096 * step)]
+    assert figures == sorted(figures, reverse=True)
+    assert limit <= figures[-1] <= 1.01 * limit
+
+
+def test_a_size_that_is_not_legal_is_refused() -> None:
+    with pytest.raises(SizeError):
+        layers(preset("tiny"), 573)
+
+
+def measured(spec: UNetSpec, core_px: int, dtype: str, heap: str) -> int:
+    """Bytes by which a process grew at most during one forward pass."""
+    side = str(ValidShape.of(spec).read_px(core_px))
+    run = [sys.executable, "-c", MEASURE, spec.model_dump_json(), side, dtype, heap]
+    root = Path(__file__).parents[4]
+    return int(subprocess.run(run, check=True, capture_output=True, text=True, cwd=root).stdout)
+
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process's memory is read from /proc")
+
+
+@on_linux
+@pytest.mark.parametrize(
+    ("spec", "core_px", "dtype"),
+    [
+        (UNetSpec(width=16), 256, "float32"),
+        pytest.param(UNetSpec(width=16), 384, "float32", marks=pytest.mark.long),
+        pytest.param(UNetSpec(width=16), 768, "float32", marks=pytest.mark.long),
+        pytest.param(UNetSpec(width=16), 768, "bfloat16", marks=pytest.mark.long),
+        pytest.param(UNetSpec(width=32, up="bilinear", skip="add"), 512, "float32", marks=pytest.mark.long),
+        pytest.param(UNetSpec(width=16, norm="batch", padding="same"), 512, "float32", marks=pytest.mark.long),
+        pytest.param(UNetSpec(width=16, depth=2, skip="none", up="nearest"), 512, "float32", marks=pytest.mark.long),
+        pytest.param(preset("unet++"), 320, "float32", marks=pytest.mark.long),
+        pytest.param(preset("attention"), 384, "float32", marks=pytest.mark.long),
+    ],
+    ids=[
+        "least tile",
+        "narrow tile",
+        "wide tile",
+        "half precision",
+        "bilinear",
+        "batch",
+        "no skips",
+        "unet++",
+        "attention",
+    ],
+)
+def test_memory_by_tile_is_what_a_process_is_seen_to_take(spec: UNetSpec, core_px: int, dtype: str) -> None:
+    """Within 2 %, 1 MB of the library's own aside."""
+    said = tile_bytes(spec, core_px, 4 if dtype == "float32" else 2)
+    seen = measured(spec, core_px, dtype, "mapped")
+    print(f"said {said / 2**20:.0f} MiB, seen {seen / 2**20:.0f} MiB")
+    assert abs(seen - said) <= 0.02 * said + 1e6
+
+
+@on_linux
+@pytest.mark.long
+def test_a_heap_that_keeps_what_was_freed_holds_more() -> None:
+    said = tile_bytes(UNetSpec(width=16), 1024)
+    assert said < measured(UNetSpec(width=16), 1024, "float32", "heap") <= said * HELD
+
+
+def test_a_layer_without_weights_costs_no_operation() -> None:
+    assert Layer("pool 0", "max pooling", 2, 4, 4, 10).operations == 0

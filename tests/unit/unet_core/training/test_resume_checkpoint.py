@@ -1,0 +1,200 @@
+"""A run that ends anywhere goes on as if it had not: stopped before and after each write, and inside epochs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.unit.unet_core.training_runs import assert_equal_runs, lines, material, recipe, run, state
+from unet_core.errors import RecipeError
+from unet_core.model_file import checkpoint
+from unet_core.training import resume_checkpoint
+from unet_core.training.train_state import TrainState
+
+
+class Killed(BaseException):
+    """Nothing of overtile's own may catch it."""
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run(folder, recipe())
+    return folder
+
+
+def dying(real: Callable[..., Any], at: int, *, before: bool) -> Callable[..., Any]:
+    """The function, which at its n-th call kills before or after it has done its work."""
+    calls = iter(range(1, 10**6))
+
+    def called(*given: Any) -> Any:
+        dies = next(calls) == at
+        if dies and before:
+            raise Killed
+        answer = real(*given)
+        if dies:
+            raise Killed
+        return answer
+
+    return called
+
+
+@contextmanager
+def killed_at(monkeypatch: pytest.MonkeyPatch, step: int, *, before: bool) -> Iterator[None]:
+    """A run in here is killed before or after it has taken this step."""
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainState, "step", dying(TrainState.step, step, before=before))
+        with pytest.raises(Killed):
+            yield
+
+
+def test_two_runs_of_one_seed_are_the_same_and_of_two_are_not(undisturbed: Path, tmp_path: Path) -> None:
+    run(tmp_path / "again", recipe())
+    assert_equal_runs(tmp_path / "again", undisturbed)
+    run(tmp_path / "other", recipe(compute={"seed": 1}))
+    assert lines(tmp_path / "other")[1]["loss"] != lines(undisturbed)[1]["loss"]
+
+
+def test_fault_25_killed_before_each_write_it_goes_on_as_if_it_had_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file that has to be whole goes through one function: state and models at three steps, and the end's."""
+    given = recipe(schedule={"steps": 4}, stopping={"every": 2}, compute={"seed": 12})
+    run(tmp_path / "undisturbed", given)
+    watch = state(tmp_path / "undisturbed")[0]["position"]["watch"]
+    assert watch["best_step"] == 2, "the best model is one that no later step writes again"
+    for at in range(1, 100):
+        folder = tmp_path / f"killed at {at}"
+        with monkeypatch.context() as patch:
+            called = dying(checkpoint.write_atomically, at, before=True)
+            patch.setattr(checkpoint, "write_atomically", called)
+            patch.setattr(resume_checkpoint, "write_atomically", called)
+            try:
+                run(folder, given)
+            except Killed:
+                pass
+            else:
+                break
+        run(folder, given)
+        assert_equal_runs(folder, tmp_path / "undisturbed")
+    assert at > 10, "fewer files were written than there are"
+
+
+@pytest.mark.parametrize("step", [1, 2, 5])
+def test_killed_inside_an_epoch_it_goes_on_as_if_it_had_not(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    with killed_at(monkeypatch, step, before=False):
+        run(tmp_path, recipe())
+    run(tmp_path, recipe())
+    assert_equal_runs(tmp_path, undisturbed)
+
+
+def test_killed_again_and_again_it_goes_on_as_if_it_had_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a resumed run leaves behind is what the next one goes on from: after 0, 0, 3 and 6 steps."""
+    given = recipe(schedule={"steps": 11})
+    run(tmp_path / "undisturbed", given)
+    for steps in (2, 2, 5, 4):
+        with killed_at(monkeypatch, steps, before=False):
+            run(tmp_path / "killed", given)
+    run(tmp_path / "killed", given)
+    assert_equal_runs(tmp_path / "killed", tmp_path / "undisturbed")
+
+
+def test_what_a_killed_run_logged_beyond_its_last_save_is_cut_off(undisturbed: Path, tmp_path: Path) -> None:
+    steps = [line["step"] for line in lines(undisturbed) if "loss" in line]
+    assert steps == list(range(1, 8))
+    validations = [line["step"] for line in lines(undisturbed) if "validation" in line]
+    assert validations == [0, 3, 6, 7]
+
+
+def test_the_state_is_all_of_it(undisturbed: Path) -> None:
+    said, tensors = state(undisturbed)
+    assert said["position"]["step"] == 7
+    assert said["position"]["done"]
+    kinds = {name.partition("/")[0] for name in tensors}
+    assert kinds == {"model", "optimiser", "chance"}
+    assert {name for name in tensors if name.startswith("chance")} == {"chance/cpu", "chance/tiles"}
+    assert {name.rpartition("/")[2] for name in tensors if name.startswith("optimiser")} == {
+        *("step", "exp_avg", "exp_avg_sq")
+    }
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_every_optimiser_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    given = recipe(optimiser={"kind": kind, "rate": 1e-3})
+    run(tmp_path / "whole", given)
+    with killed_at(monkeypatch, 5, before=False):
+        run(tmp_path / "killed", given)
+    run(tmp_path / "killed", given)
+    assert_equal_runs(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_another_recipe_is_refused_by_what_differs(undisturbed: Path) -> None:
+    before = state(undisturbed)[0]
+    with pytest.raises(RecipeError, match=r"begun with recipe\.optimiser\.rate 0\.002, now 0\.1.*another --out"):
+        run(undisturbed, recipe(optimiser={"rate": 0.1}))
+    with pytest.raises(RecipeError, match=r"held back"):
+        run(undisturbed, recipe(), material(2, 2))
+    assert state(undisturbed)[0] == before
+
+
+def test_a_run_that_is_done_stays_as_it_is(undisturbed: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.glob("*.safetensors")}
+    assert run(undisturbed, recipe()).done
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.glob("*.safetensors")} == before
+
+
+def test_a_damaged_state_and_a_shortened_record_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with killed_at(monkeypatch, 5, before=True):
+        run(tmp_path, recipe())
+    record = (tmp_path / "metrics.jsonl").read_bytes()
+    (tmp_path / "metrics.jsonl").write_bytes(record[:10])
+    with pytest.raises(RecipeError, match=r"metrics\.jsonl: expected \d+ bytes or more up to step 3, found 10"):
+        run(tmp_path, recipe())
+    (tmp_path / "resume.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(RecipeError, match=r"resume\.safetensors: damaged"):
+        run(tmp_path, recipe())
+
+
+@pytest.mark.parametrize("network", [{"preset": "unet++", "growth": 1}, {"preset": "attention", "depth": 2}])
+def test_every_network_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: dict[str, Any]) -> None:
+    """Batch norm's running means are kept, too."""
+    given = recipe(
+        network={**network, "depth": network.get("depth"), "width": 2, "dropout": 0.5},
+        schedule={"steps": 4, "warmup": 2},
+        stopping={"every": 2},
+    )
+    run(tmp_path / "undisturbed", given)
+    with killed_at(monkeypatch, 4, before=True):
+        run(tmp_path / "run", given)
+    run(tmp_path / "run", given)
+    assert_equal_runs(tmp_path / "run", tmp_path / "undisturbed")
+
+
+def test_the_time_used_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run by minutes that is stopped has so many minutes less, on a clock that moves when it is looked at."""
+    ticks = count(0.0, 0.02)
+    monkeypatch.setattr("unet_core.training.trainer.time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    given = recipe(schedule={"steps": None, "minutes": 0.03})
+    with killed_at(monkeypatch, 7, before=True):
+        run(tmp_path, given)
+    with (tmp_path / "resume.safetensors").open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    kept = json.loads(header["__metadata__"]["overtile-training"])["position"]
+    assert kept["step"] == 6
+    ended = run(tmp_path, given)
+    assert 0 < kept["seconds"] < ended.seconds
+    assert ended.seconds == pytest.approx(0.03 * 60, abs=0.2)
+    steps = [line["step"] for line in lines(tmp_path) if "loss" in line]
+    assert steps == list(range(1, ended.step + 1))

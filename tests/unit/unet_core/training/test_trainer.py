@@ -1,0 +1,71 @@
+"""How a network is scored, and what is chosen by it, on images drawn here and on real ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from tests.unit.unet_core.dsb2018 import annotated
+from tests.unit.unet_core.training_runs import case
+from unet_core.data.recoloured import recoloured
+from unet_core.data.weight_map import part_touching
+from unet_core.model_file.checkpoint import load
+from unet_core.model_file.header import resolve, sha256
+from unet_core.networks.whole_pass import whole_pass
+from unet_core.spec import UNetSpec
+from unet_core.training.model_selection import best_min_area, best_threshold, least_px, score
+
+
+def test_the_threshold_with_the_best_dice_and_f1_is_chosen() -> None:
+    one = case(1)
+    truth = part_touching(one.labels_YX) > 0
+    probability = np.where(truth, 170, np.where(one.labels_YX > 0, 120, 30)).astype(np.uint8)[None]
+    tried = (0.2, 0.5, 0.65)
+    qualities = dict(zip(tried, score([probability], [one], [(t, 1) for t in tried]), strict=True))
+    chosen = best_threshold([probability], [one])
+    best = max(sum(counts.f1 for counts in pair) for pair in qualities.values())
+    assert sum(counts.f1 for counts in score([probability], [one], [(chosen, 1)])[0]) >= best
+    assert qualities[0.65][1].f1 > qualities[0.2][1].f1  # below, touching discs run together
+
+
+@pytest.mark.parametrize(("mpp", "pixel_um2"), [(None, 1.0), (0.5, 0.25)])
+def test_the_smallest_area_drops_specks_and_keeps_what_was_annotated(mpp: float | None, pixel_um2: float) -> None:
+    one = case(1)
+    truth = part_touching(one.labels_YX) > 0
+    ground = ~ndimage.binary_dilation(one.labels_YX > 0, iterations=3)
+    specks = np.zeros_like(ground)
+    specks[::4, ::4] = specks[1::4, ::4] = ground[::4, ::4] & ground[1::4, ::4]  # two pixels each
+    probability = np.where(truth | specks, 200, 30).astype(np.uint8)[None]
+    spec = UNetSpec(mpp=mpp, threshold=0.5)
+    chosen = best_min_area([probability], [one], spec)
+    assert 2 * pixel_um2 < chosen < np.bincount(one.labels_YX.ravel())[1:].min() * pixel_um2
+    rule = 0.5, least_px(spec.model_copy(update={"min_area_um2": chosen}))
+    assert score([probability], [one], [rule]) == score([np.where(truth, 200, 30)[None]], [one], [(0.5, 1)])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "fold", "least_dice", "least_f1"),
+    [
+        pytest.param("nuclei@1", "he", 0, 0.82, 0.62, marks=pytest.mark.long),  # which it has not seen
+        ("nuclei@2", "he", 1, 0.88, 0.75),  # it has seen all of them: what it is worth on others says its card
+        pytest.param("nuclei-fluorescence@1", "fluo", 3, 0.90, 0.80, marks=pytest.mark.long),  # likewise
+    ],
+)
+def test_a_built_in_model_is_the_one_its_card_speaks_of(
+    shared_data: Path, name: str, kind: str, fold: int, least_dice: float, least_f1: float
+) -> None:
+    """As its file says: threshold, smallest area, colours. A wrong file does not get past this."""
+    path = resolve(name)
+    model = load(path)
+    assert sha256(path) in path.with_suffix(".md").read_text("utf-8")
+    cases = annotated(shared_data, kind, [fold])
+    shown = recoloured(cases, model.spec.normalisation)
+    assert model.spec.threshold is not None
+    rule = model.spec.threshold, least_px(model.spec)
+    ((pixels, objects),) = score((whole_pass(model, c.image_CYX) for c in shown), cases, [rule])
+    print(f"Dice {pixels.f1:.4f}, F1 at IoU 0.5 {objects.f1:.4f} on {len(cases)} images")
+    assert pixels.f1 >= least_dice
+    assert objects.f1 >= least_f1

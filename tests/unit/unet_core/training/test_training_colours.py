@@ -1,0 +1,58 @@
+"""Training in normalised colours: what is learnt from, validated on and chosen by is what the network will be shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support import oracle_colours as oracle
+from tests.unit.unet_core.training_runs import Silent, case, material, recipe, run
+from unet_core.data.sampler import AnnotatedImage
+from unet_core.errors import RecipeError
+from unet_core.model_file.header import describe
+from unet_core.normalisation import source
+from unet_core.training.trainer import TrainData, Trainer, TrainJob
+
+
+@pytest.mark.parametrize("stain", ["none", "reinhard", "macenko"])
+def test_a_network_sees_and_is_judged_by_its_own_colours(tmp_path: Path, stain: Any) -> None:
+    """Mean and deviation, tiles, images held back and those a threshold is chosen on: all in the new colours."""
+    seen = material(3, 1)
+    asked = recipe(network={"stain_normalisation": stain, "equalise": stain != "reinhard"})
+    training = Trainer.of(TrainJob(tmp_path, seen, asked), Silent())
+    spec = training.learner.model.spec
+    assert (spec.stain_target is None) == (stain == "none")
+    rows = [source(np.asarray(one.image_CYX[:, :, :]).reshape(3, -1), stain) for one in seen.training]
+    if stain != "none":
+        np.testing.assert_allclose(spec.stain_target, np.median(np.array(rows), axis=0), atol=1e-4)
+    shown = {
+        one.name: oracle.shown(np.asarray(one.image_CYX), stain, spec.stain_target, equalise=spec.equalise)
+        for one in (*seen.training, *seen.held_back)
+    }
+    pixels = np.concatenate([shown[one.name].reshape(3, -1) for one in seen.training], axis=1) / 255
+    assert spec.mean == pytest.approx(pixels.mean(axis=1), abs=1e-4)
+    assert spec.std == pytest.approx(pixels.std(axis=1), abs=1e-4)
+    for one in (*training.sampler.cases, *training.seen, *training._choosing()):
+        assert np.array_equal(one.image_CYX[:, :, :], shown[one.name])
+    assert any((shown[one.name] != one.image_CYX).any() for one in seen.training)
+    assert run(tmp_path, asked, seen).done
+    assert describe(tmp_path / "best.safetensors").spec.normalisation == spec.normalisation
+
+
+def test_a_network_goes_on_in_the_colours_it_began_with(tmp_path: Path) -> None:
+    run(tmp_path / "first", recipe(network={"stain_normalisation": "macenko"}, schedule={"steps": 1}))
+    first = tmp_path / "first" / "best.safetensors"
+    training = Trainer.of(TrainJob(tmp_path, material(2, 0), recipe(network={"start": str(first)})), Silent())
+    target = describe(first).spec.stain_target
+    for one in training.sampler.cases:
+        image = np.asarray(case(int(one.name)).image_CYX)
+        assert np.array_equal(one.image_CYX[:, :, :], oracle.shown(image, "macenko", target))
+
+
+def test_images_without_stains_cannot_be_brought_to_any(tmp_path: Path) -> None:
+    grey = AnnotatedImage("grey", np.full((1, 60, 60), 90, np.uint8), np.ones((60, 60), np.int32))
+    with pytest.raises(RecipeError, match=r"network\.stain_normalisation=macenko.*found in all of them: not RGB"):
+        run(tmp_path, recipe(network={"stain_normalisation": "macenko"}), TrainData([grey]))

@@ -1,0 +1,85 @@
+"""Batches drawn by threads, in an order no thread decides: beside the network where that has a device of its own.
+
+Where the network has this machine's cores, it rests while a tile a core is drawn: a network's threads wait for the
+slowest of them at every layer, so one that shares its core with a tile holds up all the others.
+
+Decision: the run's generator only seeds tiles, and only in the thread of the run; what a tile shows follows from its
+seed. So the batches are those of drawing one by one, to the bit, with any number of threads, and the generator's state
+before the next batch is all that a run needs to go on from there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Generator, Tensor
+
+from unet_core.data.sampler import SampleBatch, Sampler, stack
+
+AHEAD = 2
+"""Batches drawn or being drawn while a GPU works on another."""
+
+Tiles = list[Future[tuple[Tensor, Tensor, Tensor]]]
+
+
+class Batches(Iterator[SampleBatch]):
+    """All the batches a generator's state stands for, without end. To be closed, or used in a `with` statement.
+
+    ``ahead``: how many are drawn while the network works; 0: it rests meanwhile; None: as the device wants it.
+    """
+
+    def __init__(
+        self, sampler: Sampler, generator: Generator, threads: int | None = None, ahead: int | None = None
+    ) -> None:
+        self._sampler, self._generator = sampler, generator
+        beside = torch.device(sampler.device).type != "cpu"
+        self._ahead = (AHEAD if beside else 0) if ahead is None else ahead
+        cores = len(os.sched_getaffinity(0))
+        self._threads = threads or (max(1, cores - 1) if self._ahead else cores)
+        self._pool = ThreadPoolExecutor(self._threads, "tiles", _draw_alone)
+        self._waiting: deque[tuple[Tensor, Tiles]] = deque()
+
+    @property
+    def state(self) -> Tensor:
+        """The state of the generator from which the next batch is drawn: what a run that is to go on must store."""
+        return self._waiting[0][0] if self._waiting else self._generator.get_state()
+
+    def __next__(self) -> SampleBatch:
+        if self._ahead:
+            while len(self._waiting) <= self._ahead:
+                self._begin()
+        elif not self._waiting:
+            while sum(len(tiles) for _, tiles in self._waiting) < self._threads:
+                self._begin()
+            wait(tile for _, tiles in self._waiting for tile in tiles)
+        _, tiles = self._waiting.popleft()
+        return stack([tile.result() for tile in tiles])
+
+    def _begin(self) -> None:
+        """Let one more batch be drawn."""
+        state = self._generator.get_state()
+        tiles = [self._pool.submit(self._sampler.tile, seed) for seed in self._sampler.seeds(self._generator)]
+        self._waiting.append((state, tiles))
+
+    def close(self) -> None:
+        """Draw nothing more."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _draw_alone() -> None:
+    """Let this thread compute by itself: a tile is too small to share, and waiting for each other takes cores away."""
+    torch.set_num_threads(1)

@@ -1,0 +1,1 @@
+"""The model file: weights in safetensors with a typed header."""

@@ -1,0 +1,103 @@
+"""A U-Net to and from one .safetensors file.
+
+Decision: weights are computed with in single precision and may be stored in half; what a file holds is compared with
+what its own spec describes before a number is used, so a wrong file is named rather than half loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from unet_core.atomic_write import write_atomically
+from unet_core.errors import CheckpointError
+from unet_core.model_file.header import ENTRY, FORMAT_VERSION, describe
+from unet_core.networks.factory import build
+from unet_core.networks.unet import SegmentationNetwork
+from unet_core.spec import UNetSpec
+
+
+def save(
+    path: Path,
+    model: SegmentationNetwork,
+    provenance: Mapping[str, Any],
+    *,
+    precision: Literal["half", "single"] = "single",
+) -> None:
+    """Write weights, spec and provenance to `path`, whole or not at all.
+
+    Equal inputs give equal bytes. Raises CheckpointError where a weight is not finite at that precision.
+    """
+    tensors = {name: _stored(tensor, precision) for name, tensor in model.state_dict().items()}
+    for name, tensor in tensors.items():
+        _demand_finite(path, name, tensor)
+    own = {
+        "format_version": FORMAT_VERSION,
+        "spec": model.spec.model_dump(mode="json"),
+        "provenance": dict(provenance),
+    }
+    write_atomically(path, to_bytes(tensors, {ENTRY: json.dumps(own, sort_keys=True)}))
+
+
+def load(path: Path) -> SegmentationNetwork:
+    """Return the network in eval mode with single precision weights, on the CPU.
+
+    Raises CheckpointError for pickles, truncated files, tensors that do not fit the spec (naming both sides) and
+    weights that are not finite (naming the tensor).
+    """
+    spec = describe(path).spec
+    with torch.device("meta"):  # no initialisation: nothing random is drawn only to be overwritten
+        model = build(spec)
+    _demand_fit(path, model)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: damaged: {error}; copy it again") from error
+    for name, tensor in tensors.items():
+        _demand_finite(path, name, tensor)
+    singles = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    model.load_state_dict(singles, assign=True)
+    return model.eval()
+
+
+def with_spec(model: SegmentationNetwork, spec: UNetSpec) -> SegmentationNetwork:
+    """Return a network with the same weights and another spec of the same shape (a threshold, say), in eval mode."""
+    with torch.device("meta"):
+        changed = build(spec)
+    changed.load_state_dict(model.state_dict(), assign=True)
+    return changed.eval()
+
+
+def _stored(tensor: Tensor, precision: str) -> Tensor:
+    if precision == "half" and tensor.is_floating_point():
+        tensor = tensor.half()
+    return tensor.detach().cpu().contiguous()
+
+
+def _demand_finite(path: Path, name: str, tensor: Tensor) -> None:
+    if not torch.isfinite(tensor).all():
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise CheckpointError(
+            f"{path}: expected finite weights, found {bad} of {tensor.numel()} NaN or infinite in {name}: training "
+            "diverged, or the numbers do not fit the stored precision"
+        )
+
+
+def _demand_fit(path: Path, model: SegmentationNetwork) -> None:
+    """Compare names and shapes in the file with those its spec describes."""
+    found = {name: tensor.shape for name, tensor in describe(path).tensors.items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise CheckpointError(
+                f"{path}: tensor {name}: expected {expected.get(name, 'none')} (from the spec in the header), found "
+                f"{found.get(name, 'none')}: weights and spec are of different networks"
+            )

@@ -1,0 +1,112 @@
+"""A PyTorch checkpoint becomes a model file: tensors from a child process, the network from a spec that is given.
+
+Decision: nothing is guessed. Names and shapes must be the network's own, and what tensors cannot show (padding,
+normalisation, resolution ..) has to be said by whoever has the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from unet_core.errors import CheckpointError
+from unet_core.model_file.checkpoint import load, save
+from unet_core.model_file.header import sha256
+from unet_core.model_file.torch_reader import NOTES
+from unet_core.networks.factory import build
+from unet_core.networks.unet import SegmentationNetwork
+from unet_core.spec import UNetSpec
+
+SHOWN = 4
+PATIENCE_S = 600
+
+
+def convert(source: Path, target: Path, spec: UNetSpec) -> list[str]:
+    """Write the weights in `source` as a model file; what was taken off them, in words.
+
+    Raises CheckpointError for a file that is more than tensors (nothing of it was run), for names or shapes that are
+    not the network's (naming both sides), and when the file read back does not answer as the network does.
+    """
+    tensors, notes = read_apart(source)
+    model = build(spec)
+    _demand_fit(source, tensors, model)
+    model.load_state_dict({name: tensors[name].to(own.dtype) for name, own in model.state_dict().items()})
+    provenance = {"converted": {"file": source.name, "sha256": sha256(source), "notes": notes}}
+    save(target, model.eval(), provenance)
+    _demand_same_answer(target, model)
+    return notes
+
+
+def read_apart(source: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a checkpoint by name, and what was taken off, read by a child process without running anything."""
+    package = Path(__file__).parents[2]
+    with TemporaryDirectory(prefix="overtile-") as folder:
+        plain = Path(folder) / "tensors.safetensors"
+        child = subprocess.run(  # noqa: S603  this very interpreter, and two paths
+            [sys.executable, "-m", "unet_core.model_file.torch_reader", str(source.resolve()), str(plain)],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(package)},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        if child.returncode:
+            raise CheckpointError(f"{source}: {_why(child)}")
+        with safe_open(plain, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()[NOTES])  # noqa: SIM118  not a mapping
+
+
+def _why(child: subprocess.CompletedProcess[str]) -> str:
+    """What stopped the child, in one line."""
+    found = re.search(r"GLOBAL ([\w.]+)", child.stderr)
+    if found:
+        return (
+            f"expected a state_dict of tensors, found a pickle that calls {found[1]}; it was not run. Where you trust "
+            "the file, load it with torch and save model.state_dict()"
+        )
+    last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
+    return f"expected a state_dict saved by torch.save, found something else ({last})"
+
+
+def _demand_fit(source: Path, tensors: Mapping[str, Tensor], model: SegmentationNetwork) -> None:
+    """Compare names, then shapes, with those of the network the spec describes."""
+    own = model.state_dict()
+    missing, strange = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or strange:
+        raise CheckpointError(
+            f"{source}: names differ from the network's: the spec expects {_some(missing, 'no others')}; the file has "
+            f"{_some(strange, 'no others')}. Give the spec the weights were trained with, or rename the entries"
+        )
+    for name, tensor in own.items():
+        if tensor.shape != tensors[name].shape:
+            raise CheckpointError(
+                f"{source}: tensor {name}: expected {tuple(tensor.shape)} (from the spec), found "
+                f"{tuple(tensors[name].shape)}. Give the spec the weights were trained with"
+            )
+
+
+def _some(names: list[str], none: str) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more if names else none
+
+
+def _demand_same_answer(target: Path, model: SegmentationNetwork) -> None:
+    """Read the file back and compare one forward pass, to the bit."""
+    side = model.shape.smallest_px
+    image = torch.rand(1, model.spec.in_channels, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        same = torch.equal(load(target)(image), model(image))
+    if not same:
+        target.unlink()
+        raise CheckpointError(f"{target}: read back, it answers otherwise than the network did: the disk is at fault")

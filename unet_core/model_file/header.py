@@ -1,0 +1,140 @@
+"""What a weights file says about itself, without torch and without reading the weights.
+
+Decision: a model is one .safetensors file. Its header carries one entry, `overtile`, with format version, UNetSpec and
+provenance as JSON; so whoever plans a run knows the network from a few kilobytes, and no file is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from unet_core.errors import CheckpointError, UnknownModelError
+from unet_core.spec import UNetSpec
+
+FORMAT_VERSION = 1
+ENTRY = "overtile"
+WEIGHTS = Path(__file__).parents[1] / "weights"
+LARGEST_HEADER = 100_000_000  # the limit of the safetensors format
+PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Name of the number type and shape of one tensor in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    stop: int  # last byte + 1, counted from the end of the header
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A weights file, and the digest it had when it was chosen."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelHeader:
+    """A weights file as its first bytes describe it."""
+
+    spec: UNetSpec
+    provenance: dict[str, Any]
+    tensors: dict[str, StoredTensor]
+
+
+def resolve(name_or_path: str | Path) -> Path:
+    """Return the file of a built-in model (`nuclei`: newest version, `nuclei@1`) or the file itself.
+
+    Raises UnknownModelError listing what exists.
+    """
+    text = str(name_or_path)
+    versions = {path.stem: path for path in built_in()}
+    if text in versions:
+        return versions[text]
+    numbered = [(int(stem.rpartition("@")[2]), path) for stem, path in versions.items() if _is_version(stem, text)]
+    if numbered:
+        return max(numbered)[1]
+    path = Path(name_or_path)
+    if path.is_file():
+        return path.absolute()
+    known = ", ".join(sorted(versions)) or "none"
+    raise UnknownModelError(f"no model {text!r}: expected a built-in one ({known}) or an existing .safetensors file")
+
+
+def built_in() -> list[Path]:
+    """The files of the built-in models, `name@version`, by name and then by number."""
+    split = {path: re.fullmatch(r"(.+)@(\d+)", path.stem) for path in WEIGHTS.glob("*.safetensors")}
+    numbered = {path: (found[1], int(found[2])) for path, found in split.items() if found}
+    return sorted(numbered, key=lambda path: numbered[path])
+
+
+def _is_version(stem: str, name: str) -> bool:
+    return re.fullmatch(re.escape(name) + r"@\d+", stem) is not None
+
+
+def sha256(path: Path) -> str:
+    """Return the file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe(path: Path) -> ModelHeader:
+    """Return spec, provenance and tensor shapes; reads the header only, runs nothing that the file contains.
+
+    Raises CheckpointError, naming the file, for pickles, other formats, truncated files and headers that do not fit.
+    """
+    with path.open("rb") as file:
+        start = file.read(9)
+        length = int.from_bytes(start[:8], "little")
+        size = path.stat().st_size
+        own_kind = start[8:] == b"{"
+        if not own_kind and start.startswith(PICKLE_STARTS):
+            raise CheckpointError(
+                f"{path}: expected a .safetensors file, found a pickle (.pt, .pth); it could run code and was not "
+                "opened. Run 'overtile model convert', which reads such a file without running it"
+            )
+        if not own_kind or not 2 <= length <= LARGEST_HEADER:
+            raise CheckpointError(f"{path}: expected a .safetensors file, found {size} bytes of something else")
+        if size < 8 + length:
+            raise CheckpointError(f"{path}: truncated: header of {length} bytes expected, file has {size} bytes")
+        raw = start[8:] + file.read(length - 1)
+    header = _parsed(path, raw)
+    expected = 8 + length + max((tensor.stop for tensor in header.tensors.values()), default=0)
+    if size != expected:
+        what = "truncated" if size < expected else "damaged"
+        raise CheckpointError(f"{path}: {what}: expected {expected} bytes, found {size}; copy it again")
+    return header
+
+
+def _parsed(path: Path, raw: bytes) -> ModelHeader:
+    """Turn the header's JSON into a Header."""
+    try:
+        entries = json.loads(raw)
+        own = json.loads(entries.pop("__metadata__", {}).get(ENTRY, "null"))
+        tensors = {
+            name: StoredTensor(str(entry["dtype"]), tuple(entry["shape"]), int(entry["data_offsets"][1]))
+            for name, entry in entries.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise CheckpointError(f"{path}: expected a .safetensors header, found something else ({error})") from error
+    if not isinstance(own, dict):
+        raise CheckpointError(
+            f"{path}: expected an entry {ENTRY!r} in the header (the network's spec), found none: these weights were "
+            "saved by something else. Build the UNet and save it with unet_core.model_file.checkpoint.save"
+        )
+    if own.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(f"{path}: expected format version {FORMAT_VERSION}, found {own.get('format_version')}")
+    try:
+        spec = UNetSpec.model_validate(own.get("spec"))
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: the spec in the header is not valid: {error}") from error
+    return ModelHeader(spec=spec, provenance=dict(own.get("provenance") or {}), tensors=tensors)

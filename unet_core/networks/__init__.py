@@ -1,0 +1,1 @@
+"""Architectures, and what they cost and show."""

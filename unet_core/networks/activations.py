@@ -1,0 +1,200 @@
+"""What passes through a network: maps of each level, weights of attention gates, gradients through each skip.
+
+Decision: a network is watched from outside, by hooks on its named parts, so its own forward pass stays as it reads and
+whoever does not watch pays nothing. Where a part lies (down, bottom, up; which level) is said here once for each
+architecture; level 1 is the full resolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from unet_core.networks.unet import SegmentationNetwork
+from unet_core.networks.whole_pass import whole_pass
+from unet_core.shapes import ValidShape
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPart:
+    """A part of a network: its name for people, its level (0 is the full resolution), the module.
+
+    ``skipped``: of a join, how many of the channels it takes are the skip's; they come first. 0 where they are added.
+    """
+
+    name: str
+    level: int
+    module: nn.Module
+    skipped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """Parts of a network, down and up again: ``levels`` make maps, ``joins`` take skips, ``gates`` weigh them."""
+
+    levels: tuple[NetworkPart, ...]
+    joins: tuple[NetworkPart, ...]
+    gates: tuple[NetworkPart, ...] = ()
+
+
+def anatomy(model: SegmentationNetwork) -> Anatomy:
+    """Return the parts of a network of any architecture."""
+    kinds = {"unet": _unet, "unet++": _unet_plus_plus, "attention": _attention}
+    return kinds[model.spec.architecture](model)
+
+
+def _unet(model: Any) -> Anatomy:
+    depth, channels, skip = model.spec.depth, model.spec.channels, model.spec.skip
+    down = [NetworkPart(f"down {i + 1}", i, module) for i, module in enumerate(model.down)]
+    up = [(depth - 1 - i, module) for i, module in enumerate(model.join)]
+    levels = (
+        *down,
+        NetworkPart("bottom", depth, model.bottom),
+        *(NetworkPart(f"up {i + 1}", i, module) for i, module in up),
+    )
+    joins = (NetworkPart(f"skip {i + 1}", i, module, channels[i] if skip == "concat" else 0) for i, module in up)
+    return Anatomy(levels, () if skip == "none" else tuple(joins))
+
+
+def _unet_plus_plus(model: Any) -> Anatomy:
+    depth, channels = model.spec.depth, model.spec.channels
+    down = [
+        NetworkPart(f"down {i + 1}" if i < depth else "bottom", i, model.get_submodule(f"conv_{i}_0")) for i in range(5)
+    ]
+    places = [(i, j) for j in range(1, depth + 1) for i in range(depth - j, -1, -1)]
+    nodes = [(i, j, model.get_submodule(f"upcat_{i}_{j}")) for i, j in places]
+    levels = (*down, *(NetworkPart(f"node {i + 1}.{j}", i, module) for i, j, module in nodes))
+    return Anatomy(
+        levels, tuple(NetworkPart(f"skip {i + 1}.{j}", i, node.convs, j * channels[i]) for i, j, node in nodes)
+    )
+
+
+def _attention(model: Any) -> Anatomy:
+    depth, channels = model.spec.depth, model.spec.channels
+    head, layer = model.model[0], model.model[1]
+    down, layers = [NetworkPart("down 1", 0, head)], []
+    for level in range(depth):
+        layers.append((level, layer))
+        inner = layer.submodule
+        if level + 1 < depth:
+            down.append(NetworkPart(f"down {level + 2}", level + 1, inner[0]))
+            layer = inner[1]
+        else:
+            down.append(NetworkPart("bottom", depth, inner))
+    up = layers[::-1]
+    levels = (*down, *(NetworkPart(f"up {i + 1}", i, one.merge) for i, one in up))
+    joins = tuple(NetworkPart(f"skip {i + 1}", i, one.merge, channels[i]) for i, one in up)
+    return Anatomy(levels, joins, tuple(NetworkPart(f"gate {i + 1}", i, one.attention.psi) for i, one in up))
+
+
+# ---- forward -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """What a part made of an image, cut to the image: (c, y, x) at 1 / 2^level of its resolution."""
+
+    name: str
+    level: int
+    values_CYX: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """Maps of each level of a network for one image, and weights (1, y, x), 0..1, of its attention gates if any."""
+
+    levels: tuple[Map, ...]
+    gates: tuple[Map, ...]
+
+
+def watch(model: SegmentationNetwork, image_CYX: NDArray[Any]) -> Watched:
+    """Run a network over a small image once, as it is judged, and keep what its parts made."""
+    parts, made = anatomy(model), dict[str, Tensor]()
+
+    def keep(part: NetworkPart) -> RemovableHandle:
+        def note(_module: nn.Module, _given: Any, answer: Tensor) -> None:
+            made[part.name] = answer[0].detach().float().cpu().clone()
+
+        return part.module.register_forward_hook(note)
+
+    with _hooks(keep, (*parts.levels, *parts.gates)):
+        whole_pass(model.eval(), image_CYX)
+    shape, size = ValidShape.of(model.spec), image_CYX.shape[1:]
+    levels, gates = (
+        tuple(Map(part.name, part.level, _inside(made[part.name].numpy(), shape, size, part.level)) for part in kept)
+        for kept in (parts.levels, parts.gates)
+    )
+    return Watched(levels, gates)
+
+
+def _inside(values_CYX: NDArray[Any], shape: ValidShape, size_YX: tuple[int, ...], level: int) -> NDArray[np.float32]:
+    """Cut what lies beyond the image: a map is centred on what was read, and the image lies a halo inside of that."""
+    factor, slices = 2**level, []
+    for length, side in zip(size_YX, values_CYX.shape[1:], strict=True):
+        beyond = shape.halo - (shape.read_px(length) - side * factor) / 2
+        start = max(0, round(beyond / factor))
+        slices.append(slice(start, start + -(-length // factor)))
+    return np.ascontiguousarray(values_CYX[:, slices[0], slices[1]])
+
+
+# ---- backward ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """Norms of the gradient of a loss where two ways meet: by what came through the skip, and by what came from below.
+
+    Where the two are added both get the same gradient.
+    """
+
+    name: str
+    skip: float
+    below: float
+
+
+def skip_gradients(model: SegmentationNetwork, loss: Callable[[], Tensor]) -> tuple[Flow, ...]:
+    """Return, for each skip, the norm of the gradient with respect to the tensor that it hands on.
+
+    ``loss`` runs the network, which is in eval mode meanwhile, and returns a scalar; no gradient is left behind.
+    """
+    joins, taken = anatomy(model).joins, dict[str, Tensor]()
+
+    def keep(part: NetworkPart) -> RemovableHandle:
+        def note(_module: nn.Module, given: tuple[Tensor, ...]) -> None:
+            given[0].retain_grad()
+            taken[part.name] = given[0]
+
+        return part.module.register_forward_pre_hook(note)
+
+    was_training = model.training
+    model.eval()
+    with _hooks(keep, joins):
+        loss().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    model.train(was_training)
+    model.zero_grad(set_to_none=True)
+    return tuple(_flow(part, taken[part.name]) for part in joins)
+
+
+def _flow(part: NetworkPart, joined_NCHW: Tensor) -> Flow:
+    assert joined_NCHW.grad is not None, "it was told to keep it"
+    gradient = joined_NCHW.grad.float()
+    if not part.skipped:
+        return Flow(part.name, float(gradient.norm()), float(gradient.norm()))
+    return Flow(part.name, float(gradient[:, : part.skipped].norm()), float(gradient[:, part.skipped :].norm()))
+
+
+@contextmanager
+def _hooks(register: Callable[[NetworkPart], RemovableHandle], parts: tuple[NetworkPart, ...]) -> Iterator[None]:
+    handles = [register(part) for part in parts]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

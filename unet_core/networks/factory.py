@@ -1,0 +1,51 @@
+"""From a spec to its network, whichever architecture it names.
+
+Decision: a network that looks at its whole tile (instance, group or layer norm, pooling to one size, corners aligned)
+cannot be run tile by tile and is refused here, by the layer's name, however it came about; so nothing downstream asks
+which architecture it has in hand.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from unet_core.errors import ArchitectureError
+from unet_core.networks.unet import SegmentationNetwork, UNet
+from unet_core.spec import UNetSpec
+
+WHOLE_TILE = (
+    _InstanceNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
+    nn.MultiheadAttention,
+)
+"""Layers whose answer for a pixel depends on every other one of the tile."""
+
+
+def build(spec: UNetSpec) -> SegmentationNetwork:
+    """Return the network that a spec describes, freshly initialised.
+
+    Raises ArchitectureError where it could not be seam-exact.
+    """
+    if spec.architecture == "unet":
+        return UNet(spec)
+    from unet_core.networks.monai_variants import AttentionUNet, UNetPlusPlus  # monai takes seconds to import
+
+    network = UNetPlusPlus(spec) if spec.architecture == "unet++" else AttentionUNet(spec)
+    demand_exact(network)
+    return network
+
+
+def demand_exact(network: nn.Module) -> None:
+    """Raise ArchitectureError, naming the layer, for a network that looks at its whole tile."""
+    for name, layer in network.named_modules():
+        stretched = isinstance(layer, nn.Upsample) and bool(layer.align_corners)
+        if stretched or isinstance(layer, WHOLE_TILE):
+            kind = "upsampling with aligned corners" if stretched else type(layer).__name__
+            raise ArchitectureError(
+                f"{type(network).__name__}: layer {name}: expected one that sees a neighbourhood, found {kind}: it "
+                "depends on the whole tile, so tiles could not equal the whole pass. Use batch norm"
+            )

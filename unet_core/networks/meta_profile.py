@@ -1,0 +1,96 @@
+"""What a network costs that is not ours, watched while it runs: layers, arithmetic and memory.
+
+Decision: it runs on torch's meta device, where tensors have shapes and no numbers. So any tile is watched in
+milliseconds, nothing is modelled that the library may change, and what is alive at the worst moment is counted as the
+interpreter lets go of it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from unet_core.networks.factory import build
+from unet_core.networks.layer_summary import UP_CONVOLUTION, Layer
+from unet_core.spec import UNetSpec
+
+KINDS = {nn.Conv2d: "convolution", nn.ConvTranspose2d: UP_CONVOLUTION, nn.MaxPool2d: "max pooling"}
+"""Layers with a line of their own; the numbers of others (norms, slopes) are counted with the one before them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One forward pass: its layers in order, and how many numbers were alive at the worst moment, input included."""
+
+    layers: tuple[Layer, ...]
+    alive: int
+
+
+@lru_cache(maxsize=64)
+def trace(spec: UNetSpec, input_px: int) -> Trace:
+    """Watch one forward pass over a square tile. Raises SizeError for a size that is not legal."""
+    with torch.device("meta"):
+        network = build(spec).eval()
+    layers: list[Layer] = []
+    for name, module in network.named_modules():
+        if not list(module.children()):
+            module.register_forward_hook(partial(_note, layers, name))
+    with torch.no_grad(), _Alive() as alive:
+        network(torch.empty(1, spec.in_channels, input_px, input_px, device="meta"))
+    return Trace(tuple(layers), alive.most)
+
+
+def _note(layers: list[Layer], name: str, module: nn.Module, given: tuple[Tensor, ...], answer: Tensor) -> None:
+    """Write down what a layer did, or add what it holds to the one before it."""
+    parameters = sum(one.numel() for one in module.parameters())
+    kind = KINDS.get(type(module))
+    if kind is None:
+        if parameters:
+            layers[-1] = replace(layers[-1], parameters=layers[-1].parameters + parameters)
+        return
+    side = answer.shape[2]
+    channels = (given[0].shape[1], answer.shape[1])
+    layers.append(Layer(name, kind, _kernel(module), *channels, side, parameters, side if parameters else 0))
+
+
+def _kernel(module: Any) -> int:
+    size = module.kernel_size
+    return int(size if isinstance(size, int) else size[0])
+
+
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    """Counts the numbers in tensors that exist, and the most there ever were."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.now = self.most = 0
+        self.seen = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        answer = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(answer):
+            if isinstance(tensor, Tensor):
+                self._meet(tensor)
+        return answer
+
+    def _meet(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage not in self.seen:
+            self.seen[storage] = numbers = storage.nbytes() // tensor.itemsize
+            weakref.finalize(storage, self._forget, numbers)
+            self.now += numbers
+            self.most = max(self.most, self.now)
+
+    def _forget(self, numbers: int) -> None:
+        self.now -= numbers

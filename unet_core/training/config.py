@@ -1,0 +1,159 @@
+"""How to train: everything a training run can be told, as data.
+
+Decision: a recipe is one frozen model whose defaults are the recommended ones, and it travels whole into the provenance
+of the weights; what is not in it (folders, images) cannot change what is learnt from the same images.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from unet_core.data.augmentation import Augmentation
+from unet_core.data.folds import FoldSettings
+from unet_core.data.mask_encoding import DataSettings
+from unet_core.data.sampler import Sampling
+from unet_core.model_file.header import describe, resolve
+from unet_core.normalisation import Rows
+from unet_core.spec import UNetSpec, preset
+from unet_core.training.loss import LossSettings
+
+SAID: tuple[str, ...] = ("architecture", "depth", "width", "growth", "padding", "norm", "up", "skip", "head", "dropout")
+SAID += ("mpp", "stain_normalisation", "equalise")
+"""What of a network's spec is a choice; the rest is found out from the images."""
+
+ANY_TARGET: Rows = ((0.6, 0.7, 0.4), (0.2, 0.8, 0.5))
+"""Stands where the stains of the training images will, until they have been looked at."""
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class TrainSection(BaseModel):
+    """A part of the recipe: frozen, unknown keys refused, nothing coerced."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class NetworkSection(TrainSection):
+    """A preset of `unet_core.spec`, and whatever else of the spec is to be changed (null: as the preset has it).
+
+    ``start``: a model to go on from, built-in or a file; its own spec then holds.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    preset: str = "compact"
+    start: str | None = None
+
+    @model_validator(mode="after")
+    def _describes_a_network(self) -> Self:
+        """Refuse unknown keys, naming the nearest known one, and networks that cannot be."""
+        for name in set(self.model_extra or {}) - set(SAID):
+            near = difflib.get_close_matches(name, SAID, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: preset, start, {', '.join(SAID)}"
+            raise ValueError(f"unknown key 'network.{name}': {hint}")
+        try:
+            self.spec(3, ("object",))
+        except ValidationError as error:
+            faults = (" ".join(map(str, (*fault["loc"], fault["msg"]))) for fault in error.errors())
+            raise ValueError("; ".join(faults)) from error
+        return self
+
+    def spec(self, in_channels: int, class_names: Sequence[str], target: Rows = ANY_TARGET) -> UNetSpec:
+        """Return the network for images of so many channels with objects of these classes, and stains like these."""
+        said = {name: value for name, value in (self.model_extra or {}).items() if value is not None}
+        if said.get("stain_normalisation", "none") != "none":
+            said["stain_target"] = target
+        found = {"in_channels": in_channels, "classes": 1 + len(class_names), "class_names": tuple(class_names)}
+        return preset(self.preset, **said, **found)
+
+    def resolution(self) -> float | None:
+        """Return the micrometres per pixel that are asked for, or those of the model to start from."""
+        return describe(resolve(self.start)).spec.mpp if self.start else self.spec(3, ("object",)).mpp
+
+
+class FoldsSection(FoldSettings):
+    """How folds are drawn, and which one is held back to judge by.
+
+    ``hold_back``: the number of one; ``all``: each in turn, a network for each; null: none, and nothing is judged.
+    """
+
+    hold_back: Annotated[int, Field(ge=0)] | Literal["all"] | None = 0
+
+
+class OptimiserSection(TrainSection):
+    """How a step is taken: ``rate`` is the highest, ``decay`` the weight decay, ``clip`` the largest gradient norm."""
+
+    kind: Literal["sgd", "adam", "adamw"] = "adamw"
+    rate: Positive = 2e-3
+    decay: Annotated[float, Field(ge=0)] = 1e-2
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    clip: Positive | None = 1.0
+
+
+class ScheduleSection(TrainSection):
+    """How long, and how the rate falls over it. ``steps`` wins over ``minutes``, and repeats itself to the bit.
+
+    ``plateau`` lowers the rate to ``factor`` of it after ``patience`` validations that were no better.
+    """
+
+    kind: Literal["constant", "poly", "cosine", "plateau"] = "cosine"
+    minutes: Positive | None = 30.0
+    steps: Count | None = None
+    warmup: Annotated[int, Field(ge=0)] = 50
+    power: Positive = 0.9
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    patience: Count = 5
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        if self.minutes is None and self.steps is None:
+            raise ValueError("expected a number of minutes or of steps, found neither: training would never end")
+        return self
+
+    def progress(self, step: int, seconds: float, reserve_s: float = 0.0) -> float:
+        """Return how much of the training is over, 0..1. Of the minutes, `reserve_s` are kept for what follows it."""
+        if self.steps is not None:
+            return min(1.0, step / self.steps)
+        assert self.minutes is not None, "one of the two is given"
+        return min(1.0, seconds / max(1e-3, 60 * self.minutes - reserve_s))
+
+
+class StoppingSection(TrainSection):
+    """What says how good the network is, every so many steps, on at most so many images or windows of large ones.
+
+    The best by ``monitor`` is kept. With ``patience``, training ends after so many validations that were no better.
+    """
+
+    monitor: Literal["dice", "iou", "loss"] = "dice"
+    every: Count = 200
+    images: Count = 12
+    patience: Count | None = None
+
+
+class TrainComputeSection(TrainSection):
+    """Where and how precisely; ``seed`` is where all chance comes from."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    threads: Count | Literal["auto"] = "auto"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+class TrainConfig(TrainSection):
+    """Everything a training run can be told."""
+
+    network: NetworkSection = NetworkSection()
+    data: DataSettings = DataSettings()
+    folds: FoldsSection = FoldsSection()
+    sampling: Sampling = Sampling()
+    augment: Augmentation = Augmentation()
+    loss: LossSettings = LossSettings()
+    optimiser: OptimiserSection = OptimiserSection()
+    schedule: ScheduleSection = ScheduleSection()
+    stopping: StoppingSection = StoppingSection()
+    compute: TrainComputeSection = TrainComputeSection()

@@ -1,0 +1,71 @@
+"""What a training run says of itself step by step: `metrics.jsonl`, and the same for TensorBoard.
+
+Decision: the lines are the record and their length in bytes is part of what a run resumes from: whatever a killed run
+wrote beyond that is cut off, so no step is ever there twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from torch.utils.tensorboard import SummaryWriter
+
+from unet_core.errors import RecipeError
+
+NAME = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Appends to the record of a run; a context manager."""
+
+    def __init__(self, folder: Path, log_bytes: int, step: int) -> None:
+        path = folder / NAME
+        self.file = path.open("ab")
+        found = self.file.tell()
+        if found < log_bytes:
+            self.file.close()
+            raise RecipeError(
+                f"{path}: expected {log_bytes} bytes or more up to step {step}, found {found}: it was changed since. "
+                "Put it back, or begin again in another --out"
+            )
+        self.file.truncate(log_bytes)
+        self.file.seek(log_bytes)  # else the position, which is stored, is the old end until something is written
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.board.close()
+        self.file.close()
+
+    def stepped(self, record: Mapping[str, Any]) -> None:
+        """Note one step."""
+        self._append(record)
+        for name in ("loss", "rate"):
+            self.board.add_scalar(f"training/{name}", record[name], record["step"])
+        for level, norm in record["gradient_norms"].items():
+            self.board.add_scalar(f"gradient norm/{level}", norm, record["step"])
+
+    def validated(self, step: int, scores: Mapping[str, float]) -> None:
+        """Note a validation."""
+        self._append({"step": step, "validation": dict(scores)})
+        for name, value in scores.items():
+            self.board.add_scalar(f"validation/{name}", value, step)
+
+    def sync(self) -> int:
+        """Bring it to disk; return its length in bytes."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        return self.file.tell()
+
+    def _append(self, content: Mapping[str, Any]) -> None:
+        self.file.write(json.dumps(content).encode() + b"\n")
+        self.file.flush()

@@ -1,0 +1,126 @@
+"""A network that learns: weights, optimiser and the chance that dropout draws from, on one device.
+
+Decision: these three are all that a step changes, so they are kept together, and turning them into named tensors and
+back gives the very same next step. What tiles a step sees is not among them: it follows from seed and step alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+from unet_core.data.sampler import SampleBatch
+from unet_core.device import multiplies_bf16, resolve_device
+from unet_core.errors import DivergedError
+from unet_core.networks.unet import SegmentationNetwork
+from unet_core.training.config import TrainConfig
+from unet_core.training.loss import Loss
+from unet_core.training.optimiser import gradient_norms, optimiser_for
+
+
+@dataclass(frozen=True, slots=True)
+class TrainState:
+    """What a step of training changes."""
+
+    model: SegmentationNetwork
+    optimiser: torch.optim.Optimizer
+    loss: Loss
+    clip: float | None
+    autocast: bool
+
+    @classmethod
+    def of(cls, model: SegmentationNetwork, loss: Loss, recipe: TrainConfig) -> Self:
+        """Move a network to where it is to learn."""
+        device = resolve_device(recipe.compute.device)
+        model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
+        optimiser = optimiser_for(model.parameters(), recipe.optimiser)
+        return cls(model, optimiser, loss, recipe.optimiser.clip, learns_in_bf16(recipe, device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.model.parameters()).device
+
+    def step(self, batch: SampleBatch, rate: float) -> tuple[float, dict[str, float]]:
+        """Take one step downhill; return the loss and the gradient's norm at each level, before it is clipped.
+
+        Raises DivergedError when either is no number, and then nothing has changed.
+        """
+        self.model.train()
+        loss = self.loss_of(batch)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        value, norms = float(loss.detach()), gradient_norms(self.model)
+        total = sum(norm * norm for norm in norms.values()) ** 0.5
+        if not torch.isfinite(torch.tensor([value, total])).all():
+            raise DivergedError(f"loss {value}, norm of the gradient {total}")
+        if self.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.step()
+        return value, norms
+
+    def loss_of(self, batch: SampleBatch) -> Tensor:
+        """Return the loss of a batch."""
+        spec = self.model.spec
+        mean, std = (torch.tensor(values, device=self.device)[:, None, None] for values in (spec.mean, spec.std))
+        image, target, weight = (
+            part.to(self.device) for part in (batch.image_NCHW, batch.target_NHW, batch.weight_NHW)
+        )
+        x_NCHW = ((image - mean) / std).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            logits_NCHW = self.model(x_NCHW)
+        return self.loss(logits_NCHW, target, weight)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything that a step changes, by name, on the CPU."""
+        named = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for index, state in self.optimiser.state_dict()["state"].items():
+            named |= {f"optimiser/{index}/{key}": tensor for key, tensor in state.items() if tensor is not None}
+        named["chance/cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            named["chance/cuda"] = torch.cuda.get_rng_state()
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Become what `tensors` was taken of."""
+        self.model.load_state_dict(_below("model/", tensors))
+        parameters = list(self.model.parameters())
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _below("optimiser/", tensors).items():
+            index, _, key = name.partition("/")
+            state.setdefault(int(index), {})[key] = _laid_out_as(parameters[int(index)], tensor)
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
+        torch.set_rng_state(tensors["chance/cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["chance/cuda"])
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """Return the tensor with the parameter's strides, for another order of summing up could round otherwise."""
+    if tensor.shape != parameter.shape:
+        return tensor
+    return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+
+
+def use_threads(threads: int | Literal["auto"]) -> None:
+    """Compute on so many threads from now on: `auto` is one for each core. As many give the same sums again."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if threads == "auto" else threads)
+
+
+def learns_in_bf16(recipe: TrainConfig, device: str) -> bool:
+    """Return whether to multiply in bf16 (autocast): ``auto`` where that is fast."""
+    if recipe.compute.precision == "auto":
+        return multiplies_bf16(device)
+    return recipe.compute.precision == "bf16"

@@ -1,0 +1,328 @@
+"""Train a network on annotated images: the loop, what it keeps, and choosing threshold and smallest area at its end.
+
+Decision: everything that a step changes (weights, optimiser, what dropout and tiles are drawn from) is written to one
+file; so a run that is killed anywhere and begun again by the same call takes the very same steps: with
+`schedule.steps` to the bit, on one kind of CPU and as many threads.
+
+    RUN/best.safetensors   the best network on what is held back; at the end with threshold and smallest area
+    RUN/last.safetensors   the latest one          RUN/resume.safetensors   what going on needs
+    RUN/metrics.jsonl      a line a step           RUN/tensorboard          the same, to look at
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import torch
+
+from unet_core.data.augmentation import Augmentation
+from unet_core.data.prefetch import Batches
+from unet_core.data.recoloured import recoloured
+from unet_core.data.sampler import AnnotatedImage, Sampler, class_frequencies
+from unet_core.device import resolve_device
+from unet_core.errors import DivergedError, RecipeError
+from unet_core.model_file.checkpoint import load, save, with_spec
+from unet_core.model_file.header import describe, resolve, sha256
+from unet_core.networks.factory import build
+from unet_core.networks.whole_pass import whole_pass
+from unet_core.shapes import ValidShape
+from unet_core.spec import UNetSpec
+from unet_core.training import resume_checkpoint
+from unet_core.training.config import TrainConfig
+from unet_core.training.dataset_spec import spec_for, with_stain
+from unet_core.training.loss import loss_for
+from unet_core.training.metrics_log import MetricsLog
+from unet_core.training.model_selection import best_min_area, best_threshold
+from unet_core.training.optimiser import rate_at
+from unet_core.training.resume_checkpoint import Position
+from unet_core.training.train_state import TrainState
+from unet_core.training.validation import validate, views
+
+BEST, LAST = "best.safetensors", "last.safetensors"
+TILES = "chance/tiles"
+SAVE_EVERY_S = 60.0
+CHOOSE_IMAGES = 64  # on which threshold and smallest area are chosen
+SCORING = 2.0  # what choosing takes for each pixel, as a multiple of judging
+
+
+@dataclass(frozen=True, slots=True)
+class TrainData:
+    """Images to learn from, those held back to judge by, and what their classes are called."""
+
+    training: Sequence[AnnotatedImage]
+    held_back: Sequence[AnnotatedImage] = ()
+    class_names: Sequence[str] = ("object",)
+
+    def shown(self, spec: UNetSpec) -> TrainData:
+        """Return the images as a network is shown them, each brought to its colours as a slide would be."""
+        training, held_back = (recoloured(cases, spec.normalisation) for cases in (self.training, self.held_back))
+        return TrainData(training, held_back, self.class_names)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainJob:
+    """What is to be trained, from what, how and where to."""
+
+    folder: Path
+    material: TrainData
+    recipe: TrainConfig
+
+    def check(self) -> None:
+        """Raise RecipeError for a recipe that cannot be followed with these images."""
+        watched = self.recipe.stopping.patience or self.recipe.schedule.kind == "plateau"
+        if watched and not self.material.held_back:
+            raise RecipeError(
+                "stopping.patience and schedule.kind=plateau go by a score, and no image is held back to score on: set "
+                "folds.hold_back, or leave them out"
+            )
+
+    def spec(self) -> UNetSpec:
+        """Return the network: that of the model to start from, or what the images make of the recipe's."""
+        if start := self.recipe.network.start:
+            return describe(resolve(start)).spec
+        return spec_for(self.material.training, self.material.class_names, self.recipe)
+
+    def identity(self, spec: UNetSpec) -> dict[str, Any]:
+        """Return what makes it this run and no other, as plain data."""
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "network": spec.model_dump(mode="json"),
+            "trained on": [[case.name, *case.labels_YX.shape] for case in self.material.training],
+            "held back": [[case.name, *case.labels_YX.shape] for case in self.material.held_back],
+            "share of each class": list(class_frequencies(self.material.training, spec.classes)),
+        }
+
+    def provenance(self, step: int) -> dict[str, Any]:
+        """Return what the weights' file says of where they come from."""
+        said: dict[str, Any] = {
+            "command": "overtile train",
+            "recipe": self.recipe.model_dump(mode="json"),
+            "steps": step,
+            "trained_on": [case.name for case in self.material.training],
+            "held_back": [case.name for case in self.material.held_back],
+        }
+        if start := self.recipe.network.start:
+            said["start"] = {"sha256": sha256(resolve(start)), **describe(resolve(start)).provenance}
+        return said
+
+
+class TrainListener(Protocol):
+    """Who wants to know how it goes."""
+
+    def begun(self, order: TrainJob, position: Position) -> None:
+        """Training starts here, or goes on from here."""
+
+    def stepped(self, record: Mapping[str, Any], progress: float) -> None:
+        """One step was taken, and so much of the training (0..1) is over."""
+
+    def validated(self, step: int, scores: Mapping[str, float]) -> None:
+        """The network was judged."""
+
+
+@dataclass(slots=True)
+class Trainer:
+    """One run in one folder."""
+
+    order: TrainJob
+    learner: TrainState
+    sampler: Sampler
+    batches: Batches
+    identity: dict[str, Any]
+    seen: list[AnnotatedImage]
+    watcher: TrainListener
+    position: Position = field(default_factory=Position)
+    saved: tuple[int, float] = (0, 0.0)  # step and second of the latest save
+    began: float = 0.0
+
+    @classmethod
+    def of(cls, order: TrainJob, watcher: TrainListener) -> Self:
+        """Build network and optimiser, and go back to where an earlier call was stopped.
+
+        Raises RecipeError when the folder holds another run, or the recipe cannot be followed on these images.
+        """
+        order.check()
+        recipe, material = order.recipe, order.material
+        torch.manual_seed(recipe.compute.seed)
+        start = load(resolve(recipe.network.start)) if recipe.network.start else None
+        spec = start.spec if start else order.spec()
+        frequencies = class_frequencies(material.training, spec.classes)
+        learner = TrainState.of(start or build(spec), loss_for(recipe.loss, spec, frequencies), recipe)
+        shown = material.shown(spec)
+        sampler = Sampler(shown.training, sizes_px(spec, recipe), recipe.sampling, recipe.augment, learner.device.type)
+        generator = generator_from_seed(recipe)
+        identity = order.identity(spec)
+        seen = views(shown.held_back, recipe.stopping.images)
+        position = Position()
+        if saved := resume_checkpoint.read(order.folder, identity):
+            learner.restore(saved.tensors)
+            generator.set_state(saved.tensors[TILES])
+            position = saved.position
+        return cls(order, learner, sampler, Batches(sampler, generator), identity, seen, watcher, position)
+
+    # ---- the loop --------------------------------------------------------------------------------------------------
+
+    def run(self) -> Position:
+        """Train to the end, choose threshold and smallest area; return where it ended. A run that is done stays so.
+
+        Raises DivergedError, naming what is kept, when loss or gradient is no number any more.
+        """
+        with self.batches:
+            if not self.position.done:
+                self._train()
+        return self.position
+
+    def _train(self) -> None:
+        self.began = time.monotonic() - self.position.seconds
+        self.saved = (self.position.step, self.position.seconds)
+        self.watcher.begun(self.order, self.position)
+        with MetricsLog(self.order.folder, self.position.log_bytes, self.position.step) as journal:
+            if self.position.step:
+                self._write_models()  # which a kill may have prevented
+            else:
+                self._judge(journal)  # what cannot be judged is found out before hours of training
+                self._save(journal)
+            while not self._is_over():
+                self._step(journal)
+            self._judge(journal)
+            self._save(journal)
+        choose(self.order.folder / BEST, self._choosing(), self.order)
+        self.position = replace(self.position, done=True)
+        resume_checkpoint.write(self.order.folder, self.identity, self.position, self._tensors())
+
+    @property
+    def seconds(self) -> float:
+        """Time used so far, by earlier calls too."""
+        return time.monotonic() - self.began
+
+    def _progress(self) -> float:
+        return self.order.recipe.schedule.progress(self.position.step, self.seconds, self.position.reserve_s)
+
+    def _is_over(self) -> bool:
+        return self._progress() >= 1 or self.position.watch.is_over(self.order.recipe.stopping.patience)
+
+    def _step(self, journal: MetricsLog) -> None:
+        recipe, step, progress = self.order.recipe, self.position.step, self._progress()
+        rate = rate_at(recipe, step, progress, self.position.watch)
+        loss, norms = self._learn(rate)
+        self.position = replace(self.position, step=step + 1, seconds=self.seconds)
+        record = {
+            "step": step + 1,
+            "epoch": (step + 1) * recipe.sampling.batch // len(self.order.material.training),
+            "seconds": round(self.position.seconds, 3),
+            "loss": loss,
+            "rate": rate,
+            "gradient_norms": norms,
+        }
+        journal.stepped(record)
+        self.watcher.stepped(record, progress)
+        if (step + 1) % recipe.stopping.every == 0:
+            self._judge(journal)
+            self._save(journal)
+        elif self.seconds - self.saved[1] > SAVE_EVERY_S:
+            self._save(journal)
+
+    def _learn(self, rate: float) -> tuple[float, dict[str, float]]:
+        try:
+            return self.learner.step(next(self.batches), rate)
+        except DivergedError as error:
+            kept = self.position.watch.best_step or self.saved[0]
+            raise DivergedError(
+                f"{self.order.folder}: training diverged at step {self.position.step + 1}: {error}. Kept are {BEST} of "
+                f"step {kept} and {LAST} of step {self.saved[0]}. Lower optimiser.rate or set optimiser.clip, and name "
+                "another --out"
+            ) from error
+
+    def _judge(self, journal: MetricsLog) -> None:
+        """Score the network on what is held back, once at each step."""
+        step, watch, recipe = self.position.step, self.position.watch, self.order.recipe
+        if not self.seen or self.position.judged == step:
+            return
+        before = time.monotonic()
+        self.learner.model.eval()
+        scores = {"loss": self._loss_held_back(), **validate(self.learner.model, self.seen)}
+        pace = (time.monotonic() - before) / _pixels(self.seen)
+        journal.validated(step, scores)
+        self.watcher.validated(step, scores)
+        if step:  # a network that has learnt nothing is nobody's best
+            watch = watch.after(scores[recipe.stopping.monitor], step, recipe)
+        reserve_s = SCORING * pace * _pixels(self._choosing())
+        self.position = replace(self.position, judged=step, watch=watch, reserve_s=reserve_s)
+
+    def _loss_held_back(self) -> float:
+        """Return the mean loss on as many batches as there are images, without augmentation, always the same ones."""
+        sampler = replace(self.sampler, cases=self.seen, augmentation=Augmentation.off())
+        generator = torch.Generator().manual_seed(0)
+        with torch.inference_mode():
+            losses = [float(self.learner.loss_of(sampler.draw(generator))) for _ in self.seen]
+        return sum(losses) / len(losses)
+
+    def _choosing(self) -> list[AnnotatedImage]:
+        return views(self.sampler.cases, CHOOSE_IMAGES)
+
+    # ---- what is kept ----------------------------------------------------------------------------------------------
+
+    def _save(self, journal: MetricsLog) -> None:
+        """Keep where the run is, first for going on, then for people."""
+        self.position = replace(self.position, seconds=self.seconds, log_bytes=journal.sync())
+        resume_checkpoint.write(self.order.folder, self.identity, self.position, self._tensors())
+        self.saved = (self.position.step, self.position.seconds)
+        self._write_models()
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return self.learner.tensors() | {TILES: self.batches.state}
+
+    def _write_models(self) -> None:
+        """Write the latest model, and the best one if that is of this very step, or none was judged."""
+        model, step = self.learner.model, self.position.step
+        provenance = self.order.provenance(step)
+        save(self.order.folder / LAST, model, provenance)
+        if self.position.watch.best_step in (None, step):
+            save(self.order.folder / BEST, model, provenance, precision="half")
+
+
+def sizes_px(spec: UNetSpec, recipe: TrainConfig) -> tuple[int, int]:
+    """Return the sides of a tile and of what the network answers for it."""
+    shape = ValidShape.of(spec)
+    read_px = shape.read_px(recipe.sampling.output_px)
+    return read_px, shape.output_px(read_px)
+
+
+def generator_from_seed(recipe: TrainConfig) -> torch.Generator:
+    """Return what a run's tiles are drawn from, as it is at the first step."""
+    return torch.Generator().manual_seed(recipe.compute.seed)
+
+
+def choose(path: Path, cases: Sequence[AnnotatedImage], order: TrainJob) -> None:
+    """Store with a model what follows from the images that it was trained on: threshold, smallest area, stain.
+
+    ``cases`` are some of the order's, as the network is shown them; the stain is that of the images as they were. A
+    network for several classes has no threshold: its largest probability decides.
+    """
+    model = load(path).to(resolve_device(order.recipe.compute.device))
+    spec = with_stain(model.spec, views(order.material.training, CHOOSE_IMAGES), order.recipe)
+    if spec.foreground == 1:
+        probabilities = [whole_pass(model, case.image_CYX) for case in cases]
+        spec = spec.model_copy(update={"threshold": best_threshold(probabilities, cases)})
+        spec = spec.model_copy(update={"min_area_um2": best_min_area(probabilities, cases, spec)})
+    save(path, with_spec(model, spec), describe(path).provenance, precision="half")
+
+
+def _pixels(cases: Sequence[AnnotatedImage]) -> int:
+    return sum(case.labels_YX.shape[0] * case.labels_YX.shape[1] for case in cases)
+
+
+def train(order: TrainJob, watcher: TrainListener) -> Position:
+    """Train into a folder that exists, or go on where the same call was stopped; return where it ended."""
+    return Trainer.of(order, watcher).run()
+
+
+def is_done(order: TrainJob) -> bool:
+    """Return whether an earlier call has trained it to its end. Raises RecipeError where that was another run."""
+    if not (order.folder / resume_checkpoint.NAME).exists():
+        return False
+    saved = resume_checkpoint.read(order.folder, order.identity(order.spec()))
+    return saved is not None and saved.position.done

@@ -1,0 +1,102 @@
+"""How good a network is on images it does not learn from, while it learns.
+
+Decision: it is judged as its user will meet it (mirrored edges, one whole pass in single precision, bytes, connected
+components, nothing drawn at random), so validating leaves no trace in what is learnt. Of an image too large for one
+pass, windows stand for the whole.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet_core.class_map import IGNORED, class_map
+from unet_core.data.sampler import AnnotatedImage
+from unet_core.metrics.overlap import Counts, object_counts, pixel_counts
+from unet_core.mirror import ArrayLike, Square
+from unet_core.networks.unet import SegmentationNetwork
+from unet_core.networks.whole_pass import whole_pass
+from unet_core.training.model_selection import components
+
+WINDOW_PX = 1024
+LARGEST_PX = 2**22  # pixels of an image that is judged whole
+MOST_WINDOWS = 16  # of one image: each is as large as sixteen small images
+THRESHOLD = 0.5  # until one is chosen
+
+Thing = TypeVar("Thing")
+
+
+def validate(model: SegmentationNetwork, seen: Sequence[AnnotatedImage]) -> dict[str, float]:
+    """Return Dice, IoU and F1 of objects at IoU 0.5, pooled over images and foreground classes, at threshold 0.5."""
+    pixels, objects = Counts(), Counts()
+    for case in seen:
+        found_YX, true_YX = class_map(whole_pass(model, case.image_CYX), THRESHOLD), case.class_map[:, :]
+        for index in range(1, model.spec.classes):
+            wanted_YX = true_YX == index
+            ids_YX = np.where(true_YX == IGNORED, 0, components(found_YX == index))
+            pixels += pixel_counts(ids_YX > 0, wanted_YX)
+            labels_YX = np.where(wanted_YX, np.asarray(case.labels_YX[:, :]), 0)
+            objects += object_counts(ids_YX, labels_YX)
+    union = pixels.both + pixels.found_only + pixels.true_only
+    return {"dice": pixels.f1, "iou": pixels.both / union if union else 1.0, "f1_50": objects.f1}
+
+
+def views(cases: Sequence[AnnotatedImage], most: int) -> list[AnnotatedImage]:
+    """Return at most so many images, or windows of large ones, chosen evenly."""
+    chosen = evenly(cases, most)
+    return [view for case in chosen for view in windows(case, min(MOST_WINDOWS, most // len(chosen)))]
+
+
+def evenly(things: Sequence[Thing], most: int) -> list[Thing]:
+    """Return at most so many of the things, from the first on, as far apart as can be."""
+    count = min(len(things), most)
+    return [things[i * len(things) // count] for i in range(count)]
+
+
+def windows(case: AnnotatedImage, most: int) -> Iterator[AnnotatedImage]:
+    """Yield the image itself, or at most so many windows of a large one, half of them with objects if there are any."""
+    height, width = case.labels_YX.shape
+    if height * width <= LARGEST_PX:
+        yield case
+        return
+    corners = list(itertools.product(range(0, height, WINDOW_PX), range(0, width, WINDOW_PX)))
+    marked = [corner for corner in corners if case.census().holds_object(*corner, WINDOW_PX)]
+    chosen = evenly(marked, -(-most // 2))
+    bare = [corner for corner in corners if corner not in chosen]
+    for y, x in sorted([*chosen, *evenly(bare, most - len(chosen))]):
+        yield _cut(case, Square(y, x, min(y + WINDOW_PX, height), min(x + WINDOW_PX, width)))
+
+
+def _cut(case: AnnotatedImage, box: Square) -> AnnotatedImage:
+    classes = None if case.classes_YX is None else _part(case.classes_YX, box)
+    return replace(case, image_CYX=_part(case.image_CYX, box), labels_YX=_part(case.labels_YX, box), classes_YX=classes)
+
+
+def _part(array: ArrayLike, box: Square) -> ArrayLike:
+    """Return a box of an array, of which nothing is read if it is not in memory."""
+    part = ImageCrop(array, box)
+    return part[(slice(None),) * len(array.shape)] if isinstance(array, np.ndarray) else part
+
+
+@dataclass(frozen=True, slots=True)
+class ImageCrop:
+    """A box of an array-like (.., y, x), read when it is sliced."""
+
+    whole: ArrayLike
+    box: Square
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Pixels along each axis."""
+        return (*self.whole.shape[:-2], self.box.y1 - self.box.y0, self.box.x1 - self.box.x0)
+
+    def __getitem__(self, key: tuple[slice, ...], /) -> NDArray[Any]:
+        spans = [one.indices(length) for one, length in zip(key[-2:], self.shape[-2:], strict=True)]
+        starts = zip((self.box.y0, self.box.x0), spans, strict=True)
+        inside = (slice(start + first, start + max(first, last)) for start, (first, last, _) in starts)
+        return np.asarray(self.whole[(*key[:-2], *inside)])
