@@ -30,6 +30,17 @@ class Level:
     shape_yx: tuple[int, int]
     downsample_yx: tuple[float, float]
 
+    @property
+    def hashed_text(self) -> str:
+        """Text that enters fingerprints. It must not change, whatever the class and its fields are called."""
+        return f"Level(shape_yx={self.shape_yx!r}, downsample_yx={self.downsample_yx!r})"
+
+
+def hashed_levels(levels: Sequence[Level]) -> str:
+    """Text of all levels that enters fingerprints: that of a tuple of them."""
+    texts = [level.hashed_text for level in levels]
+    return f"({', '.join(texts)}{',' if len(texts) == 1 else ''})"
+
 
 @dataclass(frozen=True, slots=True)
 class TilePlace:

@@ -193,7 +193,7 @@ def _plan(candidate: Candidate, model: Ensemble, compute: Compute, config: RunCo
         "channels": reader.channels if numbers is None else list(numbers),
         "dtype": str(reader.dtype),
         "level": resolved.level,
-        "resampling": repr(resolved.resampling),
+        "resampling": resolved.resampling.hashed_text,
         "block": config.tiles.block,
         **({"on_bad_tile": "mask"} if config.input.on_bad_tile == "mask" else {}),
     }

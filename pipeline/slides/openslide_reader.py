@@ -27,7 +27,7 @@ from openslide import OpenSlide, OpenSlideError
 
 from pipeline.errors import SlideError
 from pipeline.geometry import Box
-from pipeline.slide_reader import Level, Pixels, TileError, TilePlace, downsample_yx, name_channels
+from pipeline.slide_reader import Level, Pixels, TileError, TilePlace, downsample_yx, hashed_levels, name_channels
 from pipeline.slides.checks.file import sampled_digest
 from pipeline.slides.checks.image import MAX_PIXELS, MAX_SIDE_PX
 from pipeline.slides.dicom import FrameTable, frame_tables
@@ -167,7 +167,7 @@ class OpenSlideReader:
 
     def fingerprint(self) -> str:
         """SHA-256 of the levels, the size of every file of the slide, and 256 samples of 4 KiB of them."""
-        facts = f"openslide 1 {self.format} {self.levels} {self.mpp_yx} {self.background}"
+        facts = f"openslide 1 {self.format} {hashed_levels(self.levels)} {self.mpp_yx} {self.background}"
         return sampled_digest(self.found.files, facts)
 
     def describe(self) -> dict[str, Any]:

@@ -52,6 +52,14 @@ class PhotoHeader:
     mpp_yx: tuple[float, float] | None
     orientation: int
 
+    @property
+    def hashed_text(self) -> str:
+        """Text that enters the fingerprint. It must not change, whatever the class and its fields are called."""
+        return (
+            f"Header(format={self.format!r}, shape_yx={self.shape_yx!r}, samples={self.samples!r}, "
+            f"bits={self.bits!r}, mpp_yx={self.mpp_yx!r}, orientation={self.orientation!r})"
+        )
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PhotoSlide:
@@ -99,7 +107,7 @@ class PhotoSlide:
 
     def fingerprint(self) -> str:
         """SHA-256 of the size, the header's facts and 256 samples of 4 KiB of the file."""
-        return sampled_digest([self.path], f"photo 1 {self.header}")
+        return sampled_digest([self.path], f"photo 1 {self.header.hashed_text}")
 
     def describe(self) -> dict[str, Any]:
         """Format, size and channels. Nothing a person wrote into the file."""

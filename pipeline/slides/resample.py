@@ -49,6 +49,14 @@ class Resampling:
     source_yx: tuple[int, int]
     out_yx: tuple[int, int]
 
+    @property
+    def hashed_text(self) -> str:
+        """Text that enters the plan hash. It must not change, whatever the class and its fields are called."""
+        return (
+            f"Resampling(method={self.method!r}, scale_yx={self.scale_yx!r}, source_yx={self.source_yx!r}, "
+            f"out_yx={self.out_yx!r})"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
