@@ -50,7 +50,7 @@ class Dot:
     value: float
     x: float
     y: float
-    outliers: bool
+    is_outlier: bool
 
 
 @dataclass(frozen=True, slots=True)

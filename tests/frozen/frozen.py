@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 import torch
 
-from tests.commands import Command
-from tests.flows.serving import api, ask, awaited, serving
+from tests.support.commands import Command
+from tests.unit.flows.serving import api, ask, awaited, serving
 
 FROZEN = Path(__file__).parent
 MADE, MODELS, DEPLOYMENT = (

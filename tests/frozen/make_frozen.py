@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from tests.make_dicom import write_dicom
+from tests.support.make_dicom import write_dicom
 
 FROZEN = Path(__file__).parent
 ROOT = Path("/tmp/overtile-frozen")

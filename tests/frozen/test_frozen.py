@@ -26,7 +26,6 @@ import pytest
 import zarr
 from safetensors import safe_open
 
-from tests.commands import Command, FileState, Ran, files_of, history, result_digests
 from tests.frozen.frozen import (
     DEPLOYMENT,
     MODELS,
@@ -38,6 +37,7 @@ from tests.frozen.frozen import (
     stored_request,
     unpack,
 )
+from tests.support.commands import Command, FileState, Ran, files_of, history, result_digests
 
 KEYS = ("photo", "tissue", "cells", "deep/drawn", "series")
 STAGES = ("ingest", "tissue", "predict", "label", "measure", "pyramid", "export", "overlay")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.resample import Resampling
-from pipeline.slide_photo import Header, load_photo
 from pipeline.slide_reader import Level, hashed_levels
-from tests.make_photos import write_png
+from pipeline.slides.photo import PhotoHeader, load_photo
+from pipeline.slides.resample import Resampling
+from tests.support.make_photos import write_png
 
 
 def test_resampling_text_of_the_plan_hash() -> None:
@@ -23,11 +23,11 @@ def test_resampling_text_of_the_plan_hash() -> None:
 
 
 def test_header_text_of_the_photo_fingerprint() -> None:
-    stated = Header("PNG", (200, 580), 3, 8, (0.25, 0.5), 1)
+    stated = PhotoHeader("PNG", (200, 580), 3, 8, (0.25, 0.5), 1)
     assert stated.hashed_text == (
         "Header(format='PNG', shape_yx=(200, 580), samples=3, bits=8, mpp_yx=(0.25, 0.5), orientation=1)"
     )
-    assert Header("JPEG", (9, 8), 1, 8, None, 0).hashed_text == (
+    assert PhotoHeader("JPEG", (9, 8), 1, 8, None, 0).hashed_text == (
         "Header(format='JPEG', shape_yx=(9, 8), samples=1, bits=8, mpp_yx=None, orientation=0)"
     )
 
