@@ -1,104 +1,247 @@
-"""The README is true: its commands run in order, its code runs, its configuration loads.
+"""The pages are true: commands and code of each page run in order, configurations load, links and names exist.
 
-Not run here, with the reason: ``make demo`` and ``make test`` (this is make test; both are run by .ci/run), the pip
-commands (what make does), napari (it needs a screen; test_real_slides.py proves its reader), ``overtile schedule``
-and ``overtile view`` (they run until they are stopped; flows/test_schedule.py fires the one, flows/test_view_page.py
-opens the other). ``overtile segment`` runs on a small slide through the
-stated shorter flag ``cluster.kind=serial`` of a configuration file, ``overtile train`` on drawn discs, two steps of a
-small network instead of the minutes stated.
+What is not run stands in `tests/pages.py` with the reason. ``overtile segment`` runs on a small slide with a
+configuration file of ``cluster.kind=serial``, ``overtile train`` on drawn discs: two steps of a small network in
+place of the minutes stated.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
+import yaml
+from pydantic import BaseModel
 from skimage.data import immunohistochemistry
 from typer.main import get_command
 
 from flows.cli.main import app
-from pipeline.config import load_config
+from pipeline.config import RunConfig, load_as, load_config
+from tests.docs.pages import (
+    BLOCKS_NOT_RUN,
+    CONTRIBUTING,
+    DOCS,
+    LINES_NOT_RUN,
+    PAGES,
+    README,
+    ROOT,
+    Block,
+    anchors,
+    blocks,
+    code_of,
+    prose_of,
+)
 from tests.support.commands import Command
 from tests.support.make_discs import write_discs
+from unet_core.spec import UNetSpec
+from unet_core.training.config import TrainConfig
 
-README = Path(__file__).resolve().parents[2] / "README.md"
-EXEMPT = ("make ", "python3 -m venv", ".venv/bin/", "napari ", "overtile schedule ", "overtile view ")
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)
+KINDS: dict[str, type[BaseModel]] = {"training.md": TrainConfig, "models.md": UNetSpec}
+"""What the YAML of a page configures, where it is not a run."""
+TREES = ("results/", "run/", "report/")
+"""First lines of pictures of folders."""
+OTHERS = {"--help", "--gpus"}
+"""Options of every command, and of sbatch."""
+PAGE_LINES = 250
+"""Of the README."""
+FILE_NAME = re.compile(
+    r"[\w.]+\.(?:md|html|csv|jsonl?|png|geojson\.gz|parquet|safetensors|ome\.zarr)(?![\w.])|\w+(?=/ )"
+)
 
 
-def blocks(language: str) -> list[str]:
-    """The fenced blocks of one language, in order."""
-    return [text for found, text in BLOCK.findall(README.read_text("utf-8")) if found == language]
+def of_page(page: Path) -> str:
+    return page.name
+
+
+def write_inputs(place: Path) -> None:
+    """What the commands of the pages expect to find: slides, regions, a checkpoint, annotated images."""
+    (place / "slides").mkdir()
+    (place / "channels").mkdir()
+    pixels = np.tile(immunohistochemistry()[:509, :505], (2, 2, 1))
+    tiles: dict[str, Any] = {"tile": (256, 256), "resolution": (40000, 40000), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(place / "slides" / "tissue.tif", pixels, photometric="rgb", **tiles)
+    names = {"axes": "CYX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5, "Channel": {"Name": ["actin", "DAPI", "IgG"]}}
+    planes = np.moveaxis(255 - pixels[:512, :512], -1, 0)
+    tifffile.imwrite(place / "channels" / "cells.ome.tif", planes, tile=(256, 256), metadata=names)
+    square = [[[100, 100], [600, 100], [600, 600], [100, 600], [100, 100]]]
+    feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": square}, "properties": {}}
+    (place / "annotations").mkdir()
+    collection = {"type": "FeatureCollection", "features": [feature]}
+    (place / "annotations" / "tissue.geojson").write_text(json.dumps(collection))
+    (place / "small.yaml").write_text("cluster: {kind: serial}\ntiles: {block: 512, tile: 512}\n")
+    (place / "tiny.yaml").write_text("network: {depth: 1, width: 2}\nsampling: {output_px: 32}\nschedule: {steps: 2}\n")
+    write_discs(place)
+    shutil.copytree(ROOT / "configs", place / "configs")
+
+
+def write_checkpoint(place: Path) -> None:
+    """A PyTorch checkpoint of the network that the page about models describes."""
+    import torch
+
+    from unet_core.networks.factory import build
+
+    (spec,) = blocks(DOCS / "models.md", "yaml")
+    (place / "spec.yaml").write_text(spec.text)
+    torch.save(build(UNetSpec.model_validate(yaml.safe_load(spec.text))).state_dict(), place / "unet.pt")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a user would stand: a folder with slides in it."""
-    place = tmp_path_factory.mktemp("readme")
-    (place / "slides").mkdir()
-    pixels_per_cm = 1e4 / 0.25
-    tifffile.imwrite(
-        place / "slides" / "tissue.tif",
-        np.tile(immunohistochemistry()[:509, :505], (2, 2, 1)),
-        tile=(256, 256),
-        photometric="rgb",
-        resolution=(pixels_per_cm, pixels_per_cm),
-        resolutionunit="CENTIMETER",
-    )
-    (place / "small.yaml").write_text("cluster: {kind: serial}\ntiles: {block: 512, tile: 512}\n")
-    write_discs(place)
-    (place / "tiny.yaml").write_text("network: {depth: 1, width: 2}\nsampling: {output_px: 32}\nschedule: {steps: 2}\n")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything but results."""
+    place = tmp_path_factory.mktemp("fresh")
+    write_inputs(place)
+    write_checkpoint(place)
     return place
 
 
-def test_every_block_is_of_a_kind_that_is_checked() -> None:
-    found = {language for language, _ in BLOCK.findall(README.read_text("utf-8"))}
-    assert found == {"bash", "python", "yaml", "text"}
+@pytest.fixture(scope="module")
+def segmented(fresh: Path, tmp_path_factory: pytest.TempPathFactory, environment: Mapping[str, str]) -> Path:
+    """The same with results, as the pages after the README assume: those of the cases table."""
+    place = tmp_path_factory.mktemp("segmented") / "place"
+    shutil.copytree(fresh, place)
+    for line, _ in blocks(DOCS / "cases.md", "bash")[0].lines():
+        shell(line, place, environment)
+    return place
 
 
-def test_commands_then_code(folder: Path, overtile: Command) -> None:
-    lines = [line for block in blocks("bash") for line in block.splitlines() if not line.startswith(EXEMPT)]
-    assert len(lines) >= 5
+@pytest.fixture(scope="module")
+def environment(overtile: Command) -> Mapping[str, str]:
+    """With the command, and the values that a deployment reads."""
     path = f"{Path(sys.executable).parent}:{overtile.environment['PATH']}"
-    for line in lines:
-        shorter = f"{line} --config small.yaml" if " segment " in line else line
-        if " train " in line:
-            shorter = re.sub(r" --minutes \d+", "", line) + " --config tiny.yaml"
-        done = subprocess.run(
-            ["bash", "-ec", shorter],
-            cwd=folder,
-            env={**overtile.environment, "PATH": path},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-    for block in blocks("python"):
-        done = subprocess.run([sys.executable, "-c", block], cwd=folder, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    told = {"OVERTILE_SLIDES": "slides", "OVERTILE_OUT": "results", "OVERTILE_SHA256": "0" * 64}
+    return {**overtile.environment, "PATH": path, **told}
 
 
-def test_the_configuration_loads(tmp_path: Path) -> None:
-    for number, block in enumerate(blocks("yaml")):
-        (tmp_path / f"{number}.yaml").write_text(block)
-        load_config(tmp_path / f"{number}.yaml")
+def shell(line: str, place: Path, environment: Mapping[str, str]) -> None:
+    """Run a line as it stands but for the shorter settings."""
+    shorter = f"{line} --config small.yaml" if " segment " in line else line
+    if " train " in line:
+        shorter = re.sub(r" --minutes \d+", "", line) + " --config tiny.yaml"
+    words = ["bash", "-ec", shorter]
+    done = subprocess.run(
+        words, cwd=place, env=dict(environment), stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
 
 
-def test_every_command_and_option_named_exists() -> None:
-    text = README.read_text("utf-8")
+def run(block: Block, place: Path, environment: Mapping[str, str]) -> None:
+    """Run a block, or look whether the files exist that it names."""
+    if block.language == "bash" and block.reason is None:
+        for line, reason in block.lines():
+            if reason is None:
+                shell(line, place, environment)
+    elif block.language == "python":
+        everything = {**environment, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}  # pandas and the like included
+        words = [sys.executable, "-c", block.text]
+        done = subprocess.run(words, cwd=place, env=everything, capture_output=True, text=True)
+        assert done.returncode == 0, f"{block.text}\n{done.stderr}"
+    elif block.text.startswith(TREES):
+        root = place / block.text.partition("/")[0]
+        there = {path.name for path in root.rglob("*")} | {root.name}
+        assert set(FILE_NAME.findall(block.text)) - {"slide"} - there == set(), "the picture names what is not there"
+    else:
+        assert block.reason is not None or block.language == "yaml", f"{block.page.name}: nothing runs\n{block.text}"
+        named = re.findall(r"results/[\w./]+", block.text) if block.language in ("groovy", "text") else []
+        assert [name for name in named if not (place / name).exists()] == []
+
+
+@pytest.mark.timeout(900)
+def test_the_readme_runs_in_a_fresh_folder(fresh: Path, environment: Mapping[str, str], tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    shutil.copytree(fresh, place)
+    for block in blocks(README):
+        run(block, place, environment)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("page", PAGES[1:], ids=of_page)
+def test_every_block_of_the_page_runs(
+    page: Path, segmented: Path, environment: Mapping[str, str], tmp_path: Path
+) -> None:
+    place = tmp_path / "place"
+    shutil.copytree(segmented, place)
+    for block in blocks(page):
+        run(block, place, environment)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=of_page)
+def test_every_configuration_loads(page: Path, tmp_path: Path) -> None:
+    for number, block in enumerate(blocks(page, "yaml")):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(block.text)
+        if page.name in KINDS and KINDS[page.name] is UNetSpec:
+            UNetSpec.model_validate(yaml.safe_load(block.text))
+        elif page.name in KINDS:
+            load_as(KINDS[page.name], file)
+        elif "DaskCluster" in block.text:
+            assert yaml.safe_load(block.text)["spec"].keys() == {"worker", "scheduler"}
+        else:
+            load_config(file)
+
+
+def test_the_defaults_shown_are_the_defaults(tmp_path: Path) -> None:
+    (block,) = blocks(DOCS / "configuration.md", "yaml")
+    (tmp_path / "shown.yaml").write_text(block.text)
+    assert load_config(tmp_path / "shown.yaml") == RunConfig()
+
+
+def test_every_block_is_of_a_kind_that_is_checked() -> None:
+    found = {block.language for page in PAGES for block in blocks(page)}
+    assert found <= {"bash", "python", "yaml", "text", "groovy"}
+    fences = {page.name: len(re.findall(r"^ *(?:```|~~~)", page.read_text("utf-8"), re.M)) for page in PAGES}
+    assert fences == {page.name: 2 * len(blocks(page)) for page in PAGES}, "every fence opens or closes a block"
+    run_lines = [line for page in PAGES for block in blocks(page, "bash") for line, why in block.lines() if not why]
+    assert len(run_lines) >= 25
+
+
+def test_nothing_stands_on_the_list_of_what_is_not_run_without_need() -> None:
+    everything = [block for page in PAGES for block in blocks(page)]
+    lines = [line for block in everything if block.language == "bash" for line in block.text.splitlines()]
+    assert [start for start in LINES_NOT_RUN if not any(line.startswith(start) for line in lines)] == []
+    assert [start for start in BLOCKS_NOT_RUN if not any(one.text.startswith(start) for one in everything)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=of_page)
+def test_every_command_option_target_and_test_named_exists(page: Path) -> None:
+    text = code_of(page)
     commands: dict[str, Any] = dict(vars(get_command(app))["commands"])
-    assert set(re.findall(r"overtile ([a-z]+)", text)) - {"writes"} <= set(commands)
-    known = {word for command in commands.values() for option in command.params for word in option.opts}
-    assert set(re.findall(r"`(--[a-z-]+)", text)) - {"--plugin"} <= known | {"--version", "--help"}
+    assert set(re.findall(r"\bovertile ([a-z]+)", text)) <= set(commands)
+    known = {word for command in commands.values() for option in _options(command) for word in option}
+    mine = [line for line in text.splitlines() if line.startswith(("overtile ", "--"))]
+    assert {word for line in mine for word in re.findall(r"(?<!\S)(--[a-z-]+)", line)} <= known | OTHERS
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
+    assert set(re.findall(r"\bmake ([a-z-]+)", text)) <= targets
+    assert [name for name in re.findall(r"\btests/[\w/]+\.py\b", text) if not (ROOT / name).exists()] == []
 
 
-def test_every_file_linked_exists() -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", README.read_text("utf-8"))
-    local = [link for link in links if not link.startswith("http")]
-    assert local
-    assert [link for link in local if not (README.parent / link).exists()] == []
+def _options(command: Any) -> list[list[str]]:
+    own = [one.opts for one in command.params]
+    return own + [words for sub in vars(command).get("commands", {}).values() for words in _options(sub)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=of_page)
+def test_every_file_and_heading_linked_exists(page: Path) -> None:
+    links = re.findall(r"\]\(([^)]+)\)", prose_of(page))
+    for link in links:
+        if link.startswith("http"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page if not name else page.parent / name
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_readme_is_short_and_names_every_page() -> None:
+    text = README.read_text("utf-8")
+    assert len(text.splitlines()) <= PAGE_LINES
+    assert [page.name for page in (*DOCS.glob("*.md"), CONTRIBUTING) if f"/{page.name})" not in text] == []

@@ -1,4 +1,4 @@
-"""The README's nightly section, to the letter, on a fresh clone: it fires, is killed, and the next night ends it.
+"""The page about scheduled runs, to the letter, on a fresh clone: a run fires, is killed, and the next one ends it.
 
 Not followed: ``pip install``, for which the packages of this environment stand, so that no network is asked.
 """
@@ -55,8 +55,8 @@ def tissue(path: Path) -> None:
 def test_a_night_of_the_readme_is_killed_and_the_next_one_ends_it(tmp_path: Path) -> None:
     clone = fresh_clone(tmp_path / "clone")
     tissue(clone / "slides" / "tissue.tif")
-    section = (clone / "README.md").read_text("utf-8").split("## Every night\n")[1].split("\n## ")[0]
-    lines = [line for block in re.findall(r"^```bash\n(.*?)^```", section, re.M | re.S) for line in block.splitlines()]
+    page = (clone / ".github" / "docs" / "scheduling.md").read_text("utf-8")
+    lines = [line for block in re.findall(r"^```bash\n(.*?)^```", page, re.M | re.S) for line in block.splitlines()]
     (try_it,) = [line for line in lines if "--every" in line]
     (ask,) = [line for line in lines if line.startswith("overtile status")]
     kept = Command.under(tmp_path, None).environment

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.support.commands import REPOSITORY
 
-PAGE = REPOSITORY / ".github" / "docs" / "machines.md"
+PAGE = REPOSITORY / ".github" / "docs" / "clusters.md"
 DASK = [sys.executable, "-m", "dask"]
 
 

@@ -33,7 +33,7 @@ from tests.unit.flows.serving import (
 )
 from unet_core.model_file.checkpoint import load, save
 
-DOCS = REPOSITORY / ".github" / "docs" / "nights.md"
+DOCS = REPOSITORY / ".github" / "docs" / "scheduling.md"
 
 
 def python_block() -> str:

@@ -24,7 +24,7 @@ from tests.support.commands import REPOSITORY, Command, is_complete
 from tests.unit.flows.serving import PATIENCE_S, awaited, exit_codes, lines_of, running
 
 AUTH = "somebody:something long"
-DOCS = (REPOSITORY / ".github" / "docs" / "nights.md").read_text("utf-8")
+DOCS = (REPOSITORY / ".github" / "docs" / "scheduling.md").read_text("utf-8")
 
 
 def documented(beginning: str) -> str:
