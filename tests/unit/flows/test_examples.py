@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,42 @@ def test_the_compose_file_opens_no_port_and_names_real_settings() -> None:
     assert [name for name in sorted(named) if not hasattr(settings, name)] == []
 
 
-@pytest.mark.parametrize("name", ["prefect.yaml", "automations.yaml", "compose.yaml", "overtile.service"])
+def test_the_container_copies_what_is_there_and_the_wheel_needs() -> None:
+    """And no more is sent to the builder; the worker of the compose file is this image."""
+    text = (CONFIGS / "Containerfile").read_text("utf-8")
+    copied = [words.split()[:-1] for words in re.findall(r"^COPY (?!--from)(.*)$", text, re.M)]
+    names = {name for words in copied for name in words}
+    assert [name for name in sorted(names) if not (REPOSITORY / name).exists()] == []
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))
+    needed = {*project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"], project["project"]["readme"]}
+    assert needed | {"pyproject.toml", "constraints.txt", *project["project"]["license-files"]} <= names
+    sent = re.findall(r"^!(.*)$", (REPOSITORY / ".dockerignore").read_text("utf-8"), re.M)
+    assert set(sent) == names
+    worker = read("compose.yaml")["services"]["worker"]
+    assert (CONFIGS / worker["build"]["context"] / worker["build"]["dockerfile"]).samefile(CONFIGS / "Containerfile")
+    assert worker["entrypoint"] == [], "its command is not overtile's"
+    assert f":{project['project']['version']}" in worker["image"]
+
+
+def test_the_workflow_runs_what_everybody_runs() -> None:
+    """One command, pinned to the interpreter that was tested, with no right to write."""
+    found = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "ci.yml").read_text("utf-8"))
+    (job,) = found["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    assert found["permissions"] == {"contents": "read"}
+    assert (REPOSITORY / ".ci" / "run").stat().st_mode & 0o111
+
+
+def test_the_hooks_are_those_of_make_lint() -> None:
+    hooks = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text("utf-8"))["repos"]
+    entries = " ".join(hook["entry"] for repository in hooks for hook in repository["hooks"] if "entry" in hook)
+    lint = (REPOSITORY / "Makefile").read_text("utf-8").split("\nlint:")[1].split("\n\n")[0]
+    for tool in re.findall(r"\$\(BIN\)/(\w+(?: check| format --check)?)", lint):
+        assert tool == "python" or f".venv/bin/{tool}" in entries, tool
+
+
+@pytest.mark.parametrize(
+    "name", ["prefect.yaml", "automations.yaml", "compose.yaml", "overtile.service", "Containerfile"]
+)
 def test_it_says_how_it_is_used(name: str) -> None:
     assert (CONFIGS / name).read_text("utf-8").startswith("# ")
