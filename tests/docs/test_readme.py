@@ -1,6 +1,6 @@
 """The pages are true: commands and code of each page run in order, configurations load, links and names exist.
 
-What is not run stands in `tests/pages.py` with the reason. ``overtile segment`` runs on a small slide with a
+What is not run stands in `tests/docs/pages.py` with the reason. ``overtile segment`` runs on a small slide with a
 configuration file of ``cluster.kind=serial``, ``overtile train`` on drawn discs: two steps of a small network in
 place of the minutes stated.
 """
