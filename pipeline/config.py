@@ -234,11 +234,19 @@ def load_as(kind: type[Configuration], path: Path | None, overrides: Sequence[st
 
     Raises ConfigError for a missing file, bad YAML, an unknown key (naming the nearest known one) or a bad value.
     """
-    content = read_settings(path, overrides)
+    return validated(kind, read_settings(path, overrides), str(path or "configuration"))
+
+
+def validated(kind: type[Configuration], content: Mapping[str, Any], source: str) -> Configuration:
+    """Validate sections and their keys.
+
+    Raises:
+        ConfigError: For an unknown key, naming the nearest known one, and for a bad value; it begins with ``source``.
+    """
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"{path or 'configuration'}: " + "; ".join(_explain(error, _sections(kind)))) from error
+        raise ConfigError(f"{source}: " + "; ".join(_explain(error, _sections(kind)))) from error
 
 
 def read_settings(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:

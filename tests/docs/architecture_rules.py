@@ -40,7 +40,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "typer": ("flows/cli/*.py",),
     "click": ("flows/cli/main.py",),
     "rich": ("flows/*",),
-    "dask": ("pipeline/execution/*.py",),
+    "dask": ("pipeline/execution/*.py", "pipeline/exports/result.py"),
     "dask_jobqueue": ("pipeline/execution/cluster.py",),
     "distributed": ("pipeline/execution/*.py",),
     "torch": ("unet_core/*", "pipeline/inference/predictor.py", "flows/cli/doctor.py"),
@@ -49,6 +49,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
         "pipeline/slides/*",
         "pipeline/annotations/label_image.py",
         "pipeline/exports/ome_tiff.py",
+        "pipeline/runs/segment_image.py",
         "flows/cli/demo.py",
     ),
     "imagecodecs": ("pipeline/slides/*", "flows/cli/demo.py"),
@@ -113,7 +114,7 @@ BROAD = {
 """Functions with ``except Exception``: around one slide of a batch, and where an error is raised again in another
 thread."""
 
-PASSES_ON = {("unet_core/spec.py", "preset")}
+PASSES_ON = {("unet_core/spec.py", "preset"), ("pipeline/runs/segment_image.py", "segment_image")}
 """Functions with ``**keywords`` that are passed on to a model which validates them."""
 
 TOP = {"pyproject.toml", "constraints.txt", "Makefile", "README.md", "CHANGELOG.md", "LICENSE", "configs", "tests"}

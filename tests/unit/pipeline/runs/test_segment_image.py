@@ -1,0 +1,66 @@
+"""`segment_image` gives the arrays that the installed command writes, for an array and for a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tifffile
+import zarr
+
+import pipeline
+from pipeline.errors import ConfigError
+from tests.support.commands import CLASSES
+from tests.support.faults.trees import Finished
+
+
+def stored(result: Path, path: str) -> np.ndarray:
+    """An array of a result, read by zarr alone."""
+    return np.asarray(zarr.open_array(result / "slide.ome.zarr" / path, mode="r")[...])
+
+
+@pytest.mark.parametrize("as_array", [True, False])
+def test_arrays_and_table_equal_those_of_the_command(finished: Finished, *, as_array: bool) -> None:
+    image = tifffile.imread(finished.slide) if as_array else finished.slide
+    found = pipeline.segment_image(image, str(CLASSES), mpp=0.5, tissue={}, precision="fp32")
+    assert np.array_equal(found.image, stored(finished.result, "0"))
+    assert np.array_equal(found.probability, stored(finished.result, "probability/0"))
+    assert np.array_equal(found.labels, stored(finished.result, "labels/objects/0"))
+    assert found.labels.max() > 0
+    assert found.objects.equals(pq.read_table(finished.result / "objects.parquet"))
+    assert found.mpp == 0.5
+
+
+def test_object_settings_reach_the_objects(finished: Finished) -> None:
+    image = tifffile.imread(finished.slide)
+    few = pipeline.segment_image(image, str(CLASSES), mpp=0.5, precision="fp32", min_area_um2=1e6)
+    assert len(few.objects) == 0
+    assert few.labels.max() == 0
+    assert few.probability.max() > 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((10, 10, 3, 1), np.uint8), ((10, 10), np.float32), ((0, 10), np.uint8), ((10,), np.uint8)]
+)
+def test_arrays_of_other_shapes_or_types_are_refused(shape: tuple[int, ...], dtype: type) -> None:
+    with pytest.raises(ConfigError, match=r"expected \(y, x\) or \(y, x, channel\) of uint8 or uint16"):
+        pipeline.segment_image(np.zeros(shape, dtype), str(CLASSES), mpp=0.5)
+
+
+def test_an_array_without_a_resolution_is_refused() -> None:
+    with pytest.raises(ConfigError, match="Give mpp="):
+        pipeline.segment_image(np.zeros((50, 50, 3), np.uint8), str(CLASSES))
+
+
+def test_unknown_object_settings_are_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="treshold"):
+        pipeline.segment_image(np.zeros((50, 50, 3), np.uint8), str(CLASSES), mpp=0.5, treshold=0.4)
+
+
+def test_exported_names_are_listed_and_exist() -> None:
+    assert set(pipeline.__all__) <= set(dir(pipeline))
+    assert all(getattr(pipeline, name).__doc__ for name in pipeline.__all__)
+    with pytest.raises(AttributeError, match="segment_picture"):
+        pipeline.segment_picture  # noqa: B018  the access is what fails
