@@ -11,7 +11,8 @@ The public interface is exported here and imported when it is used:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -20,22 +21,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Result", "RunConfig", "Segmentation", "open_result", "segment_image"]
 
+_MODULES = {
+    "Result": "pipeline.exports.result",
+    "RunConfig": "pipeline.config",
+    "Segmentation": "pipeline.runs.segment_image",
+    "open_result": "pipeline.exports.result",
+    "segment_image": "pipeline.runs.segment_image",
+}
 
-def __getattr__(name: str) -> Any:
-    """Import an exported name on its first use."""
-    if name == "RunConfig":
-        from pipeline.config import RunConfig
 
-        return RunConfig
-    if name in ("Result", "open_result"):
-        from pipeline.exports import result
-
-        return getattr(result, name)
-    if name in ("Segmentation", "segment_image"):
-        from pipeline.runs import segment_image
-
-        return getattr(segment_image, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
