@@ -76,7 +76,9 @@ class Result:
         stored = store.read(path)
         block = stored.block_px
         chunks = (*stored.shape[:-2], block, block)
-        return dask.array.from_array(stored, chunks=chunks, name=f"{path}-{stored.plan}", asarray=False)
+        name = f"{path}-{stored.plan}"
+        array: dask.array.Array = dask.array.from_array(stored, chunks=chunks, name=name, asarray=False)  # type: ignore[no-untyped-call]  # dask types it in part
+        return array
 
 
 def open_result(path: str | Path) -> Result:
