@@ -39,7 +39,7 @@ lint: .venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/docs/test_architecture.py
+	$(BIN)/python -m pytest -q tests/docs/test_architecture.py tests/docs/test_language.py
 
 prove: .venv  ## break each promise on purpose and demand a red test
 	$(BIN)/python tests/sabotage/prove.py

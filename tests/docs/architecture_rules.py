@@ -124,3 +124,18 @@ MEANINGLESS = {
     *("utils", "util", "helpers", "helper", "common", "base", "manager", "handler", "engine", "misc", "core", "lib"),
 }
 """Words that no file name may consist of."""
+
+REFUSED_WORDS = (
+    r"one decision made here",
+    r"^\s*(?:\"\"\")?Decision:",
+    r"\b[Ww]hoever\b",
+    r"(?<![\"'])\b[Nn]obody\b(?![\"':])",
+    r"\bof its own accord\b",
+    r"\b[Hh]e who\b",
+    r"\b(?:is|are|was|were|be) let in\b",
+    r"\bone voice\b",
+    r"\bthe house\b",
+    r"\bin the air\b",
+)
+"""Phrases that documentation in standard technical English does without, as regular expressions. The Unix user
+``nobody`` is written in quotation marks."""

@@ -1,117 +1,32 @@
-"""The shape of the house, read from its source: who imports whom, which library lives where, how large things get.
+"""Rules of the source tree, checked by reading the source: imports, libraries, sizes.
 
-A new file needs one line in `tests/docs/architecture_rules.py`: that is the moment to ask whether it belongs at all.
+The rules themselves are in `architecture_rules.py`.
 """
 
 from __future__ import annotations
 
 import ast
-import io
 import re
 import subprocess
 import sys
-import tokenize
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.docs.architecture_rules import (
-    BROAD,
     LAZY,
     LEVELS,
     LIBRARIES,
     LIGHT,
-    MEANINGLESS,
     MODULES_IN_A_FOLDER,
     PACKAGES,
     PASSES_ON,
     TOP,
 )
+from tests.docs.source_tree import ROOT, SOURCES, Source, each_source, kept_files
 
-ROOT = Path(__file__).resolve().parents[2]
 FUNCTION_LINES, FILE_LINES, PARAMETERS = 60, 400, 5
-
-
-@dataclass(frozen=True)
-class Source:
-    """One file of the three packages."""
-
-    path: Path
-
-    @cached_property
-    def name(self) -> str:
-        return self.path.relative_to(ROOT).as_posix()
-
-    @cached_property
-    def text(self) -> str:
-        return self.path.read_text(encoding="utf-8")
-
-    @cached_property
-    def tree(self) -> ast.Module:
-        return ast.parse(self.text)
-
-    @property
-    def package(self) -> str:
-        return self.name.partition("/")[0]
-
-    @cached_property
-    def functions(self) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
-        return [node for node in ast.walk(self.tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-
-    def imports(self, *, top: bool = False) -> set[str]:
-        """Dotted names imported anywhere, or (``top``) when the module is."""
-        nodes = _when_imported(self.tree) if top else ast.walk(self.tree)
-        return {name for node in nodes for name in _imported(node)}
-
-    def is_in(self, patterns: tuple[str, ...]) -> bool:
-        """Whether a pattern names the file: ``a/b.py``, ``a/*.py`` or, with all folders below, ``a/*``."""
-        return any(
-            self.name.startswith(pattern[:-1]) if pattern.endswith("/*") else self.path.relative_to(ROOT).match(pattern)
-            for pattern in patterns
-        )
-
-
-def _imported(node: ast.AST) -> list[str]:
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
-    if isinstance(node, ast.ImportFrom):
-        assert node.level == 0, "imports are absolute"
-        module = node.module or ""
-        return [f"{module}.{alias.name}" if module in PACKAGES else module for alias in node.names]
-    return []
-
-
-def _when_imported(node: ast.AST) -> Iterator[ast.AST]:
-    """Nodes that run on import: not in functions, not only for type checkers."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
-            continue
-        yield child
-        yield from _when_imported(child)
-
-
-SOURCES = [Source(path) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
-
-
-def each_source(check: Callable[[Source], None]) -> Callable[[], None]:
-    """One test of all files, which names every file that fails the check."""
-
-    def test() -> None:
-        wrong = []
-        for source in SOURCES:
-            try:
-                check(source)
-            except AssertionError as error:
-                wrong.append(f"{source.name}: {error}")
-        assert not wrong, "\n".join(wrong)
-
-    test.__doc__ = check.__doc__
-    return test
 
 
 # ---- who imports whom ----------------------------------------------------------------------------------------------
@@ -299,98 +214,9 @@ def test_functions_take_few_parameters(source: Source) -> None:
         assert given.kwarg is None or (source.name, function.name) in PASSES_ON, f"{source.name}: **{given.kwarg}"
 
 
-# ---- words ---------------------------------------------------------------------------------------------------------
-
-
-def _public(body: list[ast.stmt]) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
-    for node in body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
-            yield node
-            if isinstance(node, ast.ClassDef):
-                yield from _public(node.body)
-
-
-@each_source
-def test_everything_public_says_what_it_is_for(source: Source) -> None:
-    assert ast.get_docstring(source.tree), f"{source.name} says nothing"
-    silent = [node.name for node in _public(source.tree.body) if not ast.get_docstring(node)]
-    assert silent == []
-
-
-@each_source
-def test_names_say_something(source: Source) -> None:
-    assert not set(source.path.stem.split("_")) & MEANINGLESS
-
-
-def _comments(source: Source) -> Iterator[tuple[int, str]]:
-    for token in tokenize.generate_tokens(io.StringIO(source.text).readline):
-        if token.type == tokenize.COMMENT:
-            yield token.start[0], token.string
-
-
-@each_source
-def test_every_exception_from_a_tool_carries_its_reason(source: Source) -> None:
-    for line, comment in _comments(source):
-        for match in re.finditer(r"#\s*(?:noqa|type:\s*ignore)", comment):
-            found = re.match(
-                r"#\s*(?:noqa:\s*[A-Z]+\d+(?:,\s*[A-Z]+\d+)*|type:\s*ignore\[[\w, -]+\])(.*)", comment[match.start() :]
-            )
-            assert found, f"{source.name}:{line} names no rule"
-            assert len(re.findall(r"[a-zA-Z]{2,}", found[1])) >= 2, f"{source.name}:{line} gives no reason"
-
-
-@each_source
-def test_errors_are_caught_by_name(source: Source) -> None:
-    for function in source.functions:
-        for node in ast.walk(function):
-            if isinstance(node, ast.ExceptHandler):
-                kinds = ast.unparse(node.type) if node.type else "everything"
-                if "BaseException" in kinds:
-                    last = node.body[-1]
-                    assert isinstance(last, ast.Raise), f"{source.name}:{node.lineno} swallows even kill signals"
-                    assert last.exc is None
-                elif node.type is None or re.search(r"\bException\b", kinds):
-                    assert (source.name, function.name) in BROAD, f"{source.name}:{node.lineno} catches {kinds}"
-
-
-def test_the_places_that_catch_everything_are_still_there() -> None:
-    places = {
-        (source.name, function.name)
-        for source in SOURCES
-        for function in source.functions
-        for node in ast.walk(function)
-        if isinstance(node, ast.ExceptHandler) and node.type and ast.unparse(node.type) == "Exception"
-    }
-    assert places == BROAD
-
-
 # ---- the tree ------------------------------------------------------------------------------------------------------
 
 
-def _kept_files() -> list[Path]:
-    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    done = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip("not a git checkout")
-    return [ROOT / name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
-
-
 def test_the_top_of_the_tree_is_short() -> None:
-    top = {path.relative_to(ROOT).parts[0] for path in _kept_files()}
+    top = {path.relative_to(ROOT).parts[0] for path in kept_files()}
     assert {name for name in top if not name.startswith(".")} - TOP == set()
-
-
-def test_the_project_speaks_of_itself_alone() -> None:
-    """No word of who made it where: those who read it have neither the place nor the notes."""
-    words = [
-        r"/wor" r"k/",
-        r"\bissu" r"e #?\d",
-        r"\b(?:DESIGN|FACTS|FAULTS|FIELD|HOUSE)\.md\b",
-        r"\bsub-?age" r"nts?\b",
-    ]
-    words += [r"\bclau" r"de\b", r"\banth" r"ropic\b", r"\bthe le" r"ad\b", r"(?-i:\bTODO\b)", r"\bFIXME\b"]
-    pattern = re.compile("|".join(words), re.IGNORECASE)
-    for path in _kept_files():
-        if path.suffix in {".py", ".md", ".yaml", ".toml", ".txt", ".cfg", ".c", ".sh", ""} and path != Path(__file__):
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-                assert not pattern.search(line), f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}"
