@@ -5,7 +5,7 @@ export PYTHONHASHSEED ?= 0
 # What Python compiled is kept: otherwise each of two hundred commands that the tests run compiles all of it anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo browser slurm test test-long faults lint prove bench bench-long gpu clean
+.PHONY: demo browser slurm test test-long faults lint prove mutants bench bench-long gpu clean
 
 .venv: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -41,8 +41,13 @@ lint: .venv
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/docs/test_architecture.py tests/docs/test_language.py
 
-prove: .venv  ## break each promise on purpose and demand a red test
-	$(BIN)/python tests/sabotage/prove.py
+prove: .venv  ## apply each mutation of tests/mutations to a copy and require a failing test; about 12 minutes
+	$(BIN)/python -m tests.mutations.prove
+
+mutants: .venv  ## mutate the pure modules and list the mutants that no test detects; ONLY='pipeline.geometry.*' for one
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt mutmut
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2 $(ONLY)
+	$(BIN)/mutmut results
 
 bench: .venv  ## speed and memory against their bars; writes bench.json
 	$(BIN)/python tests/benchmarks/bench.py
@@ -54,4 +59,4 @@ gpu: .venv  ## the CUDA path against the CPU, where there is a device; writes gp
 	$(BIN)/python tests/benchmarks/gpu.py
 
 clean:
-	rm -rf .venv demo-result bench.json gpu.json
+	rm -rf .venv mutants demo-result bench.json gpu.json

@@ -66,6 +66,14 @@ def test_folders_import_lower_levels_only(source: Source) -> None:
             assert other == folder or LEVEL[other] < LEVEL[folder], f"imports {name}"
 
 
+@each_source
+def test_stages_do_not_import_one_another(source: Source) -> None:
+    """Stages meet in the slide store only; ``split_objects`` is a part of the label stage."""
+    if source.name.startswith("pipeline/stages/"):
+        others = {name for name in source.imports() if name.startswith("pipeline.stages")}
+        assert others <= {"pipeline.stages.split_objects"}
+
+
 def test_folders_hold_few_modules() -> None:
     count: dict[Path, int] = {}
     for path in (path for top in (*PACKAGES, "tests") for path in (ROOT / top).rglob("*.py")):
