@@ -9,12 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile, mkdtemp
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -81,6 +86,61 @@ class Ran:
         return {stage: blocks for stage, blocks in self.outcome(key)["computed"].items() if blocks}
 
 
+MAY_DIFFER = {"PREFECT_HOME", "PREFECT_API_URL", "COLUMNS", "PYTEST_CURRENT_TEST"}
+"""Variables of which a fork reads its own value: they are read after the libraries have been imported."""
+
+
+@dataclass(slots=True)
+class CommandServer:
+    """The server of `command_server.py` that belongs to this process; it is started when it is first needed."""
+
+    environment: dict[str, str] = field(default_factory=dict)
+    address: str = ""
+    process: subprocess.Popen[bytes] | None = None
+
+    def serves(self, environment: Mapping[str, str]) -> bool:
+        """Whether a fork of the server reads the same environment as a command that is started with it."""
+        if self.process is None and os.environ.get("OVERTILE_TESTS_FORK", "1") == "1":
+            self._start(environment)
+        return self.process is not None and all(
+            self.environment.get(name) == environment.get(name)
+            for name in {*self.environment, *environment} - MAY_DIFFER
+        )
+
+    def run(self, request: Mapping[str, Any], descriptors: tuple[int, int]) -> int:
+        """Run one command; its exit code. Kills it with its children when it hangs or the test is interrupted."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(self.address)
+            socket.send_fds(connection, [json.dumps(request).encode()], list(descriptors))
+            answers = connection.makefile()
+            process_group = int(answers.readline())
+            connection.settimeout(PATIENCE_S)
+            try:
+                return int(answers.readline())
+            except BaseException:
+                with suppress(ProcessLookupError):
+                    os.killpg(process_group, signal.SIGKILL)
+                raise
+
+    def _start(self, environment: Mapping[str, str]) -> None:
+        self.environment = dict(environment)
+        self.address = str(Path(mkdtemp(prefix="overtile-commands-")) / "socket")
+        words = [sys.executable, "-m", "tests.support.command_server", self.address]
+        self.process = subprocess.Popen(words, env=self.environment, cwd=REPOSITORY)
+        while True:
+            try:
+                socket.socket(socket.AF_UNIX).connect(self.address)
+            except OSError:
+                if self.process.poll() is not None:
+                    raise RuntimeError(f"{shlex.join(words)}: ended with {self.process.returncode}") from None
+                time.sleep(0.05)
+            else:
+                return
+
+
+SERVER = CommandServer()
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """How to run the command: the environment and the folder it is started in."""
@@ -108,7 +168,27 @@ class Command:
         return Command({**self.environment, **more}, self.folder, self.prefix)
 
     def run(self, *arguments: str | Path, out: Path = Path()) -> Ran:
-        """Run the command with these words, in a process group of its own; a hung one is killed with its children."""
+        """Run the command in a process group of its own; a hung one is killed with its children."""
+        if not self.prefix and SERVER.serves(self.environment):
+            return self._run_in_fork([str(argument) for argument in arguments], out)
+        return self.run_installed(*arguments, out=out)
+
+    def _run_in_fork(self, arguments: list[str], out: Path) -> Ran:
+        with TemporaryFile() as stdout, TemporaryFile() as stderr:
+            request = {
+                "arguments": [installed_command()[0], *arguments],
+                "environment": dict(self.environment),
+                "folder": str(self.folder),
+            }
+            code = SERVER.run(request, (stdout.fileno(), stderr.fileno()))
+            texts = []
+            for stream in (stdout, stderr):
+                stream.seek(0)
+                texts.append(stream.read().decode())
+        return Ran(code, *texts, out)
+
+    def run_installed(self, *arguments: str | Path, out: Path = Path()) -> Ran:
+        """Run the console script itself, as a user does."""
         process = subprocess.Popen(
             [*self.prefix, *installed_command(), *map(str, arguments)],
             env=dict(self.environment),
