@@ -109,10 +109,9 @@ class CommandServer:
 
     def run(self, request: Mapping[str, Any], descriptors: tuple[int, int]) -> int:
         """Run one command; its exit code. Kills it with its children when it hangs or the test is interrupted."""
-        with socket.socket(socket.AF_UNIX) as connection:
+        with socket.socket(socket.AF_UNIX) as connection, connection.makefile() as answers:
             connection.connect(self.address)
             socket.send_fds(connection, [json.dumps(request).encode()], list(descriptors))
-            answers = connection.makefile()
             process_group = int(answers.readline())
             connection.settimeout(PATIENCE_S)
             try:
@@ -128,14 +127,12 @@ class CommandServer:
         words = [sys.executable, "-m", "tests.support.command_server", self.address]
         self.process = subprocess.Popen(words, env=self.environment, cwd=REPOSITORY)
         while True:
-            try:
-                socket.socket(socket.AF_UNIX).connect(self.address)
-            except OSError:
-                if self.process.poll() is not None:
-                    raise RuntimeError(f"{shlex.join(words)}: ended with {self.process.returncode}") from None
-                time.sleep(0.05)
-            else:
-                return
+            with socket.socket(socket.AF_UNIX) as probe:
+                if probe.connect_ex(self.address) == 0:
+                    return
+            if self.process.poll() is not None:
+                raise RuntimeError(f"{shlex.join(words)}: ended with {self.process.returncode}")
+            time.sleep(0.05)
 
 
 SERVER = CommandServer()
