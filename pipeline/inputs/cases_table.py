@@ -1,17 +1,17 @@
-"""The cases table: a CSV that says which slides, in which order, and what holds for one of them only.
+"""The cases table: a CSV that selects slides, orders them, and sets values for single slides.
 
-The one decision made here: nothing in the table is guessed. What cannot be meant as it is written (a column or a slide
-twice, an empty name, a resolution that is no number) refuses the whole table, by file and line, before a slide is
-read; a slide that it names and that is not there is one failed slide, and the others go on.
+Nothing in the table is guessed. An ambiguous or malformed entry (a column or a slide twice, an empty name, a
+resolution that is no number) refuses the whole table, by file and line, before a slide is read. A slide in the table
+that does not exist is one failed slide; the others are segmented.
 
-    slide          the key, the path below the input folder, the file's name where only one has it, or an absolute path
+    slide          the key, the path below the input folder, the file name where it is unique, or an absolute path
     model          a built-in name, or a .safetensors file; replaces --model for this slide
     mpp            micrometres per pixel of the slide, or native; replaces --mpp for this slide
     regions        a GeoJSON file, or a folder of <key>.geojson; replaces input.regions for this slide
-    priority       a number, larger ones first, empty is 0; equal ones in the table's order
-    patient, and any other column: carried to the results as it is
+    priority       a number, larger first, empty is 0; equal ones in the order of the table
+    patient, and any other column: copied to the results unchanged
 
-Files are named from where the table lies.
+Relative paths start at the folder of the table.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from pipeline.inputs.discovery import Candidate
 SLIDE = "slide"
 KNOWN = (SLIDE, "model", "mpp", "regions", "priority", "patient")
 DELIMITERS = ",;\t"
-"""The first under which the table has a column ``slide`` is the one that is meant."""
+"""Tried in this order: the first with which the table has a column ``slide`` is used."""
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One line of the table. ``columns`` are all cells but the slide's, as they are written."""
+    """One line of the table. ``columns`` are all cells except the slide's, as written."""
 
     table: Path
     line: int
@@ -57,14 +57,18 @@ class Case:
 
     @property
     def priority(self) -> float:
-        """Larger ones come first."""
+        """Priority of the slide; larger ones come first. Raises TableError when it is not a number."""
         text = self._cell("priority") or "0"
         if math.isfinite(number := _number(text)):
             return number
         raise TableError(self.where, f"expected a number as priority, found {text!r}; larger ones come first")
 
     def config(self, config: RunConfig) -> RunConfig:
-        """The configuration of this slide's run: what the line says replaces what all slides were told."""
+        """Configuration of this slide's run: values of the line replace those of all slides.
+
+        Raises:
+            TableError: If ``mpp`` is not a resolution.
+        """
         changes: dict[str, ModelSection | InputSection] = {}
         if model := self._cell("model"):
             changes["model"] = config.model.model_copy(update={"weights": self._weights(model)})
@@ -77,7 +81,7 @@ class Case:
         return self.columns.get(name, "").strip()
 
     def _weights(self, model: str) -> str:
-        """A file, or else a built-in name."""
+        """A file when it looks like a path, else a built-in name."""
         is_file = model.endswith(".safetensors") or "/" in model
         return str(self.table.parent / model) if is_file else model
 
@@ -101,7 +105,7 @@ class Case:
 
 
 def _number(text: str) -> float:
-    """As people write numbers; not a number for anything else, such as 1_0 or 0,25."""
+    """A decimal number as commonly written; NaN for anything else, such as 1_0 or 0,25."""
     return float(text) if _NUMBER.fullmatch(text) else math.nan
 
 
@@ -109,23 +113,38 @@ def _number(text: str) -> float:
 
 
 def read_cases(path: Path) -> tuple[Case, ...]:
-    """The lines of a table, those of largest priority first. Comma, semicolon or tab; UTF-8 with or without a mark.
+    """Read a cases table.
 
-    Raises ConfigError naming file, line and cure when any of it cannot be meant as it is written.
+    Args:
+        path: CSV with commas, semicolons or tabs; UTF-8 with or without a byte order mark.
+
+    Returns:
+        Its lines by descending priority, equal ones in the order of the table.
+
+    Raises:
+        ConfigError: If the table is malformed; the message names file, line and remedy.
     """
     cases = [_case(path, line, row) for line, row in read_rows(path, SLIDE, KNOWN)]
     if not cases:
         raise ConfigError(f"{path}: expected one line a slide below the header, found none")
     for case in cases:
-        case.config(RunConfig())  # refuses what no slide's configuration can hold
+        case.config(RunConfig())  # refuses values that no configuration accepts
     return tuple(sorted(cases, key=lambda case: -case.priority))
 
 
 def read_rows(path: Path, needed: str, known: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """The line and the cells by column name of each line of a table that has the column ``needed``.
+    """Read a CSV table with a header.
 
-    Columns that are ``known`` but for their letter case, or there twice, and cells without a column are refused with
-    ConfigError; empty lines are left out.
+    Args:
+        path: The table.
+        needed: Column that must exist; the delimiter is the first of DELIMITERS that yields it.
+        known: Column names that are refused in another letter case.
+
+    Yields:
+        Line number, and cells by column name. Empty lines are left out.
+
+    Raises:
+        ConfigError: If a column occurs twice, or a cell has no column.
     """
     text = _text(path)
     records = _records(path, text, _delimiter(path, text, needed))
@@ -153,7 +172,7 @@ def _text(path: Path) -> str:
 
 def _delimiter(path: Path, text: str, needed: str) -> str:
     for delimiter in DELIMITERS:
-        with suppress(ConfigError):  # under another delimiter its quotation marks may make sense
+        with suppress(ConfigError):  # the quotation marks may be valid under another delimiter
             _, header = next(_records(path, text, delimiter), (1, []))
             if needed in header:
                 return delimiter
@@ -165,7 +184,7 @@ def _delimiter(path: Path, text: str, needed: str) -> str:
 
 
 def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Each record and the line it starts on."""
+    """Each record with the line it starts on."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     while True:
         line = reader.line_num + 1
@@ -205,16 +224,24 @@ def _case(path: Path, line: int, columns: dict[str, str]) -> Case:
     return Case(path, line, slide, columns)
 
 
-# ---- the slides that are meant ---------------------------------------------------------------------------------------
+# ---- matching lines and slides ---------------------------------------------------------------------------------------
 
 
 def choose_slides(
     cases: Sequence[Case], candidates: Sequence[Candidate], *, telling: bool = True
 ) -> list[tuple[Candidate, Case]]:
-    """The slides that the lines name, in the lines' order, each carrying its case; one that is not there is refused.
+    """Match the lines of a table to slides.
 
-    ``telling``: names of slides that no line names may be told, as what might have been meant. Raises TableError when
-    a line fits several slides, or two lines name one.
+    Args:
+        cases: Lines of the table.
+        candidates: Slides found.
+        telling: Whether messages may suggest names of slides that no line names; False under redaction.
+
+    Returns:
+        Slides and lines in the order of the lines. A slide that does not exist is a refused candidate.
+
+    Raises:
+        TableError: If a line fits several slides, or two lines name one slide.
     """
     names = _Names.of(candidates, telling=telling)
     chosen: dict[tuple[str, Path], tuple[Candidate, Case]] = {}
@@ -232,7 +259,7 @@ def choose_slides(
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """What slides may be called, the most exact way first: key, path below the input, whole path, file name."""
+    """Names of slides, most exact first: key, path below the input, absolute path, file name."""
 
     kinds: tuple[Mapping[str, list[Candidate]], ...]
     telling: bool
@@ -248,7 +275,7 @@ class _Names:
         return cls(kinds, telling)
 
     def find(self, case: Case) -> list[Candidate]:
-        """The slide of a line; several where a collision refuses them all."""
+        """The slide of a line; several when a collision refuses them all."""
         text = _composed(os.path.normpath(case.slide) if os.path.isabs(case.slide) else case.slide)
         for kind in self.kinds:
             found = kind.get(text, [])
@@ -271,5 +298,5 @@ class _Names:
 
 
 def _composed(name: str) -> str:
-    """One spelling of accents: file systems and spreadsheets differ in it."""
+    """One spelling of accented letters: file systems and spreadsheets use different ones."""
     return unicodedata.normalize("NFC", name)

@@ -1,12 +1,12 @@
-"""Which slides a run is about, and under which key each one's output lies.
+"""Find the slides of a run, and the key under which each one's output is stored.
 
-The one decision made here: a slide's key is its path below the folder that was asked for, without its extension. Two
-slides with one key (also when only their case differs, which some file systems cannot tell apart), or one inside the
-other's (``a.svs`` beside ``a/b.svs``), are refused by name; overtile's own output is never taken for input.
+The key of a slide is its path below the given folder, without its extension. Two slides with one key (also when only
+letter case differs, which some file systems ignore), or a key inside another (``a.svs`` beside ``a/b.svs``), are
+refused by name. Output of overtile is never taken for input.
 
-A slide that is several files counts once: an MRXS with its folder, an OME-Zarr, the DICOM instances of one series
-(keyed by their folder when it holds nothing else, else by the first of them). What cannot be read is found too, to fail
-by name, unless its conversion stands beside it.
+A slide of several files counts once: an MRXS with its folder, an OME-Zarr, the DICOM instances of one series (keyed by
+their folder when it holds nothing else, else by the first of them). Unreadable formats are listed too, so that they
+fail by name, unless their conversion lies beside them.
 """
 
 from __future__ import annotations
@@ -30,9 +30,14 @@ EXTENSIONS = (".ome.tiff", ".ome.tif", ".ome.zarr")
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A slide asked for: its key, its path, why it cannot even be tried (None: it can), its line of a cases table.
+    """A slide of the run before it is opened.
 
-    With an ``alias`` the key is an id, and nothing else of the slide's name may be told.
+    Attributes:
+        key: Path of its output below the output folder; an id when there is an alias.
+        path: The file or folder.
+        refused: Why it cannot be segmented; None when it can.
+        case: Its line of a cases table, by column.
+        alias: Pseudonym under ``outputs.redact``; the slide's name then appears in no output.
     """
 
     key: str
@@ -43,23 +48,32 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """What files that belong to the slide are called: its key, had it no alias."""
+        """Base name of the user's files for this slide (masks, regions): its key without redaction."""
         return self.alias.name if self.alias else self.key
 
     @property
     def shown(self) -> Path:
-        """Its path as it may be told."""
+        """Its path for messages; the key when the name is redacted."""
         return Path(self.key) if self.alias else self.path
 
     def told(self, text: str) -> str:
-        """The text without the slide's name where that may not be told."""
+        """The text with the name of the slide redacted where needed."""
         return self.alias.text(text) if self.alias else text
 
 
 def find_slides(inputs: Sequence[Path], patterns: Sequence[str], out: Path) -> list[Candidate]:
-    """Slides below the given files and folders, sorted by key; collisions come back refused.
+    """List the slides of files and folders.
 
-    Raises ConfigError when an input does not exist or nothing matches, naming the patterns tried.
+    Args:
+        inputs: Slides, and folders that are searched recursively.
+        patterns: File name patterns for folders, in any letter case.
+        out: Output folder of this run, which is skipped.
+
+    Returns:
+        Candidates sorted by key; colliding ones have ``refused`` set.
+
+    Raises:
+        ConfigError: If an input does not exist or no slide matches; the message lists the patterns.
     """
     found: dict[Path, Candidate] = {}
     for source in inputs:
@@ -85,7 +99,7 @@ def _expand(source: Path, patterns: Sequence[str], out: Path) -> Iterable[tuple[
 
 
 def _walk(folder: Path, out: Path) -> Iterable[tuple[Path, list[str]]]:
-    """Every folder with the names in it that may be slides. What belongs to a slide, or to overtile, is left out."""
+    """Each folder with the names in it that may be slides, without parts of slides and output of overtile."""
     for current, folders, files in os.walk(folder) if not _is_result(folder) else ():
         here = Path(current)
         owned = owned_names(here, files)
@@ -108,7 +122,7 @@ def _slides(source: Path, folder: Path, names: Sequence[str]) -> Iterable[tuple[
 
 
 def _converted(names: Sequence[str]) -> set[str]:
-    """Of the names those of an unreadable format that have a readable twin: ``a.czi`` beside ``a.zarr``."""
+    """Names of an unreadable format that have a readable twin: ``a.czi`` beside ``a.zarr``."""
     unreadable = {name for name in names if Path(name).suffix.casefold() in UNREADABLE}
     readable = {key_of(Path(name)) for name in names if name not in unreadable}
     return {name for name in unreadable if key_of(Path(name)) in readable}
@@ -119,12 +133,12 @@ def _is_zarr(name: str) -> bool:
 
 
 def _is_output(path: Path, out: Path) -> bool:
-    """True for the output folder of this run, for a slide's folder in that of another, and for what is hidden."""
+    """Whether a folder is the output folder of this run, a slide's folder of another run, or hidden."""
     return path.name.startswith(".") or path.resolve() == out or _is_result(path)
 
 
 def _is_result(folder: Path) -> bool:
-    """True for what a slide was made into, complete or not."""
+    """Whether a folder is the output of a slide, complete or not."""
     return (folder / "slide.ome.zarr").is_dir() or (folder / ".work" / "plan.json").is_file()
 
 

@@ -1,12 +1,11 @@
-"""Regions of a slide: areas somebody drew in QuPath, and which points and squares of the slide lie in them.
+"""Regions of a slide drawn in QuPath, and the points and rectangles of the slide inside them.
 
 Coordinates are QuPath's: pixels of level 0, (0, 0) the upper left *corner* of the first pixel, x before y in the file.
-The one decision made here: areas are kept as they were drawn and everything else is asked of them, point by point or
-square by square. Nothing is rasterised, so no answer depends on a resolution, a block or a cell.
+Areas are stored as drawn and evaluated point by point or rectangle by rectangle. Nothing is rasterised, so no result
+depends on a resolution, a block or a cell.
 
-Classes named ``exclude`` or ``Ignore*`` (QuPath's own name for it; letter case does not matter) are no regions: their
-area is cut out of all regions. A ring that crosses itself is filled by the even-odd rule, as screens fill it (an edge
-walked twice counts once).
+Areas of the classes ``exclude`` and ``Ignore*`` (QuPath's name for it), in any letter case, are cut out of all regions.
+A ring that crosses itself is filled by the even-odd rule (an edge that is walked twice counts once).
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from pipeline.errors import SlideError
 EXCLUDED = ("exclude", "ignore*")
 EXTENSIONS = (".geojson", ".geojson.gz")
 LARGEST_BYTES = 64 * 2**20
-"""Of the GeoJSON, unpacked: a million corners need half of it."""
+"""Limit of the unpacked GeoJSON; a million corners need half of it."""
 
 Coordinates = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -38,10 +37,13 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Regions:
-    """Areas of one slide, in the order of the file; equal, hashable, and cheap to send to another process.
+    """Areas of one slide, in the order of the file; equal by value, hashable and cheap to pickle.
 
-    ``names`` are distinct; ``classes`` are "" where none was given; ``areas`` and ``holes`` (what is cut out of every
-    area) are well-known binary, so that no two threads ever share a geometry.
+    Attributes:
+        names: Distinct names.
+        classes: Class of each region; "" without one.
+        areas: Each area as well-known binary, so that threads never share a geometry.
+        holes: Areas cut out of every region, as well-known binary.
     """
 
     names: tuple[str, ...]
@@ -51,9 +53,11 @@ class Regions:
 
     @classmethod
     def read(cls, path: Path) -> Regions:
-        """The annotations of a GeoJSON file as QuPath exports it, or gzipped.
+        """Read the annotations of a GeoJSON file as QuPath exports it, optionally gzipped.
 
-        Raises SlideError, naming the file and the feature, for what is no area, and for a file without any region.
+        Raises:
+            SlideError: If a feature is not an area, or the file has no region; the message names the file and the
+            feature.
         """
         features = read_features(path)
         kept = [feature for feature in features if feature.kind.casefold() not in EXCLUDED]
@@ -68,7 +72,7 @@ class Regions:
         return cls(names, tuple(one.kind for one in kept), tuple(one.area for one in kept), holes)
 
     def digest(self) -> str:
-        """SHA-256 of the areas and holes, in order: what decides pixels. Names and classes decide none."""
+        """SHA-256 of the areas and holes, in order. Names and classes do not affect pixels and are left out."""
         hashed = hashlib.sha256()
         for group in (self.areas, self.holes):
             hashed.update(len(group).to_bytes(8, "little"))
@@ -77,14 +81,20 @@ class Regions:
         return hashed.hexdigest()
 
     def summary(self) -> dict[str, Any]:
-        """As JSON: names and classes in the order of the indices, and the digest."""
+        """JSON form: names and classes in the order of the indices, and the digest."""
         return {"names": list(self.names), "classes": list(self.classes), "digest": self.digest()}
 
     def region_of(self, y_px: Coordinates, x_px: Coordinates) -> NDArray[np.int32]:
-        """For each point the index of the first region that holds it; -1 outside all, or in an excluded area.
+        """Find the region of each point.
 
-        Level-0 pixel-edge coordinates: the centre of the first pixel is (0.5, 0.5). A point on a region's outline is in
-        it; one on an excluded area's outline is not excluded.
+        A point on the outline of a region is inside it; a point on the outline of an excluded area is not excluded.
+
+        Args:
+            y_px: Level-0 pixel-edge coordinates: the centre of the first pixel is 0.5.
+            x_px: The same along x; broadcast against ``y_px``.
+
+        Returns:
+            Index of the first region that contains each point; -1 outside all regions and in excluded areas.
         """
         yx = np.stack([np.asarray(values, np.float64) for values in np.broadcast_arrays(y_px, x_px)])
         found = np.full(yx.shape[1:], -1, np.int32)
@@ -95,9 +105,14 @@ class Regions:
         return found
 
     def touched(self, y_px: Coordinates, x_px: Coordinates) -> Mask:
-        """Which rectangles (rows, cols) of the grid with these edges share some area with a region; an edge is none.
+        """Find the rectangles of a grid that share some area with a region; a shared edge is no area.
 
-        ``y_px`` (rows + 1) and ``x_px`` (cols + 1) are level-0 coordinates, ascending.
+        Args:
+            y_px: rows + 1 edges, ascending level-0 coordinates.
+            x_px: cols + 1 edges, ascending level-0 coordinates.
+
+        Returns:
+            Boolean (rows, cols) array.
         """
         touched = np.zeros((len(y_px) - 1, len(x_px) - 1), bool)
         whole = self._whole()
@@ -109,7 +124,16 @@ class Regions:
         return touched
 
     def cells(self, shape_yx: tuple[int, int], cell_px: int, level0_from_image: tuple[float, float]) -> Mask:
-        """Which cells (rows, cols) of an image of this shape share some area with a region."""
+        """Find the cells of an image that share some area with a region.
+
+        Args:
+            shape_yx: (y, x) shape of the image in pixels.
+            cell_px: Side of a cell in image pixels.
+            level0_from_image: (y, x) factors from image to level-0 coordinates.
+
+        Returns:
+            Boolean (rows, cols) array.
+        """
         edges = [
             np.append(np.arange(0, length, cell_px), length) * scale
             for length, scale in zip(shape_yx, level0_from_image, strict=True)
@@ -117,10 +141,17 @@ class Regions:
         return self.touched(edges[0], edges[1])
 
     def check_inside(self, slide: Path, shape_yx: tuple[int, int]) -> tuple[str, ...]:
-        """Remarks on regions that reach beyond a slide of this level-0 shape, or lie beside it.
+        """Check the regions against the extent of a slide.
 
-        Raises SlideError, naming the slide, when all of them lie beside it: they were drawn on another slide, or on
-        one of another size.
+        Args:
+            slide: Path of the slide, for messages.
+            shape_yx: (y, x) shape of its level 0.
+
+        Returns:
+            One warning for each region that is partly or completely outside the slide.
+
+        Raises:
+            SlideError: If all regions are outside: they were drawn on another slide, or on a copy of another size.
         """
         extent = shapely.box(0, 0, shape_yx[1], shape_yx[0])
         areas = shapely.from_wkb(self.areas)
@@ -139,21 +170,26 @@ class Regions:
         )
 
     def rings(self) -> Iterator[Coordinates]:
-        """The (x, y) corners of every outline of regions, their holes and what is excluded; first and last are one."""
+        """The (x, y) corners of each outline of regions, holes and excluded areas; the first corner is repeated."""
         for area in (*self.areas, *self.holes):
             for ring in shapely.get_rings(shapely.get_parts(shapely.from_wkb(area))):
                 yield shapely.get_coordinates(ring)
 
     def _whole(self) -> Any:
-        """All regions less what is excluded, as one geometry."""
+        """All regions without the excluded areas, as one geometry."""
         areas, holes = (shapely.union_all(shapely.from_wkb(list(group))) for group in (self.areas, self.holes))
         return shapely.difference(areas, holes) if self.holes else areas
 
 
 def find_regions(source: Path, key: str) -> Path:
-    """The file with a slide's regions: ``source`` itself, or ``<key>.geojson`` (or ``.geojson.gz``) in a folder.
+    """Find the regions file of a slide.
 
-    Raises SlideError, naming the files looked for, when the folder has none.
+    Args:
+        source: A GeoJSON file, or a folder of ``<key>.geojson`` (``.geojson.gz``).
+        key: Key of the slide.
+
+    Raises:
+        SlideError: If the folder has none; the message lists the paths tried.
     """
     if not source.is_dir():
         return source
@@ -168,7 +204,7 @@ def find_regions(source: Path, key: str) -> Path:
 
 
 def _where(holds: Callable[..., Mask], area: bytes, yx: Coordinates, asked: Mask) -> Mask:
-    """For which of the points asked about ``holds(area, x, y)``."""
+    """The candidate points for which ``holds(area, x, y)``."""
     shape, (y, x) = shapely.from_wkb(area), yx
     x0, y0, x1, y1 = shapely.bounds(shape)
     found: Mask = asked & (y >= y0) & (y <= y1) & (x >= x0) & (x <= x1)
@@ -181,13 +217,13 @@ def _where(holds: Callable[..., Mask], area: bytes, yx: Coordinates, asked: Mask
 
 
 def read_features(path: Path) -> list[Feature]:
-    """Every annotation of a GeoJSON file as QuPath exports it, or gzipped; those to exclude too. Raises SlideError."""
+    """Every annotation of a GeoJSON file, excluded areas too. Raises SlideError for what is not an area."""
     return [Feature.of(path, number, found) for number, found in enumerate(_features(path), 1)]
 
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One annotation: name and class as far as given ("" if not), area as well-known binary."""
+    """One annotation: name and class ("" without one), area as well-known binary."""
 
     name: str
     kind: str
@@ -195,7 +231,7 @@ class Feature:
 
     @classmethod
     def of(cls, path: Path, number: int, feature: Any) -> Feature:
-        """From GeoJSON. Raises SlideError naming the file and the feature."""
+        """Create it from a GeoJSON feature. Raises SlideError naming the file and the feature."""
         where = f"{path}: feature {number}"
         if not isinstance(feature, dict):
             raise SlideError(f"{where}: expected a GeoJSON feature, found {str(feature)[:40]!r}")
@@ -213,7 +249,7 @@ def _text(value: Any) -> str:
 
 
 def _class_of(classification: Any) -> str:
-    """QuPath writes ``name``, and for a class derived from others their ``names``."""
+    """Name of a class. QuPath writes ``name``, and for a derived class its ``names``."""
     if not isinstance(classification, dict):
         return _text(classification)
     names = classification.get("names")
@@ -240,13 +276,13 @@ def _area(where: str, geometry: Any) -> Any:
 
 
 def _even_odd(shape: Any) -> Any:
-    """What rings that cross themselves fill; overlapping polygons of one feature are one area."""
+    """Area inside self-crossing rings; overlapping polygons of one feature are one area."""
     pieces = shapely.get_parts(shapely.make_valid(shapely.get_parts(shape)))
     return shapely.union_all(pieces[shapely.get_dimensions(pieces) == 2])
 
 
 def _features(path: Path) -> Sequence[Any]:
-    """What the file lists: a collection, a list, one feature or one geometry."""
+    """Features of a file: a collection, a list, one feature or one geometry."""
     content = _parsed(path)
     if isinstance(content, list):
         return content
@@ -286,7 +322,7 @@ def _parsed(path: Path) -> Any:
 
 
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:
-    """The same names, a number added to those that were there before."""
+    """The same names, repeated ones with a number appended."""
     return tuple(_numbered(names))
 
 

@@ -1,7 +1,7 @@
-"""A mask of the tissue that somebody made elsewhere: a picture of the whole slide at any size.
+"""A tissue mask from a file: an image of the whole slide at any size.
 
-The one decision made here: a pixel of tissue is tissue when any pixel of the mask lies over any part of it. So a mask
-may be finer or coarser than the tissue's own picture, nothing is interpolated, and a thin piece is never lost.
+A tissue pixel is set when any mask pixel over any part of it is set. So the mask may be finer or coarser than the
+tissue image, nothing is interpolated, and thin pieces are kept.
 
 Nonzero is tissue: in any colour channel, unless the pixel is fully transparent; of a palette the index counts.
 """
@@ -21,20 +21,24 @@ from pipeline.errors import SlideError
 
 EXTENSIONS = (".png", ".tif", ".tiff")
 LARGEST_PX = 1 << 27
-"""A mask is decoded whole, outside the bound that holds for slides."""
+"""Limit of a mask: it is decoded as a whole, outside the memory bound of slides."""
 
 Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
 class MaskFile:
-    """A mask, and the SHA-256 it had when the run was planned."""
+    """A mask file, and its SHA-256 when the run was planned."""
 
     path: Path
     sha256: str
 
     def read(self, slide_yx: tuple[int, int]) -> Mask:
-        """As ``read_mask``. Raises SlideError also when the file is not what it was."""
+        """Read the mask as ``read_mask`` does.
+
+        Raises:
+            SlideError: Also if the file changed since the run was planned.
+        """
         mask = read_mask(self.path, slide_yx)
         if hash_mask(self.path) != self.sha256:
             raise SlideError(f"{self.path}: the mask changed during the run. Run segment again")
@@ -42,9 +46,14 @@ class MaskFile:
 
 
 def find_mask(source: Path, key: str) -> MaskFile:
-    """The mask of a slide: ``source`` itself, or ``<key>.png`` (.tif, .tiff) in a folder.
+    """Find the mask of a slide.
 
-    Raises SlideError, naming what was looked for, when there is none.
+    Args:
+        source: A mask file, or a folder of ``<key>.png`` (``.tif``, ``.tiff``).
+        key: Key of the slide.
+
+    Raises:
+        SlideError: If there is none; the message lists the paths tried.
     """
     if source.is_file():
         return MaskFile(source, hash_mask(source))
@@ -63,13 +72,21 @@ def hash_mask(path: Path) -> str:
 
 
 def read_mask(path: Path, slide_yx: tuple[int, int]) -> Mask:
-    """The mask (y, x) as stored. ``slide_yx`` is any (height, width) in the proportions of the slide.
+    """Read a mask at its own size.
 
-    Raises SlideError when it cannot be read, is too large, or has other proportions than the slide.
+    Args:
+        path: PNG or TIFF file.
+        slide_yx: Any (height, width) in the proportions of the slide.
+
+    Returns:
+        Boolean (y, x) array.
+
+    Raises:
+        SlideError: If it cannot be read, is above LARGEST_PX, or has other proportions than the slide.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours, below
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # LARGEST_PX is the limit
             picture = Image.open(path, formats=("PNG", "TIFF"))
         with picture:
             _check_size(path, (picture.height, picture.width), slide_yx)
@@ -82,19 +99,28 @@ def read_mask(path: Path, slide_yx: tuple[int, int]) -> Mask:
 
 
 def tissue_of(mask: Mask, image_yx: tuple[int, int], factor: int) -> Mask:
-    """For each square of ``factor`` x ``factor`` image pixels whether any mask pixel over any part of it is set."""
+    """Reduce a mask to squares of the image.
+
+    Args:
+        mask: (y, x) mask of the whole image, at any size.
+        image_yx: (y, x) shape of the image in pixels.
+        factor: Side of a square in image pixels.
+
+    Returns:
+        Boolean (y, x) array, one value a square: True where any mask pixel over any part of the square is set.
+    """
     for axis, length in enumerate(image_yx):
         starts = np.arange(0, length, factor)
         stops = np.minimum(starts + factor, length)
         first, last = starts * mask.shape[axis] // length, -(-stops * mask.shape[axis] // length)
-        ends = np.stack([first, last], axis=1).ravel()  # from first to last, then on to the next: every other one
+        ends = np.stack([first, last], axis=1).ravel()  # first, last of each square; reduceat: keep every other
         padded = np.concatenate([mask, np.zeros_like(mask.take([0], axis))], axis)
         mask = np.logical_or.reduceat(padded, ends, axis=axis).take(np.arange(0, len(ends), 2), axis)
     return mask
 
 
 def _check_size(path: Path, mask_yx: tuple[int, int], slide_yx: tuple[int, int]) -> None:
-    """One scale must give both sides to within a pixel, whichever way they were rounded."""
+    """Refuse a mask whose sides do not fit the slide at one scale, to within a pixel of rounding."""
     if mask_yx[0] * mask_yx[1] > LARGEST_PX:
         raise SlideError(
             f"{path}: expected at most {LARGEST_PX >> 20} million pixels, found {mask_yx[1]} x {mask_yx[0]}. Reduce "

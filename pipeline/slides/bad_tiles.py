@@ -1,9 +1,9 @@
-"""Tiles that cannot be decoded, where a run is told to go on without them: read around, filled, listed, never believed.
+"""Damaged tiles under ``input.on_bad_tile: mask``.
 
-The one decision made here: a filled tile is no pixel of the slide. Whatever the network would answer where it sees one
-is not computed, a whole cell at a time: its probability is 0, as without tissue.
+They are read around, filled and listed. A filled tile holds no pixels of the slide. Every cell whose network input
+touches one is left out as a whole: its probability is 0, as in a cell without tissue.
 
-    slide tile │ what is filled │    image: box     │ every cell whose read touches the box is left out
+    damaged slide tile | filled box of the image | excluded: every cell whose read touches the box
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.config import CELL_PX
 from pipeline.geometry import Box, TileGrid
 from pipeline.slide_reader import Pixels, SlideReader, TileError, TilePlace
 
-if TYPE_CHECKING:  # of which manifests are read without, and which takes scipy to import
+if TYPE_CHECKING:  # importing it takes scipy, which reading manifests does not need
     from pipeline.slides.resample import Resampling
 
 FLAG = "masked_tiles"
@@ -29,7 +29,7 @@ FACT = "masked"
 
 @dataclass(frozen=True, slots=True, order=True)
 class BadTile:
-    """A tile or strip of the slide that cannot be decoded, and the pixels of the image that it would have changed."""
+    """A tile or strip that cannot be decoded: its position, and the box of image pixels that it contributes to."""
 
     level: int
     row: int
@@ -38,17 +38,17 @@ class BadTile:
 
     @classmethod
     def of(cls, place: TilePlace, resampling: Resampling) -> BadTile:
-        """From where it lies in the slide."""
+        """Create it from the position of the tile in the slide."""
         box = image_box(resampling, place.box)
         return cls(place.level, place.row, place.col, (box.y0, box.x0, box.y1, box.x1))
 
     @classmethod
     def listed(cls, facts: Mapping[str, Any]) -> tuple[BadTile, ...]:
-        """What the facts of ingest list; nothing where it was not told to go on."""
+        """Bad tiles in the facts of ingest; empty under ``on_bad_tile: fail``."""
         return tuple(cls(level, row, col, (*box,)) for level, row, col, box in facts.get(FACT, ()))
 
     def fact(self) -> list[Any]:
-        """As JSON: level, row, col and [y0, x0, y1, x1]."""
+        """JSON form: level, row, col and [y0, x0, y1, x1]."""
         return [self.level, self.row, self.col, list(self.box)]
 
     def __str__(self) -> str:
@@ -56,7 +56,15 @@ class BadTile:
 
 
 def image_box(resampling: Resampling, source: Box) -> Box:
-    """Every pixel of the image that is made with one of ``source``, pixels of the level."""
+    """Box of all image pixels that depend on a box of the level.
+
+    Args:
+        resampling: Resampling from the level to the image.
+        source: Box in pixels of the level.
+
+    Returns:
+        Box in pixels of the image.
+    """
     spread = 1 if resampling.method == "bilinear" else 0
     lengths = zip(resampling.scale_yx, resampling.out_yx, (source.y0, source.x0), (source.y1, source.x1), strict=True)
     spans = [
@@ -68,9 +76,20 @@ def image_box(resampling: Resampling, source: Box) -> Box:
 
 
 def read_around(reader: SlideReader, level: int, box: Box) -> tuple[Pixels, tuple[TilePlace, ...]]:
-    """Pixels of ``box`` (c, y, x), and the tiles in it that cannot be decoded, whose pixels are filled.
+    """Read a box, filling the tiles that cannot be decoded.
 
-    White fills what has three channels, which is bright-field; black all else.
+    The fill is white for three channels, which are bright-field, and black otherwise.
+
+    Args:
+        reader: The slide.
+        level: Level to read.
+        box: Box in pixels of the level.
+
+    Returns:
+        (c, y, x) pixels, and the places of the damaged tiles.
+
+    Raises:
+        TileError: If a reported tile does not lie in the box.
     """
     fill = np.iinfo(reader.dtype).max if reader.channels == 3 else 0
     pixels = np.full((reader.channels, *box.shape), fill, reader.dtype)
@@ -90,7 +109,7 @@ def read_around(reader: SlideReader, level: int, box: Box) -> tuple[Pixels, tupl
 
 
 def _around(whole: Box, hole: Box) -> Iterator[Box]:
-    """What is left of a box: above, below, and at both sides."""
+    """The parts of a box around a hole: above, below, left and right."""
     parts = (
         (whole.y0, whole.x0, hole.y0, whole.x1),
         (hole.y1, whole.x0, whole.y1, whole.x1),
@@ -101,7 +120,16 @@ def _around(whole: Box, hole: Box) -> Iterator[Box]:
 
 
 def untouched_cells(bad: Iterable[BadTile], shape_yx: tuple[int, int], halo_px: int) -> NDArray[np.bool_]:
-    """Which cells (rows, cols) of an image are computed from sound pixels alone, read with a halo."""
+    """Cells of an image whose network input contains no bad tile.
+
+    Args:
+        bad: The bad tiles.
+        shape_yx: (y, x) shape of the image in pixels.
+        halo_px: Width that the network reads around a cell.
+
+    Returns:
+        Boolean (rows, cols) array; False marks excluded cells.
+    """
     grid = TileGrid(Box.of_shape(shape_yx), CELL_PX)
     sound = np.ones((grid.rows, grid.cols), bool)
     for tile in bad:
@@ -112,10 +140,10 @@ def untouched_cells(bad: Iterable[BadTile], shape_yx: tuple[int, int], halo_px: 
 
 
 def as_array(bad: Sequence[BadTile]) -> NDArray[np.int64]:
-    """(n, 7) numbers, as a block's small result."""
+    """Bad tiles as an (n, 7) array: level, row, col, y0, x0, y1, x1."""
     return np.array([(tile.level, tile.row, tile.col, *tile.box) for tile in bad], np.int64).reshape(-1, 7)
 
 
 def from_array(numbers: NDArray[np.int64]) -> list[BadTile]:
-    """What ``as_array`` was given."""
+    """Inverse of ``as_array``."""
     return [BadTile(level, row, col, (y0, x0, y1, x1)) for level, row, col, y0, x0, y1, x1 in numbers.tolist()]

@@ -1,7 +1,7 @@
-"""Some channels of a slide, in an order of one's own: what a model of that many inputs is to see.
+"""A selection of a slide's channels, in a given order.
 
-The one decision made here: a channel is asked for by its number, counted from 1, or by the name the slide states;
-never by its wavelength or by what looks like it. Choosing wraps a reader, so no reader knows of it.
+A channel is selected by its number, counted from 1, or by its exact name in the slide. The selection wraps a reader,
+so that readers need no knowledge of it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.slide_reader import Level, Pixels, SlideReader
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChosenChannels:
-    """A slide with only the channels ``numbers`` (counted from 1), in that order: see SlideReader."""
+    """A slide reduced to the channels ``numbers`` (counted from 1), in that order, as a SlideReader."""
 
     slide: SlideReader
     numbers: tuple[int, ...]
@@ -42,12 +42,12 @@ class ChosenChannels:
 
     @property
     def channels(self) -> int:
-        """How many are chosen."""
+        """Number of selected channels."""
         return len(self.numbers)
 
     @property
     def channel_names(self) -> tuple[str, ...]:
-        """Names of the chosen ones, in their order."""
+        """Names of the selected channels, in their order."""
         return tuple(self.slide.channel_names[number - 1] for number in self.numbers)
 
     @property
@@ -57,7 +57,7 @@ class ChosenChannels:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """The slide's."""
+        """Warnings of the slide."""
         return self.slide.warnings
 
     @property
@@ -66,28 +66,36 @@ class ChosenChannels:
         return self.slide.mpp_yx
 
     def read(self, level: int, box: Box) -> Pixels:
-        """The chosen channels of ``box`` as a new (c, y, x) array."""
+        """The selected channels of ``box`` as a new (c, y, x) array. Raises what the slide's reader raises."""
         chosen: Pixels = self.slide.read(level, box)[[number - 1 for number in self.numbers]]
         return chosen
 
     def fingerprint(self) -> str:
-        """The slide's: which channels are chosen is for the plan to hash."""
+        """Fingerprint of the slide. The selection itself is hashed by the plan."""
         return self.slide.fingerprint()
 
     def describe(self) -> dict[str, Any]:
-        """The slide's facts."""
+        """Description of the slide."""
         return self.slide.describe()
 
 
 def choose_channels(slide: SlideReader, numbers: tuple[int, ...] | None) -> SlideReader:
-    """The slide with only the channels of these numbers (from 1), in this order; as it is for None."""
+    """Select channels by number (from 1), in the given order; None keeps the slide as it is."""
     return slide if numbers is None else ChosenChannels(slide, numbers)
 
 
 def channel_numbers(slide: SlideReader, asked: Sequence[int | str] | None) -> tuple[int, ...] | None:
-    """Numbers (from 1) of the channels asked for by number or by name; None, for all, stays None.
+    """Resolve channels given by number or name.
 
-    Raises SlideError, naming the channels there are, for one that is not there or asked for twice.
+    Args:
+        slide: The slide.
+        asked: Numbers (from 1) or names; None for all channels.
+
+    Returns:
+        Numbers from 1; None for all channels.
+
+    Raises:
+        SlideError: If a channel does not exist or is given twice; the message lists the existing channels.
     """
     if asked is None:
         return None

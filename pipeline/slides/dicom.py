@@ -1,9 +1,9 @@
-"""DICOM beside OpenSlide: which files are one series, and whether the JPEG frames a box needs are whole.
+"""DICOM series, and the integrity of their JPEG frames.
 
-The one decision made here: OpenSlide decodes, but its libjpeg goes on after a damaged scan and returns wrong pixels
-without a word. So the frames of a box are looked at as the tiles of a TIFF are (see slide_jpeg), before OpenSlide is
-asked for it. Only where a frame's place follows from its number (TILED_FULL, one focal plane, one optical path, one
-fragment a frame); other DICOM is as strict as OpenSlide.
+OpenSlide decodes DICOM, but its libjpeg continues after a damaged scan and returns wrong pixels without an error. So
+the JPEG frames under a box are checked by pipeline.slides.checks.jpeg before OpenSlide reads the box. This is possible
+where the position of a frame follows from its number: TILED_FULL, one focal plane, one optical path and one fragment a
+frame. Other DICOM files get only OpenSlide's own checks.
 
 DICOM PS3.3 C.8.12 (whole slide microscopy), PS3.5 A.4 (encapsulated frames).
 """
@@ -24,12 +24,12 @@ DICOM = ".dcm"
 _JPEG = frozenset({"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"})
 _ITEM_BYTES = 8
 _START_BYTES = 12
-"""Before the frames: tag, type and undefined length of the pixel data."""
+"""Bytes before the frames: tag, type and undefined length of the pixel data."""
 
 
 @dataclass(frozen=True, slots=True)
 class FrameTable:
-    """Where the JPEG frames of an instance lie: tiles of ``tile_yx`` over ``shape_yx``, row by row."""
+    """Byte offsets of the JPEG frames of an instance: tiles of ``tile_yx`` over ``shape_yx``, row by row."""
 
     path: Path
     shape_yx: tuple[int, int]
@@ -37,7 +37,11 @@ class FrameTable:
     offsets: tuple[int, ...]
 
     def problem(self, box: Box) -> tuple[tuple[int, int], Box, str] | None:
-        """(row, col), place and fault of the first frame with pixels of the box that is not whole; None without."""
+        """Check the frames under a box.
+
+        Returns:
+            (row, col), box and problem of the first damaged frame; None when all are complete.
+        """
         with self.path.open("rb") as file:
             for row, col in self._touched(box):
                 file.seek(self.offsets[row * -(-self.shape_yx[1] // self.tile_yx[1]) + col])
@@ -60,13 +64,13 @@ class FrameTable:
 
 
 def frame_tables(files: Iterable[Path]) -> Mapping[tuple[int, int], FrameTable]:
-    """The tables of all instances that have one, by the (y, x) shape of the level they hold."""
+    """Frame tables by the (y, x) shape of their level, for the instances that have one."""
     tables = (table for file in files if (table := _table(file)) is not None)
     return {table.shape_yx: table for table in tables}
 
 
 def _table(path: Path) -> FrameTable | None:
-    import pydicom  # half a second, for those who have DICOM
+    import pydicom  # takes half a second to import; only DICOM needs it
     from pydicom.encaps import parse_basic_offsets, parse_fragments
 
     with path.open("rb") as file:
@@ -78,7 +82,7 @@ def _table(path: Path) -> FrameTable | None:
             parse_basic_offsets(file)
             count, offsets = parse_fragments(file)
         except (pydicom.errors.InvalidDicomError, ValueError, EOFError, AttributeError, NotImplementedError):
-            return None  # OpenSlide says what is wrong with it
+            return None  # OpenSlide reports the problem
     shape_yx = int(header.TotalPixelMatrixRows), int(header.TotalPixelMatrixColumns)
     tile_yx = int(header.Rows), int(header.Columns)
     frames = -(-shape_yx[0] // tile_yx[0]) * -(-shape_yx[1] // tile_yx[1])
@@ -86,7 +90,7 @@ def _table(path: Path) -> FrameTable | None:
 
 
 def _is_plain_grid(header: Any) -> bool:
-    """Whether the instance is a level of JPEG tiles, one after the other."""
+    """Whether the instance is a level of JPEG tiles in row-major order."""
     return (
         str(header.file_meta.TransferSyntaxUID) in _JPEG
         and "VOLUME" in header.get("ImageType", ())
@@ -96,13 +100,13 @@ def _is_plain_grid(header: Any) -> bool:
 
 
 def series_of(instance: Path) -> list[Path]:
-    """The DICOM instances beside ``instance`` that are of its series, itself included."""
+    """The DICOM instances of the same series in the folder of ``instance``, including itself."""
     beside = {file for file in instance.parent.iterdir() if file.suffix.casefold() == DICOM and file.is_file()}
     return next(series for series in group_by_series(beside | {instance}) if instance in series)
 
 
 def group_by_series(instances: Iterable[Path]) -> list[list[Path]]:
-    """DICOM files by their series, each sorted; a file that names no series is one by itself."""
+    """DICOM files grouped by series, each group sorted. A file without a series is a group of its own."""
     groups: dict[str, list[Path]] = defaultdict(list)
     for instance in sorted(instances):
         groups[_series_uid(instance, _mtime_ns(instance)) or str(instance)].append(instance)
@@ -115,8 +119,8 @@ def _mtime_ns(path: Path) -> int:
 
 @lru_cache(maxsize=4096)
 def _series_uid(instance: Path, _mtime: int) -> str | None:
-    """Series Instance UID; cached, because workers come back to a slide for every block."""
-    import pydicom  # half a second, for those who have DICOM
+    """Series Instance UID. Cached, because workers open the slide again for every block."""
+    import pydicom  # takes half a second to import; only DICOM needs it
 
     try:
         header = pydicom.dcmread(instance, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])

@@ -1,9 +1,9 @@
-"""What kind of slide a path is, and every file that belongs to it. Looked at, never decoded.
+"""Detect the format of a slide, and list every file that belongs to it.
 
-The one decision made here: a slide can be many files. An MRXS is a file and a folder, a DICOM slide the instances of
-one series, an OME-Zarr a tree; whoever finds slides, whoever opens one and whoever notices that it changed asks here.
-Formats that nobody can read here are known by name, each with the command that converts it: an archive's CZI must
-fail aloud, not be overlooked.
+A slide may consist of many files: an MRXS is a file and a folder, a DICOM slide the instances of one series, an
+OME-Zarr a tree. Discovery, opening and change detection all use this module. Formats that cannot be read are known by
+name, each with the command that converts it, so that an archive of CZI files fails with an error instead of being
+skipped.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ UNREADABLE = {
 
 @dataclass(frozen=True, slots=True)
 class DetectedSlide:
-    """A slide on disk: how it is read, the path to hand to its reader, and its files, sorted.
+    """A slide on disk: the kind of its reader, the path for that reader, and its files, sorted.
 
-    Of an OME-Zarr ``files`` are the metadata documents only; its chunks are looked up when they are needed.
+    ``files`` of an OME-Zarr are its metadata documents only; its chunks are looked up when they are needed.
     """
 
     kind: Kind
@@ -48,7 +48,17 @@ class DetectedSlide:
 
 
 def detect_format(path: Path) -> DetectedSlide:
-    """What ``path`` is. Raises SlideError for what is no slide, or one that must be converted first."""
+    """Detect the format of a file or folder from its name and first bytes.
+
+    Args:
+        path: A file, or the folder of an OME-Zarr or of a DICOM series.
+
+    Returns:
+        The kind of reader, the path to open, and all files of the slide.
+
+    Raises:
+        SlideError: If the path is not a slide, does not exist, or must be converted first.
+    """
     if path.is_dir():
         return _recognise_folder(path)
     stat_file(path)
@@ -81,7 +91,7 @@ def _conversion(path: Path) -> str:
 
 
 def companions(path: Path) -> list[Path]:
-    """The other files of a slide that is more than one: an MRXS's folder, what a VMS or VMU lists."""
+    """The other files of an MRXS (all of its folder), VMS or VMU (those it lists); empty for other formats."""
     suffix = path.suffix.casefold()
     if suffix == ".mrxs":
         return sorted(file for file in path.with_suffix("").rglob("*") if file.is_file())
@@ -92,7 +102,7 @@ def companions(path: Path) -> list[Path]:
 
 
 def owned_names(folder: Path, names: Iterable[str]) -> set[str]:
-    """Of the names in a folder those that belong to a slide beside them, and are none themselves."""
+    """The names in a folder that are part of another slide in it, and are no slides themselves."""
     owned: set[str] = set()
     for name in names:
         if name.casefold().endswith(".mrxs"):
@@ -106,7 +116,7 @@ def owned_names(folder: Path, names: Iterable[str]) -> set[str]:
 
 
 def is_ome_zarr(folder: Path) -> bool:
-    """True for the top of an OME-Zarr image, plate or bioformats2raw tree that is no result of overtile."""
+    """Whether a folder is the root of an OME-Zarr image, plate or bioformats2raw tree; False for own results."""
     attributes = zarr_attributes(folder)
     if not any(name in attributes for name in ("multiscales", "plate", "bioformats2raw.layout")):
         return False
@@ -114,12 +124,12 @@ def is_ome_zarr(folder: Path) -> bool:
 
 
 def is_own_result(folder: Path) -> bool:
-    """True for an OME-Zarr that overtile wrote: its arrays carry the hash of their plan."""
+    """Whether overtile wrote the OME-Zarr: its arrays carry a plan hash."""
     return any("overtile" in _raw_attributes(document.parent) for document in folder.glob("*/zarr.json"))
 
 
 def zarr_attributes(folder: Path) -> dict[str, Any]:
-    """OME metadata of a group, version 0.5 (below ``ome``) or 0.4; empty when there is none that can be read."""
+    """OME metadata of a group, version 0.5 (below ``ome``) or 0.4; empty when absent or unreadable."""
     attributes = _raw_attributes(folder)
     inner = attributes.get("ome")
     return inner if isinstance(inner, dict) else attributes
@@ -140,7 +150,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _zarr_documents(folder: Path) -> tuple[Path, ...]:
-    """Metadata of the group, of its arrays and, in a bioformats2raw tree, of its images' arrays."""
+    """Metadata of the group, of its arrays and, in a bioformats2raw tree, of the arrays of its images."""
     top = _documents(folder)
     below = [child for child in folder.iterdir() if child.is_dir()] if top else []
     if "bioformats2raw.layout" in zarr_attributes(folder):
@@ -149,7 +159,7 @@ def _zarr_documents(folder: Path) -> tuple[Path, ...]:
 
 
 def _documents(folder: Path) -> list[Path]:
-    """Metadata of one group or array; its chunks, of which there may be very many, are not listed."""
+    """Metadata files of one group or array. Chunks are not listed: there may be very many."""
     return [file for name in _ZARR_DOCUMENTS if (file := folder / name).is_file()]
 
 

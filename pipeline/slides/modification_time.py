@@ -1,7 +1,7 @@
-"""Whether a slide's files are still being written: what changed, and when.
+"""Detect whether the files of a slide are still being written.
 
-The one decision made here: nobody waits and nothing is read. A file that changed a moment ago is young, and young files
-are left for the next run; where a clock is not to be trusted, a change between two looks tells.
+The files are neither read nor waited for. A recently changed slide is left for the next run. Where clocks disagree, a
+change between two calls of ``file_states`` shows that a file is being written.
 """
 
 from __future__ import annotations
@@ -20,19 +20,24 @@ FileState = tuple[str, int, int]
 
 
 def file_states(path: Path) -> tuple[FileState, ...]:
-    """The state of every file of a slide, of an OME-Zarr of all that lies in it; empty when nothing is there."""
+    """State of every file of a slide (for an OME-Zarr of its whole tree), sorted; empty when none exists."""
     return tuple(sorted(_states(path)))
 
 
 def last_change(path: Path) -> float:
-    """When the slide was last changed, in seconds since 1970; 0 when nothing is there."""
+    """Time of the last change in seconds since 1970; 0 when no file exists."""
     return max((mtime_ns for _, _, mtime_ns in _states(path)), default=0) / 1e9
 
 
 def recently_modified(path: Path, settle_s: float) -> str | None:
-    """Why the slide is to be left alone for now; None when it has rested. A clock that is ahead counts like one behind.
+    """Reason to skip a slide that may still be being written; None when it has not changed lately.
 
-    What was changed far in the future is not waited for: that clock is wrong, and waiting would have no end.
+    A modification time in the near future counts like one in the past, because clocks differ. One further in the future
+    than ``settle_s`` is ignored: that clock is wrong, and the slide would never be taken.
+
+    Args:
+        path: The slide.
+        settle_s: Required time without a change, in seconds.
     """
     age_s = time.time() - last_change(path)
     if abs(age_s) >= settle_s:
@@ -45,7 +50,7 @@ def recently_modified(path: Path, settle_s: float) -> str | None:
 
 def _states(path: Path) -> Iterator[FileState]:
     for file in _files(path):
-        with suppress(OSError):  # it has gone meanwhile, or is a link that leads nowhere
+        with suppress(OSError):  # deleted meanwhile, or a broken link
             found = file.stat()
             yield str(file), found.st_size, found.st_mtime_ns
 
@@ -54,7 +59,7 @@ def _files(path: Path) -> Iterator[Path]:
     if not path.is_dir():
         try:
             yield from detect_format(path).files
-        except (SlideError, OSError):  # what cannot be read may still be growing
+        except (SlideError, OSError):  # an unreadable file may be incomplete
             yield path
         return
     for folder, _, names in os.walk(path):

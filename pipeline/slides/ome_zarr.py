@@ -1,10 +1,9 @@
 """An OME-Zarr image, version 0.4 or 0.5, as a slide.
 
-The one decision made here: a missing chunk is what the format says it is, the array's fill value, but it is never
-silent. Writers leave empty chunks out, and so does a copy that was cut short; nobody can tell the two apart. So missing
-chunks are counted and named in a warning that reaches the manifest, a level without a single chunk is refused, and
-the list of chunks is in the fingerprint: one that arrives later makes another slide of it. A chunk that is there but
-empty or cannot be decoded is damage.
+A missing chunk is read as the fill value of the array, as the format defines, but never silently. Writers omit empty
+chunks, and an interrupted copy lacks chunks; the two cases look the same. So missing chunks are counted and named in a
+warning in the manifest, a level without any chunk is refused, and the list of chunks is part of the fingerprint: a
+chunk that arrives later changes the slide. A chunk file that is empty or cannot be decoded is damage.
 
 OME-NGFF 0.4 and 0.5: ngff.openmicroscopy.org. A tree of bioformats2raw (layout 3) is read at its largest image.
 """
@@ -33,7 +32,7 @@ from pipeline.slides.checks.image import MAX_PIXELS, MAX_SEGMENT_BYTES, MAX_SIDE
 from pipeline.slides.format_detection import is_own_result, zarr_attributes
 
 DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
-"""What zarr and its codecs raise for changed bytes. Not OSError: trouble with reading may pass, and is tried again."""
+"""Exceptions of zarr and its codecs for changed bytes. OSError is not one: read errors may pass, and are retried."""
 
 _UM = {
     "angstrom": 1e-4, "picometer": 1e-6, "nanometer": 1e-3, "micrometer": 1.0, "millimeter": 1e3, "centimeter": 1e4,
@@ -45,7 +44,7 @@ _FAULT = "Copy the OME-Zarr again from its source, or write it again."
 
 @dataclass(frozen=True, slots=True)
 class StoredLevel:
-    """One array of the pyramid: where it lies, its axes by name, such as "tczyx"."""
+    """One array of the pyramid: its folder, the array, and its axes by name, such as "tczyx"."""
 
     folder: Path
     array: zarr.Array[Any]
@@ -53,30 +52,30 @@ class StoredLevel:
 
     @property
     def shape_yx(self) -> tuple[int, int]:
-        """Of its last two axes."""
+        """Lengths of the last two axes."""
         height, width = self.array.shape[-2:]
         return int(height), int(width)
 
     @property
     def channels(self) -> int:
-        """Length of the channel axis, 1 without one."""
+        """Length of the channel axis; 1 without one."""
         return int(self.array.shape[self.axes.index("c")]) if "c" in self.axes else 1
 
     @property
     def stored_yx(self) -> tuple[int, int]:
-        """Side of what is one file: a chunk, or a shard of chunks."""
+        """(y, x) side of one file: a chunk, or a shard of chunks."""
         height, width = (self.array.shards or self.array.chunks)[-2:]
         return int(height), int(width)
 
     def read(self, box: Box) -> Pixels:
-        """(c, y, x) in native byte order."""
+        """Pixels of a box as (c, y, x) in native byte order."""
         index = tuple(slice(None) if axis == "c" else 0 for axis in self.axes[:-2])
         pixels = np.asarray(self.array[(*index, *box.slices)])
         planes = pixels if "c" in self.axes else pixels[None]
         return np.array(planes, planes.dtype.newbyteorder("="), order="C")
 
     def files(self, box: Box) -> Iterator[tuple[tuple[int, int], Path]]:
-        """(row, col) and file of every chunk that holds pixels of the box, whether it is there or not."""
+        """(row, col) and path of every chunk under a box, existing or not."""
         side_y, side_x = self.stored_yx
         leading = [range(-(-n // s)) for n, s in zip(self.array.shape, self._stored_shape, strict=True)][:-2]
         for row, col in product(
@@ -86,10 +85,10 @@ class StoredLevel:
                 yield (row, col), self.folder / self.array.metadata.encode_chunk_key((*before, row, col))
 
     def size_problem(self, file: Path) -> str | None:
-        """What is wrong with the size of a chunk's file, or None.
+        """Describe a wrong size of a chunk file; None when it is right.
 
-        Blosc states the length of its stream, and nobody compares it with the file's: a chunk that was cut short is
-        decoded from whatever lies behind it in memory.
+        A Blosc header states the length of its stream, but the decoder does not compare it with the size of the file: a
+        chunk that was cut short would be decoded from adjacent memory.
         """
         size = file.stat().st_size
         if size == 0 or not self.ends_in_blosc:
@@ -100,7 +99,7 @@ class StoredLevel:
 
     @property
     def ends_in_blosc(self) -> bool:
-        """Whether a file is one Blosc stream."""
+        """Whether a chunk file is one Blosc stream."""
         metadata = self.array.metadata
         if metadata.zarr_format == 2:
             return getattr(metadata.compressor, "codec_id", None) == "blosc"
@@ -113,7 +112,7 @@ class StoredLevel:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ZarrSlide:
-    """An OME-Zarr image: see SlideReader."""
+    """An OME-Zarr image as a SlideReader."""
 
     path: Path
     format: str
@@ -124,7 +123,7 @@ class ZarrSlide:
 
     @property
     def channels(self) -> int:
-        """Length of the channel axis, 1 without one."""
+        """Length of the channel axis; 1 without one."""
         return self.stored[0].channels
 
     @property
@@ -134,7 +133,7 @@ class ZarrSlide:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Which levels lack chunks, with the first of them."""
+        """One warning for each level with missing chunks, naming the first of them."""
         return tuple(self._missing_warnings())
 
     def _missing_warnings(self) -> Iterator[str]:
@@ -150,7 +149,19 @@ class ZarrSlide:
                 )
 
     def read(self, level: int, box: Box) -> Pixels:
-        """Pixels of ``box`` of ``level`` as a new (c, y, x) array. Raises TileError, ValueError outside the level."""
+        """Read a box of a level.
+
+        Args:
+            level: Level to read.
+            box: Box inside the level, in its pixels.
+
+        Returns:
+            A new (c, y, x) array in native byte order.
+
+        Raises:
+            ValueError: If the box is not inside the level.
+            TileError: If a chunk is damaged.
+        """
         stored = self.stored[level]
         if Box.of_shape(stored.shape_yx).intersect(box) != box:
             raise ValueError(f"{self.path}: box {box} is not inside level {level}, {stored.shape_yx}")
@@ -160,7 +171,7 @@ class ZarrSlide:
         try:
             return stored.read(box)
         except DAMAGE as error:
-            raise self._first_damage(level, box, error) from None  # a codec's error may not leave a worker
+            raise self._first_damage(level, box, error) from None  # a codec's error may not pickle
 
     def _first_damage(self, level: int, box: Box, error: Exception) -> TileError:
         stored = self.stored[level]
@@ -184,7 +195,8 @@ class ZarrSlide:
     def fingerprint(self) -> str:
         """SHA-256 of the levels, the path and size of every chunk, and 256 samples of 4 KiB of them.
 
-        Raises SlideError for a level without a single chunk: it was never copied.
+        Raises:
+            SlideError: If a level has no chunk at all: it was not copied.
         """
         found: list[Path] = []
         for number, level in enumerate(self.stored):
@@ -197,7 +209,7 @@ class ZarrSlide:
         return sampled_digest(sorted(found), f"zarr 1 {described} {self.mpp_yx} {names}")
 
     def describe(self) -> dict[str, Any]:
-        """Format, channels and levels. Nothing a person wrote into the metadata but the channels' names."""
+        """Format, channels and levels. No other free text of the metadata is included."""
         return {
             "format": self.format,
             "vendor": None,
@@ -216,7 +228,11 @@ class ZarrSlide:
 
 
 def load_zarr(path: Path) -> ZarrSlide:
-    """Read and check the metadata. Raises SlideError for what is no OME-Zarr image, or cannot be read exactly."""
+    """Read and check the metadata of an OME-Zarr.
+
+    Raises:
+        SlideError: If the folder is a result of overtile, a plate, no OME-Zarr image, or cannot be read exactly.
+    """
     if is_own_result(path):
         raise SlideError(f"{path}: a result of overtile, not a slide. Name the slide it was made from.")
     attributes = zarr_attributes(path)
@@ -293,7 +309,7 @@ def _alike(base: StoredLevel, other: StoredLevel) -> bool:
 
 
 def _mpp_yx(multiscale: Multiscale) -> tuple[float, float] | None:
-    """(y, x) micrometres per pixel of level 0: the product of its scales, in an axis unit of length; else None."""
+    """(y, x) micrometres per pixel of level 0, the product of its scales; None without a unit of length."""
     units = [_UM.get(str(axis.unit)) for axis in multiscale.axes][-2:]
     scale = np.ones(2)
     for transforms in (multiscale.datasets[0].coordinateTransformations, multiscale.coordinateTransformations or ()):
@@ -307,7 +323,7 @@ def _mpp_yx(multiscale: Multiscale) -> tuple[float, float] | None:
 
 
 def _stated_names(attributes: Mapping[str, Any]) -> tuple[str, ...]:
-    """The labels of OMERO's channels; none when that part of the metadata is absent or odd."""
+    """Channel labels of the OMERO metadata; empty when it is absent or malformed."""
     omero = attributes.get("omero")
     channels = omero.get("channels") if isinstance(omero, dict) else None
     if not isinstance(channels, list):

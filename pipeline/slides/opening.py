@@ -1,8 +1,8 @@
-"""Open a slide and read any box of any of its levels: the only door to a slide's pixels.
+"""Open a slide with the reader for its format.
 
-The one decision made here: who reads a slide follows from what it is, never from a setting. TIFF is read by our own
-reader, which checks more than any library does; OpenSlide has what only it knows (MRXS, DICOM and TIFF with
-overlapping tiles); an OME-Zarr and a photo have readers of their own. All answer to SlideReader.
+The reader follows from the content of the file, never from a setting. TIFF is read by pipeline.slides.tiff, which
+checks more than any library does. OpenSlide reads the formats that only it supports: MRXS, DICOM and TIFF with
+overlapping tiles. OME-Zarr and photos have their own readers. All readers implement SlideReader.
 """
 
 from __future__ import annotations
@@ -19,9 +19,19 @@ _OPEN_SLIDES = 8
 
 
 def open_slide(path: str | Path) -> SlideReader:
-    """The slide at ``path``, checked but not decoded; one reader per slide and process.
+    """Open a slide and check its structure; no pixel is decoded.
 
-    Raises SlideError when it is no slide, is damaged, or is of a kind that cannot be read exactly.
+    Readers are cached by path and by device, inode, size and modification time of every file of the slide: repeated
+    calls in a process return the same reader until a file changes.
+
+    Args:
+        path: A file, or the folder of an OME-Zarr or of a DICOM series.
+
+    Returns:
+        A reader of (c, y, x) pixels, usable from several threads.
+
+    Raises:
+        SlideError: If the path is not a slide, is damaged, or has a format that cannot be read exactly.
     """
     found = detect_format(Path(path))
     return _open(Path(path), found, tuple(_state(file) for file in found.files))
@@ -34,11 +44,11 @@ def _state(file: Path) -> tuple[int, int, int, int]:
 
 @lru_cache(maxsize=_OPEN_SLIDES)
 def _open(path: Path, found: DetectedSlide, _states: tuple[tuple[int, int, int, int], ...]) -> SlideReader:
-    """Cached by path and the state of all its files: workers come back to the same slide for every block."""
+    """Cached by path and the state of all its files: workers open the same slide for every block."""
     if found.kind == "tiff" and (slide := load_tiff(open_file(path))) is not None:
         return slide
     if found.kind == "photo":
-        from pipeline.slides.photo import load_photo  # each format's library costs time; most runs need one
+        from pipeline.slides.photo import load_photo  # imported when needed: each format's library takes time to import
 
         return load_photo(path)
     if found.kind == "zarr":

@@ -1,13 +1,13 @@
-"""What OpenSlide reads and our own reader does not: MRXS, DICOM, VMS, Sakura, and TIFF with overlapping tiles.
+"""Slides that only OpenSlide reads: MRXS, DICOM, VMS, Sakura, TIFF with overlapping tiles.
 
-The one decision made here: only levels that OpenSlide can be asked for exactly are used. It takes positions in pixels
-of level 0 and divides them by the level's downsample; where that is no whole number it interpolates, and a pixel then
-depends on the box it was read in. A level is used when its downsample is whole, which level 0 always is.
+Only levels that OpenSlide reads exactly are used. Its positions are level-0 pixels, divided by the downsample of the
+level; with a fractional downsample it interpolates, and a pixel then depends on the box that it is read in. A level is
+used when its downsample is a whole number, which is always true of level 0.
 
-OpenSlide is C that may abort on a damaged file, so every slide is opened and touched in a child process first: what
-ends the child is an error about the slide, not the end of the run. Its errors stick to a handle, so a handle that
-failed is replaced. Where a slide has no pixels it is transparent: those become the background the slide states, or
-white, never black.
+OpenSlide is a C library that may abort on a damaged file. So every slide is first opened and read at a corner of each
+level in a child process: an abort there becomes an error about the slide. After an error every call on an OpenSlide
+handle fails, so the handle is replaced. Areas without pixels are transparent; they get the background that the slide
+states, or white, never black.
 """
 
 from __future__ import annotations
@@ -59,14 +59,26 @@ _ADVICE = "Copy the slide again from its source, or convert it, for example with
 
 @dataclass(slots=True)
 class Handle:
-    """An open slide of the library, replaced once it failed. Reads may come from any number of threads."""
+    """An open OpenSlide handle, replaced after an error. Reads may come from any number of threads."""
 
     path: Path
     slide: OpenSlide
     lock: Lock = field(default_factory=Lock)
 
     def read(self, place_yx: tuple[int, int], level: int, shape_yx: tuple[int, int]) -> Pixels:
-        """RGBA (y, x, 4), alpha not multiplied in. Raises OpenSlideError."""
+        """Read RGBA pixels.
+
+        Args:
+            place_yx: Upper left corner in pixels of level 0.
+            level: OpenSlide's number of the level.
+            shape_yx: Shape in pixels of the level.
+
+        Returns:
+            (y, x, 4) pixels; colours are not multiplied by alpha.
+
+        Raises:
+            OpenSlideError: If the pixels cannot be read.
+        """
         slide = self.slide
         try:
             return np.asarray(slide.read_region(place_yx[::-1], level, shape_yx[::-1]))
@@ -79,7 +91,7 @@ class Handle:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OpenSlideReader:
-    """A slide read by OpenSlide: see SlideReader. ``numbers`` are OpenSlide's of the levels used."""
+    """A slide read by OpenSlide, as a SlideReader. ``numbers`` are OpenSlide's numbers of the levels used."""
 
     path: Path
     found: DetectedSlide
@@ -97,7 +109,7 @@ class OpenSlideReader:
 
     @property
     def channels(self) -> int:
-        """Red, green and blue: OpenSlide makes everything that."""
+        """3: OpenSlide converts all pixels to RGB."""
         return 3
 
     @property
@@ -107,12 +119,12 @@ class OpenSlideReader:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """uint8: OpenSlide makes everything that."""
+        """uint8: OpenSlide converts all pixels to 8 bits."""
         return UINT8
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """None: what could be wrong is an error."""
+        """Empty: every problem is an error."""
         return ()
 
     @property
@@ -127,7 +139,7 @@ class OpenSlideReader:
 
     @property
     def background(self) -> tuple[int, ...]:
-        """Red, green and blue of where there are no pixels."""
+        """(red, green, blue) of areas without pixels."""
         stated = self.properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "")
         try:
             return tuple(bytes.fromhex(stated)) if len(stated) == 6 else _WHITE
@@ -135,7 +147,19 @@ class OpenSlideReader:
             return _WHITE
 
     def read(self, level: int, box: Box) -> Pixels:
-        """Pixels of ``box`` of ``level`` as a new (c, y, x) array. Raises TileError, ValueError outside the level."""
+        """Read a box of a level.
+
+        Args:
+            level: Level to read.
+            box: Box inside the level, in its pixels.
+
+        Returns:
+            A new (3, y, x) uint8 array, composited over the background.
+
+        Raises:
+            ValueError: If the box is not inside the level.
+            TileError: If OpenSlide fails, or a JPEG frame of a DICOM is damaged.
+        """
         if Box.of_shape(self.levels[level].shape_yx).intersect(box) != box:
             raise ValueError(f"{self.path}: box {box} is not inside level {level}, {self.levels[level].shape_yx}")
         table = self.frames.get(self.levels[level].shape_yx)
@@ -145,7 +169,7 @@ class OpenSlideReader:
         try:
             rgba_YXC = self._rgba(level, box)
         except OpenSlideError as error:
-            raise self._damage(level, box, error) from None  # the library's error holds C data and does not travel
+            raise self._damage(level, box, error) from None  # the library's error holds C data and does not pickle
         return laid_over(rgba_YXC, self.background)
 
     def _rgba(self, level: int, box: Box) -> Pixels:
@@ -153,7 +177,7 @@ class OpenSlideReader:
         return self.handle.read((box.y0 * whole, box.x0 * whole), self.numbers[level], box.shape)
 
     def _damage(self, level: int, box: Box, error: OpenSlideError) -> TileError:
-        """The error of a box, placed in its first piece that cannot be read."""
+        """Error for a box, placed at its first piece that cannot be read."""
         for piece in _pieces(box):
             try:
                 self._rgba(level, piece)
@@ -171,7 +195,7 @@ class OpenSlideReader:
         return sampled_digest(self.found.files, facts)
 
     def describe(self) -> dict[str, Any]:
-        """Format, size and levels. No property is passed on: they name people, places and dates."""
+        """Format, size and levels. Properties are left out: they hold names of people, sites and dates."""
         return {
             "format": self.format,
             "vendor": None,
@@ -187,7 +211,11 @@ class OpenSlideReader:
 
 
 def load_openslide(path: Path, found: DetectedSlide) -> OpenSlideReader:
-    """Probe the slide in a child, then open it. Raises SlideError when OpenSlide cannot."""
+    """Open a slide with OpenSlide after a probe in a child process.
+
+    Raises:
+        SlideError: If OpenSlide crashes on the file, takes longer than 60 s, or cannot read it.
+    """
     _probe(path, found.path)
     try:
         slide = OpenSlide(found.path)
@@ -206,9 +234,16 @@ def load_openslide(path: Path, found: DetectedSlide) -> OpenSlideReader:
 
 
 def exact_levels(shapes_yx: Sequence[tuple[int, int]], downsamples: Sequence[float]) -> Iterator[tuple[int, Level]]:
-    """Number and level of those whose downsample is whole, and is what the sizes of the level say.
+    """Levels whose downsample is a whole number that agrees with the size of the level.
 
-    Levels that are filled up to whole tiles (Philips) lose what lies beyond the pixels of level 0.
+    Levels that are padded to whole tiles (Philips) are cropped to the extent of level 0.
+
+    Args:
+        shapes_yx: (y, x) shape of each level.
+        downsamples: Downsample of each level, as OpenSlide states it.
+
+    Returns:
+        OpenSlide's number and the Level of each usable level.
     """
     base_yx = shapes_yx[0]
     for number, (shape_yx, down) in enumerate(zip(shapes_yx, downsamples, strict=True)):
@@ -227,7 +262,7 @@ def _check_shape(path: Path, shape_yx: tuple[int, int]) -> None:
 
 
 def _probe(path: Path, opened: Path) -> None:
-    """Open the slide and read a corner of each level in a process that may die, of bounded memory and time."""
+    """Read a corner of each level in a child process of bounded memory and time."""
     command = [sys.executable, "-I", "-c", _PROBE, str(opened.absolute())]
     try:
         done = subprocess.run(command, capture_output=True, timeout=_PROBE_S, check=False)  # noqa: S603  our own words
@@ -241,7 +276,7 @@ def _probe(path: Path, opened: Path) -> None:
 
 
 def _placed(level: int, piece: Box) -> TilePlace:
-    """A piece of a box, where the library does not say which tile it failed at."""
+    """Place of a piece of a box: OpenSlide does not report which tile failed."""
     return TilePlace(level, piece.y0 // _PIECE_PX, piece.x0 // _PIECE_PX, piece)
 
 
@@ -255,7 +290,15 @@ def _pieces(box: Box) -> Iterator[Box]:
 
 
 def laid_over(rgba_YXC: Pixels, background: tuple[int, ...]) -> Pixels:
-    """Colours laid over the background by their alpha: c*a + background*(1 - a), rounded half up; (c, y, x)."""
+    """Composite colours over a background: c*a + background*(1 - a), rounded half up.
+
+    Args:
+        rgba_YXC: (y, x, 4) uint8 pixels.
+        background: Red, green and blue.
+
+    Returns:
+        (3, y, x) uint8 pixels.
+    """
     planes_CYX = rgba_YXC.transpose(2, 0, 1)
     alpha_YX = planes_CYX[3]
     if (alpha_YX == 255).all():

@@ -1,9 +1,12 @@
-"""A PNG or JPEG photo as a slide of one level.
+"""A PNG or JPEG image as a slide of one level.
 
-The one decision made here: a photo is decoded whole, because its format offers no other way, and a process holds one
-decoded photo at a time. So its size is bounded by a budget, read from its header before a pixel is decoded; beyond it
-a tiled TIFF is the answer, and the error says how to make one. A density that no microscope has (72, 96 or 300 dots
-an inch: above 10 um a pixel) is a setting for screens and printers and states no resolution.
+Both formats can only be decoded as a whole, so a process keeps one decoded photo at a time. The decoded size is
+computed from the header and limited to MAX_PHOTO_BYTES before any pixel is decoded. A stated density above 10 um a
+pixel (72, 96 or 300 dots an inch) is a setting for screens and printers, and counts as no resolution.
+
+The headers are parsed here, not by Pillow: Pillow refuses a PNG with more than 1 MiB of text or colour profile, or
+with a wrong checksum in a chunk of text, stops at the first pixels (it misses a cut end, and orientation after them),
+and reports a forged size as a wrong checksum.
 
 PNG: ISO/IEC 15948 (chunks, pHYs, eXIf); JPEG: ITU-T T.81 and T.871 (JFIF density); orientation: Exif 2.32 tag 274.
 """
@@ -43,7 +46,16 @@ _CUT = "The file is cut short or damaged: copy it again from its source."
 
 @dataclass(frozen=True, slots=True)
 class PhotoHeader:
-    """What a photo states before its pixels. ``samples`` include an alpha that may be there."""
+    """Facts from the header of a photo.
+
+    Attributes:
+        format: ``PNG`` or ``JPEG``.
+        shape_yx: Height and width in pixels.
+        samples: Samples a pixel, an alpha sample included.
+        bits: Bits a sample, 8 or 16.
+        mpp_yx: Micrometres per pixel, or None when the header states no plausible density.
+        orientation: Exif orientation; 1 is upright.
+    """
 
     format: str
     shape_yx: tuple[int, int]
@@ -63,7 +75,7 @@ class PhotoHeader:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PhotoSlide:
-    """A photo: see SlideReader. Holds no pixels itself."""
+    """A photo as a SlideReader. It holds no pixels itself."""
 
     path: Path
     header: PhotoHeader
@@ -73,31 +85,43 @@ class PhotoSlide:
 
     @property
     def format(self) -> str:
-        """PNG or JPEG."""
+        """``PNG`` or ``JPEG``."""
         return self.header.format
 
     @property
     def levels(self) -> tuple[Level, ...]:
-        """The one level there is."""
+        """The single level."""
         return (Level(self.header.shape_yx, (1.0, 1.0)),)
 
     @property
     def mpp_yx(self) -> tuple[float, float] | None:
-        """Micrometres per pixel from a density a microscope may have; None for that of a screen or printer."""
+        """Micrometres per pixel, or None when the density is that of a screen or printer."""
         return self.header.mpp_yx
 
     @property
     def channel_names(self) -> tuple[str, ...]:
-        """By colour: photos name no channels."""
+        """Names by colour: photos do not name their channels."""
         return name_channels((), self.channels)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """None: what could be wrong with a photo is an error."""
+        """Empty: every problem of a photo is an error."""
         return ()
 
     def read(self, level: int, box: Box) -> Pixels:
-        """Pixels of ``box`` as a new (c, y, x) array. Raises TileError when the photo is damaged."""
+        """Read a box of pixels.
+
+        Args:
+            level: 0.
+            box: Box inside the photo, in pixels.
+
+        Returns:
+            A new (c, y, x) array; an alpha is composited over white.
+
+        Raises:
+            ValueError: If the box is not inside the photo.
+            TileError: If the photo is damaged.
+        """
         if level != 0 or Box.of_shape(self.header.shape_yx).intersect(box) != box:
             raise ValueError(f"{self.path}: box {box} is not inside level {level} of {self.header.shape_yx}")
         with _DECODING:
@@ -110,7 +134,7 @@ class PhotoSlide:
         return sampled_digest([self.path], f"photo 1 {self.header.hashed_text}")
 
     def describe(self) -> dict[str, Any]:
-        """Format, size and channels. Nothing a person wrote into the file."""
+        """Format, size and channels. No free text of the file is included."""
         return {
             "format": self.format,
             "vendor": None,
@@ -123,7 +147,12 @@ class PhotoSlide:
 
 
 def load_photo(path: Path) -> PhotoSlide:
-    """Read and check a photo's header. Raises SlideError for one that is damaged, turned or larger than the budget."""
+    """Read and check the header of a photo.
+
+    Raises:
+        SlideError: If the header is damaged, the photo is stored rotated or mirrored, or its decoded size is above
+            MAX_PHOTO_BYTES.
+    """
     data = path.read_bytes()
     header = _png_header(path, data) if data.startswith(_PNG) else _jpeg_header(path, data)
     height, width = header.shape_yx
@@ -151,7 +180,7 @@ _DECODING = Lock()
 
 @lru_cache(maxsize=1)
 def _decoded(path: Path, header: PhotoHeader, _state: tuple[int, int]) -> Pixels:
-    """The whole photo (y, x, samples). One per process: a second would double the memory stated."""
+    """The decoded photo (y, x, samples). A process caches one: a second would double the stated memory."""
     data = path.read_bytes()
     problem = scan_problem(data) if header.format == "JPEG" else None
     if problem is None:
@@ -165,7 +194,7 @@ def _decoded(path: Path, header: PhotoHeader, _state: tuple[int, int]) -> Pixels
 
 
 def _expected(pixels: Pixels, header: PhotoHeader) -> Pixels:
-    """The pixels, if they are what the header promised. A palette may hold an alpha its header does not tell of."""
+    """Check pixels against the header. A palette may hold an alpha that the header does not declare."""
     pixels_YXS = pixels[..., None] if pixels.ndim == 2 else pixels
     height, width = header.shape_yx
     wanted = (height, width, header.samples)
@@ -198,7 +227,7 @@ def _png_header(path: Path, data: bytes) -> PhotoHeader:
 
 
 def _png_chunks(path: Path, data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Type and content of the chunks; those of pixels without content. Raises SlideError when the last is missing."""
+    """Type and content of each chunk, without pixel data. Raises SlideError when the end chunk is missing."""
     at = len(_PNG)
     while at + 12 <= len(data):
         length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
@@ -235,7 +264,7 @@ def _jpeg_header(path: Path, data: bytes) -> PhotoHeader:
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Marker and content of the segments before the first scan, of a stream whose frame was found."""
+    """Marker and content of each segment before the first scan of a stream with a valid frame."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != SOS:
         length = int.from_bytes(data[at + 2 : at + 4], "big")
@@ -247,7 +276,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _credible(density: tuple[float, tuple[int, int]] | None) -> tuple[float, float] | None:
-    """(y, x) micrometres per pixel from pixels (y, x) per so many micrometres; None when no microscope has it."""
+    """(y, x) micrometres per pixel from (unit in um, (y, x) pixels per unit); None above COARSEST_CREDIBLE_UM."""
     if density is None or not min(density[1]):
         return None
     y, x = (density[0] / pixels for pixels in density[1])
@@ -255,7 +284,7 @@ def _credible(density: tuple[float, tuple[int, int]] | None) -> tuple[float, flo
 
 
 def _orientation(exif_bytes: bytes) -> int:
-    """The orientation an Exif block states; 1 when it states none or cannot be read."""
+    """The orientation in an Exif block; 1 when it is absent or unreadable."""
     tiff = exif_bytes.removeprefix(b"Exif\0\0")
     order = _BYTE_ORDERS.get(tiff[:2])
     if order is None:

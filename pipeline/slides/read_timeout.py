@@ -1,7 +1,7 @@
-"""Reads that do not come back (a file server that died, a tape that is fetched): given up after a while, by name.
+"""A time limit for file reads that may never return.
 
-The one decision made here: what hangs in the kernel cannot be stopped, only left behind. It goes on hanging in a thread
-that nobody waits for and that no process waits for at its end.
+A read that hangs in the kernel (a dead file server, a tape archive) cannot be interrupted. It continues in a daemon
+thread, which does not delay the exit of the process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,19 @@ T = TypeVar("T")
 
 
 def with_timeout(call: Callable[[], T], path: Path, seconds: float) -> T:
-    """What ``call``, which reads ``path``, returns or raises; HungError when it does neither in so many seconds."""
+    """Call a function that reads a file, with a time limit.
+
+    Args:
+        call: Function without arguments.
+        path: The file it reads, for the error message.
+        seconds: Time limit.
+
+    Returns:
+        The result of ``call``; its exception is raised again.
+
+    Raises:
+        ReadTimeoutError: If ``call`` does not finish within ``seconds``.
+    """
     future: Future[T] = Future()
     threading.Thread(target=_carry, args=(call, future), name="read", daemon=True).start()
     wait([future], timeout=seconds)
@@ -31,8 +43,8 @@ def with_timeout(call: Callable[[], T], path: Path, seconds: float) -> T:
 
 
 def _carry(call: Callable[[], T], future: Future[T]) -> None:
-    """Let a future have what a call returns or raises."""
+    """Run ``call`` and store its result or exception in ``future``."""
     try:
         future.set_result(call())
-    except Exception as error:  # raised again by whoever waits
+    except Exception as error:  # raised again by future.result()
         future.set_exception(error)

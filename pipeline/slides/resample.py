@@ -1,13 +1,13 @@
-"""From a slide's levels to an image at the model's resolution, one block at a time, in exact arithmetic.
+"""Resample a slide to the resolution of a model, block by block, in exact arithmetic.
 
     source pixel edges   0    1    2    3    4    5    6  ..      scale s = p/q source pixels per output pixel
     output pixel i       |<-- i*s .. (i+1)*s -->|                 area: average over that interval
                                  x centre                         bilinear: at (i + 1/2)*s - 1/2, edges repeated
 
-The one decision made here: weights are whole numbers. The scale is a fraction p/q, so an output pixel covers a whole
-number of 1/q source pixels; sums of weight times value stay below 2**53 and are exact in float64, whatever the order,
-and the rounding (half up) is exact too. A block therefore equals the same pixels of the whole slide to the bit: there
-is nothing for a block's position, a library's summation order or a CPU to disturb.
+All weights are integers. The scale is a fraction p/q, so an output pixel covers a whole number of 1/q source pixels.
+Sums of weight times value stay below 2**53 and are exact in float64 in any order, and the rounding (half up) is exact
+too. A block therefore equals the same pixels of the resampled slide to the bit, independent of its position, of the
+summation order of a library and of the CPU.
 """
 
 from __future__ import annotations
@@ -42,7 +42,14 @@ Override = float | Literal["native"] | None
 
 @dataclass(frozen=True, slots=True)
 class Resampling:
-    """How one level becomes the image: (y, x) source pixels per output pixel, and both shapes."""
+    """How one level becomes the image.
+
+    Attributes:
+        method: ``none``, ``area`` (reduction) or ``bilinear`` (enlargement).
+        scale_yx: (y, x) source pixels per output pixel.
+        source_yx: Shape of the level.
+        out_yx: Shape of the image.
+    """
 
     method: Method
     scale_yx: tuple[Fraction, Fraction]
@@ -60,10 +67,15 @@ class Resampling:
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """The level to read, how to resample it, and what a pixel of the result measures.
+    """The level to read, how to resample it, and the pixel size of the result.
 
-    ``mpp`` is micrometres per pixel of the result; ``slide_mpp`` of level 0, None when unknown;
-    ``level0_from_image_yx`` multiplies (y, x) coordinates of the result into level-0 pixels.
+    Attributes:
+        level: Level of the slide.
+        resampling: How its pixels become those of the image.
+        mpp: Micrometres per pixel of the image.
+        slide_mpp: Micrometres per pixel of level 0; None when unknown.
+        level0_from_image_yx: Factors from (y, x) coordinates of the image to level-0 pixels.
+        warnings: Messages for the manifest.
     """
 
     level: int
@@ -75,16 +87,28 @@ class Resolution:
 
     @property
     def out_yx(self) -> tuple[int, int]:
-        """(y, x) shape of the result."""
+        """(y, x) shape of the image."""
         return self.resampling.out_yx
 
 
 def resolution(reader: SlideReader, override: Override, model_mpp: float) -> Resolution:
-    """How to read ``reader`` at ``model_mpp``: the coarsest level not more than 5 % coarser, resampled if 5 % off.
+    """Choose the level and the resampling that give an image at the resolution of a model.
 
-    ``override`` is the level-0 resolution to believe instead of the slide's, or "native" for level 0 as it is.
-    A level finer by more than 5 % is averaged over areas, one coarser is interpolated bilinearly up to 2.2 times.
-    Raises SlideError when the resolution is unknown, absurd, or too coarse for the model.
+    The coarsest level that is at most 5 % coarser than the model is read. It is used unchanged within 5 %, averaged
+    over areas when it is finer, and interpolated bilinearly up to 2.2 times when it is coarser.
+
+    Args:
+        reader: The slide.
+        override: Micrometres per pixel of level 0, replacing the slide's; ``native`` for level 0 without resampling;
+            None for the resolution that the slide states.
+        model_mpp: Micrometres per pixel of the model.
+
+    Returns:
+        The level, its resampling and the resulting pixel size.
+
+    Raises:
+        SlideError: If the resolution is unknown, outside 0.05 to 10 um, not square within 1 %, or more than 2.2 times
+            coarser than the model's.
     """
     if override == "native":
         return _native(reader, model_mpp)
@@ -103,7 +127,7 @@ def resolution(reader: SlideReader, override: Override, model_mpp: float) -> Res
 
 
 def _native(reader: SlideReader, model_mpp: float) -> Resolution:
-    """Level 0 as it is. Its own resolution gives the areas if it states a sane one, else the model's does."""
+    """Level 0 unchanged. Areas use its resolution when it is plausible, else the model's."""
     shape_yx, stated = reader.levels[0].shape_yx, _mean(reader.mpp_yx)
     sane = stated is not None and MPP_RANGE_UM[0] <= stated <= MPP_RANGE_UM[1]
     warnings = () if sane else (
@@ -119,7 +143,7 @@ def _mean(mpp_yx: tuple[float, float] | None) -> float | None:
 
 
 def _slide_mpp(reader: SlideReader, override: float | None) -> tuple[float, tuple[str, ...]]:
-    """Micrometres per level-0 pixel to believe, and what to say about it."""
+    """Micrometres per level-0 pixel to use, with a warning where override and slide differ by more than 5 %."""
     low, high = MPP_RANGE_UM
     stated, cure = (
         _mean(reader.mpp_yx),
@@ -153,9 +177,9 @@ def _scale_yx(down_yx: tuple[float, float], slide_mpp: float, model_mpp: float) 
 
 
 def _scale(downsample: float, slide_mpp: float, model_mpp: float) -> Fraction:
-    """Level pixels per output pixel, both resolutions taken to 1e-6 um, as p/q small enough for exact sums.
+    """Level pixels per output pixel as p/q, small enough for exact sums; resolutions are rounded to 1e-6 um.
 
-    The nearest fraction with q <= 10,000 is off by less than 1e-8 of a pixel per pixel: 0.002 px over a slide.
+    The nearest fraction with q <= 10,000 differs by less than 1e-8 of a pixel per pixel: 0.002 px over a slide.
     """
     model, slide = (Fraction(round(mpp * _MPP_STEPS), _MPP_STEPS) for mpp in (model_mpp, slide_mpp))
     exact = model / (slide * Fraction(downsample))
@@ -164,14 +188,14 @@ def _scale(downsample: float, slide_mpp: float, model_mpp: float) -> Fraction:
 
 
 def _method(scale_yx: tuple[Fraction, Fraction]) -> tuple[Method, tuple[Fraction, Fraction]]:
-    """Within 5 % the level is used as it is; ``scale_yx`` is then 1."""
+    """Method and scale; within 5 % the level is used unchanged with scale 1."""
     if all(1 / (1 + TOLERANCE) <= scale <= 1 + TOLERANCE for scale in scale_yx):
         return "none", (Fraction(1), Fraction(1))
     return ("area" if min(scale_yx) >= 1 else "bilinear"), scale_yx
 
 
 def _enlarged(reader: SlideReader, scale_yx: tuple[Fraction, Fraction], slide_mpp: float, model_mpp: float) -> str:
-    """The warning for a slide coarser than the model; raises SlideError when it is too coarse."""
+    """Warning for a slide coarser than the model. Raises SlideError above MAX_ENLARGEMENT."""
     times = 1 / Fraction(min(scale_yx))
     if times > MAX_ENLARGEMENT:
         raise SlideError(
@@ -184,12 +208,23 @@ def _enlarged(reader: SlideReader, scale_yx: tuple[Fraction, Fraction], slide_mp
 
 
 def _round_half_up(length: Fraction) -> int:
-    """The nearest whole number of pixels, at least 1; exactly half rounds up."""
+    """The nearest whole number of pixels, at least 1; halves round up."""
     return max(1, math.floor(length + Fraction(1, 2)))
 
 
 def source_box(resampling: Resampling, out_box: Box) -> Box:
-    """The pixels of the level that ``out_box`` (inside the result) is made of."""
+    """Box of the level that an output box is computed from.
+
+    Args:
+        resampling: Resampling from the level to the image.
+        out_box: Box inside the image.
+
+    Returns:
+        Box in pixels of the level, clipped to it.
+
+    Raises:
+        ValueError: If ``out_box`` is not inside the image.
+    """
     if Box.of_shape(resampling.out_yx).intersect(out_box) != out_box:
         raise ValueError(f"box {out_box} is not inside the image of {resampling.out_yx}")
     y0, y1 = _source_span(resampling, 0, out_box.y0, out_box.y1)
@@ -206,15 +241,26 @@ def _source_span(resampling: Resampling, axis: int, start: int, stop: int) -> tu
 
 
 def _centre(scale: Fraction, i: int) -> Fraction:
-    """Centre of output pixel ``i`` in source pixels, where a source pixel's centre is its index."""
+    """Centre of output pixel ``i`` in source pixels; the centre of a source pixel is its index."""
     return (i + Fraction(1, 2)) * scale - Fraction(1, 2)
 
 
 def resample(pixels_CYX: Pixels, resampling: Resampling, source: Box, out: Box) -> Pixels:
-    """The pixels of ``out`` from those of ``source``, which must be ``source_box(resampling, out)``.
+    """Compute the pixels of an output box.
 
-    (c, y, x) in, (c, y, x) out, same dtype (uint8 or uint16), rounded half up. Equal to the same pixels of the whole
-    image resampled in one piece, to the bit.
+    The result equals the same pixels of the whole image, resampled in one piece, to the bit.
+
+    Args:
+        pixels_CYX: (c, y, x) source pixels, uint8 or uint16.
+        resampling: Resampling from the level to the image.
+        source: Box of ``pixels_CYX``; must be ``source_box(resampling, out)``.
+        out: Box of the image.
+
+    Returns:
+        (c, y, x) pixels of the same type, rounded half up.
+
+    Raises:
+        ValueError: If ``source`` or the shape of the pixels does not fit ``out``.
     """
     if source != source_box(resampling, out) or pixels_CYX.shape[1:] != source.shape:
         raise ValueError(f"{out} needs pixels {source_box(resampling, out)}, got {source} as {pixels_CYX.shape}")
@@ -231,27 +277,27 @@ def resample(pixels_CYX: Pixels, resampling: Resampling, source: Box, out: Box) 
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Whole-number weights of one axis: (outputs, sources) as a sparse matrix, and the sum of each row."""
+    """Integer weights of one axis: a sparse (outputs, sources) matrix, and the sum of each row."""
 
     matrix: sparse.csr_array
     sums: NDArray[np.float64]
 
     def take(self, band: slice) -> _Rows:
-        """Some of the outputs."""
+        """A subset of the outputs."""
         return _Rows(self.matrix[band], self.sums[band])
 
 
 def _bands(height: int, width: int) -> Iterator[slice]:
-    """Rows of the result whose float64 sums take some 2 MiB at a time, about what a cache holds."""
+    """Slices of output rows whose float64 sums take about 2 MiB, the size of a cache."""
     step = max(1, _BAND_VALUES // width)
     return (slice(start, min(start + step, height)) for start in range(0, height, step))
 
 
 def _weigh(plane_YX: NDArray[Any], rows_y: _Rows, rows_x: _Rows) -> Pixels:
-    """Weighted sums over y, then x, divided by the sum of the weights and rounded half up, all of it exactly.
+    """Weighted sums over y, then x, divided by the sum of the weights and rounded half up, all exact.
 
-    Values < 2**16 and row sums <= 2**17 keep sums below 2**50, and the quotient, a multiple of 2**-35 away from
-    every half, is on the right side of it in float64.
+    Values < 2**16 and row sums <= 2**17 keep sums below 2**50. A quotient that is no half differs from every half by at
+    least 2**-35, so float64 puts it on the right side.
     """
     first, last = int(rows_y.matrix.indices.min()), int(rows_y.matrix.indices.max()) + 1
     over_y = rows_y.matrix[:, first:last] @ plane_YX[first:last].astype(np.float64)

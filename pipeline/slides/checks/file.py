@@ -1,7 +1,7 @@
-"""Open what the user named, if it is a file that can be a TIFF; otherwise say what it really is. Sample many files.
+"""Open TIFF files, name other files by their type, and sample bytes of files.
 
-The one decision made here: nothing is opened before it is known to be an ordinary file. Opening a FIFO waits for
-ever and opening a device may do anything.
+A file is opened only after a check that it is an ordinary file: opening a FIFO blocks, and opening a device may have
+side effects.
 """
 
 from __future__ import annotations
@@ -41,14 +41,18 @@ DAMAGED = "The file is damaged or its copy did not finish: copy it again from it
 
 @dataclass(frozen=True, slots=True)
 class RawFile:
-    """An open file and its name: reads that never move a shared position and never come back short."""
+    """An open file with its name. Reads use ``pread``, share no file position, and never return fewer bytes."""
 
     fd: int
     name: str
     size_bytes: int
 
     def read(self, offset: int, length: int, what: str) -> bytes:
-        """``length`` bytes at ``offset``; raises SlideError naming ``what`` when the file ends before."""
+        """Read ``length`` bytes at ``offset``.
+
+        Raises:
+            SlideError: If the file ends before; ``what`` names the part in the message.
+        """
         if offset < 0 or offset + length > self.size_bytes:
             raise SlideError(
                 f"{self.name}: {what} should lie at bytes {offset} to {offset + length}, but the file has "
@@ -65,7 +69,7 @@ class RawFile:
 
 
 def stat_file(path: Path) -> os.stat_result:
-    """The file's state. Raises SlideError for whatever is not an ordinary, existing file; opens nothing."""
+    """State of a file, without opening it. Raises SlideError when it is missing or not an ordinary file."""
     try:
         found = path.stat()
     except FileNotFoundError as error:
@@ -80,7 +84,7 @@ def stat_file(path: Path) -> os.stat_result:
 
 
 def read_head(path: Path) -> bytes:
-    """The first bytes of an ordinary file. Raises SlideError when it cannot be opened."""
+    """The first 512 bytes of an ordinary file. Raises SlideError when it cannot be opened."""
     fd = _open(path)
     try:
         return os.pread(fd, _HEAD_BYTES, 0)
@@ -89,7 +93,7 @@ def read_head(path: Path) -> bytes:
 
 
 def sampled_digest(files: Sequence[Path], facts: str) -> str:
-    """SHA-256 of ``facts``, of the sizes of the files in their order, and of 256 samples of 4 KiB of them all."""
+    """SHA-256 of ``facts``, of the file sizes in their order, and of 256 samples of 4 KiB of all files."""
     sizes = np.array([file.stat().st_size for file in files], np.int64)
     ends, digest = np.cumsum(sizes), hashlib.sha256(facts.encode() + sizes.tobytes())
     for place in np.unique(np.linspace(0, max(0, int(ends[-1]) - SAMPLE_BYTES), SAMPLES).astype(np.int64)):
@@ -108,7 +112,7 @@ def _open(path: Path) -> int:
 
 
 def open_file(path: Path) -> RawFile:
-    """Open the file for reading when its first bytes are those of a TIFF; otherwise raise SlideError naming it."""
+    """Open a file that begins as a TIFF. Raises SlideError, naming the type found, for any other file."""
     stat_file(path)
     fd = _open(path)
     try:
@@ -132,7 +136,7 @@ def _checked(fd: int, path: Path) -> RawFile:
 
 
 def _name(head: bytes, size: int) -> str:
-    """What a file that is no TIFF is, by its first bytes."""
+    """Name of the type of a file that is no TIFF, from its first bytes."""
     if size == 0:
         return "an empty file"
     if not head.strip(b"\0"):

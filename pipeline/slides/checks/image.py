@@ -1,8 +1,8 @@
-"""Is this image of the file what its directory says, and can it be read? Asked before a byte of it is decoded.
+"""Check an image description of a file before any pixel is decoded.
 
-Pure: a directory's facts in, a SlideError out. The one decision made here: what the decoding library would repair
-in silence is refused instead. It draws a tile of no bytes black, a missing table as a black slide, a missing
-BitsPerSample as 1-bit pixels; a wrong picture of tissue is worse than none.
+Pure: facts of a directory in, SlideError out. Everything that the decoding library would repair without an error is
+refused. The library decodes a tile of no bytes as black, a missing tile table as a black slide, and pixels without
+BitsPerSample as 1-bit pixels.
 """
 
 from __future__ import annotations
@@ -45,7 +45,14 @@ _CUT = "The file is cut short or damaged: copy it again from its source."
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """The tiles or strips of an image: their (y, x) side and, in plane, row, column order, where their bytes are."""
+    """The tiles or strips of an image.
+
+    Attributes:
+        side_yx: (y, x) side of a segment in pixels.
+        offsets: Byte offset of each segment, in order of plane, row, column.
+        counts: Number of bytes of each segment, in the same order.
+        tiled: True for tiles, False for strips.
+    """
 
     side_yx: tuple[int, int]
     offsets: NDArray[np.int64]
@@ -55,7 +62,7 @@ class Segments:
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What one directory says about its image; every field as stored or as TIFF 6.0 defaults it."""
+    """Fields of one image directory, as stored or as defaulted by TIFF 6.0."""
 
     name: str
     shape_yx: tuple[int, int]
@@ -77,12 +84,12 @@ class ImageFacts:
 
     @property
     def planes(self) -> int:
-        """Separately stored planes."""
+        """Number of separately stored planes."""
         return self.samples if self.planar == 2 else 1
 
     @property
     def samples_per_plane(self) -> int:
-        """Interleaved samples in one segment."""
+        """Number of interleaved samples in one segment."""
         return 1 if self.planar == 2 else self.samples
 
     @property
@@ -91,7 +98,7 @@ class ImageFacts:
         return self.samples_per_plane * self.bits // 8
 
     def place(self, level: int, index: int) -> TilePlace:
-        """Where segment ``index`` lies."""
+        """Position of segment ``index``: row, column and the box of pixels it covers."""
         rows, cols = self.grid_yx
         row, col = divmod(index % (rows * cols), cols)
         side_y, side_x = self.segments.side_yx
@@ -101,14 +108,24 @@ class ImageFacts:
 
 
 def check_image(facts: ImageFacts, level: int, file_bytes: int) -> None:
-    """Refuse an image that is not what it claims or that cannot be read exactly. Returns when all is well."""
+    """Check that an image is consistent and can be read exactly.
+
+    Args:
+        facts: Fields of its directory.
+        level: Level of the pyramid, for messages.
+        file_bytes: Size of the file.
+
+    Raises:
+        SlideError: If a field is inconsistent or not supported.
+        TileError: If a tile has no bytes, lies outside the file, or shares bytes with another.
+    """
     for problem in _problems(facts):
         raise SlideError(f"{facts.name}: level {level}: {problem}")
     check_table(facts, level, file_bytes)
 
 
 def check_size(facts: ImageFacts, level: int) -> None:
-    """Refuse an image whose sides, or its tiles' sides, no slide has. For files that another library decodes."""
+    """Check the sides of an image and of its tiles only, for files that another library decodes."""
     for problem in _size_problems(facts):
         raise SlideError(f"{facts.name}: level {level}: {problem}")
 
@@ -177,7 +194,7 @@ def _sample_problems(facts: ImageFacts) -> Iterator[str]:
 
 
 def check_segment_size(facts: ImageFacts, level: int) -> None:
-    """Refuse an image whose single tiles or strips are too large to hold in memory, before one is decoded."""
+    """Refuse an image with a tile or strip above MAX_SEGMENT_BYTES, before one is decoded."""
     side_y, side_x = facts.segments.side_yx
     if (size := side_y * side_x * facts.pixel_bytes) > MAX_SEGMENT_BYTES:
         raise SlideError(
@@ -187,13 +204,13 @@ def check_segment_size(facts: ImageFacts, level: int) -> None:
 
 
 def has_alpha(facts: ImageFacts) -> int | None:
-    """The kind of alpha (associated or unassociated) the last sample is, or None when it is not one."""
+    """Kind of alpha of the last sample (ASSOCIATED or UNASSOCIATED), or None when it is a colour."""
     kind = facts.extra_samples[0] if len(facts.extra_samples) == 1 and facts.samples in (2, 4) else 0
     return kind if kind in (ASSOCIATED, UNASSOCIATED) else None
 
 
 def check_table(facts: ImageFacts, level: int, file_bytes: int) -> None:
-    """Every tile is listed once, holds bytes, lies inside the file, and shares none with another."""
+    """Check that every tile is listed once, has bytes, lies inside the file and shares none with another."""
     offsets, counts = facts.segments.offsets, facts.segments.counts
     rows, cols = facts.grid_yx
     expected = rows * cols * facts.planes
@@ -213,7 +230,7 @@ def check_table(facts: ImageFacts, level: int, file_bytes: int) -> None:
 
 
 def _check_overlap(facts: ImageFacts, level: int) -> None:
-    """No two tiles share bytes, unless they are one and the same (writers store equal tiles once)."""
+    """Refuse overlapping tiles. Identical entries are legal: writers store equal tiles once."""
     offsets, ends = facts.segments.offsets, facts.segments.offsets + facts.segments.counts
     order = np.lexsort((ends, offsets))
     same = (offsets[order][1:] == offsets[order][:-1]) & (ends[order][1:] == ends[order][:-1])
@@ -233,7 +250,7 @@ def _refuse_first(facts: ImageFacts, level: int, bad: NDArray[np.bool_], what: s
 
 
 def _plain_bytes(facts: ImageFacts) -> NDArray[np.int64]:
-    """Bytes each uncompressed segment needs; the last strip of a plane may be shorter, a tile never is."""
+    """Bytes of each uncompressed segment. The last strip of a plane may be shorter; tiles are always full."""
     (height, _), (side_y, side_x) = facts.shape_yx, facts.segments.side_yx
     rows, cols = facts.grid_yx
     lengths = np.full(rows, side_y, np.int64)
@@ -243,10 +260,10 @@ def _plain_bytes(facts: ImageFacts) -> NDArray[np.int64]:
 
 
 def split_strips(facts: ImageFacts) -> ImageFacts:
-    """The same image with its uncompressed strips, where they follow one another, cut anew into about 1 MiB each.
+    """Split consecutive uncompressed strips into strips of about 1 MiB.
 
-    Flat files often hold one huge strip; this way only what a box touches is read. Other images are returned as they
-    are. Call after ``check_image``.
+    Flat files often hold one huge strip; after the split only the strips under a box are read. Other images are
+    returned unchanged. Call it after ``check_image``.
     """
     (height, width), (side_y, _) = facts.shape_yx, facts.segments.side_yx
     rows_px = max(1, STRIP_BYTES // (width * facts.pixel_bytes))

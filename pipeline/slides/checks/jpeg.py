@@ -1,12 +1,12 @@
-"""Is one JPEG or JPEG 2000 stream whole, and is it the tile it should be?
+"""Check that a JPEG or JPEG 2000 stream is complete and matches its tile.
 
-The one decision made here: every JPEG scan is decoded by a decoder that takes libjpeg's warnings for errors. libjpeg
-itself goes on after a damaged scan and returns wrong pixels without a word. Colours that are stored as JPEG expects
-them are decoded so at once; of others, which need more than that decoder can be told, a pass to an eighth of the size
-comes first: it reads every code of the scan but computes one pixel in 64, so it costs less than half of the decoding.
-Measured on an Aperio slide (quality 30, 240 px tiles): scans cut short or ending in zeros are always found,
-8 zeroed or 64 random bytes in 92 of 100, one flipped bit in 59 of 100. What passes is a scan that happens to be a
-valid code of the right length; no reader can tell it from the original. Of JPEG 2000 only the structure is checked.
+libjpeg continues after a damaged scan and returns wrong pixels without an error, so every JPEG scan is decoded by a
+decoder that treats libjpeg's warnings as errors. Streams whose colours follow the JPEG convention are decoded by it
+directly. For all others a pass at 1/8 of the size comes first: it reads every code of the scan but computes one pixel
+in 64, which costs less than half of a decoding. Measured on an Aperio slide (quality 30, 240 px tiles): scans that are
+cut short or end in zeros are always detected, 8 zeroed or 64 random bytes in 92 of 100, one flipped bit in 59 of 100.
+Undetected damage is a valid code of the right length; no reader can tell it from the original. Of JPEG 2000 only the
+structure is checked.
 
 Markers: ITU-T T.81 annex B; JPEG 2000 codestream: ITU-T T.800 annex A.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import simplejpeg  # type: ignore[import-untyped]  # ships a stub for its C part only
+import simplejpeg  # type: ignore[import-untyped]  # has a stub for its C part only
 from numpy.typing import NDArray
 
 SOI, EOI, SOS = b"\xff\xd8", b"\xff\xd9", 0xDA
@@ -38,7 +38,7 @@ class Frame:
 
 
 def read_frame(data: bytes) -> Frame | str:
-    """The frame of a JPEG stream, or what is wrong with its markers."""
+    """The frame of a JPEG stream, or a description of the problem in its markers."""
     if data[:2] != SOI:
         return f"it begins with {data[:4].hex(' ')}, not with the JPEG start marker ff d8"
     at = 2
@@ -59,7 +59,7 @@ def read_frame(data: bytes) -> Frame | str:
 
 
 def read_frame_2000(data: bytes) -> Frame | str:
-    """The frame of a JPEG 2000 stream, bare or in a JP2 box, or what is wrong with it."""
+    """The frame of a JPEG 2000 stream, bare or in a JP2 box, or a description of the problem."""
     at = data[:4096].find(_CODESTREAM)
     if at < 0 or len(data) < at + 42:
         return f"it begins with {data[:4].hex(' ')} and holds no JPEG 2000 codestream (ff 4f ff 51)"
@@ -68,10 +68,10 @@ def read_frame_2000(data: bytes) -> Frame | str:
 
 
 def codestream_problem(data: bytes) -> str | None:
-    """What is wrong with the chain of tile-parts of a JPEG 2000 stream, or None.
+    """Describe the problem in the chain of tile-parts of a JPEG 2000 stream; None for a complete chain.
 
-    Each part states its length and the last is followed by the end marker, so a cut or overwritten end is found.
-    Damage inside a part is not: the format has no checksum, and its decoder takes any bits for wavelets.
+    Each part states its length and an end marker follows the last, so a cut or overwritten end is detected. Damage
+    inside a part is not: the format has no checksum, and any bits decode to wavelet coefficients.
     """
     at = data.find(_CODESTREAM) + 2
     while data[at : at + 2] not in (_SOT, EOI):
@@ -85,9 +85,13 @@ def codestream_problem(data: bytes) -> str | None:
 
 
 def whole_stream(data: bytes, tables: bytes | None, header: bytes | None) -> bytes:
-    """A stream that stands alone: ``tables`` (the TIFF's JPEGTables) or ``header`` (NDPI) put before ``data``.
+    """A self-contained JPEG stream of one tile.
 
-    An NDPI tile is the piece of a scan between two restart markers: its closing marker becomes the end of the image.
+    Args:
+        data: Stored bytes of the tile.
+        tables: JPEGTables of the TIFF, put before ``data``; None without.
+        header: JPEG header of an NDPI level; None for other formats. An NDPI tile is the part of a scan between two
+            restart markers: its closing marker is replaced by the end of image.
     """
     if header is not None:
         piece = data[:-2] if data[-2:-1] == b"\xff" else data
@@ -96,7 +100,7 @@ def whole_stream(data: bytes, tables: bytes | None, header: bytes | None) -> byt
 
 
 def scan_problem(stream: bytes) -> str | None:
-    """What is wrong with the scan of a JPEG stream that stands alone, or None."""
+    """Describe the problem in the scan of a self-contained JPEG stream; None for a complete scan."""
     try:
         simplejpeg.decode_jpeg(stream, "GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
     except ValueError as error:
@@ -105,8 +109,12 @@ def scan_problem(stream: bytes) -> str | None:
 
 
 def decode_rgb(stream: bytes) -> NDArray[np.uint8]:
-    """Pixels (y, x, 3) of a JPEG stream that stands alone, as libjpeg understands its colours.
+    """Decode a self-contained JPEG stream in the colours that libjpeg assumes.
 
-    Raises ValueError for whatever ``scan_problem`` finds.
+    Returns:
+        (y, x, 3) RGB pixels.
+
+    Raises:
+        ValueError: If the scan is damaged (see ``scan_problem``).
     """
     return np.asarray(simplejpeg.decode_jpeg(stream, "RGB", strict=True))

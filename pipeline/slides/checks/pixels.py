@@ -21,9 +21,16 @@ def rgb_from_ycbcr(tile_YXS: Pixels) -> Pixels:
 
 
 def over_white(pixels_CYX: Pixels, alpha_kind: int) -> Pixels:
-    """Colours laid over white by their alpha, the last channel; rounded half up, one channel fewer.
+    """Composite colours over white by their alpha, the last channel; rounded half up.
 
     Unassociated alpha a: c*a + white*(1 - a). Associated alpha (colours already multiplied): c + white*(1 - a).
+
+    Args:
+        pixels_CYX: (c, y, x) pixels, alpha last.
+        alpha_kind: ASSOCIATED or UNASSOCIATED.
+
+    Returns:
+        (c - 1, y, x) pixels of the same type.
     """
     white = int(np.iinfo(pixels_CYX.dtype).max)
     colours, alpha = pixels_CYX[:-1].astype(np.int64), pixels_CYX[-1:].astype(np.int64)

@@ -1,1 +1,1 @@
-"""The TIFF reader: directories, pyramids, tiles."""
+"""TIFF reader: directories, pyramids and tiles."""

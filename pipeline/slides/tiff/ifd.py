@@ -1,9 +1,12 @@
-"""Walk the directories of a TIFF file before any library interprets them.
+"""Directories of a TIFF file, parsed and checked before any library interprets them.
 
-The one decision made here: the walk is ours, and bounded. Every directory, every tag and every table is checked to
-lie inside the file before anything is allocated for it, so a cut file, a loop of directories, a hundred thousand of
-them or a table of a billion entries ends in one sentence within a second. Structure: TIFF 6.0 (Adobe 1992) section 2,
-BigTIFF, and Hamamatsu's NDPI, which is classic TIFF with 64-bit offsets whose upper halves follow each directory.
+Every directory, tag and table is checked to lie inside the file before memory is allocated for it. So a cut file, a
+loop of directories, 100,000 directories or a table of a billion entries is reported in one sentence within a second.
+tifffile's parser does not replace this one: it detects a loop of directories at one position only, has no limit on
+directories or table sizes, and reports errors as log messages that do not separate damage from harmless private tags.
+
+TIFF 6.0 (Adobe 1992) section 2, BigTIFF, and Hamamatsu's NDPI: classic TIFF with 64-bit offsets, whose upper halves
+follow each directory.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ _PAIRS = frozenset({5, 10})
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How one file stores its numbers: byte order, and the widths of counts and offsets in bytes."""
+    """Number format of a file: byte order, and the widths of counts, entries and offsets in bytes."""
 
     order: str
     count_bytes: int
@@ -50,7 +53,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tag: its type code, number of values, and where they begin in the file."""
+    """One tag: its type code, number of values, and their position and size in the file."""
 
     type_code: int
     count: int
@@ -60,7 +63,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Directory:
-    """One image of the file: its tags, where it stands, and its sub-images."""
+    """One image of the file: its position and index, its tags and its sub-images."""
 
     offset: int
     index: int
@@ -69,7 +72,7 @@ class Directory:
 
 
 def read_layout(file: RawFile) -> tuple[Layout, int]:
-    """How the file stores numbers, and where its first directory stands."""
+    """Number format of the file, and the offset of its first directory."""
     head = file.read(0, 8, "the TIFF header")
     order = "<" if head[:2] == b"II" else ">"
     if head[2:4] in (b"\x2b\x00", b"\x00\x2b"):
@@ -83,9 +86,10 @@ def read_layout(file: RawFile) -> tuple[Layout, int]:
 
 
 def walk(file: RawFile) -> tuple[Layout, tuple[Directory, ...]]:
-    """All directories of the main chain, each with its sub-images.
+    """Parse all directories of the main chain, each with its sub-images.
 
-    Raises SlideError for a chain that loops, leaves the file, or holds more than MAX_DIRECTORIES.
+    Raises:
+        SlideError: If the chain is empty, loops, leaves the file, or has more than MAX_DIRECTORIES directories.
     """
     layout, first = read_layout(file)
     walker = _Walk(file, layout, set(), [0])
@@ -103,7 +107,7 @@ def values(file: RawFile, layout: Layout, entry: Entry, what: str) -> NDArray[An
 
 
 def text(file: RawFile, entry: Entry | None) -> str:
-    """A text tag, up to its first NUL; "" when it is missing."""
+    """A text tag up to its first NUL; "" when it is missing."""
     if entry is None:
         return ""
     return file.read(entry.offset, entry.size_bytes, "a text tag").split(b"\0")[0].decode("utf-8", "replace")
@@ -167,7 +171,7 @@ class _Walk:
         return code, Entry(type_code, count, offset, size) if usable else None
 
     def _inside(self, code: int, offset: int, size: int) -> bool:
-        """False for a private tag that leaves the file (nobody needs it); raises for one that describes the image."""
+        """False for a private tag outside the file, which is not needed; SlideError for a tag of the image."""
         self.table_bytes[0] += size
         if offset + size > self.file.size_bytes:
             if code > LAST_BASELINE_TAG:
@@ -195,7 +199,7 @@ def _size_of(type_code: int) -> int:
 
 
 def _begins_ndpi(file: RawFile, wide: Layout) -> bool:
-    """True when the first directory, read with 64-bit offsets, carries Hamamatsu's own tag."""
+    """Whether the first directory, read with 64-bit offsets, has Hamamatsu's private tag."""
     try:
         offset = file.number(wide.order, 4, 8, "")
         n_tags = file.number(wide.order, offset, 2, "")

@@ -1,7 +1,8 @@
-"""What the OME-XML of an OME-TIFF says about its largest image: which directories hold its channels, and its scale.
+"""OME-XML of an OME-TIFF: the directories and the scale of its largest image.
 
-Pure. The one decision made here: only a single plane per channel in this very file is read. Stacks, time series and
-images whose pixels lie in other files are refused by name, because reading their first plane would look like success.
+Pure. Only one plane per channel in the same file is supported. Stacks, time series and images with pixels in other
+files are refused by name: their first plane alone would look like a complete image.
+
 OME model 2016-06: openmicroscopy.org/Schemas/OME/2016-06.
 """
 
@@ -22,7 +23,7 @@ _MICROMETRES = {
 
 @dataclass(frozen=True, slots=True)
 class OmeImage:
-    """The largest image of the file: its size, its directories in channel order, its scale."""
+    """The largest image of the file: size, directories in channel order, micrometres per pixel, channel names."""
 
     shape_yx: tuple[int, int]
     size_c: int
@@ -32,14 +33,20 @@ class OmeImage:
 
 
 def is_ome(description: str) -> bool:
-    """True for the OME-XML of an OME-TIFF."""
+    """Whether a description is the OME-XML of an OME-TIFF."""
     return description.rstrip().endswith("OME>") and "<" in description[:5]
 
 
 def read_ome(xml: str, slide: str, samples: int) -> OmeImage:
-    """Parse the OME-XML ``xml`` of ``slide``, whose directories hold ``samples`` samples a pixel.
+    """Parse OME-XML.
 
-    Raises SlideError for XML that declares entities, for stacks, and for pixels in other files.
+    Args:
+        xml: The OME-XML.
+        slide: Path of the slide, for messages.
+        samples: Samples a pixel of its directories.
+
+    Raises:
+        SlideError: If the XML declares entities or is malformed, or the image is a stack or has pixels in other files.
     """
     if len(xml) > MAX_XML_CHARS or "<!ENTITY" in xml or "<!DOCTYPE" in xml:
         raise SlideError(
@@ -66,7 +73,7 @@ def read_ome(xml: str, slide: str, samples: int) -> OmeImage:
 
 
 def _elements(parent: ElementTree.Element, tag: str) -> Iterator[ElementTree.Element]:
-    """All descendants of that name, in whichever version of the namespace."""
+    """All descendants with a tag name, in any version of the namespace."""
     return (element for element in parent.iter() if element.tag.rpartition("}")[2] == tag)
 
 
@@ -82,7 +89,7 @@ def _refuse_stack(pixels: ElementTree.Element, slide: str) -> None:
 
 
 def _refuse_foreign(root: ElementTree.Element, pixels: ElementTree.Element, slide: str) -> None:
-    """A TiffData that names another file's UUID means the pixels are elsewhere; a renamed file keeps its UUID."""
+    """Refuse a TiffData with the UUID of another file. A renamed file keeps its UUID."""
     own = root.get("UUID", "")
     uuids = {(element.text or "").strip() for element in _elements(pixels, "UUID")}
     if uuids - {own, ""}:
@@ -93,7 +100,7 @@ def _refuse_foreign(root: ElementTree.Element, pixels: ElementTree.Element, slid
 
 
 def _directories(pixels: ElementTree.Element, slide: str, planes: int) -> tuple[int, ...]:
-    """Directory of each plane, in channel order; a TiffData without IFD means the first directories in order."""
+    """Directory of each plane, in channel order; a TiffData without IFD means the first directories."""
     found: dict[int, int] = {}
     for data in _elements(pixels, "TiffData"):
         first, directory = _int(data, "FirstC"), _int(data, "IFD")
@@ -110,7 +117,7 @@ def _directories(pixels: ElementTree.Element, slide: str, planes: int) -> tuple[
 
 
 def _mpp_yx(pixels: ElementTree.Element) -> tuple[float, float] | None:
-    """(y, x) micrometres per pixel, or None when a size is missing, not a number, or in no unit of length."""
+    """(y, x) micrometres per pixel; None when a size is missing, malformed, or in no unit of length."""
     sizes = [_length_um(pixels, f"PhysicalSize{axis}") for axis in "YX"]
     return (sizes[0], sizes[1]) if sizes[0] is not None and sizes[1] is not None else None
 

@@ -1,9 +1,9 @@
-"""Which images of a TIFF file are the levels of its slide, and how large its pixels are.
+"""Select the images of a TIFF file that are the levels of its slide, and its resolution.
 
-The one decision made here: level 0 is the largest image of the slide itself, and another image is a level only when
-it has the same kind of pixels and the same proportions. Labels, macro photographs and thumbnails are never opened:
-they show names. A resolution is what the file states in a unit of length; it is never guessed from "20x", and a
-plain TIFF resolution without a unit states none. Layouts that would be read wrongly are refused by name.
+Level 0 is the largest image of the slide itself. Another image is a level only when it has the same kind of pixels and
+the same proportions. Labels, macro photographs and thumbnails are never opened, because they show names. A resolution
+counts only in a unit of length: it is never derived from "20x", and a TIFF resolution without a unit is absent.
+Layouts that would be read wrongly are refused by name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Stack = tuple[ImageTags, ...]
 
 @dataclass(frozen=True, slots=True)
 class Pyramid:
-    """The levels of a slide, largest first; a level is one image, or one for each channel."""
+    """The levels of a slide, largest first. A level is one image, or one image for each channel."""
 
     format: str
     vendor: str
@@ -40,7 +40,14 @@ class Pyramid:
 
 
 def find_pyramid(images: Sequence[ImageTags]) -> Pyramid:
-    """Recognise the format and choose the levels. Raises SlideError for layouts that cannot be read exactly."""
+    """Detect the format and select the levels.
+
+    Args:
+        images: Images of the main chain, in file order.
+
+    Raises:
+        SlideError: If the layout is not supported or no level is found.
+    """
     first = images[0]
     _refuse_layouts(first, len(images))
     if first.entry(NDPI_TAG) is not None:
@@ -54,7 +61,10 @@ def find_pyramid(images: Sequence[ImageTags]) -> Pyramid:
 
 
 def left_to_openslide(first: ImageTags) -> str | None:
-    """The layout of a TIFF whose tiles overlap, or whose levels are padded or several areas; None for all others."""
+    """Name of a layout that OpenSlide reads; None for all others.
+
+    Its tiles overlap, or its levels are padded or consist of several areas.
+    """
     description, software = first.text(DESCRIPTION), first.text(SOFTWARE)
     layouts = {
         "Ventana BIF": first.entry(700) is not None and software.startswith(("ScanOutputManager", "Ventana")),
@@ -103,7 +113,7 @@ def _hamamatsu(images: Sequence[ImageTags]) -> Pyramid:
 
 
 def _ome(images: Sequence[ImageTags]) -> Pyramid:
-    """The largest image of the OME-XML; its levels are the sub-images of its planes, or later reduced images."""
+    """Levels of the largest OME image: sub-images of its planes, or later reduced images."""
     first = images[0]
     ome = read_ome(first.text(DESCRIPTION), first.file.name, first.kind[0])
     if ome.directories and max(ome.directories) >= len(images):
@@ -121,7 +131,7 @@ def _ome(images: Sequence[ImageTags]) -> Pyramid:
 
 
 def _compare(plane: ImageTags, n_planes: int, ome: OmeImage) -> None:
-    """Refuse a plane that is not what the OME-XML promises."""
+    """Refuse a plane that differs from its OME-XML."""
     samples = plane.kind[0]
     if plane.shape_yx != ome.shape_yx or samples * n_planes != ome.size_c:
         promised, found = (f"{shape[1]} x {shape[0]} px" for shape in (ome.shape_yx, plane.shape_yx))
@@ -132,7 +142,7 @@ def _compare(plane: ImageTags, n_planes: int, ome: OmeImage) -> None:
 
 
 def _levels(images: Sequence[ImageTags]) -> tuple[Stack, ...]:
-    """The largest image and those, of the chain or below it, that are reductions of it."""
+    """The largest image and its reductions, from the chain or its sub-images."""
     base = _largest(images)
     others = [image for image in images if image is not base and not image.number(SUBFILE, 0) & _MASK]
     twins = [image for image in others if image.shape_yx == base.shape_yx]
@@ -150,7 +160,7 @@ def _largest(images: Sequence[ImageTags]) -> ImageTags:
 
 
 def _fitting(base: ImageTags, stacks: Iterable[Stack]) -> list[Stack]:
-    """The stacks whose images are reductions of ``base``, largest first; of two with one size, the first."""
+    """Stacks whose images are reductions of ``base``, largest first; the first of two with one size."""
     fitting: dict[tuple[int, int], Stack] = {}
     for stack in stacks:
         shape_yx = stack[0].shape_yx

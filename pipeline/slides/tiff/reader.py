@@ -1,9 +1,8 @@
-"""A TIFF slide: SVS, NDPI, OME-TIFF and plain TIFF, read by our own directory walk and tifffile's tile decoder.
+"""A TIFF slide (SVS, NDPI, OME-TIFF, plain TIFF) from our own directory parser and tifffile's decoder.
 
-The one decision made here: tiles are read with ``pread`` and decoded one by one by tifffile's page decoder, without
-its file position, its cache or its repairs. So any number of threads may read at once, a box costs only the tiles it
-touches, and a tile that does not decode to exactly what the directory promises is an error with a place, not a
-black square.
+Tiles are read with ``pread`` and decoded one by one by tifffile's page decoder, without its file position, cache or
+repairs. So any number of threads may read at once, a box costs only the tiles it touches, and a tile that does not
+decode to exactly what the directory states is an error with a place.
 """
 
 from __future__ import annotations
@@ -28,9 +27,16 @@ from pipeline.slides.tiff.tile_decoder import StoredImage, stored_image, tiff_of
 
 
 def load_tiff(file: RawFile) -> TiffSlide | None:
-    """The slide in an open TIFF, which it closes in the end; None when OpenSlide knows its layout and we do not.
+    """Parse and check an open TIFF; nothing is decoded.
 
-    Walk, choose, check: nothing is decoded, and tifffile sees the file only when its levels are in order.
+    Args:
+        file: The open file. The slide closes it when it is collected.
+
+    Returns:
+        The slide, or None for a layout that OpenSlide reads.
+
+    Raises:
+        SlideError: If the file is damaged or not supported.
     """
     try:
         images = read_images(file)
@@ -46,7 +52,7 @@ def load_tiff(file: RawFile) -> TiffSlide | None:
 
 
 def _is_for_openslide(images: tuple[ImageTags, ...]) -> bool:
-    """True for a layout left to OpenSlide, after the sizes it would believe (and allocate) were checked."""
+    """Whether OpenSlide reads the layout. Image sizes are checked first, because OpenSlide allocates them."""
     if left_to_openslide(images[0]) is None:
         return False
     for number, image in enumerate(image for image in images if image.tiled):
@@ -76,7 +82,7 @@ def _checked(tags: ImageTags, level: int) -> ImageFacts:
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class TiffSlide:
-    """A TIFF slide: see SlideReader. Holds one file descriptor until it is collected."""
+    """A TIFF slide as a SlideReader. It holds one file descriptor until it is collected."""
 
     file: RawFile
     pyramid: Pyramid
@@ -100,18 +106,18 @@ class TiffSlide:
 
     @property
     def channels(self) -> int:
-        """Channels of ``read``: those of all images of a level, less the alpha."""
+        """Number of channels that ``read`` returns: those of all images of a level, without alpha."""
         facts = self._facts
         return len(self.images[0]) * facts.samples - (has_alpha(facts) is not None)
 
     @property
     def channel_names(self) -> tuple[str, ...]:
-        """As the OME-XML names them, else by colour or number."""
+        """Names from the OME-XML, else by colour or number."""
         return name_channels(self.pyramid.channel_names, self.channels)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """None: what could be wrong with a TIFF is an error."""
+        """Empty: every problem of a TIFF is an error."""
         return ()
 
     @property
@@ -124,7 +130,19 @@ class TiffSlide:
         return self.images[0][0].facts
 
     def read(self, level: int, box: Box) -> Pixels:
-        """Pixels of ``box`` of ``level`` as a new (c, y, x) array. Raises TileError, ValueError outside the level."""
+        """Read a box of a level.
+
+        Args:
+            level: Level to read.
+            box: Box inside the level, in its pixels.
+
+        Returns:
+            A new (c, y, x) array; an alpha is composited over white.
+
+        Raises:
+            ValueError: If the box is not inside the level.
+            TileError: If a tile is damaged.
+        """
         if Box.of_shape(self.levels[level].shape_yx).intersect(box) != box:
             raise ValueError(f"{self.file.name}: box {box} is not inside level {level}, {self.levels[level].shape_yx}")
         images, samples = self.images[level], self._facts.samples
@@ -135,7 +153,7 @@ class TiffSlide:
         return out_CYX if alpha is None else over_white(out_CYX, alpha)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the size, the shape and tile tables of every level, and 256 samples of 4 KiB of the file."""
+        """SHA-256 of the size, the shape and tile tables of every level, and 256 samples of 4 KiB."""
         digest = hashlib.sha256(f"slide 1 {self.file.size_bytes} {self.pyramid.mpp_yx}".encode())
         for image in (image for stack in self.images for image in stack):
             segments = image.facts.segments
@@ -147,7 +165,7 @@ class TiffSlide:
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """Format, vendor, channels and levels. Nothing a person wrote into the file."""
+        """Format, vendor, channels and levels. No free text of the file is included."""
         return {
             "format": self.format,
             "vendor": self.pyramid.vendor or None,

@@ -1,7 +1,7 @@
-"""One image of a TIFF file as its tags state it, without interpretation or repair.
+"""The tags of one image of a TIFF file, without interpretation or repair.
 
-The one decision made here: defaults come from the TIFF specification (6.0, Adobe 1992) except BitsPerSample, whose
-default of 1 bit is never what a slide means: a missing one stays 0 and is refused later.
+Defaults come from the TIFF specification (6.0, Adobe 1992) except for BitsPerSample: its default of 1 bit is never
+right for a slide, so a missing one stays 0 and is refused later.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _REFUSED = {
 
 @dataclass(frozen=True, slots=True)
 class ImageTags:
-    """The tags of one image, read from the file when asked for."""
+    """The tags of one image; values are read from the file on access."""
 
     file: RawFile
     layout: Layout
@@ -70,7 +70,7 @@ class ImageTags:
         return found.astype(np.int64) if found.dtype.itemsize < 8 else _clip(found)
 
     def numbers(self, code: int) -> tuple[int, ...]:
-        """A short tag of integers; empty when it is missing, its first values when it is absurdly long."""
+        """At most the first 4096 values of a tag of integers; empty when it is missing."""
         return tuple(int(value) for value in self.table(code)[:_FEW])
 
     def number(self, code: int, default: int) -> int:
@@ -104,12 +104,12 @@ class ImageTags:
 
     @property
     def tiled(self) -> bool:
-        """Stored as tiles, not as strips."""
+        """Whether the image is stored as tiles, not as strips."""
         return self.entry(TILE_WIDTH) is not None
 
     @property
     def kind(self) -> tuple[int, int]:
-        """What levels of one pyramid share: samples a pixel, and bits."""
+        """(samples a pixel, bits a sample): the same for all levels of a pyramid."""
         return self.number(SAMPLES, 1), self.number(BITS, 0)
 
     def children(self) -> tuple[ImageTags, ...]:
@@ -118,13 +118,13 @@ class ImageTags:
 
 
 def read_images(file: RawFile) -> tuple[ImageTags, ...]:
-    """The images of the main chain, in file order."""
+    """The images of the main chain, in file order. Raises SlideError for a damaged chain."""
     layout, directories = walk(file)
     return tuple(ImageTags(file, layout, directory) for directory in directories)
 
 
 def check_tags(tags: ImageTags) -> None:
-    """Refuse tags that describe the image but are no integers, or not as many as they must be."""
+    """Refuse tags of the image that are not integers or have a wrong number of values."""
     samples = tags.number(SAMPLES, 1) if (entry := tags.entry(SAMPLES)) and entry.type_code in _INTEGERS else 1
     for code in (*_SINGLE, *_TABLES, *_PER_SAMPLE, EXTRA_SAMPLES):
         entry = tags.entry(code)
@@ -140,7 +140,11 @@ def check_tags(tags: ImageTags) -> None:
 
 
 def image_facts(tags: ImageTags) -> ImageFacts:
-    """Everything needed to check and to read the image. Raises SlideError for what changes how pixels lie."""
+    """Collect the facts that checking and reading an image need.
+
+    Raises:
+        SlideError: If a tag is malformed or changes how pixels are stored (FillOrder, Orientation, ImageDepth).
+    """
     check_tags(tags)
     for code, (allowed, what) in _REFUSED.items():
         if (found := tags.number(code, 1)) not in allowed and not (code == 266 and tags.number(COMPRESSION, 1) == 7):
@@ -170,12 +174,12 @@ def _segments(tags: ImageTags) -> Segments:
 
 
 def _one_value(tags: ImageTags, code: int, missing: int) -> int:
-    """The value all samples share; -1 when they differ."""
+    """The value that all samples share; -1 when they differ."""
     found = set(tags.numbers(code))
     return missing if not found else found.pop() if len(found) == 1 else -1
 
 
 def _clip(found: NDArray[np.integer]) -> NDArray[np.int64]:
-    """64-bit values, none above what any file can mean, so that sums of them cannot overflow."""
+    """64-bit values clipped to the largest plausible size, so that their sums cannot overflow."""
     clipped: NDArray[np.int64] = np.clip(found, 0, _MAX_SIZE).astype(np.int64)
     return clipped

@@ -1,7 +1,7 @@
-"""One stored image: from the bytes of a tile to its pixels, or to an error that says which tile and why.
+"""Decode the tiles of one stored image, with an error that names the tile and the cause.
 
-The one decision made here: decoding is trusted only when the stream says what the directory says. A JPEG of another
-size, a shorter deflate result or a scan libjpeg would patch up is damage, and damage is named, never drawn.
+A decoded tile counts only when its stream agrees with the directory. A JPEG of another size, a shorter deflate result
+or a scan that libjpeg would repair is damage and raises TileError.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ from pipeline.slides.tiff.ifd import Layout
 from pipeline.slides.tiff.tags import ImageTags
 
 _PARSER_ERRORS = (ValueError, TypeError, IndexError, KeyError, OverflowError, struct.error, OSError)
-"""What tifffile raises on tags that no writer wrote; EINVAL is a seek to where no file reaches."""
+"""Exceptions of tifffile for malformed tags; EINVAL comes from a seek to an impossible offset."""
 _ADVICE = "Copy the slide again from its source; if the source is damaged too, this tile is lost."
 
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """One image of the file, ready to be read from any number of threads."""
+    """One image of the file. Any number of threads may read it."""
 
     file: RawFile
     level: int
@@ -63,7 +63,15 @@ class StoredImage:
     dtype: np.dtype[Any]
 
     def fill(self, out_CYX: Pixels, box: Box) -> None:
-        """Write the pixels of ``box``, all samples, into ``out_CYX``. Raises TileError."""
+        """Write the pixels of a box into an array.
+
+        Args:
+            out_CYX: (samples, y, x) array of the shape of the box.
+            box: Box inside the image, in pixels.
+
+        Raises:
+            TileError: If a tile is damaged.
+        """
         rows, cols = self.facts.grid_yx
         side_y, side_x = self.facts.segments.side_yx
         for plane in range(self.facts.planes):
@@ -92,7 +100,7 @@ class StoredImage:
             tile = self._library_decode(data, index)
         except (RuntimeError, ValueError) as error:
             cause = f"{type(error).__name__}: {error}"
-            raise self._error(place, cause) from None  # a codec's error does not pickle, and would not leave a worker
+            raise self._error(place, cause) from None  # a codec's error does not pickle
         height, width = place.box.shape
         samples = self.facts.samples_per_plane
         if tile.ndim != 3 or tile.shape[0] < height or tile.shape[1] < width or tile.shape[2] != samples:
@@ -103,7 +111,7 @@ class StoredImage:
 
     @property
     def _strict(self) -> bool:
-        """Whether libjpeg needs no more than the stream to make RGB: then one strict decoding is check and pixels."""
+        """Whether libjpeg makes RGB from the stream alone: then one strict decoding also checks the scan."""
         facts = self.facts
         return (
             facts.compression == JPEG and facts.photometric == YCBCR and (facts.samples_per_plane, facts.bits) == (3, 8)
@@ -127,7 +135,7 @@ class StoredImage:
         return flat.reshape(rows, side_x, self.facts.samples_per_plane)
 
     def _stream_problem(self, data: bytes, place: TilePlace) -> str | None:
-        """What is wrong with a JPEG or JPEG 2000 stream before it is decoded, or None."""
+        """Describe the problem in a JPEG or JPEG 2000 stream before it is decoded; None without."""
         if self.facts.compression in JPEG_2000:
             return self._frame_problem(read_frame_2000(data), place) or codestream_problem(data)
         if self.facts.compression != JPEG:
@@ -158,7 +166,11 @@ class StoredImage:
 
 @contextmanager
 def tiff_of(file: RawFile, layout: Layout) -> Iterator[TiffFile]:
-    """tifffile's view of an open file, on a descriptor of its own; only needed until the images are made."""
+    """Open a file with tifffile, on a descriptor of its own; needed only while images are created.
+
+    Raises:
+        SlideError: If tifffile cannot parse the file.
+    """
     with os.fdopen(os.dup(file.fd), "rb") as handle:
         try:
             yield TiffFile(handle, name=Path(file.name).name, _multifile=False, is_ndpi=layout.ndpi)
@@ -169,7 +181,11 @@ def tiff_of(file: RawFile, layout: Layout) -> Iterator[TiffFile]:
 
 
 def stored_image(tiff: TiffFile, tags: ImageTags, facts: ImageFacts, level: int) -> StoredImage:
-    """Make a checked image readable. Raises SlideError when the pieces its bytes come in are too large or wrong."""
+    """Create a readable image from its checked facts.
+
+    Raises:
+        SlideError: If a segment is too large, or the restart markers of an NDPI are damaged.
+    """
     tiff.filehandle.seek(tags.directory.offset)
     page = TiffPage(tiff, tags.directory.index)
     if page.jpegheader is not None:
@@ -182,7 +198,7 @@ def stored_image(tiff: TiffFile, tags: ImageTags, facts: ImageFacts, level: int)
 
 
 def _restart_pieces(page: TiffPage) -> Segments:
-    """NDPI stores a level as one JPEG; the pieces between its restart markers serve as tiles."""
+    """Segments of an NDPI level: one JPEG, cut at its restart markers."""
     side_yx = int(page.tilelength), int(page.tilewidth)
     offsets, counts = (np.array(table, np.int64) for table in (page.dataoffsets, page.databytecounts))
     return Segments(side_yx, offsets, counts, tiled=False)
