@@ -100,7 +100,7 @@ class Case:
             raise TableError(
                 self.where,
                 "expected micrometres per pixel from 0.05 to 10 with a decimal point, such as 0.25, or 'native' as "
-                f"mpp, found {self._cell('mpp')!r}. Leave the cell empty to believe the slide",
+                f"mpp, found {self._cell('mpp')!r}. Leave the cell empty to use the slide's own",
             ) from error
 
 
@@ -200,7 +200,7 @@ def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[
 def _check_header(where: str, header: Sequence[str], expected: Sequence[str]) -> None:
     for name in header:
         if header.count(name) > 1 and name:
-            raise TableError(where, f"column {name!r} is there {header.count(name)} times. Rename or remove one")
+            raise TableError(where, f"column {name!r} occurs {header.count(name)} times. Rename or remove one")
         known = name.strip().casefold()
         if known in expected and name != known:
             raise TableError(where, f"column {name!r}: expected {known!r}. Rename it, in small letters")
@@ -213,7 +213,7 @@ def _row(where: str, header: Sequence[str], cells: Sequence[str]) -> dict[str, s
             "Put a cell that holds a delimiter into quotation marks"
         )
     if nameless := [cell for name, cell in zip(header, cells, strict=True) if not name.strip() and cell.strip()]:
-        raise TableError(where, f"{nameless[0]!r} stands in a column without a name. Name the column in the header")
+        raise TableError(where, f"{nameless[0]!r} is in a column without a name. Name the column in the header")
     return {name: cell for name, cell in zip(header, cells, strict=True) if name.strip()}
 
 
@@ -271,32 +271,32 @@ class _Names:
             below = PurePosixPath(candidate.key).parent / candidate.path.name
             names = (candidate.key, str(below), os.path.abspath(candidate.path), candidate.path.name)
             for kind, name in zip(kinds, names, strict=True):
-                kind.setdefault(_composed(name), []).append(candidate)
+                kind.setdefault(_normalised(name), []).append(candidate)
         return cls(kinds, telling)
 
     def find(self, case: Case) -> list[Candidate]:
         """The slide of a line; several when a collision refuses them all."""
-        text = _composed(os.path.normpath(case.slide) if os.path.isabs(case.slide) else case.slide)
+        text = _normalised(os.path.normpath(case.slide) if os.path.isabs(case.slide) else case.slide)
         for kind in self.kinds:
-            found = kind.get(text, [])
-            if len(found) > 1 and kind is self.kinds[-1]:
-                paths = ", ".join(str(one.path) for one in found)
-                raise TableError(case.where, f"{len(found)} slides are called {case.slide!r}: {paths}. Give the path")
-            if found:
-                return found
+            matches = kind.get(text, [])
+            if len(matches) > 1 and kind is self.kinds[-1]:
+                paths = ", ".join(str(candidate.path) for candidate in matches)
+                raise TableError(case.where, f"{len(matches)} slides are called {case.slide!r}: {paths}. Give the path")
+            if matches:
+                return matches
         return [Candidate(case.slide, Path(case.slide), self._unknown(case, text))]
 
     def _unknown(self, case: Case, text: str) -> SlideError:
         below = self.kinds[1]
         near = difflib.get_close_matches(text, list(below), n=1, cutoff=0.6)
         hint = f": did you mean {near[0]!r}?" if near else f": found for example {next(iter(below), 'nothing')!r}."
-        found = f"{len(below)} that were found{hint if self.telling else '.'}"
+        known = f"{len(below)} that were found{hint if self.telling else '.'}"
         return SlideError(
-            f"{case.where}: no slide {case.slide!r} among the {found} Expected a key, a path below the input folder, a "
+            f"{case.where}: no slide {case.slide!r} among the {known} Expected a key, a path below the input folder, a "
             "file name or an absolute path"
         )
 
 
-def _composed(name: str) -> str:
+def _normalised(name: str) -> str:
     """One spelling of accented letters: file systems and spreadsheets use different ones."""
     return unicodedata.normalize("NFC", name)

@@ -90,7 +90,9 @@ def find_slides(inputs: Sequence[Path], patterns: Sequence[str], out: Path) -> l
 def _expand(source: Path, patterns: Sequence[str], out: Path) -> Iterable[tuple[Path, str]]:
     if source.is_dir() and not (is_ome_zarr(source) or is_own_result(source)):
         for folder, names in _walk(source, out.resolve()):
-            matching = [name for name in names if any(fnmatch(name.casefold(), one.casefold()) for one in patterns)]
+            matching = [
+                name for name in names if any(fnmatch(name.casefold(), pattern.casefold()) for pattern in patterns)
+            ]
             yield from _slides(source, folder, matching)
     elif os.path.lexists(source):
         yield source, key_of(Path(source.name or source.resolve().name))
@@ -101,12 +103,12 @@ def _expand(source: Path, patterns: Sequence[str], out: Path) -> Iterable[tuple[
 def _walk(folder: Path, out: Path) -> Iterable[tuple[Path, list[str]]]:
     """Each folder with the names in it that may be slides, without parts of slides and output of overtile."""
     for current, folders, files in os.walk(folder) if not _is_result(folder) else ():
-        here = Path(current)
-        owned = owned_names(here, files)
-        kept = [name for name in sorted(folders) if name not in owned and not _is_output(here / name, out)]
+        parent = Path(current)
+        owned = owned_names(parent, files)
+        kept = [name for name in sorted(folders) if name not in owned and not _is_output(parent / name, out)]
         folders[:] = [name for name in kept if not _is_zarr(name)]
-        shown = [name for name in files if name not in owned and not name.startswith(".")]
-        yield here, sorted([*shown, *(name for name in kept if not _is_zarr(name) or is_ome_zarr(here / name))])
+        visible = [name for name in files if name not in owned and not name.startswith(".")]
+        yield parent, sorted([*visible, *(name for name in kept if not _is_zarr(name) or is_ome_zarr(parent / name))])
 
 
 def _slides(source: Path, folder: Path, names: Sequence[str]) -> Iterable[tuple[Path, str]]:
@@ -170,6 +172,6 @@ def _folded(key: str) -> str:
 
 def _refuse(candidate: Candidate, rivals: Sequence[Candidate]) -> Candidate:
     others = ", ".join(str(other.path) for other in rivals)
-    reason = f"its output would be {candidate.key!r}, which is, holds or lies in that of {others}"
+    reason = f"its output would be {candidate.key!r}, which equals, contains or lies in that of {others}"
     cure = "Rename one, segment them into two folders, or leave one out with --set 'input.pattern=[\"*.svs\"]'"
     return Candidate(candidate.key, candidate.path, SlideError(f"{candidate.path}: {reason}. {cure}"))

@@ -62,10 +62,10 @@ class Regions:
         features = read_features(path)
         kept = [feature for feature in features if feature.kind.casefold() not in EXCLUDED]
         if not kept:
-            what = f"{len(features)} areas to exclude and nothing else" if features else "none"
+            content = f"{len(features)} areas to exclude and nothing else" if features else "none"
             raise SlideError(
-                f"{path}: expected at least one region, found {what}. Draw one in QuPath (a rectangle around the slide "
-                f"keeps all of it) and export it again, or leave the file out and switch off input.regions"
+                f"{path}: expected at least one region, found {content}. Draw one in QuPath (a rectangle around the "
+                f"slide keeps all of it) and export it again, or leave the file out and switch off input.regions"
             )
         holes = tuple(feature.area for feature in features if feature.kind.casefold() in EXCLUDED)
         names = _distinct([one.name or one.kind or f"region {number}" for number, one in enumerate(kept, 1)])
@@ -97,12 +97,12 @@ class Regions:
             Index of the first region that contains each point; -1 outside all regions and in excluded areas.
         """
         yx = np.stack([np.asarray(values, np.float64) for values in np.broadcast_arrays(y_px, x_px)])
-        found = np.full(yx.shape[1:], -1, np.int32)
+        indices = np.full(yx.shape[1:], -1, np.int32)
         for number, area in enumerate(self.areas):
-            found[_where(shapely.intersects_xy, area, yx, found < 0)] = number
+            indices[_points_inside(shapely.intersects_xy, area, yx, indices < 0)] = number
         for hole in self.holes:
-            found[_where(shapely.contains_xy, hole, yx, found >= 0)] = -1
-        return found
+            indices[_points_inside(shapely.contains_xy, hole, yx, indices >= 0)] = -1
+        return indices
 
     def touched(self, y_px: Coordinates, x_px: Coordinates) -> Mask:
         """Find the rectangles of a grid that share some area with a region; a shared edge is no area.
@@ -115,9 +115,9 @@ class Regions:
             Boolean (rows, cols) array.
         """
         touched = np.zeros((len(y_px) - 1, len(x_px) - 1), bool)
-        whole = self._whole()
+        merged = self._merged()
         for row, (top, bottom) in enumerate(itertools.pairwise(y_px)):
-            strip = shapely.intersection(whole, shapely.box(x_px[0], top, x_px[-1], bottom))
+            strip = shapely.intersection(merged, shapely.box(x_px[0], top, x_px[-1], bottom))
             if shapely.area(strip) > 0:
                 cells = shapely.box(x_px[:-1], top, x_px[1:], bottom)
                 touched[row] = shapely.area(shapely.intersection(strip, cells)) > 0
@@ -161,7 +161,7 @@ class Regions:
             raise SlideError(
                 f"{slide}: all {len(areas)} regions lie outside the slide: expected coordinates within {shape_yx[1]} x "
                 f"{shape_yx[0]} (x, y; pixels of level 0), found {x0:.0f} to {x1:.0f}, {y0:.0f} to {y1:.0f}. They "
-                f"belong to another slide, or were drawn on a reduced copy: export them from this very file"
+                f"belong to another slide, or were drawn on a reduced copy: export them from this file"
             )
         return tuple(
             f"{slide}: {1 - part:.1%} of region {name!r} lies outside the slide"
@@ -175,7 +175,7 @@ class Regions:
             for ring in shapely.get_rings(shapely.get_parts(shapely.from_wkb(area))):
                 yield shapely.get_coordinates(ring)
 
-    def _whole(self) -> Any:
+    def _merged(self) -> Any:
         """All regions without the excluded areas, as one geometry."""
         areas, holes = (shapely.union_all(shapely.from_wkb(list(group))) for group in (self.areas, self.holes))
         return shapely.difference(areas, holes) if self.holes else areas
@@ -203,14 +203,14 @@ def find_regions(source: Path, key: str) -> Path:
     )
 
 
-def _where(holds: Callable[..., Mask], area: bytes, yx: Coordinates, asked: Mask) -> Mask:
+def _points_inside(holds: Callable[..., Mask], area: bytes, yx: Coordinates, candidates: Mask) -> Mask:
     """The candidate points for which ``holds(area, x, y)``."""
     shape, (y, x) = shapely.from_wkb(area), yx
     x0, y0, x1, y1 = shapely.bounds(shape)
-    found: Mask = asked & (y >= y0) & (y <= y1) & (x >= x0) & (x <= x1)
+    inside: Mask = candidates & (y >= y0) & (y <= y1) & (x >= x0) & (x <= x1)
     shapely.prepare(shape)
-    found[found] = holds(shape, x[found], y[found])
-    return found
+    inside[inside] = holds(shape, x[inside], y[inside])
+    return inside
 
 
 # ---- the file -------------------------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def _where(holds: Callable[..., Mask], area: bytes, yx: Coordinates, asked: Mask
 
 def read_features(path: Path) -> list[Feature]:
     """Every annotation of a GeoJSON file, excluded areas too. Raises SlideError for what is not an area."""
-    return [Feature.of(path, number, found) for number, found in enumerate(_features(path), 1)]
+    return [Feature.of(path, number, feature) for number, feature in enumerate(_features(path), 1)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,8 +61,8 @@ def find_mask(source: Path, key: str) -> MaskFile:
     for path in tried:
         if path.is_file():
             return MaskFile(path, hash_mask(path))
-    what = ", ".join(map(str, tried)) if source.is_dir() else "otsu, a mask (PNG or TIFF), or a folder of masks"
-    raise SlideError(f"{key}: tissue.method={source}: expected {what}; found no such file")
+    expected = ", ".join(map(str, tried)) if source.is_dir() else "otsu, a mask (PNG or TIFF), or a folder of masks"
+    raise SlideError(f"{key}: tissue.method={source}: expected {expected}; found no such file")
 
 
 def hash_mask(path: Path) -> str:
@@ -87,10 +87,10 @@ def read_mask(path: Path, slide_yx: tuple[int, int]) -> Mask:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # LARGEST_PX is the limit
-            picture = Image.open(path, formats=("PNG", "TIFF"))
-        with picture:
-            _check_size(path, (picture.height, picture.width), slide_yx)
-            pixels = np.asarray(picture)
+            image = Image.open(path, formats=("PNG", "TIFF"))
+        with image:
+            _check_size(path, (image.height, image.width), slide_yx)
+            pixels = np.asarray(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, SlideError):
             raise
@@ -139,5 +139,5 @@ def _nonzero(pixels: NDArray[np.generic]) -> Mask:
     if pixels.ndim == 2:
         return np.asarray(pixels != 0)
     colours, alpha = (pixels[..., :-1], pixels[..., -1]) if pixels.shape[2] in (2, 4) else (pixels, None)
-    found: Mask = (colours != 0).any(axis=2)
-    return found if alpha is None else found & (alpha != 0)
+    nonzero: Mask = (colours != 0).any(axis=2)
+    return nonzero if alpha is None else nonzero & (alpha != 0)

@@ -108,13 +108,13 @@ def read_around(reader: SlideReader, level: int, box: Box) -> tuple[Pixels, tupl
     return pixels, tuple(bad)
 
 
-def _around(whole: Box, hole: Box) -> Iterator[Box]:
+def _around(box: Box, hole: Box) -> Iterator[Box]:
     """The parts of a box around a hole: above, below, left and right."""
     parts = (
-        (whole.y0, whole.x0, hole.y0, whole.x1),
-        (hole.y1, whole.x0, whole.y1, whole.x1),
-        (hole.y0, whole.x0, hole.y1, hole.x0),
-        (hole.y0, hole.x1, hole.y1, whole.x1),
+        (box.y0, box.x0, hole.y0, box.x1),
+        (hole.y1, box.x0, box.y1, box.x1),
+        (hole.y0, box.x0, hole.y1, hole.x0),
+        (hole.y0, hole.x1, hole.y1, box.x1),
     )
     return (Box(*part) for part in parts if part[0] < part[2] and part[1] < part[3])
 

@@ -84,7 +84,7 @@ def choose_channels(slide: SlideReader, numbers: tuple[int, ...] | None) -> Slid
     return slide if numbers is None else ChosenChannels(slide, numbers)
 
 
-def channel_numbers(slide: SlideReader, asked: Sequence[int | str] | None) -> tuple[int, ...] | None:
+def channel_numbers(slide: SlideReader, requested: Sequence[int | str] | None) -> tuple[int, ...] | None:
     """Resolve channels given by number or name.
 
     Args:
@@ -97,22 +97,22 @@ def channel_numbers(slide: SlideReader, asked: Sequence[int | str] | None) -> tu
     Raises:
         SlideError: If a channel does not exist or is given twice; the message lists the existing channels.
     """
-    if asked is None:
+    if requested is None:
         return None
-    numbers = tuple(_number(slide, one) for one in asked)
+    numbers = tuple(_number(slide, channel) for channel in requested)
     if len(set(numbers)) != len(numbers):
-        raise SlideError(f"{slide.path}: input.channels names a channel twice. {_there(slide)}")
+        raise SlideError(f"{slide.path}: input.channels names a channel twice. {_available(slide)}")
     return numbers
 
 
-def _number(slide: SlideReader, asked: int | str) -> int:
-    if isinstance(asked, int) and 1 <= asked <= slide.channels:
-        return asked
-    if asked in slide.channel_names:
-        return slide.channel_names.index(str(asked)) + 1
-    raise SlideError(f"{slide.path}: input.channels asks for {asked!r}. {_there(slide)}")
+def _number(slide: SlideReader, requested: int | str) -> int:
+    if isinstance(requested, int) and 1 <= requested <= slide.channels:
+        return requested
+    if requested in slide.channel_names:
+        return slide.channel_names.index(str(requested)) + 1
+    raise SlideError(f"{slide.path}: input.channels asks for {requested!r}. {_available(slide)}")
 
 
-def _there(slide: SlideReader) -> str:
+def _available(slide: SlideReader) -> str:
     names = ", ".join(f"{number} ({name})" for number, name in enumerate(slide.channel_names, 1))
     return f"The slide has {names}. Choose among these"

@@ -101,8 +101,8 @@ def _is_plain_grid(header: Any) -> bool:
 
 def series_of(instance: Path) -> list[Path]:
     """The DICOM instances of the same series in the folder of ``instance``, including itself."""
-    beside = {file for file in instance.parent.iterdir() if file.suffix.casefold() == DICOM and file.is_file()}
-    return next(series for series in group_by_series(beside | {instance}) if instance in series)
+    neighbours = {file for file in instance.parent.iterdir() if file.suffix.casefold() == DICOM and file.is_file()}
+    return next(series for series in group_by_series(neighbours | {instance}) if instance in series)
 
 
 def group_by_series(instances: Iterable[Path]) -> list[list[Path]]:

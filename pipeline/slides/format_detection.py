@@ -60,7 +60,7 @@ def detect_format(path: Path) -> DetectedSlide:
         SlideError: If the path is not a slide, does not exist, or must be converted first.
     """
     if path.is_dir():
-        return _recognise_folder(path)
+        return _detect_folder(path)
     stat_file(path)
     suffix = path.suffix.casefold()
     if suffix in UNREADABLE:
@@ -73,7 +73,7 @@ def detect_format(path: Path) -> DetectedSlide:
     return DetectedSlide("photo" if head.startswith(_PHOTO_MAGIC) else "tiff", path, (path,))
 
 
-def _recognise_folder(path: Path) -> DetectedSlide:
+def _detect_folder(path: Path) -> DetectedSlide:
     if documents := _zarr_documents(path):
         return DetectedSlide("zarr", path, documents)
     instances = sorted(file for file in path.iterdir() if file.suffix.casefold() == DICOM and file.is_file())
@@ -86,8 +86,8 @@ def _recognise_folder(path: Path) -> DetectedSlide:
 
 def _conversion(path: Path) -> str:
     name, command = UNREADABLE[path.suffix.casefold()]
-    words = shlex.join([*command.split(), path.name, f"{path.stem}.zarr"])
-    return f"{path}: {name} is not supported. Convert it and segment what that writes: {words}"
+    command_line = shlex.join([*command.split(), path.name, f"{path.stem}.zarr"])
+    return f"{path}: {name} is not supported. Convert it with this command and segment its output: {command_line}"
 
 
 def companions(path: Path) -> list[Path]:
@@ -137,16 +137,16 @@ def zarr_attributes(folder: Path) -> dict[str, Any]:
 
 def _raw_attributes(folder: Path) -> dict[str, Any]:
     document = _json(folder / "zarr.json")
-    found = document.get("attributes") if document else _json(folder / ".zattrs")
-    return found if isinstance(found, dict) else {}
+    attributes = document.get("attributes") if document else _json(folder / ".zattrs")
+    return attributes if isinstance(attributes, dict) else {}
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _zarr_documents(folder: Path) -> tuple[Path, ...]:

@@ -51,8 +51,8 @@ def recently_modified(path: Path, settle_s: float) -> str | None:
 def _states(path: Path) -> Iterator[FileState]:
     for file in _files(path):
         with suppress(OSError):  # deleted meanwhile, or a broken link
-            found = file.stat()
-            yield str(file), found.st_size, found.st_mtime_ns
+            status = file.stat()
+            yield str(file), status.st_size, status.st_mtime_ns
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -181,8 +181,8 @@ class ZarrSlide:
             assert part is not None
             try:
                 stored.read(part)
-            except DAMAGE as found:
-                return self._damage(level, (row, col), file, f"{type(found).__name__}: {found}")
+            except DAMAGE as part_error:
+                return self._damage(level, (row, col), file, f"{type(part_error).__name__}: {part_error}")
         return self._damage(level, (0, 0), stored.folder, f"{type(error).__name__}: {error}")
 
     def _damage(self, level: int, place: tuple[int, int], file: Path, what: str) -> TileError:
@@ -198,15 +198,15 @@ class ZarrSlide:
         Raises:
             SlideError: If a level has no chunk at all: it was not copied.
         """
-        found: list[Path] = []
+        chunks: list[Path] = []
         for number, level in enumerate(self.stored):
             files = [file for _, file in level.files(Box.of_shape(level.shape_yx)) if file.exists()]
             if not files:
-                raise SlideError(f"{self.path}: level {number} ({level.folder.name}) has not a single chunk. {_FAULT}")
-            found += files
+                raise SlideError(f"{self.path}: level {number} ({level.folder.name}) has no chunks. {_FAULT}")
+            chunks += files
         described = [(level.array.shape, str(level.array.dtype), level.array.chunks) for level in self.stored]
-        names = [file.relative_to(self.path).as_posix() for file in sorted(found)]
-        return sampled_digest(sorted(found), f"zarr 1 {described} {self.mpp_yx} {names}")
+        names = [file.relative_to(self.path).as_posix() for file in sorted(chunks)]
+        return sampled_digest(sorted(chunks), f"zarr 1 {described} {self.mpp_yx} {names}")
 
     def describe(self) -> dict[str, Any]:
         """Format, channels and levels. No other free text of the metadata is included."""
@@ -254,23 +254,26 @@ def _load(path: Path, group: Path) -> ZarrSlide:
         raise SlideError(f"{path}: axes {axes}; expected some of t, c, z and then y, x. Write it with those axes.")
     stored = [_level(path, group, dataset.path, axes) for dataset in multiscale.datasets]
     base = stored[0]
-    used = [base, *(one for one in stored[1:] if is_reduction(base.shape_yx, one.shape_yx) and _alike(base, one))]
-    levels = tuple(Level(one.shape_yx, downsample_yx(base.shape_yx, one.shape_yx)) for one in used)
+    used = [
+        base,
+        *(level for level in stored[1:] if is_reduction(base.shape_yx, level.shape_yx) and _alike(base, level)),
+    ]
+    levels = tuple(Level(level.shape_yx, downsample_yx(base.shape_yx, level.shape_yx)) for level in used)
     version = "0.5" if (group / "zarr.json").is_file() else "0.4"
     names = name_channels(_stated_names(attributes), base.channels)
     return ZarrSlide(path, f"OME-Zarr {version}", tuple(used), levels, _mpp_yx(multiscale), names)
 
 
 def _multiscale(path: Path, attributes: Mapping[str, Any]) -> Multiscale:
-    found = attributes.get("multiscales")
-    if not isinstance(found, list) or not found:
+    multiscales = attributes.get("multiscales")
+    if not isinstance(multiscales, list) or not multiscales:
         raise SlideError(f"{path}: its OME-Zarr metadata describes no image (multiscales). {_FAULT}")
     try:
-        return Multiscale.model_validate(found[0])
+        return Multiscale.model_validate(multiscales[0])
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"]))
-        raise SlideError(f"{path}: its OME-Zarr metadata is not valid: {where}: {fault['msg']}. {_FAULT}") from None
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise SlideError(f"{path}: its OME-Zarr metadata is not valid: {where}: {problem['msg']}. {_FAULT}") from None
 
 
 def _level(path: Path, group: Path, name: str, axes: str) -> StoredLevel:

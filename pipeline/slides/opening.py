@@ -38,23 +38,23 @@ def open_slide(path: str | Path) -> SlideReader:
 
 
 def _state(file: Path) -> tuple[int, int, int, int]:
-    found = stat_file(file)
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    status = stat_file(file)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @lru_cache(maxsize=_OPEN_SLIDES)
-def _open(path: Path, found: DetectedSlide, _states: tuple[tuple[int, int, int, int], ...]) -> SlideReader:
+def _open(path: Path, detected: DetectedSlide, _states: tuple[tuple[int, int, int, int], ...]) -> SlideReader:
     """Cached by path and the state of all its files: workers open the same slide for every block."""
-    if found.kind == "tiff" and (slide := load_tiff(open_file(path))) is not None:
+    if detected.kind == "tiff" and (slide := load_tiff(open_file(path))) is not None:
         return slide
-    if found.kind == "photo":
+    if detected.kind == "photo":
         from pipeline.slides.photo import load_photo  # imported when needed: each format's library takes time to import
 
         return load_photo(path)
-    if found.kind == "zarr":
+    if detected.kind == "zarr":
         from pipeline.slides.ome_zarr import load_zarr
 
         return load_zarr(path)
     from pipeline.slides.openslide_reader import load_openslide
 
-    return load_openslide(path, found)
+    return load_openslide(path, detected)

@@ -173,16 +173,16 @@ class OpenSlideReader:
         return laid_over(rgba_YXC, self.background)
 
     def _rgba(self, level: int, box: Box) -> Pixels:
-        whole = round(self.levels[level].downsample_yx[0])
-        return self.handle.read((box.y0 * whole, box.x0 * whole), self.numbers[level], box.shape)
+        downsample = round(self.levels[level].downsample_yx[0])
+        return self.handle.read((box.y0 * downsample, box.x0 * downsample), self.numbers[level], box.shape)
 
     def _damage(self, level: int, box: Box, error: OpenSlideError) -> TileError:
         """Error for a box, placed at its first piece that cannot be read."""
         for piece in _pieces(box):
             try:
                 self._rgba(level, piece)
-            except OpenSlideError as found:
-                return self._tile_error(_placed(level, piece), str(found))
+            except OpenSlideError as piece_error:
+                return self._tile_error(_placed(level, piece), str(piece_error))
         return self._tile_error(_placed(level, box), str(error))
 
     def _tile_error(self, place: TilePlace, fault: str) -> TileError:
@@ -265,14 +265,14 @@ def _probe(path: Path, opened: Path) -> None:
     """Read a corner of each level in a child process of bounded memory and time."""
     command = [sys.executable, "-I", "-c", _PROBE, str(opened.absolute())]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=_PROBE_S, check=False)  # noqa: S603  our own words
+        result = subprocess.run(command, capture_output=True, timeout=_PROBE_S, check=False)  # noqa: S603  our own words
     except subprocess.TimeoutExpired:
         raise SlideError(f"{path}: OpenSlide did not open it within {_PROBE_S} s. {_ADVICE}") from None
-    if done.returncode < 0:
-        raise SlideError(f"{path}: it made OpenSlide crash (signal {-done.returncode}): it is damaged. {_ADVICE}")
-    if done.returncode:
-        said = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
-        raise SlideError(f"{path}: OpenSlide cannot read it: {said[-1]}. {_ADVICE}")
+    if result.returncode < 0:
+        raise SlideError(f"{path}: it made OpenSlide crash (signal {-result.returncode}): it is damaged. {_ADVICE}")
+    if result.returncode:
+        messages = result.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
+        raise SlideError(f"{path}: OpenSlide cannot read it: {messages[-1]}. {_ADVICE}")
 
 
 def _placed(level: int, piece: Box) -> TilePlace:

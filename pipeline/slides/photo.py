@@ -166,11 +166,11 @@ def load_photo(path: Path) -> PhotoSlide:
         )
     if header.orientation not in (0, 1):
         raise SlideError(
-            f"{path}: it is stored turned or mirrored (Exif orientation {header.orientation}); expected 1. Turn it for "
-            "good, for example with 'mogrify -auto-orient', so that positions mean the same everywhere."
+            f"{path}: expected Exif orientation 1, found orientation {header.orientation}: it is stored rotated or "
+            "mirrored. Rotate its pixels, for example with 'mogrify -auto-orient'."
         )
-    found, colours = path.stat(), {2: 1, 4: 3}.get(header.samples, header.samples)
-    return PhotoSlide(path, header, colours, np.dtype(f"u{header.bits // 8}"), (found.st_ino, found.st_mtime_ns))
+    status, channels = path.stat(), {2: 1, 4: 3}.get(header.samples, header.samples)
+    return PhotoSlide(path, header, channels, np.dtype(f"u{header.bits // 8}"), (status.st_ino, status.st_mtime_ns))
 
 
 # ---- pixels --------------------------------------------------------------------------------------------------------
@@ -186,20 +186,20 @@ def _decoded(path: Path, header: PhotoHeader, _state: tuple[int, int]) -> Pixels
     if problem is None:
         decode = imagecodecs.jpeg8_decode if header.format == "JPEG" else imagecodecs.png_decode
         try:
-            return _expected(decode(data), header)
+            return _checked(decode(data), header)
         except (RuntimeError, ValueError) as error:
             problem = f"{type(error).__name__}: {error}"
     place = TilePlace(0, 0, 0, Box.of_shape(header.shape_yx))
     raise TileError(f"{path}: the {header.format} is damaged: {problem}. Copy it again from its source.", place)
 
 
-def _expected(pixels: Pixels, header: PhotoHeader) -> Pixels:
+def _checked(pixels: Pixels, header: PhotoHeader) -> Pixels:
     """Check pixels against the header. A palette may hold an alpha that the header does not declare."""
     pixels_YXS = pixels[..., None] if pixels.ndim == 2 else pixels
     height, width = header.shape_yx
-    wanted = (height, width, header.samples)
-    if pixels_YXS.shape != wanted or pixels_YXS.dtype.itemsize * 8 != header.bits:
-        raise ValueError(f"{wanted} samples of {header.bits} bits expected, {pixels_YXS.shape} {pixels.dtype} found")
+    expected = (height, width, header.samples)
+    if pixels_YXS.shape != expected or pixels_YXS.dtype.itemsize * 8 != header.bits:
+        raise ValueError(f"{expected} samples of {header.bits} bits expected, {pixels_YXS.shape} {pixels.dtype} found")
     return pixels_YXS
 
 
@@ -219,7 +219,7 @@ def _png_header(path: Path, data: bytes) -> PhotoHeader:
     alpha = b"tRNS" in chunks and colour in (0, 2, 3)
     samples = _PNG_SAMPLES[colour] + alpha
     phys = chunks.get(b"pHYs", b"")
-    mpp_yx = _credible((1e6, _numbers(phys)[::-1])) if len(phys) == 9 and phys[8] == 1 else None
+    mpp_yx = _plausible_mpp((1e6, _numbers(phys)[::-1])) if len(phys) == 9 and phys[8] == 1 else None
     shape_yx = width_height[1], width_height[0]
     return PhotoHeader(
         "PNG", shape_yx, samples, 8 if colour == 3 else bits, mpp_yx, _orientation(chunks.get(b"eXIf", b""))
@@ -260,7 +260,9 @@ def _jpeg_header(path: Path, data: bytes) -> PhotoHeader:
             density = (unit, (y, x)) if (unit := _UM_PER_JFIF_UNIT.get(content[7])) else None
         if marker == 0xE1 and content.startswith(b"Exif\0\0"):
             exif = content
-    return PhotoHeader("JPEG", (frame.height, frame.width), frame.components, 8, _credible(density), _orientation(exif))
+    return PhotoHeader(
+        "JPEG", (frame.height, frame.width), frame.components, 8, _plausible_mpp(density), _orientation(exif)
+    )
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -275,7 +277,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 # ---- both ----------------------------------------------------------------------------------------------------------
 
 
-def _credible(density: tuple[float, tuple[int, int]] | None) -> tuple[float, float] | None:
+def _plausible_mpp(density: tuple[float, tuple[int, int]] | None) -> tuple[float, float] | None:
     """(y, x) micrometres per pixel from (unit in um, (y, x) pixels per unit); None above COARSEST_CREDIBLE_UM."""
     if density is None or not min(density[1]):
         return None

@@ -32,7 +32,7 @@ def with_timeout(call: Callable[[], T], path: Path, seconds: float) -> T:
         ReadTimeoutError: If ``call`` does not finish within ``seconds``.
     """
     future: Future[T] = Future()
-    threading.Thread(target=_carry, args=(call, future), name="read", daemon=True).start()
+    threading.Thread(target=_resolve, args=(call, future), name="read", daemon=True).start()
     wait([future], timeout=seconds)
     if not future.done():
         raise ReadTimeoutError(
@@ -42,7 +42,7 @@ def with_timeout(call: Callable[[], T], path: Path, seconds: float) -> T:
     return future.result()
 
 
-def _carry(call: Callable[[], T], future: Future[T]) -> None:
+def _resolve(call: Callable[[], T], future: Future[T]) -> None:
     """Run ``call`` and store its result or exception in ``future``."""
     try:
         future.set_result(call())

@@ -117,7 +117,7 @@ def resolution(reader: SlideReader, override: Override, model_mpp: float) -> Res
     level = max((k for k, scale in enumerate(scales) if min(scale) >= 1 / (1 + TOLERANCE)), default=0)
     method, scale_yx = _method(scales[level])
     if method == "bilinear":
-        warnings += (_enlarged(reader, scale_yx, slide_mpp, model_mpp),)
+        warnings += (_enlargement_warning(reader, scale_yx, slide_mpp, model_mpp),)
     source_yx = reader.levels[level].shape_yx
     out_yx = _round_half_up(source_yx[0] / scale_yx[0]), _round_half_up(source_yx[1] / scale_yx[1])
     down_y, down_x = reader.levels[level].downsample_yx
@@ -129,13 +129,13 @@ def resolution(reader: SlideReader, override: Override, model_mpp: float) -> Res
 def _native(reader: SlideReader, model_mpp: float) -> Resolution:
     """Level 0 unchanged. Areas use its resolution when it is plausible, else the model's."""
     shape_yx, stated = reader.levels[0].shape_yx, _mean(reader.mpp_yx)
-    sane = stated is not None and MPP_RANGE_UM[0] <= stated <= MPP_RANGE_UM[1]
-    warnings = () if sane else (
+    plausible = stated is not None and MPP_RANGE_UM[0] <= stated <= MPP_RANGE_UM[1]
+    warnings = () if plausible else (
         f"{reader.path}: the slide states no usable resolution; areas and lengths assume the model's {model_mpp} um/px",
     )  # fmt: skip
     resampling = Resampling("none", (Fraction(1), Fraction(1)), shape_yx, shape_yx)
-    mpp = stated if sane and stated is not None else model_mpp
-    return Resolution(0, resampling, mpp, stated if sane else None, (1.0, 1.0), warnings)
+    mpp = stated if plausible and stated is not None else model_mpp
+    return Resolution(0, resampling, mpp, stated if plausible else None, (1.0, 1.0), warnings)
 
 
 def _mean(mpp_yx: tuple[float, float] | None) -> float | None:
@@ -145,31 +145,31 @@ def _mean(mpp_yx: tuple[float, float] | None) -> float | None:
 def _slide_mpp(reader: SlideReader, override: float | None) -> tuple[float, tuple[str, ...]]:
     """Micrometres per level-0 pixel to use, with a warning where override and slide differ by more than 5 %."""
     low, high = MPP_RANGE_UM
-    stated, cure = (
+    stated, advice = (
         _mean(reader.mpp_yx),
         "Give it with --mpp X (micrometres per pixel), in a column mpp of --cases, or --mpp native.",
     )
-    found = stated if override is None else override
-    if found is None:
-        raise SlideError(f"{reader.path}: the slide states no resolution; micrometres per pixel expected. {cure}")
-    if not low <= found <= high:
-        whose = "the slide states" if override is None else "--mpp gives"
-        raise SlideError(f"{reader.path}: {whose} {found:g} um/px; expected {low} to {high}. {cure}")
+    mpp = stated if override is None else override
+    if mpp is None:
+        raise SlideError(f"{reader.path}: the slide states no resolution; micrometres per pixel expected. {advice}")
+    if not low <= mpp <= high:
+        source = "the slide states" if override is None else "--mpp gives"
+        raise SlideError(f"{reader.path}: {source} {mpp:g} um/px; expected {low} to {high}. {advice}")
     if override is None:
-        _refuse_oblong(reader, cure)
-        return found, ()
+        _refuse_anisotropic(reader, advice)
+        return mpp, ()
     if stated is None or abs(override / stated - 1) <= TOLERANCE:
         return override, ()
     return override, (
-        f"{reader.path}: {override:g} um/px is used, as told; the slide states {stated:g} um/px, more than 5 % off",
+        f"{reader.path}: {override:g} um/px is used as requested; the slide states {stated:g} um/px, more than 5 % off",
     )
 
 
-def _refuse_oblong(reader: SlideReader, cure: str) -> None:
+def _refuse_anisotropic(reader: SlideReader, advice: str) -> None:
     assert reader.mpp_yx is not None
     y, x = reader.mpp_yx
     if abs(y / x - 1) > MAX_ANISOTROPY:
-        raise SlideError(f"{reader.path}: pixels of {x:g} x {y:g} um; expected square ones within 1 %. {cure}")
+        raise SlideError(f"{reader.path}: pixels of {x:g} x {y:g} um; expected square ones within 1 %. {advice}")
 
 
 def _scale_yx(down_yx: tuple[float, float], slide_mpp: float, model_mpp: float) -> tuple[Fraction, Fraction]:
@@ -194,7 +194,9 @@ def _method(scale_yx: tuple[Fraction, Fraction]) -> tuple[Method, tuple[Fraction
     return ("area" if min(scale_yx) >= 1 else "bilinear"), scale_yx
 
 
-def _enlarged(reader: SlideReader, scale_yx: tuple[Fraction, Fraction], slide_mpp: float, model_mpp: float) -> str:
+def _enlargement_warning(
+    reader: SlideReader, scale_yx: tuple[Fraction, Fraction], slide_mpp: float, model_mpp: float
+) -> str:
     """Warning for a slide coarser than the model. Raises SlideError above MAX_ENLARGEMENT."""
     times = 1 / Fraction(min(scale_yx))
     if times > MAX_ENLARGEMENT:

@@ -71,16 +71,16 @@ class RawFile:
 def stat_file(path: Path) -> os.stat_result:
     """State of a file, without opening it. Raises SlideError when it is missing or not an ordinary file."""
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError as error:
         what = "a link to nothing" if path.is_symlink() else "no such file"
         raise SlideError(f"{path}: {what}; expected a slide file. Check the path.") from error
     except OSError as error:
         raise SlideError(f"{path}: cannot be looked at ({error.strerror}); expected a slide file. Check it.") from error
     for is_kind, name in _KINDS.items():
-        if is_kind(found.st_mode):
+        if is_kind(status.st_mode):
             raise SlideError(f"{path}: {name}; expected a slide file. Name the file itself.")
-    return found
+    return status
 
 
 def read_head(path: Path) -> bytes:
@@ -96,10 +96,10 @@ def sampled_digest(files: Sequence[Path], facts: str) -> str:
     """SHA-256 of ``facts``, of the file sizes in their order, and of 256 samples of 4 KiB of all files."""
     sizes = np.array([file.stat().st_size for file in files], np.int64)
     ends, digest = np.cumsum(sizes), hashlib.sha256(facts.encode() + sizes.tobytes())
-    for place in np.unique(np.linspace(0, max(0, int(ends[-1]) - SAMPLE_BYTES), SAMPLES).astype(np.int64)):
-        number = int(np.searchsorted(ends, place, side="right"))
-        with files[number].open("rb") as opened:
-            opened.seek(int(place - ends[number] + sizes[number]))
+    for offset in np.unique(np.linspace(0, max(0, int(ends[-1]) - SAMPLE_BYTES), SAMPLES).astype(np.int64)):
+        index = int(np.searchsorted(ends, offset, side="right"))
+        with files[index].open("rb") as opened:
+            opened.seek(int(offset - ends[index] + sizes[index]))
             digest.update(opened.read(SAMPLE_BYTES))
     return digest.hexdigest()
 
@@ -127,7 +127,7 @@ def _checked(fd: int, path: Path) -> RawFile:
     head = os.pread(fd, _HEAD_BYTES, 0)
     if head[:4] not in _TIFF:
         raise SlideError(
-            f"{path}: {_name(head, size)}, {size} bytes; expected a slide (TIFF and its kin, MRXS, DICOM, ..). "
+            f"{path}: {_type_name(head, size)}, {size} bytes; expected a slide (TIFF, SVS, NDPI, MRXS, DICOM, ..). "
             "Fetch the slide again, or convert it."
         )
     if size < 8:
@@ -135,7 +135,7 @@ def _checked(fd: int, path: Path) -> RawFile:
     return RawFile(fd, str(path), size)
 
 
-def _name(head: bytes, size: int) -> str:
+def _type_name(head: bytes, size: int) -> str:
     """Name of the type of a file that is no TIFF, from its first bytes."""
     if size == 0:
         return "an empty file"

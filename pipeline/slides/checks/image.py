@@ -166,7 +166,7 @@ def _coding_problems(facts: ImageFacts) -> Iterator[str]:
     if facts.compression not in (1, JPEG, *JPEG_2000) and facts.predictor not in (1, 2):
         yield f"predictor {facts.predictor} is not supported; expected 1 (none) or 2 (horizontal). {_CONVERT}"
     if facts.compression == 1 and facts.predictor != 1:
-        yield f"predictor {facts.predictor} on uncompressed pixels makes no sense. {_CUT}"
+        yield f"predictor {facts.predictor} on uncompressed pixels; expected 1. {_CUT}"
 
 
 def _sample_problems(facts: ImageFacts) -> Iterator[str]:
@@ -239,14 +239,14 @@ def _check_overlap(facts: ImageFacts, level: int) -> None:
     _refuse_first(facts, level, clash, "shares bytes with another tile")
 
 
-def _refuse_first(facts: ImageFacts, level: int, bad: NDArray[np.bool_], what: str) -> None:
+def _refuse_first(facts: ImageFacts, level: int, bad: NDArray[np.bool_], problem: str) -> None:
     if not bad.any():
         return
     index = int(np.argmax(bad))
     place = facts.place(level, index)
     start, count = int(facts.segments.offsets[index]), int(facts.segments.counts[index])
     others = f" ({int(bad.sum())} tiles like it)" if bad.sum() > 1 else ""
-    raise TileError(f"{facts.name}: {place} at byte {start}, {count} bytes: it {what}{others}. {_CUT}", place)
+    raise TileError(f"{facts.name}: {place} at byte {start}, {count} bytes: it {problem}{others}. {_CUT}", place)
 
 
 def _plain_bytes(facts: ImageFacts) -> NDArray[np.int64]:

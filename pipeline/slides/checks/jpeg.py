@@ -84,7 +84,7 @@ def codestream_problem(data: bytes) -> str | None:
     return None if data[at : at + 2] == EOI else "its last part is not followed by the JPEG 2000 end marker (ff d9)"
 
 
-def whole_stream(data: bytes, tables: bytes | None, header: bytes | None) -> bytes:
+def complete_stream(data: bytes, tables: bytes | None, header: bytes | None) -> bytes:
     """A self-contained JPEG stream of one tile.
 
     Args:

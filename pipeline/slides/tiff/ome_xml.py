@@ -78,8 +78,8 @@ def _elements(parent: ElementTree.Element, tag: str) -> Iterator[ElementTree.Ele
 
 
 def _int(element: ElementTree.Element, name: str, default: int = 0) -> int:
-    found = element.get(name, "")
-    return int(found) if found.isdecimal() else default
+    text = element.get(name, "")
+    return int(text) if text.isdecimal() else default
 
 
 def _refuse_stack(pixels: ElementTree.Element, slide: str) -> None:
@@ -101,19 +101,19 @@ def _refuse_foreign(root: ElementTree.Element, pixels: ElementTree.Element, slid
 
 def _directories(pixels: ElementTree.Element, slide: str, planes: int) -> tuple[int, ...]:
     """Directory of each plane, in channel order; a TiffData without IFD means the first directories."""
-    found: dict[int, int] = {}
+    by_channel: dict[int, int] = {}
     for data in _elements(pixels, "TiffData"):
         first, directory = _int(data, "FirstC"), _int(data, "IFD")
         count = _int(data, "PlaneCount", 1 if data.get("IFD") is not None else planes)
         channel = first // max(1, _int(pixels, "SizeC", 1) // planes)
-        found |= {channel + k: directory + k for k in range(min(count, planes))}
-    if not found:
+        by_channel |= {channel + k: directory + k for k in range(min(count, planes))}
+    if not by_channel:
         return tuple(range(planes))
-    if sorted(found) != list(range(planes)):
+    if sorted(by_channel) != list(range(planes)):
         raise SlideError(
-            f"{slide}: {planes} channel planes expected from its OME-XML, {len(found)} listed. Export again."
+            f"{slide}: {planes} channel planes expected from its OME-XML, {len(by_channel)} listed. Export again."
         )
-    return tuple(found[channel] for channel in range(planes))
+    return tuple(by_channel[channel] for channel in range(planes))
 
 
 def _mpp_yx(pixels: ElementTree.Element) -> tuple[float, float] | None:

@@ -60,7 +60,7 @@ def find_pyramid(images: Sequence[ImageTags]) -> Pyramid:
     return Pyramid("TIFF", "", _levels(images), _stated_mpp(_largest(images)))
 
 
-def left_to_openslide(first: ImageTags) -> str | None:
+def openslide_layout(first: ImageTags) -> str | None:
     """Name of a layout that OpenSlide reads; None for all others.
 
     Its tiles overlap, or its levels are padded or consist of several areas.
@@ -72,7 +72,7 @@ def left_to_openslide(first: ImageTags) -> str | None:
         "Philips TIFF": software.startswith("Philips DP"),
         "Trestle TIFF": software.startswith("MedScan"),
     }
-    return next((name for name, found in layouts.items() if found), None)
+    return next((name for name, matches in layouts.items() if matches), None)
 
 
 def _refuse_layouts(first: ImageTags, n_images: int) -> None:
@@ -84,8 +84,8 @@ def _refuse_layouts(first: ImageTags, n_images: int) -> None:
         "MetaMorph STK": first.entry(33628),
         "an ImageJ stack in one image": stack and int(stack[1]) > n_images,
     }
-    for name, found in layouts.items():
-        if found:
+    for name, matches in layouts.items():
+        if matches:
             raise SlideError(f"{first.file.name}: {name} is not supported. {_CONVERT}")
 
 
@@ -134,9 +134,9 @@ def _compare(plane: ImageTags, n_planes: int, ome: OmeImage) -> None:
     """Refuse a plane that differs from its OME-XML."""
     samples = plane.kind[0]
     if plane.shape_yx != ome.shape_yx or samples * n_planes != ome.size_c:
-        promised, found = (f"{shape[1]} x {shape[0]} px" for shape in (ome.shape_yx, plane.shape_yx))
+        expected, found = (f"{shape[1]} x {shape[0]} px" for shape in (ome.shape_yx, plane.shape_yx))
         raise SlideError(
-            f"{plane.file.name}: its OME-XML promises {ome.size_c} channels of {promised}, the TIFF holds {n_planes} "
+            f"{plane.file.name}: its OME-XML promises {ome.size_c} channels of {expected}, the TIFF holds {n_planes} "
             f"planes of {samples} samples, {found}. Export the image again."
         )
 

@@ -21,7 +21,7 @@ from pipeline.slide_reader import Level, Pixels, downsample_yx, name_channels
 from pipeline.slides.checks.file import SAMPLE_BYTES, SAMPLES, RawFile
 from pipeline.slides.checks.image import COMPRESSIONS, ImageFacts, check_image, check_size, has_alpha
 from pipeline.slides.checks.pixels import over_white
-from pipeline.slides.tiff.pyramid import Pyramid, find_pyramid, left_to_openslide
+from pipeline.slides.tiff.pyramid import Pyramid, find_pyramid, openslide_layout
 from pipeline.slides.tiff.tags import ImageTags, check_tags, image_facts, read_images
 from pipeline.slides.tiff.tile_decoder import StoredImage, stored_image, tiff_of
 
@@ -53,7 +53,7 @@ def load_tiff(file: RawFile) -> TiffSlide | None:
 
 def _is_for_openslide(images: tuple[ImageTags, ...]) -> bool:
     """Whether OpenSlide reads the layout. Image sizes are checked first, because OpenSlide allocates them."""
-    if left_to_openslide(images[0]) is None:
+    if openslide_layout(images[0]) is None:
         return False
     for number, image in enumerate(image for image in images if image.tiled):
         check_size(image_facts(image), number)

@@ -21,7 +21,7 @@ STRIP_OFFSETS, SAMPLES, STRIP_ROWS, STRIP_COUNTS, X_RESOLUTION, Y_RESOLUTION = 2
 PLANAR, UNIT, SOFTWARE, PREDICTOR, TILE_WIDTH, TILE_LENGTH = 284, 296, 305, 317, 322, 323
 TILE_OFFSETS, TILE_COUNTS, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES = 324, 325, 338, 339, 347
 _MAX_SIZE = 1 << 40
-_FEW = 4096
+_SHORT_TAG = 4096
 _INTEGERS = frozenset({3, 4, 13, 16, 18})
 _SINGLE = (
     WIDTH,
@@ -40,7 +40,7 @@ _TABLES = (STRIP_OFFSETS, STRIP_COUNTS, TILE_OFFSETS, TILE_COUNTS)
 _PER_SAMPLE = (BITS, SAMPLE_FORMAT)
 _REFUSED = {
     266: ((1,), "its bits run from the lowest up (FillOrder"),
-    274: ((0, 1), "it is stored turned or mirrored (Orientation"),
+    274: ((0, 1), "it is stored rotated or mirrored (Orientation"),
     32997: ((0, 1), "it is a stack (ImageDepth"),
 }
 
@@ -62,21 +62,21 @@ class ImageTags:
         entry = self.entry(code)
         if entry is None or entry.count == 0:
             return np.zeros(0, np.int64)
-        found = values(self.file, self.layout, entry, f"tag {code}")
-        if found.dtype.kind not in "iu" or found.ndim != 1:
+        array = values(self.file, self.layout, entry, f"tag {code}")
+        if array.dtype.kind not in "iu" or array.ndim != 1:
             raise SlideError(
-                f"{self.file.name}: tag {code} holds {found.dtype}; expected integers. The file is damaged."
+                f"{self.file.name}: tag {code} holds {array.dtype}; expected integers. The file is damaged."
             )
-        return found.astype(np.int64) if found.dtype.itemsize < 8 else _clip(found)
+        return array.astype(np.int64) if array.dtype.itemsize < 8 else _clip(array)
 
     def numbers(self, code: int) -> tuple[int, ...]:
         """At most the first 4096 values of a tag of integers; empty when it is missing."""
-        return tuple(int(value) for value in self.table(code)[:_FEW])
+        return tuple(int(value) for value in self.table(code)[:_SHORT_TAG])
 
     def number(self, code: int, default: int) -> int:
         """The first value of a tag of integers."""
-        found = self.numbers(code)
-        return found[0] if found else default
+        numbers = self.numbers(code)
+        return numbers[0] if numbers else default
 
     def ratio(self, code: int) -> float | None:
         """The first value of a tag of rationals or floats; None when it is missing or divides by 0."""
@@ -147,8 +147,8 @@ def image_facts(tags: ImageTags) -> ImageFacts:
     """
     check_tags(tags)
     for code, (allowed, what) in _REFUSED.items():
-        if (found := tags.number(code, 1)) not in allowed and not (code == 266 and tags.number(COMPRESSION, 1) == 7):
-            raise SlideError(f"{tags.file.name}: the image is not supported: {what} {found}). Convert it with vips.")
+        if (value := tags.number(code, 1)) not in allowed and not (code == 266 and tags.number(COMPRESSION, 1) == 7):
+            raise SlideError(f"{tags.file.name}: the image is not supported: {what} {value}). Convert it with vips.")
     return ImageFacts(
         name=tags.file.name,
         shape_yx=tags.shape_yx,
@@ -175,11 +175,11 @@ def _segments(tags: ImageTags) -> Segments:
 
 def _one_value(tags: ImageTags, code: int, missing: int) -> int:
     """The value that all samples share; -1 when they differ."""
-    found = set(tags.numbers(code))
-    return missing if not found else found.pop() if len(found) == 1 else -1
+    distinct = set(tags.numbers(code))
+    return missing if not distinct else distinct.pop() if len(distinct) == 1 else -1
 
 
-def _clip(found: NDArray[np.integer]) -> NDArray[np.int64]:
+def _clip(values_u64: NDArray[np.integer]) -> NDArray[np.int64]:
     """64-bit values clipped to the largest plausible size, so that their sums cannot overflow."""
-    clipped: NDArray[np.int64] = np.clip(found, 0, _MAX_SIZE).astype(np.int64)
+    clipped: NDArray[np.int64] = np.clip(values_u64, 0, _MAX_SIZE).astype(np.int64)
     return clipped

@@ -37,11 +37,11 @@ from pipeline.slides.checks.image import (
 from pipeline.slides.checks.jpeg import (
     Frame,
     codestream_problem,
+    complete_stream,
     decode_rgb,
     read_frame,
     read_frame_2000,
     scan_problem,
-    whole_stream,
 )
 from pipeline.slides.checks.pixels import rgb_from_ycbcr
 from pipeline.slides.tiff.ifd import Layout
@@ -119,7 +119,7 @@ class StoredImage:
 
     def _library_decode(self, data: bytes, index: int) -> Pixels:
         if self._strict:
-            return decode_rgb(whole_stream(data, self.page.jpegtables, self.page.jpegheader))
+            return decode_rgb(complete_stream(data, self.page.jpegtables, self.page.jpegheader))
         tables: dict[str, bytes | None] = {}
         if self.facts.compression == JPEG:
             tables = {"jpegtables": self.page.jpegtables, "jpegheader": self.page.jpegheader}
@@ -144,7 +144,7 @@ class StoredImage:
         problem = self._frame_problem(read_frame(data if header is None else header), place)
         if problem or self._strict:
             return problem
-        return scan_problem(whole_stream(data, self.page.jpegtables, header))
+        return scan_problem(complete_stream(data, self.page.jpegtables, header))
 
     def _frame_problem(self, frame: Frame | str, place: TilePlace) -> str | None:
         if isinstance(frame, str):

@@ -32,7 +32,7 @@ def test_what_cannot_be_read_is_refused_with_the_command_that_converts_it(
     path.write_bytes(b"x")
     with pytest.raises(SlideError, match=f"{format_name} is not supported") as caught:
         open_slide(path)
-    words = str(caught.value).rpartition("writes: ")[2]
+    words = str(caught.value).rpartition("output: ")[2]
     assert shlex.split(words) == [*command.split(), path.name, f"{path.stem}.zarr"], "it can be pasted into a shell"
 
 
