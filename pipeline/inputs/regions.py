@@ -213,7 +213,7 @@ def _points_inside(holds: Callable[..., Mask], area: bytes, yx: Coordinates, can
     return inside
 
 
-# ---- the file -------------------------------------------------------------------------------------------------------
+# ---- the file --------------------------------------------------------------------------------------------------------
 
 
 def read_features(path: Path) -> list[Feature]:

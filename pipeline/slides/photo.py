@@ -173,7 +173,7 @@ def load_photo(path: Path) -> PhotoSlide:
     return PhotoSlide(path, header, channels, np.dtype(f"u{header.bits // 8}"), (status.st_ino, status.st_mtime_ns))
 
 
-# ---- pixels --------------------------------------------------------------------------------------------------------
+# ---- pixels ----------------------------------------------------------------------------------------------------------
 
 _DECODING = Lock()
 
@@ -203,7 +203,7 @@ def _checked(pixels: Pixels, header: PhotoHeader) -> Pixels:
     return pixels_YXS
 
 
-# ---- PNG -----------------------------------------------------------------------------------------------------------
+# ---- PNG -------------------------------------------------------------------------------------------------------------
 
 
 def _png_header(path: Path, data: bytes) -> PhotoHeader:
@@ -243,7 +243,7 @@ def _numbers(data: bytes) -> tuple[int, int]:
     return int.from_bytes(data[:4], "big"), int.from_bytes(data[4:8], "big")
 
 
-# ---- JPEG ----------------------------------------------------------------------------------------------------------
+# ---- JPEG ------------------------------------------------------------------------------------------------------------
 
 
 def _jpeg_header(path: Path, data: bytes) -> PhotoHeader:
@@ -274,7 +274,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += 2 + length
 
 
-# ---- both ----------------------------------------------------------------------------------------------------------
+# ---- both ------------------------------------------------------------------------------------------------------------
 
 
 def _plausible_mpp(density: tuple[float, tuple[int, int]] | None) -> tuple[float, float] | None:

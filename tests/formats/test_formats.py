@@ -1,6 +1,6 @@
-"""One night's folder of every format: the same picture gives the same result, and what is bad fails by name alone.
+"""A folder of slides in every format: equal images give equal results, bad slides fail by name alone.
 
-The pictures are stored without loss in each format but JPEG, so that not one byte of a result may depend on it.
+The images are stored without loss in each format but JPEG, so that no byte of a result may depend on the format.
 """
 
 from __future__ import annotations
@@ -72,18 +72,18 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @dataclass(frozen=True)
-class Night:
-    """The folder, what the command said of it, and the key of each slide."""
+class FormatsRun:
+    """The input folder, the result of the command, and the key of each slide."""
 
     slides: Path
     ran: Ran
 
     def result(self, name: str) -> Path:
-        """The slide's folder in the output."""
+        """Output folder of a slide."""
         return self.ran.out / self.key(name)
 
     def key(self, name: str) -> str:
-        """Its path without the extension it has."""
+        """Key of a slide: its path without extension."""
         for extension in (".ome.zarr", ".zarr", ".tif", ".png", ".jpg", ".jpeg", ".svs", ".mrxs", ".dcm", ".czi"):
             if name.endswith(extension):
                 return name.removesuffix(extension)
@@ -91,32 +91,32 @@ class Night:
 
 
 @pytest.fixture(scope="module")
-def night(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> Night:
-    folder = tmp_path_factory.mktemp("night")
+def formats_run(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> FormatsRun:
+    folder = tmp_path_factory.mktemp("formats_run")
     for name, make in {**LOSSLESS, **LOSSY, **{name: make for name, (make, _) in BAD.items()}}.items():
         (folder / "slides" / name).parent.mkdir(parents=True, exist_ok=True)
         make(folder / "slides" / name)
     (folder / "slides" / "level0.dcm").rename(folder / "slides" / "dicom_cut.dcm")
-    return Night(folder / "slides", overtile.segment(folder / "slides", folder / "slides" / "out", *QUICK))
+    return FormatsRun(folder / "slides", overtile.segment(folder / "slides", folder / "slides" / "out", *QUICK))
 
 
-def test_every_sound_slide_completes_and_every_bad_one_is_named(night: Night) -> None:
-    assert night.ran.code == 3, night.ran.said
-    expected = {night.key(name): "complete" for name in (*LOSSLESS, *LOSSY)} | {
-        night.key(name): "failed" for name in BAD
+def test_readable_slides_complete_and_bad_ones_fail_by_name(formats_run: FormatsRun) -> None:
+    assert formats_run.ran.code == 3, formats_run.ran.said
+    expected = {formats_run.key(name): "complete" for name in (*LOSSLESS, *LOSSY)} | {
+        formats_run.key(name): "failed" for name in BAD
     }
-    assert night.ran.states() == expected, night.ran.said
-    assert "Traceback" not in night.ran.said
-    with (night.ran.out / "failures.csv").open(newline="") as file:
+    assert formats_run.ran.states() == expected, formats_run.ran.said
+    assert "Traceback" not in formats_run.ran.said
+    with (formats_run.ran.out / "failures.csv").open(newline="") as file:
         causes = [(row["slide"], row["cause"]) for row in csv.DictReader(file)]
     assert len(causes) == len(BAD)
     for name, (_, phrase) in BAD.items():
-        assert any(slide == night.key(name) and phrase in cause for slide, cause in causes), (name, causes)
-        assert not is_complete(night.result(name))
+        assert any(slide == formats_run.key(name) and phrase in cause for slide, cause in causes), (name, causes)
+        assert not is_complete(formats_run.result(name))
 
 
-def test_one_picture_gives_one_result_whatever_the_format(night: Night) -> None:
-    digests = {name: result_digests(night.result(name)) for name in LOSSLESS}
+def test_same_image_gives_same_result_in_every_lossless_format(formats_run: FormatsRun) -> None:
+    digests = {name: result_digests(formats_run.result(name)) for name in LOSSLESS}
     first = digests["tiff.tif"]
     assert len(first) > 20
     pixels = {file for file in first if "/c/" in file}
@@ -125,39 +125,37 @@ def test_one_picture_gives_one_result_whatever_the_format(night: Night) -> None:
         assert found["objects.parquet"] == first["objects.parquet"], name
 
 
-def test_a_lossy_picture_gives_the_same_objects_but_for_their_border(night: Night) -> None:
-    """Numbered by their first pixel, objects whose border moved may change places: they are met by their middle."""
-    exact = by_place(night.result("tiff.tif"))
+def test_lossy_image_gives_same_objects_except_borders(formats_run: FormatsRun) -> None:
+    """Objects are numbered by their first pixel, which may move with the border: they are matched by centre."""
+    exact = by_place(formats_run.result("tiff.tif"))
     for name in LOSSY:
-        found = by_place(night.result(name))
+        found = by_place(formats_run.result(name))
         assert [(place, kind) for place, kind, _ in found] == [(place, kind) for place, kind, _ in exact], name
         ratios = [area / expected for (_, _, area), (_, _, expected) in zip(found, exact, strict=True)]
         assert 0.9 < min(ratios) <= max(ratios) < 1.1, name
 
 
 def by_place(result: Path) -> list[tuple[tuple[int, int], str, float]]:
-    """Objects by the row and column of the disc they are, class and area."""
+    """Objects by the row and column of their disc, with class and area."""
     rows = pq.read_table(result / "objects.parquet").to_pylist()
     discs = [(round((row["centroid_y_px"] - 40) / 97), round((row["centroid_x_px"] - 35) / 97)) for row in rows]
     return sorted((disc, row["class"], row["area_um2"]) for disc, row in zip(discs, rows, strict=True))
 
 
 @pytest.mark.long
-def test_a_second_run_computes_nothing_although_its_output_lies_among_the_slides(
-    night: Night, overtile: Command
-) -> None:
-    again = overtile.segment(night.slides, night.ran.out, *QUICK)
+def test_second_run_computes_nothing_with_output_among_slides(formats_run: FormatsRun, overtile: Command) -> None:
+    again = overtile.segment(formats_run.slides, formats_run.ran.out, *QUICK)
     assert again.code == 3, again.said
-    assert set(again.states()) == set(night.ran.states()), "no result was taken for a slide"
+    assert set(again.states()) == set(formats_run.ran.states()), "no result was taken for a slide"
     for name in (*LOSSLESS, *LOSSY):
-        assert again.outcome(night.key(name))["state"] == "complete before", name
+        assert again.outcome(formats_run.key(name))["state"] == "complete before", name
 
 
 @pytest.mark.long
-def test_sixteen_bit_channels_in_another_order_give_the_same_result(
-    night: Night, overtile: Command, tmp_path: Path
+def test_sixteen_bit_channels_in_other_order_give_same_result(
+    formats_run: FormatsRun, overtile: Command, tmp_path: Path
 ) -> None:
-    """v / 255 = 257 v / 65535: a model sees the same numbers, but for the rounding of fp32."""
+    """v / 255 = 257 v / 65535: the network input is the same except for fp32 rounding."""
     noise = noise_image(*SHAPE, 1, np.uint16)
     stack = np.stack(
         [noise, *(PLANES[k].astype(np.uint16) * 257 for k in (2, 0)), noise[::-1], PLANES[1].astype(np.uint16) * 257]
@@ -167,28 +165,27 @@ def test_sixteen_bit_channels_in_another_order_give_the_same_result(
     assert ran.code == 0, ran.said
     stored, expected = (
         np.asarray(zarr.open_array(root / "slide.ome.zarr" / "probability" / "0", mode="r"))
-        for root in (tmp_path / "out" / "stack", night.result("tiff.tif"))
+        for root in (tmp_path / "out" / "stack", formats_run.result("tiff.tif"))
     )
     assert np.abs(stored.astype(int) - expected).max() <= 1
     columns = pq.read_schema(tmp_path / "out" / "stack" / "objects.parquet").names
     assert [name for name in columns if name.startswith("mean_intensity")] == [
         f"mean_intensity_{name}" for name in ("red", "green", "blue")
     ]
-    shown = dict(zarr.open_group(tmp_path / "out" / "stack" / "slide.ome.zarr", mode="r").attrs["ome"])["omero"][
-        "channels"
-    ]
-    assert [channel["label"] for channel in shown] == ["red", "green", "blue"]
+    group = zarr.open_group(tmp_path / "out" / "stack" / "slide.ome.zarr", mode="r")
+    omero_channels = dict(group.attrs["ome"])["omero"]["channels"]
+    assert [channel["label"] for channel in omero_channels] == ["red", "green", "blue"]
 
 
 @pytest.mark.long
-def test_a_changed_choice_of_channels_is_another_image(night: Night, overtile: Command, tmp_path: Path) -> None:
+def test_changed_channel_selection_is_another_image(formats_run: FormatsRun, overtile: Command, tmp_path: Path) -> None:
     slide = write_zarr(tmp_path / "a.zarr", PLANES)
     assert overtile.segment(slide, tmp_path / "out").code == 0
     ran = overtile.segment(slide, tmp_path / "out", "input.channels=[3, 2, 1]")
     assert ran.states() == {"a": "kept"}, ran.said
 
 
-def test_a_lost_chunk_is_in_the_plan_and_so_in_the_manifest(tmp_path: Path) -> None:
+def test_missing_chunk_is_a_warning_in_the_plan(tmp_path: Path) -> None:
     slide = write_zarr(tmp_path / "a.zarr", PLANES)
     (slide / "0" / "2" / "3" / "4").unlink()
     config = load_config(None, [f"model.weights={CLASSES}"])
@@ -196,15 +193,15 @@ def test_a_lost_chunk_is_in_the_plan_and_so_in_the_manifest(tmp_path: Path) -> N
     assert "level 0: 1 of 360 chunks have no file" in " ".join(plan.summary()["image"]["warnings"])
 
 
-def test_channels_are_hashed_by_their_numbers_and_their_names_only_label(tmp_path: Path) -> None:
-    """One of many is grey to a model of three; asked for by name or number it is the same slide."""
+def test_channels_are_hashed_by_number_and_names_are_labels(tmp_path: Path) -> None:
+    """One channel of many is grey to a model of three; by name or by number it is the same slide."""
     slide = write_zarr(tmp_path / "a.zarr", np.concatenate([PLANES, PLANES[:2]]), names=("a", "b", "c", "DAPI", "e"))
 
     def plan(*settings: str) -> SlidePlan:
         config = load_config(None, [f"model.weights={CLASSES}", *settings])
         return plan_batch(BatchRequest(inputs=(slide,), out=tmp_path / "out", config=config)).plans["a"]
 
-    by_name, by_number, other = (plan(f"input.channels={asked}") for asked in ("[DAPI]", "[4]", "[1]"))
+    by_name, by_number, other = (plan(f"input.channels={channel}") for channel in ("[DAPI]", "[4]", "[1]"))
     assert (by_name.channel_names, by_name.channel_numbers) == (("DAPI",), (4,))
     assert by_name.hashes == by_number.hashes
     assert by_name.hashes["ingest"] != other.hashes["ingest"]
@@ -215,7 +212,7 @@ def test_channels_are_hashed_by_their_numbers_and_their_names_only_label(tmp_pat
     assert not changed & {"ingest", "tissue", "predict", "label"}
 
 
-# ---- resolution, for every reader ----------------------------------------------------------------------------------
+# ---- resolution, for every reader ------------------------------------------------------------------------------------
 
 IMAGE = noise_image(416, 544, 3)
 READERS: dict[str, Callable[[Path], Path]] = {
@@ -227,7 +224,7 @@ READERS: dict[str, Callable[[Path], Path]] = {
 
 
 def levels_of(path: Path) -> list[NDArray[np.uint8]]:
-    """What was written, (c, y, x) for each level: never what the reader says."""
+    """The written pixels, (c, y, x) for each level, independent of the reader."""
     return [IMAGE[:: 2**k, :: 2**k].transpose(2, 0, 1) for k in range(1 if path.suffix == ".png" else 3)]
 
 
@@ -236,27 +233,27 @@ def levels_of(path: Path) -> list[NDArray[np.uint8]]:
     ("override", "model_mpp", "level"),
     [(None, 0.25, 0), (None, 0.5, 0), (None, 1.1, 1), (None, 2.6, 2), (0.3, 0.75, 1), ("native", 7.0, 0)],
 )
-def test_blocks_of_any_format_equal_one_piece_of_the_right_level(
+def test_blocks_of_any_format_equal_resampled_level(
     tmp_path: Path, name: str, override: Override, model_mpp: float, level: int
 ) -> None:
     path = READERS[name](tmp_path)
     reader = open_slide(path)
     assert reader.mpp_yx == pytest.approx((0.5, 0.5), rel=1e-4)
-    found = resolution(reader, override, model_mpp)
+    chosen = resolution(reader, override, model_mpp)
     written = levels_of(path)
-    assert found.level == min(level, len(written) - 1)
-    how = found.resampling
-    whole = Box.of_shape(how.out_yx)
-    source = source_box(how, whole)
-    expected = resample(written[found.level][:, *source.slices], how, source, whole)
-    for tile in TileGrid(whole, 96, 0, 0):
-        place = source_box(how, tile.core)
-        block = resample(reader.read(found.level, place), how, place, tile.core)
+    assert chosen.level == min(level, len(written) - 1)
+    resampling = chosen.resampling
+    full = Box.of_shape(resampling.out_yx)
+    source = source_box(resampling, full)
+    expected = resample(written[chosen.level][:, *source.slices], resampling, source, full)
+    for tile in TileGrid(full, 96, 0, 0):
+        source_of_block = source_box(resampling, tile.core)
+        block = resample(reader.read(chosen.level, source_of_block), resampling, source_of_block, tile.core)
         np.testing.assert_array_equal(block, expected[:, *tile.core.slices])
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_slide_of_any_format_too_coarse_for_the_model_is_refused(tmp_path: Path, name: str) -> None:
+def test_slide_too_coarse_for_the_model_is_refused_in_any_format(tmp_path: Path, name: str) -> None:
     reader = open_slide(READERS[name](tmp_path))
     assert "enlarged 2.00 times" in resolution(reader, None, 0.25).warnings[0]
     with pytest.raises(ValueError, match=r"enlarged 2\.50 times; expected at most 2\.2"):

@@ -1,4 +1,4 @@
-"""Every real slide there is, with a photo of each kind and a DICOM, through one command and a cases table."""
+"""All real slides, with a PNG, a JPEG and a DICOM, in one command with a cases table."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ FLUORESCENT = ("test3-DAPI-2-(387)", "test3-TRITC 2 (560)")
 MADE = ("photo", "snapshot", "dicom")
 
 pytestmark = pytest.mark.long
-"""Ordinary tests read each of these formats in slides that were made for it."""
+"""The other tests read each of these formats in generated slides."""
 
 
 @pytest.fixture(scope="module")
 def ran(overtile: Command, shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """A small network at 0.5 um a pixel: what is asked here is whether slides are read, not what is found on them."""
+    """A small network at 0.5 um a pixel: the test is about reading the slides, not about the objects."""
     folder = tmp_path_factory.mktemp("real-formats")
     crop = tifffile.imread(shared_data / "mosaics" / "he_mosaic.tif")[:700, :900]
     made = [
@@ -42,7 +42,7 @@ def ran(overtile: Command, shared_data: Path, tmp_path_factory: pytest.TempPathF
     return overtile.segment([*made, *real], folder / "out", "--cases", folder / "cases.csv", *settings)
 
 
-def test_all_complete(ran: Ran) -> None:
+def test_all_slides_complete(ran: Ran) -> None:
     assert ran.code == 0, ran.said
     states = ran.states()
     assert len(states) == 10
@@ -52,7 +52,7 @@ def test_all_complete(ran: Ran) -> None:
 
 
 @pytest.mark.parametrize("key", FLUORESCENT)
-def test_the_fluorescent_slides_are_read_at_the_level_their_resolution_asks_for(ran: Ran, key: str) -> None:
+def test_fluorescence_slides_are_read_at_level_of_model_resolution(ran: Ran, key: str) -> None:
     manifest = json.loads((ran.out / key / "manifest.json").read_text())
     image = manifest["plan"]["image"]
     assert image["slide_mpp"] == pytest.approx(0.22818, rel=1e-3)
@@ -61,7 +61,7 @@ def test_the_fluorescent_slides_are_read_at_the_level_their_resolution_asks_for(
 
 
 @pytest.mark.parametrize("key", FLUORESCENT)
-def test_the_manifest_says_how_tissue_was_found_and_on_what_ground(ran: Ran, key: str) -> None:
+def test_manifest_states_tissue_method_and_polarity(ran: Ran, key: str) -> None:
     for name, polarity, method in (
         (key, "dark-field", "off: not bright-field"),
         ("OS-1-detail", "bright-field", "otsu"),
@@ -71,7 +71,7 @@ def test_the_manifest_says_how_tissue_was_found_and_on_what_ground(ran: Ran, key
         assert facts["method"].startswith(method)
 
 
-def test_results_have_a_row_for_each_slide_and_class(ran: Ran) -> None:
+def test_results_have_one_row_per_slide_and_class(ran: Ran) -> None:
     with (ran.out / "results.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert {row["slide"] for row in rows} == set(ran.states())
@@ -79,14 +79,14 @@ def test_results_have_a_row_for_each_slide_and_class(ran: Ran) -> None:
     assert all(row["patient"] == "p" and float(row["tissue_mm2"]) > 0 and row["count"] != "" for row in rows)
 
 
-def test_the_channels_of_the_ome_zarr_have_their_names(ran: Ran) -> None:
+def test_channels_of_ome_zarr_have_their_names(ran: Ran) -> None:
     (key,) = (key for key in ran.states() if key.startswith("cardiomyocyte"))
     manifest = json.loads((ran.out / key / "manifest.json").read_text())
     assert manifest["plan"]["image"]["channels"] == ["DAPI", "nanog", "Lamin B1"]
     assert "enlarged 1.30 times" in " ".join(manifest["plan"]["image"]["warnings"])
 
 
-def test_a_photo_a_dicom_and_a_jpeg_of_one_crop_are_read_alike(ran: Ran) -> None:
+def test_png_jpeg_and_dicom_of_one_crop_have_similar_pixels(ran: Ran) -> None:
     photo, snapshot, dicom = (
         np.asarray(zarr.open_array(ran.out / key / "slide.ome.zarr" / "0", mode="r")).astype(int) for key in MADE
     )

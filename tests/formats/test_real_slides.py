@@ -1,6 +1,6 @@
-"""Real slides through the command with the built-in model: complete, sound, and open elsewhere.
+"""Real slides with the built-in model: complete, verified, and readable by other programs.
 
-The other real slides, and every other kind, go through a smaller network: see test_real_formats.py.
+The other real slides, and all other formats, use a smaller network: see test_real_formats.py.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ print(json.dumps([[kind, meta.get("scale")] for _, meta, kind in layers]))
 
 @pytest.fixture(scope="module")
 def ran(overtile: Command, shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """All in one batch, with every default."""
+    """All in one batch, with the default configuration."""
     out = tmp_path_factory.mktemp("real")
     return overtile.run("segment", *(shared_data / "wsi" / name for name in SLIDES), "--out", out, out=out)
 
 
-def test_all_complete_and_sound(ran: Ran, overtile: Command) -> None:
+def test_all_slides_complete_and_verify(ran: Ran, overtile: Command) -> None:
     assert ran.code == 0, ran.said
     assert set(ran.states().values()) == {"complete"}
     assert overtile.run("verify", ran.out).code == 0
@@ -60,9 +60,9 @@ def test_napari_reads_image_and_labels(ran: Ran, key: str) -> None:
     if find_spec("napari_ome_zarr") is None:
         skip_or_fail("napari-ome-zarr is not installed")
     store = str(ran.out / key / "slide.ome.zarr")
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", NAPARI, store], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    layers = json.loads(done.stdout.splitlines()[-1])
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", NAPARI, store], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    layers = json.loads(result.stdout.splitlines()[-1])
     assert [kind for kind, _ in layers] == ["image", "labels"]
     mpp = json.loads((ran.out / key / "manifest.json").read_text())["plan"]["image"]["mpp"]
     assert all(scale[-2:] == [mpp, mpp] for _, scale in layers)

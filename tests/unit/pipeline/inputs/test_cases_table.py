@@ -1,4 +1,4 @@
-"""The cases table: what is read is what was written, and what cannot be meant names file, line and cure."""
+"""The cases table: cells as written; malformed tables are refused with file, line and remedy."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def chosen(folder: Path, text: str, *names: str) -> list[Candidate]:
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-def test_columns_and_lines_are_what_was_written(tmp_path: Path) -> None:
+def test_columns_and_line_numbers_are_as_written(tmp_path: Path) -> None:
     one, two = read_cases(table(tmp_path, 'slide,stain,patient\na,"H&E, fresh",P 1\n\n"b ""x""\n.svs",,\n'))
     assert (one.line, one.slide, one.columns) == (2, "a", {"stain": "H&E, fresh", "patient": "P 1"})
     assert (two.line, two.slide, two.columns) == (4, 'b "x"\n.svs', {"stain": "", "patient": ""})
@@ -49,7 +49,9 @@ def test_columns_and_lines_are_what_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "bom"])
-def test_delimiters_line_ends_and_byte_order_marks(tmp_path: Path, delimiter: str, end: str, mark: bytes) -> None:
+def test_delimiters_line_ends_and_byte_order_marks_are_accepted(
+    tmp_path: Path, delimiter: str, end: str, mark: bytes
+) -> None:
     lines = [["stain", "slide"], ["H,E", "a;b"], ["x\ty", "c"]]
     text = io.StringIO(newline="")
     csv.writer(text, delimiter=delimiter, lineterminator=end).writerows(lines)
@@ -66,7 +68,7 @@ cells = st.text(st.characters(exclude_categories=["Cs", "Cc"], include_character
     names=st.lists(cells.filter(lambda name: name.strip()), min_size=1, max_size=4, unique=True),
     data=st.data(),
 )
-def test_any_table_that_the_csv_module_wrote_is_read_back(
+def test_any_table_of_the_csv_module_round_trips(
     tmp_path_factory: pytest.TempPathFactory, delimiter: str, names: list[str], data: st.DataObject
 ) -> None:
     known = {"slide", "model", "mpp", "regions", "priority", "patient"}
@@ -84,7 +86,7 @@ def test_any_table_that_the_csv_module_wrote_is_read_back(
 
 @settings(deadline=None)
 @given(st.binary(max_size=200))
-def test_any_bytes_are_a_table_or_are_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_any_bytes_are_a_table_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = table(tmp_path_factory.mktemp("bytes"), b"slide,mpp\n" + content)
     with suppress(ConfigError):
         assert read_cases(path)
@@ -117,7 +119,7 @@ def test_any_bytes_are_a_table_or_are_refused(tmp_path_factory: pytest.TempPathF
         (b"slide\0,x\na,1\n", ["zero bytes", "CSV UTF-8"]),
     ],
 )
-def test_what_cannot_be_meant_is_refused_by_line_with_its_cure(tmp_path: Path, text: str, words: Sequence[str]) -> None:
+def test_malformed_table_is_refused_with_line_and_remedy(tmp_path: Path, text: str, words: Sequence[str]) -> None:
     path = table(tmp_path, text)
     with pytest.raises(ConfigError) as refused:
         read_cases(path)
@@ -125,12 +127,12 @@ def test_what_cannot_be_meant_is_refused_by_line_with_its_cure(tmp_path: Path, t
         assert word in str(refused.value)
 
 
-def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.csv: No such file"):
         read_cases(tmp_path / "nowhere.csv")
 
 
-def test_columns_without_name_and_cells_are_what_spreadsheets_leave(tmp_path: Path) -> None:
+def test_empty_unnamed_columns_and_empty_lines_are_ignored(tmp_path: Path) -> None:
     (case,) = read_cases(table(tmp_path, "slide,x,,\na,1,,\n,,,\n"))
     assert case.columns == {"x": "1"}
 
@@ -140,7 +142,7 @@ def test_columns_without_name_and_cells_are_what_spreadsheets_leave(tmp_path: Pa
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(["", "0", "1", "-1", "2.5", "1e2", " 3 "]), min_size=1, max_size=8))
-def test_larger_priorities_first_else_the_order_of_the_table(
+def test_larger_priorities_come_first_else_table_order(
     tmp_path_factory: pytest.TempPathFactory, priorities: list[str]
 ) -> None:
     text = "slide,priority\n" + "".join(f"s{number},{text}\n" for number, text in enumerate(priorities))
@@ -150,27 +152,27 @@ def test_larger_priorities_first_else_the_order_of_the_table(
     assert found == [f"s{number}" for number in expected]
 
 
-# ---- the slides that are meant ---------------------------------------------------------------------------------------
+# ---- matching lines and slides ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["deep/er/one", "deep/er/one.tif", "one.tif", "ABSOLUTE"])
-def test_a_slide_may_be_named_in_four_ways(tmp_path: Path, name: str) -> None:
+def test_slide_can_be_named_in_four_ways(tmp_path: Path, name: str) -> None:
     text = str(tmp_path / "slides" / "deep" / ".." / "deep" / "er" / "one.tif") if name == "ABSOLUTE" else name
     (found,) = chosen(tmp_path, f"slide,x\n{text},7\n", "deep/er/one.tif", "two.tif")
     assert (found.key, found.case, found.refused) == ("deep/er/one", {"x": "7"}, None)
 
 
-def test_the_table_selects_and_orders(tmp_path: Path) -> None:
+def test_table_selects_and_orders_slides(tmp_path: Path) -> None:
     found = chosen(tmp_path, "slide\nc\na\n", "a.tif", "b.tif", "c.tif")
     assert [candidate.key for candidate in found] == ["c", "a"]
 
 
-def test_the_whole_key_goes_before_a_file_name(tmp_path: Path) -> None:
+def test_key_takes_precedence_over_file_name(tmp_path: Path) -> None:
     (found,) = chosen(tmp_path, "slide\na.tif\n", "a.tif.svs", "deep/a.tif")
     assert found.key == "a.tif"
 
 
-def test_a_name_that_several_slides_have_is_refused(tmp_path: Path) -> None:
+def test_ambiguous_file_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"line 2: 2 slides are called 'a.tif': .*one/a.tif.*two/a.tif"):
         chosen(tmp_path, "slide\na.tif\n", "one/a.tif", "two/a.tif")
 
@@ -181,7 +183,7 @@ def test_two_lines_for_one_slide_are_refused(tmp_path: Path, one: str, two: str)
         chosen(tmp_path, f"slide\n{one}\nb\n{two}\n", "a.tif", "b.tif")
 
 
-def test_a_slide_that_is_not_there_fails_by_name_and_the_others_go_on(tmp_path: Path) -> None:
+def test_missing_slide_fails_by_name_and_others_continue(tmp_path: Path) -> None:
     missing, there = chosen(tmp_path, "slide,x\nbatch/on,1\nbatch/one,2\n", "batch/one.tif")
     assert there.refused is None
     assert (missing.key, missing.case) == ("batch/on", {"x": "1"})
@@ -190,7 +192,7 @@ def test_a_slide_that_is_not_there_fails_by_name_and_the_others_go_on(tmp_path: 
         assert word in str(missing.refused)
 
 
-def test_colliding_slides_stay_refused_whichever_the_table_names(tmp_path: Path) -> None:
+def test_colliding_slides_stay_refused(tmp_path: Path) -> None:
     by_key = chosen(tmp_path, "slide\na\n", "a.tif", "a.svs")
     assert [candidate.refused is None for candidate in by_key] == [False, False]
     (by_file,) = chosen(tmp_path, "slide\na.svs\n")
@@ -198,19 +200,19 @@ def test_colliding_slides_stay_refused_whichever_the_table_names(tmp_path: Path)
     assert by_file.refused is not None
 
 
-def test_accents_have_one_spelling(tmp_path: Path) -> None:
+def test_accents_are_normalised(tmp_path: Path) -> None:
     (found,) = chosen(tmp_path, f"slide\n{unicodedata.normalize('NFD', 'Präparat')}\n", "Präparat.tif")
     assert found.refused is None
 
 
-# ---- one slide's configuration ---------------------------------------------------------------------------------------
+# ---- configuration of one slide --------------------------------------------------------------------------------------
 
 
 def case(**columns: str) -> Case:
     return Case(Path("/tables/cases.csv"), 2, "a", columns)
 
 
-def test_a_case_replaces_model_and_resolution_of_its_slide_only() -> None:
+def test_case_replaces_model_and_resolution_of_its_slide_only() -> None:
     general = load_config(None, ["input.mpp=0.5", "tiles.block=1024", "input.pattern=[x]"])
     own = case(model=" own.safetensors", mpp="0.25 ").config(general)
     assert own.model.weights == "/tables/own.safetensors"
@@ -225,6 +227,6 @@ def test_a_case_replaces_model_and_resolution_of_its_slide_only() -> None:
     assert case(model="", mpp="", regions="", patient="P").config(general) == general
 
 
-def test_a_case_is_validated_like_the_rest() -> None:
+def test_case_values_are_validated() -> None:
     with pytest.raises(ConfigError, match=r"cases.csv, line 2: expected .* 0.05 to 10"):
         case(mpp="0.01").config(RunConfig())

@@ -1,4 +1,4 @@
-"""Which files become slides, under which key; collisions by name; overtile's own output is never input."""
+"""Slides and their keys; collisions are refused by name; overtile's own output is never input."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def keys(candidates: list[Candidate]) -> list[str]:
     return [candidate.key for candidate in candidates]
 
 
-# ---- keys ---------------------------------------------------------------------------------------------------------
+# ---- keys ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -64,10 +64,10 @@ def test_key_keeps_the_folders(parts: list[str]) -> None:
     assert key_of(path) == "/".join(parts)
 
 
-# ---- what is found -------------------------------------------------------------------------------------------------
+# ---- search ----------------------------------------------------------------------------------------------------------
 
 
-def test_folder_is_searched_to_the_bottom_sorted_by_key_whatever_the_case_of_the_extension(tmp_path: Path) -> None:
+def test_folder_is_searched_recursively_in_any_letter_case_sorted_by_key(tmp_path: Path) -> None:
     touch(tmp_path, "z.svs", "a/x.TIF", "a/b/c.Ndpi", "d.btf", "e.tiff", "notes.txt", "f.svs.part")
     found = find(tmp_path)
     assert keys(found) == ["a/b/c", "a/x", "d", "e", "z"]
@@ -75,7 +75,7 @@ def test_folder_is_searched_to_the_bottom_sorted_by_key_whatever_the_case_of_the
     assert all(candidate.refused is None for candidate in found)
 
 
-def test_a_single_file_needs_no_pattern(tmp_path: Path) -> None:
+def test_single_file_needs_no_pattern(tmp_path: Path) -> None:
     touch(tmp_path, "odd.xyz")
     assert keys(find(tmp_path / "odd.xyz")) == ["odd"]
 
@@ -85,19 +85,19 @@ def test_own_output_and_hidden_folders_are_never_input(tmp_path: Path) -> None:
     assert keys(find(tmp_path, out=tmp_path / "out")) == ["a"]
 
 
-def test_output_reached_through_a_link_is_no_input_either(tmp_path: Path) -> None:
+def test_output_behind_a_link_is_not_input(tmp_path: Path) -> None:
     touch(tmp_path, "in/a.svs", "in/out/a/old.tif")
     (tmp_path / "link").symlink_to(tmp_path / "in" / "out")
     assert keys(find(tmp_path / "in", out=tmp_path / "link")) == ["a"]
 
 
-def test_links_to_folders_are_not_followed_so_a_loop_ends(tmp_path: Path) -> None:
+def test_links_to_folders_are_not_followed(tmp_path: Path) -> None:
     touch(tmp_path, "a.svs")
     (tmp_path / "loop").symlink_to(tmp_path)
     assert keys(find(tmp_path)) == ["a"]
 
 
-def test_things_that_only_look_like_slides_are_found_so_that_they_fail_by_name(tmp_path: Path) -> None:
+def test_unreadable_paths_with_slide_extension_are_listed(tmp_path: Path) -> None:
     touch(tmp_path, "a.svs")
     (tmp_path / "folder.svs").mkdir()
     (tmp_path / "dangling.tif").symlink_to(tmp_path / "absent")
@@ -106,30 +106,30 @@ def test_things_that_only_look_like_slides_are_found_so_that_they_fail_by_name(t
     assert keys(find(tmp_path / "dangling.tif")) == ["dangling"]
 
 
-def test_nothing_found_names_the_patterns(tmp_path: Path) -> None:
+def test_error_without_slides_names_patterns(tmp_path: Path) -> None:
     touch(tmp_path, "notes.txt")
     with pytest.raises(ConfigError, match=r"tried \*\.svs, \*\.tif"):
         find(tmp_path)
 
 
-def test_absent_input_is_named(tmp_path: Path) -> None:
+def test_missing_input_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent.*does not exist"):
         find(tmp_path / "absent")
 
 
-def test_other_patterns(tmp_path: Path) -> None:
+def test_given_patterns_replace_defaults(tmp_path: Path) -> None:
     touch(tmp_path, "a.svs", "b.scan")
     assert keys(find(tmp_path, patterns=("*.scan",))) == ["b"]
 
 
-def test_the_same_slide_asked_for_twice_is_one_slide(tmp_path: Path) -> None:
+def test_slide_given_twice_is_listed_once(tmp_path: Path) -> None:
     touch(tmp_path, "a.svs", "b.svs")
     found = find(tmp_path, tmp_path / "a.svs", tmp_path / "." / "a.svs", tmp_path)
     assert keys(found) == ["a", "b"]
     assert all(candidate.refused is None for candidate in found)
 
 
-# ---- collisions ----------------------------------------------------------------------------------------------------
+# ---- collisions ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_the_same_slide_asked_for_twice_is_one_slide(tmp_path: Path) -> None:
         (unicodedata.normalize("NFC", "ü.svs"), unicodedata.normalize("NFD", "ü.svs")),
     ],
 )
-def test_two_slides_with_one_key_are_refused_by_name_and_the_others_go_on(tmp_path: Path, one: str, other: str) -> None:
+def test_two_slides_with_one_key_are_refused_by_name_and_others_continue(tmp_path: Path, one: str, other: str) -> None:
     touch(tmp_path, one, other, "fine.svs")
     refused = {candidate.path: candidate.refused for candidate in find(tmp_path)}
     assert refused[tmp_path / "fine.svs"] is None
@@ -157,8 +157,8 @@ def test_two_folders_with_the_same_names_collide(tmp_path: Path) -> None:
     assert [type(candidate.refused) for candidate in find(tmp_path / "one", tmp_path / "two")] == [SlideError] * 2
 
 
-def test_a_slide_whose_output_would_lie_inside_another_s_is_refused(tmp_path: Path) -> None:
-    """``case.svs`` beside ``case/`` with slides in it: one result folder would hold the other's."""
+def test_slide_with_output_inside_that_of_another_is_refused(tmp_path: Path) -> None:
+    """``case.svs`` beside ``case/`` with slides in it: one result folder would contain the other."""
     touch(tmp_path, "case.svs", "case/inner.svs", "case2/inner.svs", "cas.svs")
     refused = {candidate.key: candidate.refused for candidate in find(tmp_path)}
     assert refused["cas"] is refused["case2/inner"] is None
@@ -166,11 +166,11 @@ def test_a_slide_whose_output_would_lie_inside_another_s_is_refused(tmp_path: Pa
         assert isinstance(refused[key], SlideError)
 
 
-# ---- slides of many files ------------------------------------------------------------------------------------------
+# ---- slides of several files -----------------------------------------------------------------------------------------
 
 
 def series(folder: Path, *names: str) -> Path:
-    """DICOM files that name a series and hold nothing else."""
+    """DICOM files of one series, without pixels."""
     folder.mkdir(parents=True, exist_ok=True)
     uid = generate_uid()
     for name in names:
@@ -192,19 +192,19 @@ def ome_zarr(path: Path, version: str = "0.4") -> Path:
     return path
 
 
-def test_a_mrxs_and_its_folder_are_one_slide(tmp_path: Path) -> None:
+def test_mrxs_and_its_folder_are_one_slide(tmp_path: Path) -> None:
     touch(tmp_path, "a.mrxs", "a/Data0000.dat", "a/Slidedat.ini", "a/preview.jpg", "b/c.MRXS", "b/c/x.jpg", "d/e.jpg")
     assert keys(find(tmp_path)) == ["a", "b/c", "d/e"]
     assert all(candidate.refused is None for candidate in find(tmp_path))
 
 
-def test_what_a_vms_lists_is_not_a_slide(tmp_path: Path) -> None:
+def test_files_listed_by_a_vms_are_not_slides(tmp_path: Path) -> None:
     touch(tmp_path, "a(0,1).jpg", "a_map.jpg", "other.jpg")
     (tmp_path / "a.vms").write_text("[Virtual Microscope Specimen]\nImageFile(0,1)=a(0,1).jpg\nMapFile=a_map.jpg\n")
     assert keys(find(tmp_path)) == ["a", "other"]
 
 
-def test_a_folder_of_one_dicom_series_is_one_slide_keyed_by_the_folder(tmp_path: Path) -> None:
+def test_folder_of_one_dicom_series_is_one_slide_keyed_by_folder(tmp_path: Path) -> None:
     folder = series(tmp_path / "in" / "case" / "1.2.840", "b.dcm", "a.dcm", "c.DCM")
     (found,) = find(tmp_path / "in")
     assert (found.key, found.path) == ("case/1.2.840", folder)
@@ -219,21 +219,21 @@ def test_two_dicom_series_in_a_folder_are_two_slides(tmp_path: Path) -> None:
     assert keys(find(tmp_path)) == ["a", "broken", "c"]
 
 
-def test_a_dicom_series_beside_other_slides_is_keyed_by_its_first_file(tmp_path: Path) -> None:
+def test_dicom_series_beside_other_slides_is_keyed_by_first_file(tmp_path: Path) -> None:
     series(tmp_path, "b.dcm", "c.dcm")
     touch(tmp_path, "a.svs")
     assert keys(find(tmp_path)) == ["a", "b"]
     assert all(candidate.refused is None for candidate in find(tmp_path))
 
 
-def test_a_single_dicom_file_is_a_slide(tmp_path: Path) -> None:
+def test_single_dicom_file_is_a_slide(tmp_path: Path) -> None:
     series(tmp_path / "case", "only.dcm")
     assert keys(find(tmp_path)) == ["case/only"]
     assert keys(find(tmp_path / "case" / "only.dcm")) == ["only"]
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
-def test_an_ome_zarr_is_a_slide_and_is_not_searched(tmp_path: Path, version: str) -> None:
+def test_ome_zarr_is_a_slide_and_is_not_searched(tmp_path: Path, version: str) -> None:
     ome_zarr(tmp_path / "in" / "a.ome.zarr", version)
     ome_zarr(tmp_path / "in" / "b.ZARR", version)
     touch(tmp_path / "in", "a.ome.zarr/inner.tif", "made.zarr/c.tif")
@@ -242,7 +242,7 @@ def test_an_ome_zarr_is_a_slide_and_is_not_searched(tmp_path: Path, version: str
 
 
 def test_results_of_other_runs_are_never_input(tmp_path: Path) -> None:
-    """Also below an output folder that is not this run's, also unfinished, also copied elsewhere."""
+    """In the output folder of another run, unfinished, or copied elsewhere."""
     touch(
         tmp_path,
         "a.svs",
@@ -268,7 +268,7 @@ def test_hidden_files_are_not_slides(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.czi", "a.VSI", "a.isyntax", "a.i2syntax", "a.lif", "a.nd2"])
-def test_what_cannot_be_read_is_found_unless_its_conversion_is_there(tmp_path: Path, name: str) -> None:
+def test_unreadable_format_is_listed_unless_converted(tmp_path: Path, name: str) -> None:
     touch(tmp_path, name, "b.svs")
     assert keys(find(tmp_path)) == ["a", "b"]
     ome_zarr(tmp_path / "a.zarr")
@@ -278,7 +278,7 @@ def test_what_cannot_be_read_is_found_unless_its_conversion_is_there(tmp_path: P
 
 
 @pytest.mark.parametrize("other", ["s.jpg", "s.zarr", "s.mrxs", "s.dcm"])
-def test_a_key_shared_by_slides_of_two_kinds_is_refused(tmp_path: Path, other: str) -> None:
+def test_key_shared_by_two_formats_is_refused(tmp_path: Path, other: str) -> None:
     touch(tmp_path, "s.png", "fine.jpeg")
     ome_zarr(tmp_path / other) if other == "s.zarr" else touch(tmp_path, other)
     refused = {candidate.path.name: candidate.refused for candidate in find(tmp_path)}

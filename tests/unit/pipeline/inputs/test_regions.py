@@ -1,4 +1,4 @@
-"""Drawn areas: what a file says, and which points and squares lie inside, against arithmetic without a library."""
+"""Regions from GeoJSON, and the points and squares inside them, against plain arithmetic."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HOLE: Ring = [[20, 20], [30, 20], [30, 30], [20, 30], [20, 20]]
 
 
 def feature(rings: list[Ring], name: str | None = None, kind: str | None = None) -> dict[str, Any]:
-    """As QuPath 0.5 writes an annotation."""
+    """An annotation as QuPath 0.5 writes it."""
     properties: dict[str, Any] = {"objectType": "annotation"}
     if name is not None:
         properties["name"] = name
@@ -55,11 +55,11 @@ def box_ring(x0: float, y0: float, x1: float, y1: float) -> Ring:
     return [[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]
 
 
-# ---- the oracle: imports nothing that the code under test uses -----------------------------------------------------
+# ---- the oracle: imports nothing that the code under test uses -------------------------------------------------------
 
 
 def crossings(rings: list[Ring], y: float, x: float) -> bool:
-    """Even-odd rule in exact fractions: for points that lie on no edge."""
+    """Even-odd rule in exact fractions, for points that lie on no edge."""
     inside = False
     for ring in rings:
         for (x0, y0), (x1, y1) in itertools.pairwise(ring):
@@ -71,7 +71,7 @@ def crossings(rings: list[Ring], y: float, x: float) -> bool:
     return inside
 
 
-# ---- the file ------------------------------------------------------------------------------------------------------
+# ---- the file --------------------------------------------------------------------------------------------------------
 
 
 def test_names_and_classes_as_qupath_writes_them(tmp_path: Path) -> None:
@@ -91,14 +91,14 @@ def test_names_and_classes_as_qupath_writes_them(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(found)) == found
 
 
-def test_names_stay_distinct_even_from_names_given_to_others(tmp_path: Path) -> None:
+def test_generated_names_are_distinct_from_given_names(tmp_path: Path) -> None:
     names = ["a", "a", "a (2)", "a", "a (2)"]
     found = read(tmp_path, *(feature([SQUARE], name) for name in names)).names
     assert len(set(found)) == 5
     assert found[:3] == ("a", "a (3)", "a (2)")
 
 
-def test_every_way_to_write_the_same_areas(tmp_path: Path) -> None:
+def test_equivalent_geojson_forms_give_same_areas(tmp_path: Path) -> None:
     one = feature([SQUARE, HOLE])
     as_multi = {**one, "geometry": {"type": "MultiPolygon", "coordinates": [[SQUARE, HOLE]]}}
     deep = feature([[[*point, 0.0] for point in ring] for ring in (SQUARE, HOLE)])
@@ -114,7 +114,7 @@ def test_every_way_to_write_the_same_areas(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("broken", "said"),
+    ("broken", "message"),
     [
         ({"geometry": {"type": "Point", "coordinates": [1, 2]}}, "expected a Polygon or a MultiPolygon, found Point"),
         ({"geometry": {"type": "LineString", "coordinates": [[1, 2], [2, 3]]}}, "found LineString: it has no area"),
@@ -129,17 +129,17 @@ def test_every_way_to_write_the_same_areas(tmp_path: Path) -> None:
         ({"properties": [1]}, "expected properties by name"),
     ],
 )
-def test_a_feature_that_is_no_area_is_named(tmp_path: Path, broken: Any, said: str) -> None:
+def test_feature_without_area_is_refused_by_name(tmp_path: Path, broken: Any, message: str) -> None:
     bad = {**feature([SQUARE], "tumour front"), **broken}
     with pytest.raises(SlideError) as caught:
         read(tmp_path, feature([SQUARE]), bad)
     named = "" if "properties" in broken else " (tumour front)"
     assert str(caught.value).startswith(f"{tmp_path / 'slide.geojson'}: feature 2{named}: ")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("raw", "said"),
+    ("raw", "message"),
     [
         (b"", "expected GeoJSON, found something else"),
         (b"\xff\xfe", "expected GeoJSON, found something else"),
@@ -152,14 +152,14 @@ def test_a_feature_that_is_no_area_is_named(tmp_path: Path, broken: Any, said: s
     ],
     ids=["empty", "bytes", "deep", "number", "int", "topology", "none", "large"],
 )
-def test_a_file_that_holds_no_regions_says_what_it_holds(tmp_path: Path, raw: bytes, said: str) -> None:
+def test_file_without_regions_is_refused_with_its_content(tmp_path: Path, raw: bytes, message: str) -> None:
     path = tmp_path / "slide.geojson"
     path.write_bytes(raw)
-    with pytest.raises(SlideError, match=said):
+    with pytest.raises(SlideError, match=message):
         Regions.read(path)
 
 
-def test_a_packed_file_is_read_no_further_than_the_limit(tmp_path: Path) -> None:
+def test_gzipped_file_is_read_up_to_the_size_limit(tmp_path: Path) -> None:
     path = tmp_path / "slide.geojson.gz"
     path.write_bytes(gzip.compress(b" " * (LARGEST_BYTES + 2)))
     with pytest.raises(SlideError, match="expected at most 64 MiB"):
@@ -169,12 +169,12 @@ def test_a_packed_file_is_read_no_further_than_the_limit(tmp_path: Path) -> None
         Regions.read(path)
 
 
-def test_only_areas_to_exclude_are_no_region(tmp_path: Path) -> None:
+def test_file_with_only_excluded_areas_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SlideError, match="found 1 areas to exclude and nothing else"):
         read(tmp_path, feature([SQUARE], kind="Exclude"))
 
 
-def test_a_slides_own_file_in_a_folder_or_one_file_for_all(tmp_path: Path) -> None:
+def test_regions_file_is_found_in_folder_or_shared(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     one, packed = tmp_path / "a" / "b.c.geojson", tmp_path / "d.geojson.gz"
     one.touch(), packed.touch()
@@ -185,10 +185,10 @@ def test_a_slides_own_file_in_a_folder_or_one_file_for_all(tmp_path: Path) -> No
         find_regions(tmp_path, "a/b")
 
 
-# ---- which points --------------------------------------------------------------------------------------------------
+# ---- points ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_first_region_that_holds_a_point_and_nothing_in_an_excluded_one(tmp_path: Path) -> None:
+def test_first_region_with_a_point_is_found_outside_excluded_areas(tmp_path: Path) -> None:
     found = read(
         tmp_path,
         feature([box_ring(30, 0, 60, 60)], "right"),
@@ -203,7 +203,7 @@ def test_the_first_region_that_holds_a_point_and_nothing_in_an_excluded_one(tmp_
     assert found.region_of(y, x).dtype == np.int32
 
 
-def test_a_point_on_an_outline_is_inside_and_not_excluded(tmp_path: Path) -> None:
+def test_point_on_an_outline_is_inside_and_not_excluded(tmp_path: Path) -> None:
     found = read(tmp_path, feature([SQUARE, HOLE]), feature([box_ring(40, 40, 90, 90)], kind="exclude"))
     assert found.region_of(np.array([10, 30, 20, 40]), np.array([10, 50, 25, 45])).tolist() == [0, 0, 0, 0]
 
@@ -213,10 +213,10 @@ ring = st.lists(st.tuples(st.integers(0, 24), st.integers(0, 24)), min_size=3, m
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(ring, min_size=1, max_size=3), st.lists(ring, max_size=2))
-def test_points_against_the_even_odd_rule_in_fractions(
+def test_points_equal_even_odd_rule_in_fractions(
     tmp_path_factory: pytest.TempPathFactory, areas: list[Any], excluded: list[Any]
 ) -> None:
-    """Rings of any kind, crossing themselves too (but walking no edge twice), at points that lie on no edge."""
+    """Rings of any kind, self-crossing too (but no edge walked twice), at points that lie on no edge."""
     apart = np.random.default_rng(len(areas))
     drawn = [(4.0 * np.array(corners) + apart.random((len(corners), 2))).tolist() for corners in [*areas, *excluded]]
     rings = [[*corners, corners[0]] for corners in drawn]
@@ -230,7 +230,7 @@ def test_points_against_the_even_odd_rule_in_fractions(
         assert number == expected, at
 
 
-def test_pixels_of_a_drawn_outline_equal_a_rasterised_one(tmp_path: Path) -> None:
+def test_pixels_of_outline_equal_rasterisation_by_gdal(tmp_path: Path) -> None:
     """A freehand outline of 400 corners with a hole, at pixel centres, against GDAL."""
     rng = np.random.default_rng(5)
     angle = np.linspace(0, 2 * np.pi, 400, endpoint=False)
@@ -245,12 +245,12 @@ def test_pixels_of_a_drawn_outline_equal_a_rasterised_one(tmp_path: Path) -> Non
     assert 10_000 < burnt.sum() < 40_000
 
 
-# ---- which squares -------------------------------------------------------------------------------------------------
+# ---- squares ---------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(ring, min_size=1, max_size=3), st.lists(ring, max_size=2), st.floats(3, 40), st.floats(3, 40))
-def test_squares_against_one_intersection_each(
+def test_touched_squares_equal_single_intersections(
     tmp_path_factory: pytest.TempPathFactory, areas: list[Any], excluded: list[Any], height: float, width: float
 ) -> None:
     rings = [[[4.0 * x, 4.0 * y] for x, y in [*corners, corners[0]]] for corners in [*areas, *excluded]]
@@ -266,7 +266,7 @@ def test_squares_against_one_intersection_each(
             assert found[row, col] == (shared > 0), (row, col, shared)
 
 
-def test_a_shared_edge_or_corner_is_no_touch_and_one_pixel_is(tmp_path: Path) -> None:
+def test_shared_edge_or_corner_is_not_touched(tmp_path: Path) -> None:
     edges = np.arange(5) * 512.0
     on_edges = read(tmp_path, feature([box_ring(512, 512, 1024, 1536)]))
     expected = np.zeros((4, 4), bool)
@@ -281,10 +281,10 @@ def test_a_shared_edge_or_corner_is_no_touch_and_one_pixel_is(tmp_path: Path) ->
     assert np.array_equal(cut_away.touched(edges, edges).any(axis=1), [False, False, True, True])
 
 
-# ---- the slide and the plan ----------------------------------------------------------------------------------------
+# ---- slide extent and digest -----------------------------------------------------------------------------------------
 
 
-def test_regions_beside_the_slide_are_refused_and_beyond_its_edge_noted(tmp_path: Path) -> None:
+def test_regions_outside_the_slide_are_refused_and_partly_outside_warned(tmp_path: Path) -> None:
     slide = tmp_path / "case 7.svs"
     assert read(tmp_path, feature([SQUARE])).check_inside(slide, (50, 50)) == ()
     two = read(tmp_path, feature([SQUARE], "a"), feature([box_ring(60, 0, 70, 9)], "b"))
@@ -296,7 +296,7 @@ def test_regions_beside_the_slide_are_refused_and_beyond_its_edge_noted(tmp_path
         read(tmp_path, feature([SQUARE])).check_inside(slide, (9, 8))
 
 
-def test_the_digest_is_of_what_decides_pixels(tmp_path: Path) -> None:
+def test_digest_depends_only_on_areas(tmp_path: Path) -> None:
     def digest(*features: Any) -> str:
         return read(tmp_path, *features).digest()
 

@@ -1,4 +1,4 @@
-"""A mask made elsewhere, of any size and kind: which squares of the tissue it calls tissue."""
+"""Tissue masks from files of any size and mode: which squares are tissue."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def rings(height: int = 30, width: int = 40) -> NDArray[np.bool_]:
     return ((y // 3 + x // 4) % 3 == 0) & (y > 2)
 
 
-# ---- which squares -------------------------------------------------------------------------------------------------
+# ---- squares ---------------------------------------------------------------------------------------------------------
 
 
 def by_overlap(mask: NDArray[np.bool_], image_yx: tuple[int, int], factor: int) -> NDArray[np.bool_]:
-    """Square by square in fractions of the slide: is any mask pixel set that shares some of its area?"""
+    """Square by square in fractions of the slide: whether a set mask pixel shares some of its area."""
     found = np.zeros([-(-side // factor) for side in image_yx], bool)
     for at in np.ndindex(*found.shape):
         spans = []
@@ -52,17 +52,15 @@ def by_overlap(mask: NDArray[np.bool_], image_yx: tuple[int, int], factor: int) 
     st.sampled_from([1, 2, 4, 8]),
     st.floats(0.02, 0.6),
 )
-def test_any_overlap_makes_tissue(
-    mask_yx: tuple[int, int], image_yx: tuple[int, int], factor: int, share: float
-) -> None:
+def test_any_overlap_is_tissue(mask_yx: tuple[int, int], image_yx: tuple[int, int], factor: int, share: float) -> None:
     mask = np.random.default_rng(mask_yx[0] * 100 + image_yx[1]).random(mask_yx) < share
     assert np.array_equal(tissue_of(mask, image_yx, factor), by_overlap(mask, image_yx, factor))
 
 
-# ---- the file ------------------------------------------------------------------------------------------------------
+# ---- the file --------------------------------------------------------------------------------------------------------
 
 
-def test_every_kind_of_picture_gives_the_same_mask(tmp_path: Path) -> None:
+def test_every_image_mode_gives_same_mask(tmp_path: Path) -> None:
     mask = rings()
     grey = mask * np.uint8(7)
     rgb = np.zeros((30, 40, 3), np.uint8)
@@ -88,26 +86,26 @@ def test_every_kind_of_picture_gives_the_same_mask(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mask_yx", [(30, 40), (31, 40), (29, 39), (3, 4), (300, 400), (599, 801), (1, 1)], ids=str)
-def test_a_mask_of_the_slides_proportions_to_a_pixel_is_taken(tmp_path: Path, mask_yx: tuple[int, int]) -> None:
+def test_mask_with_proportions_of_slide_to_a_pixel_is_accepted(tmp_path: Path, mask_yx: tuple[int, int]) -> None:
     assert read_mask(save(tmp_path / "mask.png", np.ones(mask_yx, np.uint8)), SLIDE).shape == mask_yx
 
 
 @pytest.mark.parametrize("mask_yx", [(40, 30), (30, 43), (300, 404), (60, 40)], ids=str)
-def test_a_mask_of_other_proportions_is_refused(tmp_path: Path, mask_yx: tuple[int, int]) -> None:
+def test_mask_of_other_proportions_is_refused(tmp_path: Path, mask_yx: tuple[int, int]) -> None:
     path = save(tmp_path / "mask.png", np.ones(mask_yx, np.uint8))
     with pytest.raises(SlideError, match=rf"expected a mask of the whole slide.*400 x 300, found {mask_yx[1]} x"):
         read_mask(path, SLIDE)
 
 
 @pytest.mark.parametrize("raw", [b"", b"no picture", b"\x89PNG\r\n\x1a\n", b"GIF89a\x01\x00\x01\x00\x00\x00\x00;"])
-def test_what_is_no_mask_is_named(tmp_path: Path, raw: bytes) -> None:
+def test_file_that_is_no_mask_is_named(tmp_path: Path, raw: bytes) -> None:
     path = tmp_path / "mask.png"
     path.write_bytes(raw)
     with pytest.raises(SlideError, match=r"mask\.png: expected a mask, PNG or TIFF, found something else"):
         read_mask(path, SLIDE)
 
 
-def test_a_cut_mask_is_an_error_and_not_glass(tmp_path: Path) -> None:
+def test_truncated_mask_is_refused(tmp_path: Path) -> None:
     noise = np.random.default_rng(4).integers(0, 255, (300, 400)).astype(np.uint8)
     path = save(tmp_path / "mask.png", noise)
     path.write_bytes(path.read_bytes()[:-5000])
@@ -115,14 +113,14 @@ def test_a_cut_mask_is_an_error_and_not_glass(tmp_path: Path) -> None:
         read_mask(path, SLIDE)
 
 
-def test_a_mask_too_large_to_be_held_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+def test_mask_above_size_limit_is_refused_before_decoding(tmp_path: Path) -> None:
     path = tmp_path / "mask.png"
     Image.new("1", (12000, 11500)).save(path)
     with pytest.raises(SlideError, match="expected at most 128 million pixels, found 12000 x 11500"):
         read_mask(path, SLIDE)
 
 
-def test_one_mask_or_one_for_each_slide(tmp_path: Path) -> None:
+def test_mask_is_found_in_folder_or_shared(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     one = save(tmp_path / "a" / "b.c.png", np.ones((3, 4), np.uint8))
     other = save(tmp_path / "d.tif", np.ones((3, 4), np.uint8))
@@ -135,7 +133,7 @@ def test_one_mask_or_one_for_each_slide(tmp_path: Path) -> None:
         find_mask(Path("otsuu"), "e")
 
 
-def test_a_mask_that_changes_under_way_is_refused(tmp_path: Path) -> None:
+def test_mask_changed_during_the_run_is_refused(tmp_path: Path) -> None:
     found = find_mask(save(tmp_path / "mask.png", rings().astype(np.uint8)), "slide")
     assert found.read(SLIDE).any()
     save(tmp_path / "mask.png", rings().astype(np.uint8) * 2)

@@ -1,4 +1,4 @@
-"""Reading around bad tiles against the plainest way to do it, and what is left out of the image against every pixel."""
+"""Reading around bad tiles, against filling them one by one; excluded cells, against every pixel."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ SIDE = 7
 
 
 @dataclass
-class Torn:
-    """A reader of one level whose tiles of 7 px are damaged here and there."""
+class DamagedReader:
+    """A reader of one level in tiles of 7 px, some of them damaged."""
 
     image: np.ndarray[Any, Any]
     bad: frozenset[tuple[int, int]]
     level: int = 0
-    asked: list[Box] = field(default_factory=list)
+    requests: list[Box] = field(default_factory=list)
 
     @property
     def channels(self) -> int:
@@ -45,7 +45,7 @@ class Torn:
         return TilePlace(self.level, row, col, box)
 
     def read(self, level: int, box: Box) -> np.ndarray[Any, Any]:
-        self.asked.append(box)
+        self.requests.append(box)
         for row, col in sorted(self.bad):
             if self.place(row, col).box.intersect(box) is not None:
                 raise TileError("torn", self.place(row, col))
@@ -59,9 +59,9 @@ def boxes(height: int, width: int) -> st.SearchStrategy[Box]:
 
 @settings(max_examples=150, deadline=None)
 @given(st.sets(st.tuples(st.integers(0, 4), st.integers(0, 5))), boxes(33, 40), st.sampled_from([1, 3]))
-def test_sound_pixels_are_read_and_bad_ones_filled(bad: set[tuple[int, int]], box: Box, channels: int) -> None:
+def test_intact_pixels_are_read_and_bad_tiles_filled(bad: set[tuple[int, int]], box: Box, channels: int) -> None:
     image = np.random.default_rng(1).integers(1, 250, (channels, 33, 40), np.uint8)
-    reader = Torn(image, frozenset(bad))
+    reader = DamagedReader(image, frozenset(bad))
     expected, touched = image.copy(), set()
     for row, col in bad:
         place = reader.place(row, col)
@@ -73,15 +73,15 @@ def test_sound_pixels_are_read_and_bad_ones_filled(bad: set[tuple[int, int]], bo
     assert sorted({(place.row, place.col) for place in found}) == sorted(touched)
 
 
-def test_damage_that_lies_elsewhere_is_not_read_around() -> None:
-    """A place of another level says nothing of the pixels that were asked for: it would be tried for ever."""
+def test_bad_tile_of_another_level_is_an_error() -> None:
+    """Reading around it would never end: its place does not cover the requested pixels."""
     with pytest.raises(TileError, match="torn"):
-        read_around(Torn(np.ones((1, 33, 40), np.uint8), frozenset({(0, 0)}), level=2), 0, Box(0, 0, 9, 9))  # type: ignore[arg-type]
+        read_around(DamagedReader(np.ones((1, 33, 40), np.uint8), frozenset({(0, 0)}), level=2), 0, Box(0, 0, 9, 9))  # type: ignore[arg-type]
 
 
 @settings(max_examples=100, deadline=None)
 @given(boxes(33, 40), st.sampled_from([("none", 1), ("area", Fraction(7, 3)), ("bilinear", Fraction(5, 7))]))
-def test_every_pixel_that_a_tile_changes_lies_in_its_box(source: Box, how: tuple[Any, Any]) -> None:
+def test_image_box_contains_every_pixel_that_a_tile_changes(source: Box, how: tuple[Any, Any]) -> None:
     method, scale = how
     out = (round(33 / scale), round(40 / scale))
     resampling = Resampling(method, (Fraction(scale), Fraction(scale)), (33, 40), out)
@@ -98,7 +98,7 @@ def test_every_pixel_that_a_tile_changes_lies_in_its_box(source: Box, how: tuple
 
 @pytest.mark.parametrize("halo", [0, 6, 92])
 @pytest.mark.parametrize("box", [(0, 0, 1, 1), (500, 511, 512, 600), (600, 600, 700, 1100), (1535, 0, 1540, 9)])
-def test_a_cell_is_left_out_where_its_read_touches_a_bad_tile(halo: int, box: tuple[int, int, int, int]) -> None:
+def test_cell_is_excluded_when_its_read_touches_a_bad_tile(halo: int, box: tuple[int, int, int, int]) -> None:
     shape = (1600, 1200)
     sound = untouched_cells([BadTile(0, 0, 0, box)], shape, halo)
     bad = np.zeros(shape, bool)
@@ -110,7 +110,7 @@ def test_a_cell_is_left_out_where_its_read_touches_a_bad_tile(halo: int, box: tu
         assert sound[row, col] == (not seen.any())
 
 
-def test_the_list_comes_back_from_a_result_and_from_facts() -> None:
+def test_bad_tiles_round_trip_through_array_and_facts() -> None:
     bad = [BadTile(0, 1, 2, (3, 4, 5, 6)), BadTile(1, 0, 0, (0, 0, 9, 9))]
     assert from_array(as_array(bad)) == bad
     assert from_array(as_array([])) == []

@@ -1,4 +1,4 @@
-"""Channels of many are chosen and ordered by number or name; what is not there is named with what is."""
+"""Selection of channels by number or name; a missing one is refused with the existing ones."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ def slide(tmp_path: Path) -> SlideReader:
 
 
 @pytest.mark.parametrize(
-    ("asked", "numbers"), [(None, None), ([1], (1,)), ([4, 2], (4, 2)), (["Cy5", 1], (3, 1)), (["FITC"], (4,))]
+    ("requested", "numbers"), [(None, None), ([1], (1,)), ([4, 2], (4, 2)), (["Cy5", 1], (3, 1)), (["FITC"], (4,))]
 )
-def test_channels_are_chosen_in_the_order_asked_for(
-    slide: SlideReader, asked: list[int | str] | None, numbers: tuple[int, ...] | None
+def test_channels_are_selected_in_requested_order(
+    slide: SlideReader, requested: list[int | str] | None, numbers: tuple[int, ...] | None
 ) -> None:
-    assert channel_numbers(slide, asked) == numbers
-    chosen, places = choose_channels(slide, numbers), [n - 1 for n in numbers or (1, 2, 3, 4)]
+    assert channel_numbers(slide, requested) == numbers
+    chosen, indices = choose_channels(slide, numbers), [n - 1 for n in numbers or (1, 2, 3, 4)]
     box = Box(3, 5, 70, 60)
-    np.testing.assert_array_equal(chosen.read(0, box), IMAGE[places][:, *box.slices])
-    np.testing.assert_array_equal(chosen.read(1, Box(1, 2, 9, 9)), IMAGE[places][:, 2:18:2, 4:18:2])
-    assert chosen.channels == len(places)
-    assert chosen.channel_names == tuple(NAMES[place] for place in places)
+    np.testing.assert_array_equal(chosen.read(0, box), IMAGE[indices][:, *box.slices])
+    np.testing.assert_array_equal(chosen.read(1, Box(1, 2, 9, 9)), IMAGE[indices][:, 2:18:2, 4:18:2])
+    assert chosen.channels == len(indices)
+    assert chosen.channel_names == tuple(NAMES[index] for index in indices)
     assert chosen.read(0, box).flags.owndata
     same = ("path", "format", "levels", "dtype", "mpp_yx", "warnings")
     assert [getattr(chosen, name) for name in same] == [getattr(slide, name) for name in same]
     assert (chosen.fingerprint(), chosen.describe()) == (slide.fingerprint(), slide.describe())
 
 
-@pytest.mark.parametrize("asked", [[5], ["dapi"], ["Cy7", 1], ["1"]])
-def test_a_channel_that_is_not_there_is_named_with_those_that_are(slide: SlideReader, asked: list[int | str]) -> None:
+@pytest.mark.parametrize("requested", [[5], ["dapi"], ["Cy7", 1], ["1"]])
+def test_missing_channel_is_refused_with_existing_ones(slide: SlideReader, requested: list[int | str]) -> None:
     with pytest.raises(SlideError, match=r"asks for .*The slide has 1 \(DAPI\), 2 \(Cy3\), 3 \(Cy5\), 4 \(FITC\)"):
-        channel_numbers(slide, asked)
+        channel_numbers(slide, requested)
 
 
-def test_a_channel_asked_for_twice_is_refused(slide: SlideReader) -> None:
+def test_channel_requested_twice_is_refused(slide: SlideReader) -> None:
     with pytest.raises(SlideError, match="twice"):
         channel_numbers(slide, [1, "DAPI"])
 
@@ -66,11 +66,13 @@ def test_a_channel_asked_for_twice_is_refused(slide: SlideReader) -> None:
         (("x" * 99,), 1, ("x" * 60,)),
     ],
 )
-def test_names_are_one_line_and_distinct(stated: tuple[str, ...], channels: int, names: tuple[str, ...]) -> None:
+def test_channel_names_are_one_line_and_distinct(
+    stated: tuple[str, ...], channels: int, names: tuple[str, ...]
+) -> None:
     assert name_channels(stated, channels) == names
 
 
-def test_an_ome_tiff_names_its_channels(tmp_path: Path) -> None:
+def test_ome_tiff_names_its_channels(tmp_path: Path) -> None:
     slide = open_slide(write_ome(tmp_path / "a.ome.tif", IMAGE, names=NAMES))
     assert slide.channel_names == NAMES
     np.testing.assert_array_equal(choose_channels(slide, (3,)).read(0, Box(0, 0, 90, 80)), IMAGE[2:3])

@@ -1,4 +1,4 @@
-"""Damage is an error with a place and a cure, quickly and in little memory; never a picture, never a crash."""
+"""Damaged TIFF files raise errors with a place and a remedy, quickly and in little memory."""
 
 from __future__ import annotations
 
@@ -82,12 +82,12 @@ NAMES = [
 ]
 
 
-def test_every_damage_is_tested(damaged: dict[str, tuple[Path, str]]) -> None:
+def test_every_damaged_file_is_tested(damaged: dict[str, tuple[Path, str]]) -> None:
     assert sorted(damaged) == sorted(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_damage_is_named_quickly_and_in_little_memory(damaged: dict[str, tuple[Path, str]], name: str) -> None:
+def test_damage_is_reported_within_time_and_memory_limits(damaged: dict[str, tuple[Path, str]], name: str) -> None:
     path, phrase = damaged[name]
     tracemalloc.start()
     start = time.perf_counter()
@@ -103,7 +103,7 @@ def test_damage_is_named_quickly_and_in_little_memory(damaged: dict[str, tuple[P
     assert peak < 200e6
 
 
-def test_messages_say_what_to_do(damaged: dict[str, tuple[Path, str]]) -> None:
+def test_error_messages_name_a_remedy(damaged: dict[str, tuple[Path, str]]) -> None:
     cures = ("again", "Convert", "Copy", "copy", "Check", "Name the file", "Do not trust", "Export")
     for path, _ in damaged.values():
         with pytest.raises(SlideError) as caught:
@@ -111,7 +111,7 @@ def test_messages_say_what_to_do(damaged: dict[str, tuple[Path, str]]) -> None:
         assert any(cure in str(caught.value) for cure in cures), str(caught.value)
 
 
-def test_a_cut_anywhere_is_an_error(tmp_path: Path) -> None:
+def test_truncated_slide_is_refused_at_any_length(tmp_path: Path) -> None:
     """No prefix of a slide reads as a slide, except where only trailing bytes are lost."""
     good = write_tiff(tmp_path / "good.tif", noise_image(130, 130, 3), Recipe(levels=2)).read_bytes()
     rng = random.Random(SEED)
@@ -123,8 +123,8 @@ def test_a_cut_anywhere_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["deflate", "jpeg", "svs", "jpeg2000", "lzw"])
-def test_damaged_bytes_raise_nothing_but_slide_errors(tmp_path: Path, kind: str) -> None:
-    """Seeded damage all over the file: read or refused, never another exception. Directories are hit on purpose."""
+def test_damaged_bytes_raise_only_slide_errors(tmp_path: Path, kind: str) -> None:
+    """Seeded damage all over the file, directories included: read or refused, never another exception."""
     path = tmp_path / "a.tif"
     image = stained_image(130, 200)
     if kind == "svs":
@@ -149,7 +149,7 @@ def test_damaged_bytes_raise_nothing_but_slide_errors(tmp_path: Path, kind: str)
 
 
 def scan_damage(data: bytes, kind: str, rng: random.Random) -> bytes:
-    """The JPEG stream with its scan damaged: cut, ended in zeros, 8 bytes zeroed or one bit flipped."""
+    """The JPEG stream with its scan damaged: zeros to the end, 8 bytes zeroed or one bit flipped."""
     scan = data.index(b"\xff\xda") + 14
     at = rng.randrange(scan, len(data) - 20)
     match kind:
@@ -162,8 +162,8 @@ def scan_damage(data: bytes, kind: str, rng: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize(("kind", "at_least"), [("zeros to the end", 1.0), ("8 zeros", 0.6), ("one bit", 0.3)])
-def test_damaged_jpeg_scans_are_found(tmp_path: Path, kind: str, at_least: float) -> None:
-    """The library alone finds almost none of these. What is not found is a valid scan of the right length."""
+def test_damaged_jpeg_scans_are_detected(tmp_path: Path, kind: str, at_least: float) -> None:
+    """tifffile alone detects almost none of these. Undetected damage is a valid scan of the right length."""
     image = np.clip(stained_image(64, 64).astype(int) + np.random.default_rng(SEED).normal(0, 8, (64, 64, 3)), 0, 255)
     path = write_tiff(tmp_path / "a.tif", image.astype(np.uint8), Recipe("jpeg"))
     offset, count = tile_span(path, 0)

@@ -1,4 +1,4 @@
-"""What a path is, which files belong to it, and how what cannot be read is to be converted."""
+"""Format and files of a slide; unreadable formats are refused with a conversion command."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.make_slides import noise_image, write_tiff
         (".i2syntax", "Philips iSyntax", "isyntax2raw write_tiles"),
     ],
 )
-def test_what_cannot_be_read_is_refused_with_the_command_that_converts_it(
+def test_unreadable_format_is_refused_with_conversion_command(
     tmp_path: Path, suffix: str, format_name: str, command: str
 ) -> None:
     path = tmp_path / f"my slide;rm{suffix}"
@@ -36,7 +36,7 @@ def test_what_cannot_be_read_is_refused_with_the_command_that_converts_it(
     assert shlex.split(words) == [*command.split(), path.name, f"{path.stem}.zarr"], "it can be pasted into a shell"
 
 
-def test_every_file_of_a_slide_is_known(tmp_path: Path) -> None:
+def test_every_file_of_a_slide_is_listed(tmp_path: Path) -> None:
     mrxs = tmp_path / "a.mrxs"
     for path in (mrxs, tmp_path / "a" / "Data0.dat", tmp_path / "a" / "Slidedat.ini", tmp_path / "b" / "Data0.dat"):
         path.parent.mkdir(exist_ok=True)
@@ -50,7 +50,7 @@ def test_every_file_of_a_slide_is_known(tmp_path: Path) -> None:
     assert (detect_format(tiff).kind, detect_format(tiff).files) == ("tiff", (tiff,))
 
 
-def test_content_decides_where_the_name_does_not(tmp_path: Path) -> None:
+def test_content_decides_when_name_does_not(tmp_path: Path) -> None:
     write_tiff(tmp_path / "a.png", noise_image(70, 70))
     assert detect_format(tmp_path / "a.png").kind == "tiff"
     write_dicom(tmp_path, noise_image(70, 70, 3), levels=1)

@@ -1,4 +1,4 @@
-"""OME-Zarr as a slide: the pixels zarr holds, the resolution and names its metadata states, chunks that are lost."""
+"""OME-Zarr slides: pixels as zarr stores them, stated resolution and names, missing chunks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def chunk_of(path: Path, level: int = 0, row: int = 1, col: int = 2) -> Path:
     ("axes", "index"), [("cyx", ()), ("tczyx", (None, slice(None), None)), ("czyx", (slice(None), None))]
 )
 @pytest.mark.parametrize("dtype", ["u1", "<u2", ">u2"])
-def test_every_level_reads_what_was_written(
+def test_every_level_has_pixels_as_written(
     tmp_path: Path, version: str, axes: str, index: tuple[Any, ...], dtype: str
 ) -> None:
     image = CHANNELS.astype(dtype)
@@ -45,14 +45,14 @@ def test_every_level_reads_what_was_written(
         assert_reads(slide, level, image[:, :: 2**level, :: 2**level].astype(slide.dtype))
 
 
-def test_an_image_without_a_channel_axis_is_grey(tmp_path: Path) -> None:
+def test_image_without_channel_axis_is_grey(tmp_path: Path) -> None:
     slide = open_slide(write_zarr(tmp_path / "a.zarr", noise_image(90, 80), axes="yx"))
     assert slide.channel_names == ("grey",)
     assert_reads(slide, 0, noise_image(90, 80)[None])
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_resolution_and_names_are_those_stated(tmp_path: Path, version: str) -> None:
+def test_resolution_and_channel_names_are_as_stated(tmp_path: Path, version: str) -> None:
     path = write_zarr(tmp_path / "a.zarr", CHANNELS, version, mpp=0.325, names=("DAPI", "Lamin B1"))
     assert open_slide(path).mpp_yx == pytest.approx((0.325, 0.325))
     assert open_slide(path).channel_names == ("DAPI", "Lamin B1")
@@ -62,7 +62,7 @@ def test_resolution_and_names_are_those_stated(tmp_path: Path, version: str) -> 
 
 
 @pytest.mark.parametrize(("unit", "um"), [("nanometer", 1e-3), ("millimeter", 1e3), ("parsec", None), (7, None)])
-def test_units_of_length_are_converted_and_others_state_nothing(tmp_path: Path, unit: str, um: float | None) -> None:
+def test_units_of_length_are_converted_and_others_ignored(tmp_path: Path, unit: str, um: float | None) -> None:
     path = write_zarr(tmp_path / "a.zarr", CHANNELS, mpp=0.5)
 
     def change(document: Any) -> None:
@@ -77,14 +77,14 @@ def test_units_of_length_are_converted_and_others_state_nothing(tmp_path: Path, 
     assert found == (None if um is None else pytest.approx((0.5 * um, 0.5 * um)))
 
 
-def test_a_scale_of_the_whole_pyramid_counts_too(tmp_path: Path) -> None:
+def test_scale_of_multiscale_is_applied(tmp_path: Path) -> None:
     path = write_zarr(tmp_path / "a.zarr", CHANNELS, mpp=0.5)
     whole = [{"type": "scale", "scale": [1.0, 2.0, 2.0]}]
     edit_json(path / ".zattrs", lambda found: found["multiscales"][0].update(coordinateTransformations=whole))
     assert open_slide(path).mpp_yx == pytest.approx((1.0, 1.0))
 
 
-def test_the_real_one(shared_data: Path) -> None:
+def test_real_ome_zarr_has_pixels_of_zarr(shared_data: Path) -> None:
     path = shared_data / "omezarr" / "cardiomyocyte_B03_mip_lv1.zarr"
     slide = open_slide(path)
     assert slide.channel_names == ("DAPI", "nanog", "Lamin B1")
@@ -93,7 +93,7 @@ def test_the_real_one(shared_data: Path) -> None:
         assert_reads(slide, level, np.asarray(zarr.open_array(path / name, mode="r"))[:, 0])
 
 
-def test_the_largest_image_of_a_bioformats2raw_tree_is_the_slide(tmp_path: Path) -> None:
+def test_largest_image_of_bioformats2raw_tree_is_the_slide(tmp_path: Path) -> None:
     tree = tmp_path / "a.zarr"
     zarr.open_group(str(tree), mode="w", zarr_format=2).attrs.update({"bioformats2raw.layout": 3})
     write_zarr(tree / "0", noise_image(60, 50)[None, None, None], axes="tczyx", levels=1)
@@ -104,7 +104,7 @@ def test_the_largest_image_of_a_bioformats2raw_tree_is_the_slide(tmp_path: Path)
     assert len(slide.fingerprint()) == 64
 
 
-def test_shards_and_their_chunks(tmp_path: Path) -> None:
+def test_sharded_array_is_read(tmp_path: Path) -> None:
     path = write_zarr(tmp_path / "a.zarr", CHANNELS, "0.5", levels=1)
     shutil.rmtree(path / "0")
     array = zarr.create_array(
@@ -114,11 +114,11 @@ def test_shards_and_their_chunks(tmp_path: Path) -> None:
     assert_reads(open_slide(path), 0, CHANNELS)
 
 
-# ---- chunks that are not there -------------------------------------------------------------------------------------
+# ---- missing and damaged chunks --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_missing_chunk_is_the_fill_value_and_is_said(tmp_path: Path, version: str) -> None:
+def test_missing_chunk_is_fill_value_with_a_warning(tmp_path: Path, version: str) -> None:
     path = write_zarr(tmp_path / "a.zarr", CHANNELS, version)
     before = open_slide(path)
     assert before.warnings == ()
@@ -133,7 +133,7 @@ def test_a_missing_chunk_is_the_fill_value_and_is_said(tmp_path: Path, version: 
     assert slide.fingerprint() != first, "a chunk that arrives later makes another slide of it"
 
 
-def test_a_level_without_a_single_chunk_is_refused(tmp_path: Path) -> None:
+def test_level_without_chunks_is_refused(tmp_path: Path) -> None:
     path = write_zarr(tmp_path / "a.zarr", CHANNELS)
     shutil.rmtree(path / "1" / "0")
     shutil.rmtree(path / "1" / "1")
@@ -143,7 +143,7 @@ def test_a_level_without_a_single_chunk_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("damage", ["empty", "cut", "noise"])
-def test_a_damaged_chunk_is_placed(tmp_path: Path, version: str, damage: str) -> None:
+def test_damaged_chunk_is_located(tmp_path: Path, version: str, damage: str) -> None:
     path = write_zarr(tmp_path / "a.zarr", CHANNELS, version)
     data = chunk_of(path).read_bytes()
     chunk_of(path).write_bytes({"empty": b"", "cut": data[:40], "noise": b"\x01\x07" * 60}[damage])
@@ -154,7 +154,7 @@ def test_a_damaged_chunk_is_placed(tmp_path: Path, version: str, damage: str) ->
     assert np.array_equal(slide.read(0, Box(0, 0, 64, 203)), CHANNELS[:, :64])
 
 
-# ---- what is no image ----------------------------------------------------------------------------------------------
+# ---- refused images --------------------------------------------------------------------------------------------------
 
 
 def refuse(path: Path, phrase: str) -> None:
@@ -163,7 +163,7 @@ def refuse(path: Path, phrase: str) -> None:
     assert str(path) in str(caught.value)
 
 
-def test_stacks_floats_and_strange_axes_are_refused_by_name(tmp_path: Path) -> None:
+def test_stacks_floats_and_other_axes_are_refused_by_name(tmp_path: Path) -> None:
     refuse(write_zarr(tmp_path / "z.zarr", np.stack([CHANNELS] * 3, 1), axes="czyx"), "3 focal planes")
     refuse(write_zarr(tmp_path / "t.zarr", np.stack([CHANNELS] * 2), axes="tcyx"), "2 time points")
     refuse(write_zarr(tmp_path / "f.zarr", CHANNELS.astype(np.float32)), "pixels of float32")
@@ -171,14 +171,14 @@ def test_stacks_floats_and_strange_axes_are_refused_by_name(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("where", ["../b.zarr/0", "/etc", ""])
-def test_a_level_outside_the_image_is_not_followed(tmp_path: Path, where: str) -> None:
+def test_level_path_outside_the_image_is_refused(tmp_path: Path, where: str) -> None:
     write_zarr(tmp_path / "b.zarr", CHANNELS)
     path = write_zarr(tmp_path / "a.zarr", CHANNELS, levels=1)
     edit_json(path / ".zattrs", lambda found: found["multiscales"][0]["datasets"][0].update(path=where))
     refuse(path, "a level lies at")
 
 
-def test_broken_metadata_is_named(tmp_path: Path) -> None:
+def test_invalid_metadata_is_named(tmp_path: Path) -> None:
     path = write_zarr(tmp_path / "a.zarr", CHANNELS)
     edit_json(path / ".zattrs", lambda found: found["multiscales"][0].pop("datasets"))
     refuse(path, "metadata is not valid: datasets")
@@ -191,7 +191,7 @@ def test_broken_metadata_is_named(tmp_path: Path) -> None:
     refuse(other, "level 0 cannot be opened")
 
 
-def test_a_plate_and_a_folder_of_anything_are_no_image(tmp_path: Path) -> None:
+def test_plate_and_other_folders_are_refused(tmp_path: Path) -> None:
     plate = tmp_path / "plate.zarr"
     zarr.open_group(str(plate), mode="w", zarr_format=2).attrs.update({"plate": {"wells": []}})
     refuse(plate, "a plate")
@@ -199,20 +199,20 @@ def test_a_plate_and_a_folder_of_anything_are_no_image(tmp_path: Path) -> None:
     refuse(tmp_path / "folder.svs", "a folder")
 
 
-def test_a_chunk_too_large_to_hold_is_refused(tmp_path: Path) -> None:
+def test_chunk_above_size_limit_is_refused(tmp_path: Path) -> None:
     path = write_zarr(tmp_path / "a.zarr", CHANNELS)
     edit_json(path / "0" / ".zarray", lambda found: found.update(chunks=[1, 1 << 15, 1 << 15]))
     refuse(path, "one chunk holds 2147483648 bytes")
 
 
-def test_labels_below_an_image_are_not_its_levels(tmp_path: Path) -> None:
+def test_labels_of_an_image_are_not_its_levels(tmp_path: Path) -> None:
     path = write_zarr(tmp_path / "a.zarr", CHANNELS)
     write_zarr(path / "labels" / "nuclei", noise_image(150, 203)[None], axes="cyx")
     assert len(open_slide(path).levels) == 2
     assert os.fspath(open_slide(path).path) == str(path)
 
 
-def test_a_result_of_overtile_is_no_slide(tmp_path: Path) -> None:
+def test_result_of_overtile_is_refused(tmp_path: Path) -> None:
     path = write_zarr(tmp_path / "a.zarr", CHANNELS, "0.5")
     edit_json(path / "0" / "zarr.json", lambda found: found["attributes"].update(overtile={"plan": "x"}))
     refuse(path, "a result of overtile, not a slide. Name the slide")

@@ -1,4 +1,4 @@
-"""Every supported layout reads as the pixels that were written; what the file says of itself is believed with care."""
+"""Every supported layout reads as the pixels that were written; metadata is checked."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ LOSSLESS = {
 @pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("name", LOSSLESS)
-def test_lossless_layouts_read_what_was_written(tmp_path: Path, name: str, dtype: type, samples: int) -> None:
+def test_lossless_layouts_have_pixels_as_written(tmp_path: Path, name: str, dtype: type, samples: int) -> None:
     image = noise_image(150, 203, samples, dtype)
     slide = open_slide(write_tiff(tmp_path / "a.tif", image, LOSSLESS[name]))
     assert (slide.format, slide.channels, slide.dtype) == ("TIFF", samples, np.dtype(dtype))
@@ -100,7 +100,7 @@ def test_lossless_layouts_read_what_was_written(tmp_path: Path, name: str, dtype
 
 @pytest.mark.parametrize("recipe", [Recipe("jpeg"), Recipe("jpeg", planar=True), Recipe("jpeg", None, 24)])
 @pytest.mark.parametrize("samples", [1, 3])
-def test_jpeg_reads_as_the_library_reads_it(tmp_path: Path, recipe: Recipe, samples: int) -> None:
+def test_jpeg_has_pixels_of_tifffile(tmp_path: Path, recipe: Recipe, samples: int) -> None:
     image = stained_image(150, 203)
     path = write_tiff(tmp_path / "a.tif", image if samples == 3 else image[..., 0].copy(), recipe)
     expected = tifffile.imread(path)
@@ -111,14 +111,14 @@ def test_jpeg_reads_as_the_library_reads_it(tmp_path: Path, recipe: Recipe, samp
     "shape", [(1, 1), (1, 5000), (5000, 1), (3, 2), (63, 65), (64, 64), (65, 63), (127, 128), (129, 16)]
 )
 @pytest.mark.parametrize("recipe", [Recipe(), Recipe(tile=None, rows_per_strip=16), Recipe("jpeg")])
-def test_sizes_around_the_tile(tmp_path: Path, shape: tuple[int, int], recipe: Recipe) -> None:
+def test_sizes_around_the_tile_size_are_read(tmp_path: Path, shape: tuple[int, int], recipe: Recipe) -> None:
     image = noise_image(*shape, 3)
     path = write_tiff(tmp_path / "a.tif", image, recipe)
     expected = image if recipe.compression == "deflate" else tifffile.imread(path).reshape(image.shape)
     assert_reads(open_slide(path), 0, planes_of(expected))
 
 
-def test_a_large_plain_strip_is_read_in_pieces(tmp_path: Path) -> None:
+def test_large_uncompressed_strip_is_read_in_pieces(tmp_path: Path) -> None:
     image = noise_image(1500, 2000, 3)
     slide = open_slide(write_tiff(tmp_path / "a.tif", image, Recipe(None, None, 1500)))
     assert slide.describe()["levels"][0]["tile_yx"][0] < 200
@@ -126,7 +126,7 @@ def test_a_large_plain_strip_is_read_in_pieces(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_alpha_is_laid_over_white(tmp_path: Path, dtype: type) -> None:
+def test_alpha_is_composited_over_white(tmp_path: Path, dtype: type) -> None:
     image, white = noise_image(70, 90, 4, dtype), np.iinfo(dtype).max
     image[:20, :, 3], image[20:40, :, 3] = 0, white
     colours, alpha = image[..., :3].astype(object), image[..., 3:].astype(object)
@@ -139,7 +139,7 @@ def test_alpha_is_laid_over_white(tmp_path: Path, dtype: type) -> None:
     assert_reads(associated, 0, planes_of((image[..., :3] + (white - image[..., 3:])).astype(dtype)))
 
 
-def test_grey_with_alpha_and_grey_with_more_channels(tmp_path: Path) -> None:
+def test_grey_with_alpha_and_grey_with_extra_channels_are_read(tmp_path: Path) -> None:
     image = noise_image(70, 90, 2)
     image[..., 1] = 255
     options: dict[str, Any] = {"photometric": "minisblack", "planarconfig": "contig", "metadata": None}
@@ -160,7 +160,7 @@ def test_aperio_jpeg_2000_in_ycbcr_becomes_rgb(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["pages", "subifds"])
-def test_pyramid(tmp_path: Path, layout: str) -> None:
+def test_every_level_of_a_pyramid_is_read(tmp_path: Path, layout: str) -> None:
     image = noise_image(301, 403, 3)
     slide = open_slide(write_tiff(tmp_path / "a.tif", image, Recipe(levels=3, layout=layout)))
     assert [level.downsample_yx for level in slide.levels] == [(1, 1), (2, 2), (4, 4)]
@@ -169,7 +169,7 @@ def test_pyramid(tmp_path: Path, layout: str) -> None:
         image = halved(image)
 
 
-def test_levels_in_any_order_and_strangers_ignored(tmp_path: Path) -> None:
+def test_levels_are_found_in_any_order_and_other_images_ignored(tmp_path: Path) -> None:
     image = noise_image(256, 384, 3)
     quarter = halved(halved(image)).copy()
     pictures = [quarter, noise_image(100, 384, 3), image, noise_image(60, 90), halved(image).copy()]
@@ -183,7 +183,7 @@ def test_levels_in_any_order_and_strangers_ignored(tmp_path: Path) -> None:
     assert_reads(slide, 2, planes_of(quarter))
 
 
-def test_aperio_levels_scale_and_nothing_personal(tmp_path: Path) -> None:
+def test_aperio_levels_and_resolution_without_personal_data(tmp_path: Path) -> None:
     path = write_svs(tmp_path / "CANARY-PATH.svs", stained_image(300, 400), mpp=0.2525, levels=3)
     slide = open_slide(path)
     assert slide.format == "Aperio SVS"
@@ -192,8 +192,8 @@ def test_aperio_levels_scale_and_nothing_personal(tmp_path: Path) -> None:
     with tifffile.TiffFile(path) as tiff:
         for level, series in enumerate(tiff.series[0].levels):
             assert_reads(slide, level, planes_of(series.asarray()))
-    said = f"{slide.describe()} {slide.fingerprint()} {slide.format}"
-    assert not [canary for canary in (*CANARIES, "CANARY-PATH") if canary in said]
+    description = f"{slide.describe()} {slide.fingerprint()} {slide.format}"
+    assert not [canary for canary in (*CANARIES, "CANARY-PATH") if canary in description]
 
 
 def test_aperio_label_and_macro_are_never_opened(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_aperio_label_and_macro_are_never_opened(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("levels", [1, 3])
-def test_ome_channels_in_images_of_their_own(tmp_path: Path, levels: int) -> None:
+def test_ome_channels_in_separate_images_are_read(tmp_path: Path, levels: int) -> None:
     planes = np.stack([noise_image(130, 170, dtype=np.uint16) // (k + 1) for k in range(4)])
     slide = open_slide(write_ome(tmp_path / "a.ome.tif", planes, mpp=0.325, levels=levels))
     assert (slide.format, slide.channels, len(slide.levels)) == ("OME-TIFF", 4, levels)
@@ -217,7 +217,7 @@ def test_ome_channels_in_images_of_their_own(tmp_path: Path, levels: int) -> Non
         assert_reads(slide, level, planes[:, :: 2**level, :: 2**level])
 
 
-def test_ome_rgb_with_subimages(tmp_path: Path) -> None:
+def test_ome_rgb_with_subimages_is_read(tmp_path: Path) -> None:
     image = noise_image(128, 192, 3)
     options: dict[str, Any] = {"photometric": "rgb", "tile": (64, 64), "compression": "deflate"}
     metadata = {"axes": "YXS", "PhysicalSizeX": 250, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 0.25}
@@ -238,7 +238,7 @@ def test_ome_stacks_are_refused_by_name(tmp_path: Path, axes: str, phrase: str) 
         open_slide(path)
 
 
-def test_ome_pixels_in_other_files_are_refused_and_a_renamed_file_is_not(tmp_path: Path) -> None:
+def test_ome_pixels_in_other_files_are_refused_but_renamed_file_is_read(tmp_path: Path) -> None:
     xml = (
         '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:1"><Image ID="Image:0"><Pixels '
         'ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="80" SizeY="64" SizeC="1" SizeZ="1" SizeT="1">'
@@ -268,7 +268,7 @@ def test_ome_pixels_in_other_files_are_refused_and_a_renamed_file_is_not(tmp_pat
         ((72, 72), "INCH", (25400 / 72, 25400 / 72)),
     ],
 )
-def test_stated_resolution(
+def test_stated_resolution_needs_a_unit_of_length(
     tmp_path: Path, resolution: tuple[int, int], unit: str, expected: tuple[float, float] | None
 ) -> None:
     options: dict[str, Any] = {"resolution": resolution, "resolutionunit": unit, "metadata": None}
@@ -277,7 +277,7 @@ def test_stated_resolution(
     assert found == (None if expected is None else pytest.approx(expected))
 
 
-def test_aperio_without_mpp_states_none(tmp_path: Path) -> None:
+def test_aperio_without_mpp_has_no_resolution(tmp_path: Path) -> None:
     assert open_slide(write_svs(tmp_path / "a.svs", stained_image(100, 100), mpp=None)).mpp_yx is None
 
 
@@ -290,7 +290,7 @@ def test_aperio_without_mpp_states_none(tmp_path: Path) -> None:
         ("", "ImageJ=1.53\nimages=5\nslices=5\n", "ImageJ stack"),
     ],
 )
-def test_layouts_that_would_be_read_wrongly_are_refused_by_name(
+def test_unsupported_layouts_are_refused_by_name(
     tmp_path: Path, software: str, description: str | None, phrase: str
 ) -> None:
     options: dict[str, Any] = {"software": software, "description": description, "metadata": None}
@@ -299,7 +299,7 @@ def test_layouts_that_would_be_read_wrongly_are_refused_by_name(
         open_slide(tmp_path / "a.tif")
 
 
-def test_only_the_tiles_a_box_touches_are_decoded_and_the_bad_one_is_placed(tmp_path: Path) -> None:
+def test_only_tiles_under_a_box_are_decoded_and_damaged_one_is_located(tmp_path: Path) -> None:
     image = noise_image(200, 300, 3)
     path = write_tiff(tmp_path / "a.tif", image)
     offset, count = tile_span(path, 7)
@@ -310,29 +310,29 @@ def test_only_the_tiles_a_box_touches_are_decoded_and_the_bad_one_is_placed(tmp_
         np.testing.assert_array_equal(slide.read(0, box), planes_of(image)[:, *box.slices])
     with pytest.raises(TileError, match=r"a\.tif: level 0, tile \(1, 2\)") as caught:
         slide.read(0, Box(100, 100, 140, 140))
-    tblib.pickling_support.install()  # as dask does: causes travel too
+    tblib.pickling_support.install()  # as dask does: causes are pickled too
     place = pickle.loads(pickle.dumps(caught.value)).place
     assert (place.level, place.row, place.col, place.box) == (0, 1, 2, Box(64, 128, 128, 192))
 
 
-def test_many_threads_read_the_same_pixels(tmp_path: Path) -> None:
+def test_concurrent_threads_read_same_pixels(tmp_path: Path) -> None:
     image = noise_image(700, 900, 3)
     slide = open_slide(write_tiff(tmp_path / "a.tif", image))
-    wanted = list(boxes((700, 900), 200))
+    requested = list(boxes((700, 900), 200))
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda box: slide.read(0, box), wanted))
-    for box, pixels in zip(wanted, found, strict=True):
+        found = list(pool.map(lambda box: slide.read(0, box), requested))
+    for box, pixels in zip(requested, found, strict=True):
         np.testing.assert_array_equal(pixels, planes_of(image)[:, *box.slices])
 
 
-def test_a_box_outside_the_level_is_refused(tmp_path: Path) -> None:
+def test_box_outside_the_level_is_refused(tmp_path: Path) -> None:
     slide = open_slide(write_tiff(tmp_path / "a.tif", noise_image(100, 100)))
     for box in (Box(-1, 0, 5, 5), Box(0, 0, 101, 5), Box(3, 3, 3, 9)):
         with pytest.raises(ValueError, match="not inside level 0"):
             slide.read(0, box)
 
 
-def test_one_reader_per_file_and_a_new_one_for_a_changed_file(tmp_path: Path) -> None:
+def test_reader_is_cached_until_its_file_changes(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "a.tif", noise_image(100, 100))
     first = open_slide(path)
     assert open_slide(str(path)) is first
@@ -340,7 +340,7 @@ def test_one_reader_per_file_and_a_new_one_for_a_changed_file(tmp_path: Path) ->
     assert open_slide(path).levels[0].shape_yx == (100, 101)
 
 
-def test_readers_that_leave_the_cache_close_their_files(tmp_path: Path) -> None:
+def test_evicted_readers_close_their_files(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for k in range(20):
         open_slide(write_tiff(tmp_path / f"{k}.tif", noise_image(64, 64)))
@@ -352,7 +352,7 @@ def test_readers_that_leave_the_cache_close_their_files(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) <= before + 8
 
 
-def test_fingerprint_sees_pixels_and_not_names_or_dates(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_pixels_not_names_or_dates(tmp_path: Path) -> None:
     image = noise_image(300, 300)
     path = write_tiff(tmp_path / "a.tif", image, Recipe(compression=None))
     state, first = path.stat(), open_slide(path).fingerprint()
@@ -366,7 +366,7 @@ def test_fingerprint_sees_pixels_and_not_names_or_dates(tmp_path: Path) -> None:
     assert open_slide(path).fingerprint() != first
 
 
-def test_fingerprint_sees_the_stated_resolution(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_stated_resolution(tmp_path: Path) -> None:
     recipe = Recipe()
     paths = [write_tiff(tmp_path / f"{mpp}.tif", noise_image(64, 64), replace(recipe, mpp=mpp)) for mpp in (0.25, 0.5)]
     assert len({open_slide(path).fingerprint() for path in paths}) == 2
@@ -383,7 +383,7 @@ def test_fingerprint_sees_the_stated_resolution(tmp_path: Path) -> None:
         ((100, 100), (100, 100), (1, 1)),
     ],
 )
-def test_downsample_is_the_whole_number_that_made_the_level(
+def test_downsample_is_a_whole_number_where_sizes_allow(
     base: tuple[int, int], shape: tuple[int, int], expected: tuple[float, float]
 ) -> None:
     assert downsample_yx(base, shape) == expected

@@ -1,4 +1,4 @@
-"""Slides through OpenSlide: the same pixels as our own reader and as were written, and nothing black or personal."""
+"""Slides read by OpenSlide: the pixels of our own reader, no black areas, no personal data."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ SEED = 3
 
 
 def through_openslide(path: Path) -> SlideReader:
-    """A file that our own TIFF reader would take."""
+    """Open with OpenSlide a file that our own TIFF reader accepts."""
     return load_openslide(path, DetectedSlide("openslide", path, (path,)))
 
 
-# ---- the same slide through two readers ----------------------------------------------------------------------------
+# ---- one slide in two readers ----------------------------------------------------------------------------------------
 
 
-def test_a_real_svs_has_the_same_pixels_through_both_readers(shared_data: Path) -> None:
+def test_real_svs_has_same_pixels_in_both_readers(shared_data: Path) -> None:
     path = shared_data / "wsi" / "CMU-1-Small-Region.svs"
     ours, theirs = open_slide(path), through_openslide(path)
     assert [level.shape_yx for level in ours.levels] == [level.shape_yx for level in theirs.levels]
@@ -47,7 +47,7 @@ def test_a_real_svs_has_the_same_pixels_through_both_readers(shared_data: Path) 
     assert_reads(theirs, 0, ours.read(0, Box.of_shape(ours.levels[0].shape_yx)))
 
 
-def test_a_made_svs_has_the_same_pixels_through_both_readers(tmp_path: Path) -> None:
+def test_written_svs_has_same_pixels_in_both_readers(tmp_path: Path) -> None:
     path = write_svs(tmp_path / "a.svs", stained_image(256, 384), levels=3)
     ours, theirs = open_slide(path), through_openslide(path)
     assert ours.levels == theirs.levels
@@ -74,7 +74,7 @@ TRESTLE = "Background Color=0a0b0c;OverlapsXY=0 0 0 0;Objective Magnification=20
     ("software", "description", "name"),
     [("Philips DP v1.0", PHILIPS, "Philips TIFF"), ("MedScan 1", TRESTLE, "Trestle TIFF")],
 )
-def test_a_tiff_whose_layout_only_openslide_knows_is_left_to_it(
+def test_tiff_of_openslide_layout_is_read_by_openslide(
     tmp_path: Path, software: str, description: str, name: str
 ) -> None:
     image = noise_image(256, 320, 3)
@@ -89,7 +89,7 @@ def test_a_tiff_whose_layout_only_openslide_knows_is_left_to_it(
 
 
 @pytest.mark.parametrize("shape", [(400, 612), (64, 64), (130, 70)])
-def test_a_dicom_series_reads_as_what_was_written(tmp_path: Path, shape: tuple[int, int]) -> None:
+def test_dicom_series_has_pixels_as_written(tmp_path: Path, shape: tuple[int, int]) -> None:
     image = noise_image(*shape, 3)
     slide = open_slide(write_dicom(tmp_path / "case", image, mpp=0.5))
     assert (slide.format, slide.channels, slide.mpp_yx) == ("DICOM", 3, (0.5, 0.5))
@@ -98,7 +98,7 @@ def test_a_dicom_series_reads_as_what_was_written(tmp_path: Path, shape: tuple[i
         assert_reads(slide, level, planes_of(image[:: 2**level, :: 2**level]))
 
 
-def test_jpeg_frames_of_a_dicom_read_as_the_library_decodes_them(tmp_path: Path) -> None:
+def test_jpeg_frames_of_dicom_have_pixels_of_imagecodecs(tmp_path: Path) -> None:
     folder = write_dicom(tmp_path, stained_image(192, 256), coding="jpeg", levels=1)
     header = pydicom.dcmread(folder / "level0.dcm")
     frames = [imagecodecs.jpeg8_decode(frame) for frame in generate_frames(header.PixelData, number_of_frames=12)]
@@ -106,25 +106,25 @@ def test_jpeg_frames_of_a_dicom_read_as_the_library_decodes_them(tmp_path: Path)
     assert_reads(open_slide(folder), 0, planes_of(np.concatenate(rows)))
 
 
-def test_any_instance_of_a_series_is_the_whole_slide(tmp_path: Path) -> None:
+def test_any_instance_of_a_series_opens_the_slide(tmp_path: Path) -> None:
     folder = write_dicom(tmp_path / "case", noise_image(200, 300, 3), levels=3)
     of_folder, of_file = open_slide(folder), open_slide(folder / "level1.dcm")
     assert of_file.levels == of_folder.levels
     assert of_file.fingerprint() == of_folder.fingerprint()
 
 
-def test_many_threads_read_the_same_pixels(tmp_path: Path) -> None:
+def test_concurrent_threads_read_same_pixels(tmp_path: Path) -> None:
     image = noise_image(400, 612, 3)
     slide = open_slide(write_dicom(tmp_path, image))
-    wanted = list(boxes((400, 612), 100))
+    requested = list(boxes((400, 612), 100))
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda box: slide.read(0, box), wanted))
-    for box, pixels in zip(wanted, found, strict=True):
+        found = list(pool.map(lambda box: slide.read(0, box), requested))
+    for box, pixels in zip(requested, found, strict=True):
         np.testing.assert_array_equal(pixels, planes_of(image)[:, *box.slices])
 
 
-def test_a_level_that_cannot_be_read_exactly_is_not_used(tmp_path: Path) -> None:
-    """Of 401 x 613 px halved the library says 2.0 something and interpolates: pixels would depend on the box."""
+def test_level_that_openslide_interpolates_is_not_used(tmp_path: Path) -> None:
+    """OpenSlide halves 401 x 613 px by 2.0 something and interpolates: pixels would depend on the box."""
     image = noise_image(401, 613, 3)
     folder = write_dicom(tmp_path, image, levels=2)
     assert openslide_reader.OpenSlide(folder / "level0.dcm").level_downsamples[1] != 2
@@ -144,7 +144,7 @@ def test_a_level_that_cannot_be_read_exactly_is_not_used(tmp_path: Path) -> None
     ],
     ids=["halved", "rounded", "not whole", "filled up", "cut"],
 )
-def test_levels_are_used_where_their_sizes_bear_out_a_whole_downsample(
+def test_levels_are_used_when_sizes_confirm_a_whole_downsample(
     shapes: list[tuple[int, int]], downsamples: list[float], expected: list[tuple[int, tuple[int, int]]]
 ) -> None:
     found = list(exact_levels(shapes, downsamples))
@@ -152,7 +152,7 @@ def test_levels_are_used_where_their_sizes_bear_out_a_whole_downsample(
     assert [level.downsample_yx for _, level in found] == [(downsamples[k],) * 2 for k, _ in expected]
 
 
-# ---- where there are no pixels -------------------------------------------------------------------------------------
+# ---- areas without pixels --------------------------------------------------------------------------------------------
 
 
 def _slow(rgba: NDArray[np.uint8], background: tuple[int, int, int]) -> NDArray[np.uint8]:
@@ -163,7 +163,7 @@ def _slow(rgba: NDArray[np.uint8], background: tuple[int, int, int]) -> NDArray[
 
 
 @pytest.mark.parametrize("background", [(255, 255, 255), (10, 200, 30)])
-def test_transparent_pixels_become_the_background_never_black(background: tuple[int, int, int]) -> None:
+def test_transparent_pixels_become_background(background: tuple[int, int, int]) -> None:
     rgba = noise_image(60, 70, 4)
     rgba[10:20] = 0
     found = laid_over(rgba, background)
@@ -173,7 +173,7 @@ def test_transparent_pixels_become_the_background_never_black(background: tuple[
     np.testing.assert_array_equal(laid_over(rgba, background), planes_of(rgba[..., :3]))
 
 
-def test_a_tile_that_was_never_scanned_is_white(tmp_path: Path) -> None:
+def test_tile_that_was_not_scanned_is_white(tmp_path: Path) -> None:
     path = write_svs(tmp_path / "a.svs", np.full((256, 256, 3), 60, np.uint8), levels=1)
     with tifffile.TiffFile(path) as tiff:
         counts = list(tiff.pages.first.databytecounts)
@@ -184,7 +184,7 @@ def test_a_tile_that_was_never_scanned_is_white(tmp_path: Path) -> None:
     assert (found[:, :64] < 70).all()
 
 
-def test_the_stated_background_is_used(tmp_path: Path) -> None:
+def test_stated_background_is_used(tmp_path: Path) -> None:
     slide = through_openslide(write_svs(tmp_path / "a.svs", stained_image(64, 64), levels=1))
     assert slide.background == (255, 255, 255)  # type: ignore[attr-defined]
     for stated, expected in [("0a0b0c", (10, 11, 12)), ("zzzzzz", (255, 255, 255)), ("", (255, 255, 255))]:
@@ -192,17 +192,17 @@ def test_the_stated_background_is_used(tmp_path: Path) -> None:
         assert replace(slide, properties=properties).background == expected  # type: ignore[type-var,attr-defined]
 
 
-# ---- what is said of it --------------------------------------------------------------------------------------------
+# ---- facts and fingerprint -------------------------------------------------------------------------------------------
 
 
-def test_nothing_personal_is_described(tmp_path: Path) -> None:
+def test_description_has_no_personal_data(tmp_path: Path) -> None:
     svs = through_openslide(write_svs(tmp_path / "a.svs", stained_image(64, 64)))
     dicom = open_slide(write_dicom(tmp_path / "case", stained_image(64, 64)))
-    said = str([svs.describe(), dicom.describe()])
-    assert not [word for word in (*CANARIES, "2001") if word in said]
+    description = str([svs.describe(), dicom.describe()])
+    assert not [word for word in (*CANARIES, "2001") if word in description]
 
 
-def test_fingerprint_sees_every_file_of_the_slide(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_every_file_of_the_slide(tmp_path: Path) -> None:
     folder = write_dicom(tmp_path / "case", noise_image(200, 300, 3))
     first = open_slide(folder).fingerprint()
     shutil.copytree(folder, tmp_path / "copy")
@@ -214,16 +214,16 @@ def test_fingerprint_sees_every_file_of_the_slide(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mpp", [None, 0.25])
-def test_resolution(tmp_path: Path, mpp: float | None) -> None:
+def test_stated_resolution_is_read(tmp_path: Path, mpp: float | None) -> None:
     slide = through_openslide(write_svs(tmp_path / "a.svs", stained_image(64, 64), mpp=mpp))
     assert slide.mpp_yx == (None if mpp is None else (mpp, mpp))
 
 
-# ---- damage --------------------------------------------------------------------------------------------------------
+# ---- damage ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_damaged_tile_is_placed_and_the_rest_still_read(tmp_path: Path) -> None:
-    """The library's error sticks to its handle: the reader must go on with another."""
+def test_damaged_tile_is_located_and_other_tiles_read(tmp_path: Path) -> None:
+    """An OpenSlide handle keeps failing after an error: the reader must open another."""
     image = stained_image(512, 512)
     folder = write_dicom(tmp_path, image, coding="jpeg", levels=1)
     sound = open_slide(folder).read(0, Box(0, 0, 512, 512))
@@ -248,8 +248,8 @@ def spoil_frame(path: Path, number: int) -> None:
     overwrite_bytes(path, path.read_bytes().index(frames[number]), bytes(200))
 
 
-def test_damaged_jpeg_frames_of_a_dicom_are_found(tmp_path: Path) -> None:
-    """Scans that end in zeros. Some of them OpenSlide alone draws and says nothing."""
+def test_damaged_jpeg_frames_of_dicom_are_detected(tmp_path: Path) -> None:
+    """Scans that end in zeros. OpenSlide alone decodes some of them without an error."""
     path = write_dicom(tmp_path, stained_image(300, 400), coding="jpeg", levels=1) / "level0.dcm"
     good, rng, silent = path.read_bytes(), random.Random(SEED), 0
     frames = list(generate_frames(pydicom.dcmread(path).PixelData, number_of_frames=35))
@@ -269,7 +269,7 @@ def test_damaged_jpeg_frames_of_a_dicom_are_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [0.02, 0.5, 0.99])
-def test_a_cut_instance_is_an_error(tmp_path: Path, keep: float) -> None:
+def test_truncated_dicom_instance_is_refused(tmp_path: Path, keep: float) -> None:
     folder = write_dicom(tmp_path, noise_image(200, 300, 3), levels=1)
     data = (folder / "level0.dcm").read_bytes()
     (folder / "level0.dcm").write_bytes(data[: int(len(data) * keep)])
@@ -287,7 +287,7 @@ def test_a_cut_instance_is_an_error(tmp_path: Path, keep: float) -> None:
         ("a.dcm", b"\0" * 128 + b"DICM"),
     ],
 )
-def test_what_only_looks_like_a_slide_is_refused_by_name(tmp_path: Path, name: str, content: bytes) -> None:
+def test_file_with_only_the_extension_of_a_slide_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(SlideError, match=r"OpenSlide cannot read it: .* Copy the slide again"):
         open_slide(tmp_path / name)
@@ -301,7 +301,7 @@ def test_what_only_looks_like_a_slide_is_refused_by_name(tmp_path: Path, name: s
         ("x = bytearray(1 << 40)", "MemoryError"),
     ],
 )
-def test_what_ends_the_probe_is_an_error_about_the_slide(
+def test_crash_timeout_and_memory_of_the_probe_are_slide_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, phrase: str
 ) -> None:
     monkeypatch.setattr(openslide_reader, "_PROBE", code)

@@ -1,4 +1,4 @@
-"""PNG and JPEG photos: the pixels that were written, whole or refused; a screen's density is no resolution."""
+"""PNG and JPEG photos: exact pixels or an error; the density of a screen is no resolution."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SEED = 5
 
 @pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_a_png_reads_as_its_tiff_twin(tmp_path: Path, dtype: type, samples: int) -> None:
+def test_png_has_same_pixels_as_tiff(tmp_path: Path, dtype: type, samples: int) -> None:
     image = noise_image(150, 203, samples, dtype)
     slide = open_slide(write_png(tmp_path / "a.png", image))
     twin = open_slide(write_tiff(tmp_path / "a.tif", image))
@@ -35,7 +35,7 @@ def test_a_png_reads_as_its_tiff_twin(tmp_path: Path, dtype: type, samples: int)
 
 @pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_jpeg_reads_as_pillow_reads_it(tmp_path: Path, samples: int, progressive: bool) -> None:
+def test_jpeg_has_pixels_of_pillow(tmp_path: Path, samples: int, progressive: bool) -> None:
     image = stained_image(150, 203)
     path = write_jpeg(tmp_path / "a.jpg", image if samples == 3 else image[..., 0], progressive=progressive)
     slide = open_slide(path)
@@ -44,19 +44,19 @@ def test_a_jpeg_reads_as_pillow_reads_it(tmp_path: Path, samples: int, progressi
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 3000), (3000, 1)])
-def test_thin_photos(tmp_path: Path, shape: tuple[int, int]) -> None:
+def test_photos_of_one_pixel_width_or_height_are_read(tmp_path: Path, shape: tuple[int, int]) -> None:
     image = noise_image(*shape, 3)
     assert_reads(open_slide(write_png(tmp_path / "a.png", image)), 0, planes_of(image))
 
 
-def test_alpha_is_laid_over_white(tmp_path: Path) -> None:
+def test_alpha_is_composited_over_white(tmp_path: Path) -> None:
     image = noise_image(20, 30, 4)
     colours, alpha = image[..., :3].astype(float), image[..., 3:] / 255
     expected = np.floor(colours * alpha + 255 * (1 - alpha) + 0.5 + 1e-9).astype(np.uint8)
     assert_reads(open_slide(write_png(tmp_path / "a.png", image)), 0, planes_of(expected))
 
 
-def test_a_palette_is_spelt_out(tmp_path: Path) -> None:
+def test_palette_is_expanded_to_rgb(tmp_path: Path) -> None:
     drawn = Image.fromarray(stained_image(40, 50)).quantize(7)
     drawn.save(tmp_path / "a.png")
     assert_reads(open_slide(tmp_path / "a.png"), 0, planes_of(np.asarray(drawn.convert("RGB"))))
@@ -65,9 +65,7 @@ def test_a_palette_is_spelt_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mpp", "expected"), [(0.5, 0.5), (9.0, 9.0), (25400 / 72, None), (25400 / 300, None), (None, None)]
 )
-def test_a_density_no_microscope_has_is_no_resolution(
-    tmp_path: Path, mpp: float | None, expected: float | None
-) -> None:
+def test_implausible_density_is_no_resolution(tmp_path: Path, mpp: float | None, expected: float | None) -> None:
     for slide in (
         open_slide(write_png(tmp_path / "a.png", noise_image(20, 30, 3), mpp)),
         open_slide(write_jpeg(tmp_path / "a.jpg", noise_image(20, 30, 3), mpp)),
@@ -75,7 +73,7 @@ def test_a_density_no_microscope_has_is_no_resolution(
         assert slide.mpp_yx == (None if expected is None else pytest.approx((expected, expected), rel=1e-3))
 
 
-def test_fingerprint_sees_pixels_and_nothing_personal_is_described(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_pixels_and_description_has_no_personal_data(tmp_path: Path) -> None:
     path = write_jpeg(tmp_path / "a.jpg", stained_image(90, 90), comment=CANARIES[0])
     first = open_slide(path)
     print_of_first = first.fingerprint()
@@ -86,19 +84,17 @@ def test_fingerprint_sees_pixels_and_nothing_personal_is_described(tmp_path: Pat
     assert open_slide(path).fingerprint() != print_of_first
 
 
-# ---- damage --------------------------------------------------------------------------------------------------------
+# ---- damage ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_photo_above_the_budget_is_refused_before_it_is_decoded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_photo_above_size_limit_is_refused_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_png(tmp_path / "my photo.png", noise_image(100, 100, 3))
     monkeypatch.setattr(photo, "MAX_PHOTO_BYTES", 29_999)
     with pytest.raises(SlideError, match=r"30000 bytes .* expected at most 29999.*vips tiffsave 'my photo.png'"):
         open_slide(path)
 
 
-def test_a_header_that_lies_costs_nothing(tmp_path: Path) -> None:
+def test_forged_size_is_refused_without_allocation(tmp_path: Path) -> None:
     data = bytearray(write_png(tmp_path / "a.png", noise_image(50, 50, 3)).read_bytes())
     data[16:24] = (2**31 - 1).to_bytes(4, "big") * 2
     (tmp_path / "a.png").write_bytes(data)
@@ -107,7 +103,7 @@ def test_a_header_that_lies_costs_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg"])
-def test_a_cut_anywhere_is_an_error(tmp_path: Path, kind: str) -> None:
+def test_truncated_photo_is_refused_at_any_length(tmp_path: Path, kind: str) -> None:
     write = write_png if kind == "png" else write_jpeg
     good = write(tmp_path / f"a.{kind}", stained_image(130, 170)).read_bytes()
     rng = random.Random(SEED)
@@ -118,7 +114,7 @@ def test_a_cut_anywhere_is_an_error(tmp_path: Path, kind: str) -> None:
             open_slide(path).read(0, Box(0, 0, 130, 170))
 
 
-def test_damage_is_named_by_slide_and_cause(tmp_path: Path) -> None:
+def test_damage_error_names_slide_and_cause(tmp_path: Path) -> None:
     png = write_png(tmp_path / "a.png", noise_image(64, 64, 3))
     jpeg = write_jpeg(tmp_path / "a.jpg", noise_image(64, 64, 3))
     for path in (png, jpeg):
@@ -129,7 +125,7 @@ def test_damage_is_named_by_slide_and_cause(tmp_path: Path) -> None:
             open_slide(path).read(0, Box(0, 0, 8, 8))
 
 
-def test_kinds_of_photo_that_cannot_be_read_exactly_are_named(tmp_path: Path) -> None:
+def test_unsupported_photos_are_refused_by_name(tmp_path: Path) -> None:
     Image.fromarray(noise_image(20, 20, 3)).convert("1").save(tmp_path / "mask.png")
     Image.fromarray(noise_image(20, 20, 3)).convert("CMYK").save(tmp_path / "inks.jpg")
     exif = Image.Exif()
@@ -146,7 +142,7 @@ def test_kinds_of_photo_that_cannot_be_read_exactly_are_named(tmp_path: Path) ->
             open_slide(tmp_path / name)
 
 
-def test_damaged_bytes_raise_nothing_but_slide_errors(tmp_path: Path) -> None:
+def test_damaged_bytes_raise_only_slide_errors(tmp_path: Path) -> None:
     rng = random.Random(SEED)
     for kind, write in (("png", write_png), ("jpg", write_jpeg)):
         path = write(tmp_path / f"a.{kind}", stained_image(100, 120))
@@ -167,13 +163,13 @@ def test_damaged_bytes_raise_nothing_but_slide_errors(tmp_path: Path) -> None:
         assert refused > 40
 
 
-def test_one_photo_is_held_at_a_time(tmp_path: Path) -> None:
+def test_one_decoded_photo_is_cached(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         open_slide(write_png(tmp_path / name, noise_image(30, 30, 3))).read(0, Box(0, 0, 3, 3))
     assert photo._decoded.cache_info().currsize == 1
 
 
-def test_twelve_bits_are_no_sixteen(tmp_path: Path) -> None:
+def test_twelve_bit_jpeg_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(imagecodecs.jpeg_encode(noise_image(16, 16, 1, np.uint16) // 16, bitspersample=12))
     with pytest.raises(SlideError):
         open_slide(tmp_path / "a.jpg").read(0, Box(0, 0, 16, 16))

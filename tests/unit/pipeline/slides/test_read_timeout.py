@@ -1,4 +1,4 @@
-"""A read that hangs is given up by name; one that does not is what it would have been without anybody waiting."""
+"""The time limit of reads: a hanging read is an error, any other result is unchanged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.slides.read_timeout import with_timeout
 SLIDE = Path("slides/a.tif")
 
 
-def test_what_is_returned_or_raised_comes_through() -> None:
+def test_result_and_exception_are_passed_on() -> None:
     assert with_timeout(lambda: [1, 2], SLIDE, 100) == [1, 2]
     assert with_timeout(lambda: None, SLIDE, 100) is None
     error = SlideError("torn")
@@ -28,7 +28,7 @@ def test_what_is_returned_or_raised_comes_through() -> None:
     assert caught.value is error
 
 
-def test_what_hangs_is_left_behind_by_name() -> None:
+def test_hanging_read_raises_timeout_error() -> None:
     never = threading.Event()
     began = time.monotonic()
     try:

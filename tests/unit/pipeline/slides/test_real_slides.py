@@ -1,4 +1,4 @@
-"""Real slides of the shared data: every level, the same pixels as tifffile reads."""
+"""Real slides of the shared data: every level has the pixels that tifffile reads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SEED = 11
 
 
 @pytest.mark.parametrize("name", SLIDES)
-def test_real_slide(shared_data: Path, name: str) -> None:
+def test_real_slide_has_pixels_of_tifffile(shared_data: Path, name: str) -> None:
     path = shared_data / "wsi" / name
     form, mpp, shapes = SLIDES[name]
     slide = open_slide(path)
@@ -44,19 +44,21 @@ def test_real_slide(shared_data: Path, name: str) -> None:
                 np.testing.assert_array_equal(slide.read(level, box), expected_CYX[:, *box.slices])
 
 
-def test_nothing_personal_is_described(shared_data: Path) -> None:
-    said = str([open_slide(shared_data / "wsi" / name).describe() for name in SLIDES])
-    assert not [word for word in ("b414003d", "CMU-1", "12/29/09", "CPAPERIOCS", "2017", "950291") if word in said]
+def test_description_has_no_personal_data(shared_data: Path) -> None:
+    description = str([open_slide(shared_data / "wsi" / name).describe() for name in SLIDES])
+    assert not [
+        word for word in ("b414003d", "CMU-1", "12/29/09", "CPAPERIOCS", "2017", "950291") if word in description
+    ]
 
 
-def test_a_renamed_ndpi_is_recognised(shared_data: Path, tmp_path: Path) -> None:
+def test_renamed_ndpi_is_detected(shared_data: Path, tmp_path: Path) -> None:
     path = tmp_path / "slide.tif"
     path.write_bytes((shared_data / "wsi" / "test3-TRITC 2 (560).ndpi").read_bytes())
     assert open_slide(path).format == "Hamamatsu NDPI"
     assert len(open_slide(path).levels) == 4
 
 
-def test_a_damaged_ndpi_scan_is_placed(shared_data: Path, tmp_path: Path) -> None:
+def test_damaged_ndpi_scan_is_located(shared_data: Path, tmp_path: Path) -> None:
     path = tmp_path / "slide.ndpi"
     path.write_bytes((shared_data / "wsi" / "test3-TRITC 2 (560).ndpi").read_bytes())
     slide = open_slide(path)
@@ -69,7 +71,7 @@ def test_a_damaged_ndpi_scan_is_placed(shared_data: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "OS-1-detail.ome.tif", "test3-DAPI-2-(387).ndpi"])
-def test_a_cut_real_slide_is_refused(shared_data: Path, tmp_path: Path, name: str) -> None:
+def test_truncated_real_slide_is_refused(shared_data: Path, tmp_path: Path, name: str) -> None:
     data = (shared_data / "wsi" / name).read_bytes()
     for k, part in enumerate((0.999, 0.9, 0.5, 0.01)):
         path = tmp_path / f"{k}-{name}"

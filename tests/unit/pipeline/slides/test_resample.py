@@ -1,4 +1,4 @@
-"""Which level is read and how it becomes the image: exact against slow fractions, and the same whatever the blocks."""
+"""Choice of the level, and resampling: exact against slow fractions, independent of the blocks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RATIOS = (0.55, 1.07, 1.996, 2.2)
 
 @dataclass(frozen=True)
 class FakeSlide:
-    """What ``resolution`` asks of a slide; no pixels."""
+    """The part of a slide that ``resolution`` uses; no pixels."""
 
     levels: tuple[Level, ...]
     mpp_yx: tuple[float, float] | None
@@ -57,24 +57,24 @@ def resampling_of(ratio: float, source_yx: tuple[int, int]) -> Resampling:
     return resolution(fake, None, 0.5 * ratio).resampling
 
 
-def whole(image_CYX: NDArray[Any], how: Resampling) -> NDArray[Any]:
-    """One piece."""
-    return piece(image_CYX, how, Box.of_shape(how.out_yx))
+def whole_image(image_CYX: NDArray[Any], resampling: Resampling) -> NDArray[Any]:
+    """The image in one piece."""
+    return piece(image_CYX, resampling, Box.of_shape(resampling.out_yx))
 
 
-def piece(image_CYX: NDArray[Any], how: Resampling, out: Box) -> NDArray[Any]:
-    source = source_box(how, out)
-    return resample(image_CYX[:, *source.slices], how, source, out)
+def piece(image_CYX: NDArray[Any], resampling: Resampling, out: Box) -> NDArray[Any]:
+    source = source_box(resampling, out)
+    return resample(image_CYX[:, *source.slices], resampling, source, out)
 
 
 def noise(shape: tuple[int, ...], dtype: type = np.uint8) -> NDArray[Any]:
     return np.random.default_rng(SEED).integers(0, np.iinfo(dtype).max + 1, shape).astype(dtype)
 
 
-def slow_weights(how: Resampling, axis: int, i: int) -> dict[int, Fraction]:
-    """Share of each source pixel in output ``i``, straight from the definition."""
-    scale, length = how.scale_yx[axis], how.source_yx[axis]
-    if how.method == "area":
+def slow_weights(resampling: Resampling, axis: int, i: int) -> dict[int, Fraction]:
+    """Share of each source pixel in output ``i``, from the definition."""
+    scale, length = resampling.scale_yx[axis], resampling.source_yx[axis]
+    if resampling.method == "area":
         start, stop = i * scale, min((i + 1) * scale, Fraction(length))
         overlaps = {j: min(stop, Fraction(j + 1)) - max(start, Fraction(j)) for j in range(length)}
         return {j: overlap / (stop - start) for j, overlap in overlaps.items() if overlap > 0}
@@ -85,11 +85,11 @@ def slow_weights(how: Resampling, axis: int, i: int) -> dict[int, Fraction]:
     )
 
 
-def slow(image_YX: NDArray[Any], how: Resampling) -> NDArray[Any]:
+def slow(image_YX: NDArray[Any], resampling: Resampling) -> NDArray[Any]:
     """Every output pixel as an exact fraction, rounded half up."""
-    rows = [slow_weights(how, 0, i) for i in range(how.out_yx[0])]
-    cols = [slow_weights(how, 1, i) for i in range(how.out_yx[1])]
-    result = np.empty(how.out_yx, image_YX.dtype)
+    rows = [slow_weights(resampling, 0, i) for i in range(resampling.out_yx[0])]
+    cols = [slow_weights(resampling, 1, i) for i in range(resampling.out_yx[1])]
+    result = np.empty(resampling.out_yx, image_YX.dtype)
     for y, row in enumerate(rows):
         for x, col in enumerate(cols):
             value = sum(a * b * int(image_YX[j, k]) for j, a in row.items() for k, b in col.items())
@@ -99,29 +99,29 @@ def slow(image_YX: NDArray[Any], how: Resampling) -> NDArray[Any]:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("ratio", [*RATIOS, 0.4546, 1.25, 3.7, 11.3])
-def test_exact_against_fractions(ratio: float, dtype: type) -> None:
+def test_resampling_equals_exact_fractions(ratio: float, dtype: type) -> None:
     image = noise((2, 29, 41), dtype)
     image[1, 5:20, 7:30] = np.iinfo(dtype).max
-    how = resampling_of(ratio, (29, 41))
-    assert how.method == ("area" if ratio > 1 else "bilinear")
-    found = whole(image, how)
+    resampling = resampling_of(ratio, (29, 41))
+    assert resampling.method == ("area" if ratio > 1 else "bilinear")
+    found = whole_image(image, resampling)
     assert found.dtype == dtype
     for channel in range(2):
-        np.testing.assert_array_equal(found[channel], slow(image[channel], how))
+        np.testing.assert_array_equal(found[channel], slow(image[channel], resampling))
 
 
-def partition(how: Resampling, block_px: int) -> Iterator[Box]:
-    return (tile.core for tile in TileGrid(Box.of_shape(how.out_yx), block_px))
+def partition(resampling: Resampling, block_px: int) -> Iterator[Box]:
+    return (tile.core for tile in TileGrid(Box.of_shape(resampling.out_yx), block_px))
 
 
 @pytest.mark.parametrize("block_px", [512, 1024, 2048])
 @pytest.mark.parametrize("ratio", RATIOS)
-def test_blocks_equal_one_piece_to_the_bit(ratio: float, block_px: int) -> None:
+def test_blocks_equal_whole_image_to_the_bit(ratio: float, block_px: int) -> None:
     source_yx = (int(2300 * ratio), int(1400 * ratio))
-    image, how = noise((1, *source_yx)), resampling_of(ratio, source_yx)
-    one_piece = whole(image, how)
-    for box in partition(how, block_px):
-        np.testing.assert_array_equal(piece(image, how, box), one_piece[:, *box.slices], err_msg=str(box))
+    image, resampling = noise((1, *source_yx)), resampling_of(ratio, source_yx)
+    one_piece = whole_image(image, resampling)
+    for box in partition(resampling, block_px):
+        np.testing.assert_array_equal(piece(image, resampling, box), one_piece[:, *box.slices], err_msg=str(box))
 
 
 @settings(max_examples=60, deadline=None)
@@ -132,42 +132,42 @@ def test_blocks_equal_one_piece_to_the_bit(ratio: float, block_px: int) -> None:
     st.integers(0, 2**32),
     st.data(),
 )
-def test_any_box_equals_one_piece(height: int, width: int, ratio: float, seed: int, data: st.DataObject) -> None:
+def test_any_box_equals_whole_image(height: int, width: int, ratio: float, seed: int, data: st.DataObject) -> None:
     image = np.random.default_rng(seed).integers(0, 2**16, (1, height, width)).astype(np.uint16)
-    how = resampling_of(ratio, (height, width))
-    out_y, out_x = how.out_yx
-    assert how.out_yx == (max(1, math.floor(height / how.scale_yx[0] + Fraction(1, 2))),
-                          max(1, math.floor(width / how.scale_yx[1] + Fraction(1, 2))))  # fmt: skip
+    resampling = resampling_of(ratio, (height, width))
+    out_y, out_x = resampling.out_yx
+    assert resampling.out_yx == (max(1, math.floor(height / resampling.scale_yx[0] + Fraction(1, 2))),
+                          max(1, math.floor(width / resampling.scale_yx[1] + Fraction(1, 2))))  # fmt: skip
     y0, x0 = data.draw(st.integers(0, out_y - 1)), data.draw(st.integers(0, out_x - 1))
     box = Box(y0, x0, data.draw(st.integers(y0 + 1, out_y)), data.draw(st.integers(x0 + 1, out_x)))
-    np.testing.assert_array_equal(piece(image, how, box), whole(image, how)[:, *box.slices])
-    assert Box.of_shape((height, width)).intersect(source_box(how, box)) == source_box(how, box)
+    np.testing.assert_array_equal(piece(image, resampling, box), whole_image(image, resampling)[:, *box.slices])
+    assert Box.of_shape((height, width)).intersect(source_box(resampling, box)) == source_box(resampling, box)
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize("value", [0, 1, 127, 65535])
-def test_a_constant_image_stays_constant(ratio: float, value: int) -> None:
+def test_constant_image_stays_constant(ratio: float, value: int) -> None:
     image = np.full((1, 33, 21), value, np.uint16)
-    assert (whole(image, resampling_of(ratio, (33, 21))) == value).all()
+    assert (whole_image(image, resampling_of(ratio, (33, 21))) == value).all()
 
 
 def test_halves_round_up() -> None:
     image = np.array([[[0, 1], [1, 0]]], np.uint8)
-    assert whole(image, resampling_of(2.0, (2, 2))).tolist() == [[[1]]]
+    assert whole_image(image, resampling_of(2.0, (2, 2))).tolist() == [[[1]]]
 
 
-def test_native_pixels_pass_untouched() -> None:
-    image, how = noise((3, 20, 30)), resampling_of(1.0, (20, 30))
-    assert how.method == "none"
-    np.testing.assert_array_equal(piece(image, how, Box(3, 4, 9, 30)), image[:, 3:9, 4:30])
+def test_native_pixels_are_unchanged() -> None:
+    image, resampling = noise((3, 20, 30)), resampling_of(1.0, (20, 30))
+    assert resampling.method == "none"
+    np.testing.assert_array_equal(piece(image, resampling, Box(3, 4, 9, 30)), image[:, 3:9, 4:30])
 
 
 def test_wrong_boxes_are_refused() -> None:
-    how = resampling_of(2.0, (20, 30))
+    resampling = resampling_of(2.0, (20, 30))
     with pytest.raises(ValueError, match="not inside"):
-        source_box(how, Box(0, 0, 11, 5))
+        source_box(resampling, Box(0, 0, 11, 5))
     with pytest.raises(ValueError, match="needs pixels"):
-        resample(noise((1, 20, 30)), how, Box(0, 0, 20, 30), Box(0, 0, 5, 5))
+        resample(noise((1, 20, 30)), resampling, Box(0, 0, 20, 30), Box(0, 0, 5, 5))
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,9 @@ def test_wrong_boxes_are_refused() -> None:
         (0.499, 0.25, 0, "bilinear", Fraction(250, 499)),
     ],
 )
-def test_choice_of_level(mpp: float, model: float, level: int, method: str, scale: Fraction) -> None:
+def test_level_and_method_are_chosen_by_resolution(
+    mpp: float, model: float, level: int, method: str, scale: Fraction
+) -> None:
     found = resolution(slide(mpp, 1, 4, 16), None, model)
     assert (found.level, found.resampling.method) == (level, method)
     assert found.resampling.scale_yx == (scale, scale)
@@ -198,7 +200,7 @@ def test_choice_of_level(mpp: float, model: float, level: int, method: str, scal
     assert found.slide_mpp == mpp
 
 
-def test_an_image_covers_its_slide() -> None:
+def test_image_covers_its_slide() -> None:
     for mpp in np.linspace(0.12, 3.9, 97):
         found = resolution(slide(float(mpp), 1, 2, 4, 8), None, 2.0)
         for axis in range(2):
@@ -211,7 +213,7 @@ def resolve(fake: FakeSlide, override: Override = None, model: float = 0.25) -> 
     return resolution(fake, override, model)
 
 
-def test_override_wins_and_says_so() -> None:
+def test_override_replaces_stated_resolution_with_a_warning() -> None:
     assert resolve(slide(0.25), 0.26).warnings == ()
     found = resolve(slide(0.25), 0.125)
     assert found.resampling.scale_yx == (2, 2)
@@ -240,19 +242,19 @@ def test_native_never_resamples() -> None:
         (slide(0.5525), None, ["2.21 times", "0.5525", "0.25", "--mpp"]),
     ],
 )
-def test_refusals_name_numbers_and_the_flag(fake: FakeSlide, override: Override, phrases: list[str]) -> None:
+def test_refusals_name_numbers_and_flag(fake: FakeSlide, override: Override, phrases: list[str]) -> None:
     with pytest.raises(SlideError) as caught:
         resolve(fake, override)
     assert [phrase for phrase in (*phrases, "slide.svs") if phrase not in str(caught.value)] == []
 
 
-def test_enlarged_up_to_the_limit_with_a_warning() -> None:
+def test_enlargement_up_to_limit_has_a_warning() -> None:
     found = resolve(slide(0.55))
     assert found.resampling.method == "bilinear"
     assert "enlarged 2.20 times" in found.warnings[0]
 
 
-def test_sums_stay_exact_for_any_pair_of_resolutions() -> None:
+def test_scales_keep_sums_exact_for_any_resolutions() -> None:
     """Numerators up to 2**17 keep every sum of 16-bit values below 2**53."""
     rng = np.random.default_rng(SEED)
     for mpp, model in rng.uniform(0.05, 10, (500, 2)):

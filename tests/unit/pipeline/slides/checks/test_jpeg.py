@@ -1,4 +1,4 @@
-"""JPEG tiles: the strict decoder gives the pixels of the one that is believed."""
+"""JPEG tiles: the strict decoder gives the pixels of libjpeg."""
 
 from __future__ import annotations
 
@@ -18,16 +18,14 @@ from tests.support.make_slides import noise_image
 
 @pytest.mark.parametrize("quality", [30, 90])
 @pytest.mark.parametrize("subsampling", ["444", "422", "420", "411", "440"])
-def test_two_builds_of_libjpeg_agree_to_the_bit(subsampling: str, quality: int) -> None:
-    """Also on colours between their samples."""
+def test_strict_decoder_equals_libjpeg_to_the_bit(subsampling: str, quality: int) -> None:
+    """Noise, so also between the samples of subsampled colour."""
     stream = imagecodecs.jpeg8_encode(noise_image(150, 203, 3), level=quality, subsampling=subsampling)
     np.testing.assert_array_equal(decode_rgb(stream), imagecodecs.jpeg8_decode(stream))
 
 
 @pytest.mark.parametrize("subsampling", [(1, 1), (2, 1), (2, 2), (4, 1)])
-def test_a_slide_with_coarser_colour_reads_as_the_library_reads_it(
-    tmp_path: Path, subsampling: tuple[int, int]
-) -> None:
+def test_subsampled_colour_has_pixels_of_tifffile(tmp_path: Path, subsampling: tuple[int, int]) -> None:
     options: dict[str, Any] = {"compression": "jpeg", "subsampling": subsampling, "resolution": (2e4, 2e4)}
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, noise_image(150, 203, 3), tile=(64, 64), photometric="rgb", **options)
