@@ -160,10 +160,13 @@ def _refuse_collisions(candidates: list[Candidate]) -> list[Candidate]:
         groups[_folded(candidate.key)].append(candidate)
     rivals: dict[Path, list[Candidate]] = defaultdict(list)
     for folded, group in groups.items():
-        holders = [one for above in PurePosixPath(folded).parents for one in groups.get(str(above), ())]
-        for one, other in chain(permutations(group, 2), product(group, holders), product(holders, group)):
-            rivals[one.path].append(other)
-    return [_refuse(one, rivals[one.path]) if one.path in rivals else one for one in candidates]
+        containing = [outer for above in PurePosixPath(folded).parents for outer in groups.get(str(above), ())]
+        for candidate, rival in chain(permutations(group, 2), product(group, containing), product(containing, group)):
+            rivals[candidate.path].append(rival)
+    return [
+        _refuse(candidate, rivals[candidate.path]) if candidate.path in rivals else candidate
+        for candidate in candidates
+    ]
 
 
 def _folded(key: str) -> str:
@@ -173,5 +176,5 @@ def _folded(key: str) -> str:
 def _refuse(candidate: Candidate, rivals: Sequence[Candidate]) -> Candidate:
     others = ", ".join(str(other.path) for other in rivals)
     reason = f"its output would be {candidate.key!r}, which equals, contains or lies in that of {others}"
-    cure = "Rename one, segment them into two folders, or leave one out with --set 'input.pattern=[\"*.svs\"]'"
-    return Candidate(candidate.key, candidate.path, SlideError(f"{candidate.path}: {reason}. {cure}"))
+    remedy = "Rename one, segment them into two folders, or leave one out with --set 'input.pattern=[\"*.svs\"]'"
+    return Candidate(candidate.key, candidate.path, SlideError(f"{candidate.path}: {reason}. {remedy}"))

@@ -68,8 +68,8 @@ class Regions:
                 f"slide keeps all of it) and export it again, or leave the file out and switch off input.regions"
             )
         holes = tuple(feature.area for feature in features if feature.kind.casefold() in EXCLUDED)
-        names = _distinct([one.name or one.kind or f"region {number}" for number, one in enumerate(kept, 1)])
-        return cls(names, tuple(one.kind for one in kept), tuple(one.area for one in kept), holes)
+        names = _distinct([region.name or region.kind or f"region {number}" for number, region in enumerate(kept, 1)])
+        return cls(names, tuple(region.kind for region in kept), tuple(region.area for region in kept), holes)
 
     def digest(self) -> str:
         """SHA-256 of the areas and holes, in order. Names and classes do not affect pixels and are left out."""

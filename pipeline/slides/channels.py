@@ -89,7 +89,7 @@ def channel_numbers(slide: SlideReader, requested: Sequence[int | str] | None) -
 
     Args:
         slide: The slide.
-        asked: Numbers (from 1) or names; None for all channels.
+        requested: Numbers (from 1) or names; None for all channels.
 
     Returns:
         Numbers from 1; None for all channels.

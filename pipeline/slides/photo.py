@@ -210,7 +210,7 @@ def _png_header(path: Path, data: bytes) -> PhotoHeader:
     chunks = dict(_png_chunks(path, data))
     ihdr = chunks.get(b"IHDR", b"")
     if len(ihdr) != 13 or not min(width_height := _numbers(ihdr[:8])):
-        raise SlideError(f"{path}: its PNG header is missing or says 0 px. {_CUT}")
+        raise SlideError(f"{path}: its PNG header is missing or states 0 px. {_CUT}")
     bits, colour = ihdr[8], ihdr[9]
     if bits not in (8, 16) and colour != 3:
         raise SlideError(f"{path}: a PNG of {bits} bits a sample; expected 8 or 16. Save it as an 8-bit PNG.")

@@ -109,7 +109,7 @@ LIGHT = (
 BROAD = {
     ("flows/batch/batch.py", "_plan"),
     ("flows/batch/batch.py", "open_slide_run"),
-    ("pipeline/slides/read_timeout.py", "_carry"),
+    ("pipeline/slides/read_timeout.py", "_resolve"),
 }
 """Functions with ``except Exception``: around one slide of a batch, and where an error is raised again in another
 thread."""

@@ -2,8 +2,8 @@
 
 Every directory, tag and table is checked to lie inside the file before memory is allocated for it. So a cut file, a
 loop of directories, 100,000 directories or a table of a billion entries is reported in one sentence within a second.
-tifffile's parser does not replace this one: it detects a loop of directories at one position only, has no limit on
-directories or table sizes, and reports errors as log messages that do not separate damage from harmless private tags.
+tifffile's parser does not replace this one: it looks for a loop at the 100th directory only, does not limit the number
+of directories or the sum of table sizes, and reports damage as log messages, mixed with those on harmless private tags.
 
 TIFF 6.0 (Adobe 1992) section 2, BigTIFF, and Hamamatsu's NDPI: classic TIFF with 64-bit offsets, whose upper halves
 follow each directory.
