@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from flows.reports.html_page import Picture
-from pipeline.rendering.drawing import plain
+from pipeline.rendering.text import drawable
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#555555")
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
@@ -77,7 +77,7 @@ def figure(name: str, alt: str, draw: Callable[[Figure], object], size_in: tuple
 
 def label(name: str) -> str:
     """A name as a legend takes it: the letters its font has, short, and never hidden, which a leading _ would be."""
-    text = plain(name)
+    text = drawable(name, system_fonts=False)
     text = text if len(text) <= NAME_LETTERS else f"{text[: NAME_LETTERS - 3]}..."
     text = text.replace("$", r"\$")  # which would begin a formula
     return f" {text}" if text.startswith("_") else text

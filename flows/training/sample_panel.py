@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from pipeline.rendering.contrast import class_colours, compose, windows
-from pipeline.rendering.drawing import INK, WHITE, Palette, draw_text, outline_objects, plain, shorten
+from pipeline.rendering.drawing import INK, WHITE, Palette, outline_objects
+from pipeline.rendering.text import draw_text, shorten
 from pipeline.slide_reader import name_channels
 from unet_core.data.sampler import SampleBatch
 
@@ -43,7 +44,7 @@ def draw_panel(batch: SampleBatch, class_names: Sequence[str]) -> Image.Image:
     picture = Image.new("RGB", (3 * step + GAP_PX, top + len(rows) * step), WHITE)
     draw = ImageDraw.Draw(picture)
     for col, head in enumerate(heads):
-        draw_text(draw, (GAP_PX + col * step, GAP_PX + TEXT_PX), shorten(plain(head), TEXT_PX, side), TEXT_PX, INK)
+        draw_text(draw, (GAP_PX + col * step, GAP_PX + TEXT_PX), shorten(head, TEXT_PX, side), TEXT_PX, INK)
     for row, cells in enumerate(rows):
         for col, cell in enumerate(cells):
             picture.paste(Image.fromarray(cell), (GAP_PX + col * step, top + row * step))

@@ -1,84 +1,25 @@
-"""What is drawn on a picture: text, scale bars, frames, outlines, tints. Pillow and arrays, no files, no slides.
-
-The one decision made here: only the font that comes with Pillow is used, so a picture is the same on every machine. It
-has the ASCII letters only; the two signs that units need (a raised 2 and the micro sign) are made from them, and names
-given by others are written in ASCII, without control characters, cut to the room there is.
-"""
+"""Scale bars, frames, outlines and tints drawn on pictures in memory."""
 
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from scipy import ndimage
 from skimage.segmentation import find_boundaries
 
 from pipeline.rendering.contrast import Rgb
+from pipeline.rendering.text import draw_text, text_width
 
 INK: Rgb = (32, 36, 44)
 PALE: Rgb = (112, 118, 128)
 WHITE: Rgb = (255, 255, 255)
 _COVER = 0.6  # of a pixel at full tint: the tissue still shows through
-
-
-# ---- text -----------------------------------------------------------------------------------------------------------
-
-
-def plain(text: str) -> str:
-    """Somebody else's text as printable ASCII: accents dropped, anything else unknown as '?'."""
-    letters = (letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
-    return "".join(letter if " " <= letter <= "~" else "?" for letter in letters)
-
-
-def shorten(text: str, size_px: int, room_px: int) -> str:
-    """``text`` cut in the middle until it fits ``room_px``."""
-    widths, dots = _widths(text, size_px), text_width("...", size_px)
-    if sum(widths) <= room_px:
-        return text
-    keep = len(text)
-    while keep > 0 and sum(widths[: keep - keep // 2]) + sum(widths[len(text) - keep // 2 :]) + dots > room_px:
-        keep -= 1
-    return f"{text[: keep - keep // 2]}...{text[len(text) - keep // 2 :]}"
-
-
-def text_width(text: str, size_px: int) -> int:
-    """Width of ``draw_text`` in pixels."""
-    return math.ceil(sum(_widths(text, size_px)))
-
-
-def draw_text(draw: ImageDraw.ImageDraw, at_xy: tuple[float, float], text: str, size_px: int, colour: Rgb) -> float:
-    """Write on the baseline from ``at_xy``; returns where the text ends. Knows ASCII, the micro sign and a raised 2."""
-    x, y = at_xy
-    fonts = _fonts(size_px)
-    for letter, width in zip(text, _widths(text, size_px), strict=True):
-        raised = letter == _SQUARE
-        at = (x, y - 0.36 * size_px * raised)
-        draw.text(at, _GLYPHS.get(letter, letter), font=fonts[raised], fill=colour, anchor="ls")
-        if letter == _MICRO:
-            left, stem = round(x + size_px * 0.065), max(1, round(size_px * 0.09))  # below the left stem of the u
-            draw.rectangle((left, y - stem, left + stem - 1, y + round(size_px * 0.2)), fill=colour)
-        x += width
-    return x
-
-
-_MICRO, _SQUARE = "\u00b5", "\u00b2"
-_GLYPHS = {_MICRO: "u", _SQUARE: "2"}
-
-
-def _fonts(size_px: int) -> tuple[Any, Any]:
-    """For ordinary and for raised letters."""
-    return ImageFont.load_default(size_px), ImageFont.load_default(size_px * 0.62)
-
-
-def _widths(text: str, size_px: int) -> list[float]:
-    fonts = _fonts(size_px)
-    return [float(fonts[letter == _SQUARE].getlength(_GLYPHS.get(letter, letter))) for letter in text]
 
 
 # ---- lengths --------------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 from pipeline.rendering.contrast import Rgb
-from pipeline.rendering.drawing import INK, PALE, WHITE, draw_text, ramp, shorten, text_width
+from pipeline.rendering.drawing import INK, PALE, WHITE, ramp
+from pipeline.rendering.text import draw_text, shorten, text_width
 
 _MARGIN, _GAP = 36, 20
 _TITLE_PX, _TEXT_PX, _NOTE_PX = 32, 22, 18

@@ -35,7 +35,6 @@ from pipeline.rendering.drawing import (
     nice_length,
     outline_mask,
     outline_objects,
-    plain,
     scale_bar,
 )
 from pipeline.rendering.field_selection import FIELD_PX, View, choose_fields, field_side
@@ -306,13 +305,13 @@ def _caption(scene: Scene, legend: Legend | None) -> Caption:
     if section.objects:
         counts = np.bincount(scene.objects.classes, minlength=len(section.class_names)).tolist()
         named = zip(section.class_names, section.class_colours, counts, strict=True)
-        notes += [Note(f"{plain(name)} {count:,}", colour) for name, colour, count in named]
+        notes += [Note(f"{name} {count:,}", colour) for name, colour, count in named]
         notes += [Note(f"{_figures(number / area_mm2)} objects/mm\u00b2")] if area_mm2 > 0 else []
     notes.append(Note(f"{section.searched} {_figures(area_mm2)} mm\u00b2"))
     notes.append(Note(f"{section.mpp_um:.3g} \u00b5m per pixel"))
-    notes.append(Note(f"model {plain(section.model)}"))
+    notes.append(Note(f"model {section.model}"))
     notes += [Note(flag.replace("_", " "), MARKS.get(flag, ALERT)) for flag in section.flags]
-    return Caption(plain(section.name), notes, legend)
+    return Caption(section.name, notes, legend)
 
 
 def _figures(value: float) -> str:

@@ -31,6 +31,7 @@ def test_the_wheel_installs_and_works_from_another_folder(tmp_path: Path) -> Non
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"unet_core", "pipeline", "flows"}
     assert any(name.startswith("unet_core/weights/nuclei@1.") for name in names)
     assert {"flows/view/static/openseadragon.min.js", "flows/templates/view_slide.html.j2"} <= set(names)
+    assert {f"pipeline/rendering/fonts/DejaVuSans.{kind}" for kind in ("ttf", "LICENSE.txt")} <= set(names)
 
     environment = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", str(environment)], check=True)

@@ -28,9 +28,6 @@ from pipeline.rendering.drawing import (
     length_label,
     nice_length,
     outline_objects,
-    plain,
-    shorten,
-    text_width,
 )
 from pipeline.rendering.field_selection import FIELD_PX, View, choose_fields, field_side
 from pipeline.stages.overlay import ALERT, MARKS, OverlaySection, overlay_slide
@@ -292,15 +289,6 @@ def test_a_tint_leaves_what_has_none() -> None:
 def test_lengths_are_those_people_use() -> None:
     assert [nice_length(value) for value in (1, 1.99, 4.9, 5, 99, 1234, 0.03)] == [1, 1, 2, 5, 50, 1000, 0.02]
     assert [length_label(value) for value in (0.5, 20, 1000, 5000)] == ["0.5 \u00b5m", "20 \u00b5m", "1 mm", "5 mm"]
-
-
-def test_text_is_plain_and_fits() -> None:
-    assert plain("K\u00f6ln \x1b[31m\n\u4e2d \u00b5") == "Koln ?[31m?? ?"
-    short = shorten("a" * 80 + "end.svs", 20, 200)
-    assert text_width(short, 20) <= 200
-    assert short.startswith("aaaa")
-    assert short.endswith("svs")
-    assert shorten("short", 20, 200) == "short"
 
 
 # ---- colours --------------------------------------------------------------------------------------------------------
