@@ -52,8 +52,8 @@ class NearestPixels:
         side = max(1, int(WINDOW_PX / max(self.scale.level0_from_image_yx)))
         parts = [(tile.core.shift(-box.y0, -box.x0), self._part(tile.core)) for tile in TileGrid(box, side)]
         found_YX = np.empty(box.shape, parts[0][1].dtype)
-        for place, part_YX in parts:
-            found_YX[place.slices] = part_YX
+        for target, part_YX in parts:
+            found_YX[target.slices] = part_YX
         return found_YX
 
     def _part(self, box: Box) -> NDArray[Any]:

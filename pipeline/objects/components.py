@@ -143,12 +143,12 @@ def object_part(pieces: RunLengths, classes_YX: Array, core: Box, width_px: int)
 
     ``first`` is the pixel's raster index in the whole image, y * width + x.
     """
-    count, place = int(pieces.label.max(initial=0)), pieces.label - 1
+    count, piece_index = int(pieces.label.max(initial=0)), pieces.label - 1
     area, first, group = np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count, np.uint8)
-    np.add.at(area, place, pieces.length)
+    np.add.at(area, piece_index, pieces.length)
     index = (core.y0 + pieces.y) * width_px + core.x0 + pieces.x0
-    first[place[::-1]] = index[::-1]  # the last written is the first run
-    group[place] = classes_YX[pieces.y, pieces.x0]
+    first[piece_index[::-1]] = index[::-1]  # the last written is the first run
+    group[piece_index] = classes_YX[pieces.y, pieces.x0]
     borders = Borders.of(rasterize(pieces, pieces.label.astype(np.int32), core.shape))
     return BlockPart(borders, group, {"area": area, "first": first})
 

@@ -35,10 +35,10 @@ class ConvexChains:
     x: Array
 
     @classmethod
-    def of_runs(cls, runs: RunLengths, place: Array, origin_yx: tuple[int, int]) -> ConvexChains:
-        """The chains of objects ``place`` 0.. of a block's runs, which are in raster order."""
-        order = np.argsort(place.astype(np.min_scalar_type(int(place.max(initial=0)))), kind="stable")
-        owner, y = place[order], runs.y[order]
+    def of_runs(cls, runs: RunLengths, object_index: Array, origin_yx: tuple[int, int]) -> ConvexChains:
+        """The chains of objects ``object_index`` 0.. of a block's runs, which are in raster order."""
+        order = np.argsort(object_index.astype(np.min_scalar_type(int(object_index.max(initial=0)))), kind="stable")
+        owner, y = object_index[order], runs.y[order]
         ends = np.append((owner[1:] != owner[:-1]) | (y[1:] != y[:-1]), True)[: len(owner)]
         last, first = np.flatnonzero(ends), np.flatnonzero(np.roll(ends, 1))
         columns = owner[first], y[first], runs.x0[order[first]], runs.x1[order[last]] - 1
@@ -46,7 +46,7 @@ class ConvexChains:
             column.astype(np.int32) for column in columns
         )  # a block's products fit, and are faster
         chains = _joined([_points(owner, y, left), _points(~owner, y, -right)])._lowest()
-        dy, dx = (2 * place for place in origin_yx)
+        dy, dx = (2 * corner for corner in origin_yx)
         return cls(
             chains.chain.astype(np.int64), chains.y + dy, np.where(chains.chain < 0, chains.x - dx, chains.x + dx)
         )
@@ -70,7 +70,7 @@ class ConvexChains:
         kept = chosen[self.owner]
         return ConvexChains(self.chain[kept], self.y[kept], self.x[kept])
 
-    def called(self, objects: Array) -> ConvexChains:
+    def relabel(self, objects: Array) -> ConvexChains:
         """With object i being ``objects[i]``."""
         owner = objects[self.owner]
         return ConvexChains(np.where(self.chain < 0, ~owner, owner), self.y, self.x)

@@ -37,29 +37,29 @@ class BlockSums:
     sum_xy: Array
 
     @classmethod
-    def of_runs(cls, runs: RunLengths, place: Array, origin_yx: tuple[int, int]) -> Self:
-        """The sums of a block's runs. ``place`` is each run's object, 0..; ``origin_yx`` the block's corner."""
-        y0, x0 = lowest(place, runs.y), lowest(place, runs.x0)
-        y, left, right = runs.y - y0[place], runs.x0 - x0[place], runs.x1 - x0[place]
+    def of_runs(cls, runs: RunLengths, object_index: Array, origin_yx: tuple[int, int]) -> Self:
+        """The sums of a block's runs. ``object_index`` is each run's object, 0..; ``origin_yx`` the block's corner."""
+        y0, x0 = lowest(object_index, runs.y), lowest(object_index, runs.x0)
+        y, left, right = runs.y - y0[object_index], runs.x0 - x0[object_index], runs.x1 - x0[object_index]
         length, sum_x = right - left, (right * (right - 1) - left * (left - 1)) // 2
         per_run = (length, y * length, sum_x, y * y * length, _squares(right) - _squares(left), y * sum_x)
-        count, sum_y, sum_x, sum_yy, sum_xx, sum_xy = (total(place, column) for column in per_run)
-        y1, x1 = -lowest(place, -runs.y - 1), -lowest(place, -runs.x1)
+        count, sum_y, sum_x, sum_yy, sum_xx, sum_xy = (total(object_index, column) for column in per_run)
+        y1, x1 = -lowest(object_index, -runs.y - 1), -lowest(object_index, -runs.x1)
         (dy, dx) = origin_yx
         return cls(count, y0 + dy, x0 + dx, y1 + dy, x1 + dx, sum_y, sum_x, sum_yy, sum_xx, sum_xy)
 
 
-def total(place: Array, column: Array) -> Array:
-    """Sum of a column's values at each place, 0.. (int64, exact)."""
-    sums = np.zeros(int(place.max(initial=-1)) + 1, np.int64)
-    np.add.at(sums, place, column.astype(np.int64, copy=False))  # ten times slower where it has to cast
+def total(object_index: Array, column: Array) -> Array:
+    """Sum of a column's values at each object_index, 0.. (int64, exact)."""
+    sums = np.zeros(int(object_index.max(initial=-1)) + 1, np.int64)
+    np.add.at(sums, object_index, column.astype(np.int64, copy=False))  # ten times slower where it has to cast
     return sums
 
 
-def lowest(place: Array, column: Array) -> Array:
-    """Minimum of a column's values at each place, 0.. (int64)."""
-    found = np.full(int(place.max(initial=-1)) + 1, np.iinfo(np.int64).max)
-    np.minimum.at(found, place, column)
+def lowest(object_index: Array, column: Array) -> Array:
+    """Minimum of a column's values at each object_index, 0.. (int64)."""
+    found = np.full(int(object_index.max(initial=-1)) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(found, object_index, column)
     return found
 
 
@@ -89,22 +89,26 @@ class Shapes:
         count, sum_y, sum_x = np.zeros((3, objects), np.int64)
         return cls(count, sum_y, sum_x, box, np.zeros((3, objects)))
 
-    def add(self, place: Array, block: BlockSums) -> None:
-        """Merge one block's sums into the objects at ``place`` (distinct). The result depends on the blocks' order."""
-        count, before = block.count, self.count[place]
+    def add(self, object_index: Array, block: BlockSums) -> None:
+        """Merge one block's sums into the objects ``object_index`` (distinct). The result depends on block order."""
+        count, before = block.count, self.count[object_index]
         mean_y, mean_x = block.sum_y / count, block.sum_x / count
         # Relative to the block's box in integers first: what is exactly straight keeps a moment of exactly 0.
-        away_y = np.where(before > 0, (self.sum_y[place] - before * block.y0) / np.maximum(before, 1) - mean_y, 0.0)
-        away_x = np.where(before > 0, (self.sum_x[place] - before * block.x0) / np.maximum(before, 1) - mean_x, 0.0)
+        away_y = np.where(
+            before > 0, (self.sum_y[object_index] - before * block.y0) / np.maximum(before, 1) - mean_y, 0.0
+        )
+        away_x = np.where(
+            before > 0, (self.sum_x[object_index] - before * block.x0) / np.maximum(before, 1) - mean_x, 0.0
+        )
         share = count * (before / (count + before))
-        self.moment[0, place] += block.sum_yy - mean_y * block.sum_y + share * away_y * away_y
-        self.moment[1, place] += block.sum_xx - mean_x * block.sum_x + share * away_x * away_x
-        self.moment[2, place] += block.sum_xy - mean_y * block.sum_x + share * away_y * away_x
-        self.count[place] += count
-        self.sum_y[place] += block.sum_y + count * block.y0
-        self.sum_x[place] += block.sum_x + count * block.x0
-        self.box[:2, place] = np.minimum(self.box[:2, place], (block.y0, block.x0))
-        self.box[2:, place] = np.maximum(self.box[2:, place], (block.y1, block.x1))
+        self.moment[0, object_index] += block.sum_yy - mean_y * block.sum_y + share * away_y * away_y
+        self.moment[1, object_index] += block.sum_xx - mean_x * block.sum_x + share * away_x * away_x
+        self.moment[2, object_index] += block.sum_xy - mean_y * block.sum_x + share * away_y * away_x
+        self.count[object_index] += count
+        self.sum_y[object_index] += block.sum_y + count * block.y0
+        self.sum_x[object_index] += block.sum_x + count * block.x0
+        self.box[:2, object_index] = np.minimum(self.box[:2, object_index], (block.y0, block.x0))
+        self.box[2:, object_index] = np.maximum(self.box[2:, object_index], (block.y1, block.x1))
 
     def centroid(self, some: slice) -> tuple[Array, Array]:
         """Mean (y, x) of pixel indices of some objects."""

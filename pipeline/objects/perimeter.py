@@ -39,12 +39,12 @@ def count_outline(ids_YX: Array) -> tuple[Array, Array]:
     edge &= ids > 0
     flat, row = (ids * edge).ravel(), ids.shape[1]
     edge[[0, -1]] = edge[:, [0, -1]] = False
-    place = np.flatnonzero(edge)
-    own = flat[place]
-    code = np.ones(len(place), np.uint8)
+    pixel_index = np.flatnonzero(edge)
+    own = flat[pixel_index]
+    code = np.ones(len(pixel_index), np.uint8)
     for weight, steps in ((2, (-row, -1, 1, row)), (10, (-row - 1, -row + 1, row - 1, row + 1))):
         for step in steps:
-            code += (flat[place + step] == own) * np.uint8(weight)
+            code += (flat[pixel_index + step] == own) * np.uint8(weight)
     kind = _kinds()[code]
     counted = np.flatnonzero(kind)
     return own[counted], kind[counted] - 1

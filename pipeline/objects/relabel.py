@@ -38,18 +38,18 @@ _MERGED_BY = {
 
 def boxes(pieces: RunLengths, core: Box) -> dict[str, Array]:
     """Columns: the half-open box of each piece of the block ``core``, in pixels of the image."""
-    place = pieces.label - 1
-    y0, x0 = lowest(place, pieces.y), lowest(place, pieces.x0)
-    y1, x1 = -lowest(place, -pieces.y - 1), -lowest(place, -pieces.x1)
+    piece_index = pieces.label - 1
+    y0, x0 = lowest(piece_index, pieces.y), lowest(piece_index, pieces.x0)
+    y1, x1 = -lowest(piece_index, -pieces.y - 1), -lowest(piece_index, -pieces.x1)
     return {"y0": y0 + core.y0, "x0": x0 + core.x0, "y1": y1 + core.y0, "x1": x1 + core.x0}
 
 
 def coordinate_sums(pieces: RunLengths, core: Box) -> dict[str, Array]:
     """Columns: the sums of y and of x over the pixels of each piece, in pixels of the image."""
-    place, length = pieces.label - 1, pieces.length
+    piece_index, length = pieces.label - 1, pieces.length
     sum_y = (pieces.y + core.y0) * length
     sum_x = (2 * core.x0 + pieces.x0 + pieces.x1 - 1) * length // 2  # of a run, first and last pixel's mean
-    return {"sum_y": total(place, sum_y), "sum_x": total(place, sum_x)}
+    return {"sum_y": total(piece_index, sum_y), "sum_x": total(piece_index, sum_x)}
 
 
 @dataclass(frozen=True, slots=True)

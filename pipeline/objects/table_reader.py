@@ -111,10 +111,10 @@ def _classes(table: pa.Table, class_names: Sequence[str], path: Path) -> NDArray
 
 def as_text(table: pa.Table) -> pa.Table:
     """Classes and regions as text, inert in a spreadsheet: as a table is written to CSV."""
-    for place, field in enumerate(table.schema):
+    for number, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):
             names = [None if name is None else _inert(name) for name in table[field.name].to_pylist()]
-            table = table.set_column(place, field.name, pa.array(names, pa.string()))
+            table = table.set_column(number, field.name, pa.array(names, pa.string()))
     return table
 
 

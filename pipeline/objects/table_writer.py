@@ -59,12 +59,14 @@ class Merged:
 
     def add(self, result: dict[str, Array]) -> None:
         """Merge one block's result in place. Raises DamagedError for an id beyond the last object."""
-        place = result["id"].astype(np.int64) - 1
-        if place.max(initial=-1) >= len(self.group):
-            raise DamagedError(f"expected ids up to {len(self.group)}, found {place.max() + 1}: labels changed. Rerun")
-        self.shapes.add(place, BlockSums(*result["shapes"]))
-        self.group[place] = result["group"]
-        self.sums[:, place] += result["sums"]
+        object_index = result["id"].astype(np.int64) - 1
+        if object_index.max(initial=-1) >= len(self.group):
+            raise DamagedError(
+                f"expected ids up to {len(self.group)}, found {object_index.max() + 1}: labels changed. Rerun"
+            )
+        self.shapes.add(object_index, BlockSums(*result["shapes"]))
+        self.group[object_index] = result["group"]
+        self.sums[:, object_index] += result["sums"]
 
     @property
     def probability(self) -> Array:
@@ -123,15 +125,15 @@ class ObjectTable:
     def _summary(self) -> Iterator[dict[str, Any]]:
         """One entry for each region (None where there are none) and class, empty ones too."""
         regions, names = self.section.regions, self.section.class_names
-        places = [None] if regions is None else list(regions.names)
+        region_names = [None] if regions is None else list(regions.names)
         key = (self.merged.group - 1).astype(np.int64)
         if regions is not None:
             key += len(names) * self._region(slice(0, len(key)))
         order = np.argsort(key, kind="stable")
-        edges = np.searchsorted(key, np.arange(len(places) * len(names) + 1), sorter=order)
+        edges = np.searchsorted(key, np.arange(len(region_names) * len(names) + 1), sorter=order)
         for number, (start, stop) in enumerate(pairwise(edges)):
-            place, name = divmod(number, len(names))
-            yield {"region": places[place], "class": names[name], **self._numbers(order[start:stop])}
+            region, name = divmod(number, len(names))
+            yield {"region": region_names[region], "class": names[name], **self._numbers(order[start:stop])}
 
     def _numbers(self, rows: Array) -> dict[str, Any]:
         area_px, of_pixel = self.merged.shapes.count[rows], self.section.mpp**2
@@ -157,18 +159,18 @@ class ObjectTable:
         schema = table_schema(self.section)
         with pq.ParquetWriter(file, schema, compression="zstd") as writer:
             for rows in self._row_groups():
-                columns = self._place(rows) | self._shape(rows) | self._intensity(rows) | self._outline(rows)
+                columns = self._location(rows) | self._shape(rows) | self._intensity(rows) | self._outline(rows)
                 if self.section.regions is not None:
                     names = pa.array(self.section.regions.names, pa.string())
-                    place = self._region(rows)
-                    columns["region"] = pa.DictionaryArray.from_arrays(pa.array(place, mask=place < 0), names)
+                    region = self._region(rows)
+                    columns["region"] = pa.DictionaryArray.from_arrays(pa.array(region, mask=region < 0), names)
                 writer.write_table(pa.table([columns[name] for name in schema.names], schema=schema))
 
     def _row_groups(self) -> Iterator[slice]:
         objects = len(self.merged.group)
         return (slice(start, min(start + ROW_GROUP, objects)) for start in range(0, objects, ROW_GROUP))
 
-    def _place(self, rows: slice) -> dict[str, Array | pa.Array]:
+    def _location(self, rows: slice) -> dict[str, Array | pa.Array]:
         (scale_y, scale_x), mpp = self.section.level0_from_image, self.section.mpp
         (y, x), (y0, x0, y1, x1) = self.merged.shapes.centroid(rows), self.merged.shapes.box[:, rows]
         height, width = self.shape_yx

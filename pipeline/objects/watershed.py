@@ -71,9 +71,9 @@ def split_objects(runs: RunLengths, splitting: Splitting) -> SplitParts:
     owners: list[int] = []
     for sheet in _sheets(candidates, boxes):
         for owner, basins in _parted(sheet, boxes, splitting):
-            labels, place = np.unique(basins.label, return_inverse=True)
+            labels, part_index = np.unique(basins.label, return_inverse=True)
             dy, dx = boxes.y0[owner] - 1, boxes.x0[owner] - 1
-            found.append(RunLengths(place + len(owners), basins.y + dy, basins.x0 + dx, basins.x1 + dx))
+            found.append(RunLengths(part_index + len(owners), basins.y + dy, basins.x0 + dx, basins.x1 + dx))
             owners += [owner] * len(labels)
     columns = (np.concatenate([getattr(one, name) for one in found]) for name in RunLengths.__slots__)
     return SplitParts(RunLengths(*columns), np.array(owners, np.int64))

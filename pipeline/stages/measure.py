@@ -144,7 +144,7 @@ def measure_slide(work: StageContext, section: MeasureSection, map_blocks: MapBl
     for tile in work.grid:
         result = store.load_result(STAGE, plan, tile.index)
         merged.add(result)
-        cut.append(ConvexChains(*result["chains"]).called(result["id"].astype(np.int64) - 1))
+        cut.append(ConvexChains(*result["chains"]).relabel(result["id"].astype(np.int64) - 1))
     merged.hull[:] += ConvexChains.merged(cut).areas(len(merged.group))
     if (merged.shapes.count == 0).any():
         raise DamagedError(f"{store.zarr / OBJECTS} lacks objects that labelling counted. Run 'overtile verify'")

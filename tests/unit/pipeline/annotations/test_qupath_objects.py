@@ -108,6 +108,21 @@ def test_a_large_outline_equals_gdals(tmp_path: Path) -> None:
     assert burnt.sum() > 100_000
 
 
+def test_a_pixel_centre_on_an_outline_is_inside_an_object_and_outside_a_hole(tmp_path: Path) -> None:
+    """GDAL decides such ties by side: 100 pixels instead of 121."""
+    drawn = read(
+        tmp_path,
+        feature(rectangle(10.5, 10.5, 20.5, 20.5)),
+        feature(rectangle(40, 40, 60, 60)),
+        feature(rectangle(45.5, 45.5, 50.5, 50.5), "Ignore*"),
+    )
+    found = drawn.paint(Box.of_shape(SHAPE))
+    assert (found == 1).sum() == 121
+    assert (found[10:21, 10:21] == 1).all()
+    assert drawn.ignored(Box.of_shape(SHAPE)).sum() == 16
+    assert (found == 2).sum() == 400 - 16
+
+
 def test_of_areas_that_overlap_the_smallest_wins_in_any_order(tmp_path: Path) -> None:
     outer, inner = feature(rectangle(10, 10, 60, 60), "Tumor"), feature(rectangle(20, 20, 30, 30), "Necrosis")
     for features in ((outer, inner), (inner, outer)):

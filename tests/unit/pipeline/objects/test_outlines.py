@@ -42,8 +42,10 @@ def hull_areas(labels: Array, block: int) -> Array:
     found = []
     for tile in TileGrid(Box.of_shape(labels.shape), block):
         runs = find_runs(labels[tile.core.slices])
-        ids, place = np.unique(runs.label, return_inverse=True)
-        found.append(ConvexChains.of_runs(runs, place, (tile.core.y0, tile.core.x0)).called(ids.astype(np.int64) - 1))
+        ids, object_index = np.unique(runs.label, return_inverse=True)
+        found.append(
+            ConvexChains.of_runs(runs, object_index, (tile.core.y0, tile.core.x0)).relabel(ids.astype(np.int64) - 1)
+        )
     return ConvexChains.merged(found).areas(int(labels.max()))
 
 
