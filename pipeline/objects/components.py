@@ -1,16 +1,16 @@
-"""Connected components found block by block that are those of the whole image: the arithmetic, without files.
+"""Connected components of a block-wise image, equal to those of the whole image.
 
-A component of one block is a *piece*. Blocks hand over their pieces' sums and their four outermost lines of pixels;
-pieces that touch across a line are united, and whole objects are numbered in raster order of their first pixel, which
-is how ``skimage.measure.label`` numbers them. The one decision made here: nothing depends on how a block numbered its
-pieces or on the order in which blocks were done, only on pixels.
+A component of one block is a *piece*. Each block provides the sums of its pieces and its four outermost lines of
+pixels. Pieces that touch across a block border are joined by union-find, and the resulting objects are numbered in
+raster order of their first pixel, as ``skimage.measure.label`` numbers them. The result depends on pixels only, not on
+the numbering of pieces within a block or on the order of blocks.
 
       block 1   | block 2        a vertical seam joins block 1's right line to block 2's left line, in one row of blocks
       ----------+----------      a horizontal seam joins two rows of blocks over the image's whole width, so that
       block 3   | block 4        diagonal neighbours across a four-block corner are met there, once
 
-Memory, in bytes: at most 70 a piece and 140 a contact (a distinct pair of pieces that touch across a seam); columns
-beyond area and first pixel come on top.
+Memory: at most 70 bytes a piece and 140 bytes a contact (a distinct pair of pieces that touch across a seam), plus the
+columns other than area and first pixel.
 """
 
 from __future__ import annotations
@@ -35,7 +35,14 @@ _LINES = ("top", "bottom", "left", "right")
 
 @dataclass(frozen=True, slots=True)
 class RunLengths:
-    """Horizontal stretches of one label > 0, in raster order: row ``y``, columns ``x0 <= x < x1``."""
+    """Horizontal runs of pixels of one label > 0, in raster order.
+
+    Attributes:
+        label: Label of each run (n,).
+        y: Row of each run (n,).
+        x0: First column of each run (n,).
+        x1: Column after the last of each run (n,).
+    """
 
     label: Array
     y: Array
@@ -44,12 +51,12 @@ class RunLengths:
 
     @property
     def length(self) -> Array:
-        """Pixels of each run."""
+        """Number of pixels of each run (n,)."""
         return self.x1 - self.x0
 
 
 def find_runs(labels_YX: Array) -> RunLengths:
-    """The runs of a label image. Sums over objects cost little over runs: there are few for each object."""
+    """Encode a label image (y, x) as runs; O(pixels). Sums over runs are cheap: an object has few of them."""
     width, flat = labels_YX.shape[1], labels_YX.ravel()
     differs = np.empty(flat.size + 1, np.bool_)
     np.not_equal(flat[1:], flat[:-1], out=differs[1:-1])
@@ -62,7 +69,16 @@ def find_runs(labels_YX: Array) -> RunLengths:
 
 
 def rasterize(runs: RunLengths, values: Array, shape_yx: tuple[int, int]) -> Array:
-    """An image that holds each run's value, and 0 between runs. Several times faster than indexing a table by pixel."""
+    """Draw runs into an image; several times faster than indexing a table of values by pixel.
+
+    Args:
+        runs: Runs in raster order that do not overlap.
+        values: Value of each run (n,); its dtype is that of the image.
+        shape_yx: Shape of the image.
+
+    Returns:
+        Image (y, x) with the value of each run, and 0 between runs.
+    """
     start = runs.y * shape_yx[1] + runs.x0
     edges = np.stack((start, start + runs.length), axis=1).ravel()
     stretches = np.zeros(len(edges) + 1, values.dtype)
@@ -71,10 +87,17 @@ def rasterize(runs: RunLengths, values: Array, shape_yx: tuple[int, int]) -> Arr
 
 
 def label_pieces(classes_YX: Array, connectivity: int) -> RunLengths:
-    """Components of equal class of one block, as runs labelled 1.. by piece.
+    """Label the components of equal class of one block.
 
-    ``connectivity`` is 4 (shared edges) or 8 (shared corners too). Twice as fast as labelling pixels where objects are
-    many pixels wide, and five times where there are several classes.
+    The components are those of a graph of runs. That is twice as fast as labelling pixels where objects are many pixels
+    wide, and five times as fast where there are several classes.
+
+    Args:
+        classes_YX: Class of each pixel, 0 = background.
+        connectivity: 4 (shared edges) or 8 (shared corners too).
+
+    Returns:
+        Runs of foreground, labelled by piece from 1 (int64).
     """
     runs = find_runs(classes_YX)
     graph = _graph(_neighbouring_runs(runs, classes_YX.shape[1], connectivity), len(runs.label))
@@ -82,7 +105,7 @@ def label_pieces(classes_YX: Array, connectivity: int) -> RunLengths:
 
 
 def _neighbouring_runs(runs: RunLengths, width: int, connectivity: int) -> Array:
-    """Pairs (2, n) of runs of equal label that touch, one in the row above the other's."""
+    """Pairs (2, n) of indices of touching runs of equal label in adjacent rows; the upper run is first."""
     row = width + 2  # runs of different rows never touch on this line, not even by a corner
     start, stop = runs.y * row + runs.x0, runs.y * row + runs.x1
     by_corner = connectivity == 8
@@ -99,7 +122,7 @@ def _graph(pairs: Array, nodes: int) -> coo_array:
 
 @dataclass(frozen=True, slots=True)
 class Borders:
-    """The four outermost lines of a block: a piece's number, 0 for nothing, -c for a pixel of class c in no piece."""
+    """The four outermost lines of a block: piece number, 0 for none, -c for a pixel of class c that is in no piece."""
 
     top: Array
     bottom: Array
@@ -108,19 +131,19 @@ class Borders:
 
     @classmethod
     def of(cls, numbers_YX: Array) -> Self:
-        """The lines of a block's piece numbers."""
+        """The outermost lines of a block's image of piece numbers (int32)."""
         lines = numbers_YX[0], numbers_YX[-1], numbers_YX[:, 0], numbers_YX[:, -1]
         return cls(*(line.astype(np.int32) for line in lines))
 
     def after(self, pieces: int) -> Borders:
-        """The same lines when ``pieces`` pieces of other blocks come before (int64)."""
+        """The same lines with ``pieces`` added to each piece number (int64)."""
         lines = (getattr(self, name).astype(np.int64) for name in _LINES)
         return Borders(*(np.where(line > 0, line + pieces, line) for line in lines))
 
 
 @dataclass(frozen=True, slots=True)
 class BlockPart:
-    """What joining needs of one block: its borders, each piece's class and columns of each piece's sums."""
+    """What joining needs of one block: borders, class of each piece (uint8) and columns of sums of each piece."""
 
     borders: Borders
     group: Array
@@ -128,20 +151,28 @@ class BlockPart:
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, Array]) -> Self:
-        """The part that ``arrays()`` took apart."""
+        """The inverse of ``arrays``."""
         borders = Borders(*(arrays[name] for name in _LINES))
         columns = {name: column for name, column in arrays.items() if name not in (*_LINES, "group")}
         return cls(borders, arrays["group"], columns)
 
     def arrays(self) -> dict[str, Array]:
-        """As plain named arrays, to be kept."""
+        """All contents as named arrays, to be stored."""
         return {**{name: getattr(self.borders, name) for name in _LINES}, "group": self.group, **self.columns}
 
 
 def object_part(pieces: RunLengths, classes_YX: Array, core: Box, width_px: int) -> BlockPart:
-    """Area and first pixel of each piece of the block ``core`` in an image ``width_px`` wide.
+    """Area and first pixel of each piece of one block.
 
-    ``first`` is the pixel's raster index in the whole image, y * width + x.
+    Args:
+        pieces: Runs of the block, labelled by piece from 1.
+        classes_YX: Class of each pixel of the block.
+        core: The block, in pixels of the image.
+        width_px: Width of the whole image.
+
+    Returns:
+        Borders, classes, and two int64 columns: ``area`` in pixels, and ``first``, the raster index y * width_px + x of
+        the first pixel in the whole image.
     """
     count, piece_index = int(pieces.label.max(initial=0)), pieces.label - 1
     area, first, group = np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count, np.uint8)
@@ -155,11 +186,16 @@ def object_part(pieces: RunLengths, classes_YX: Array, core: Box, width_px: int)
 
 @dataclass(frozen=True, slots=True)
 class BlockGraph:
-    """All pieces of an image in block order, and where they touch.
+    """All pieces of an image in block order, and their contacts across seams.
 
-    Pieces of block b are ``starts[b] .. starts[b + 1]``. ``contacts`` (2, n) are distinct pairs across seams, with
-    the kind of ``seam`` of each: piece numbers from 0, or -1 - c for a pixel of class c in no piece.
-    ``corners`` (2, n) are the diagonally opposite pieces at four-block corners, whatever the connectivity.
+    Attributes:
+        starts: Pieces of block b are ``starts[b]`` to ``starts[b + 1] - 1`` (blocks + 1,).
+        group: Class of each piece.
+        columns: Sums of each piece by name.
+        contacts: Distinct pairs (2, n) that touch across seams: piece numbers from 0, or -1 - c for a pixel of class c
+            that is in no piece.
+        seam: Kind of the seam of each contact, ``VERTICAL`` or ``HORIZONTAL`` (n,).
+        corners: Diagonally opposite pieces (2, n) at four-block corners, whatever the connectivity.
     """
 
     starts: Array
@@ -171,9 +207,14 @@ class BlockGraph:
 
 
 def join(rows: Iterable[Sequence[BlockPart]], connectivity: int) -> BlockGraph:
-    """Put the parts of all blocks together, one row of blocks at a time.
+    """Build the graph of pieces from the parts of all blocks, one row of blocks at a time.
 
-    ``rows`` are the rows of blocks from the top, each from the left. Two rows of borders are in memory at once.
+    Args:
+        rows: Rows of blocks from the top, each from the left. Two rows of borders are in memory at once.
+        connectivity: 4 or 8.
+
+    Returns:
+        The pieces of all blocks and their contacts.
     """
     counts, contacts, corners = [0], ([_NO_PAIRS], [_NO_PAIRS]), [_NO_PAIRS]
     groups: list[Array] = []
@@ -208,7 +249,7 @@ _NO_PAIRS: Array = np.zeros((2, 0), np.int64)
 
 
 def touching(line_a: Array, line_b: Array, connectivity: int) -> Array:
-    """Distinct pairs (2, n) of neighbours, one in each of two facing lines, neither 0 and at least one a piece."""
+    """Distinct pairs (2, n) of neighbours across two facing lines; neither is 0 and at least one is a piece."""
     faces = [(line_a, line_b)]
     if connectivity == 8:
         faces += [(line_a[1:], line_b[:-1]), (line_a[:-1], line_b[1:])]
@@ -225,9 +266,14 @@ def _corner_pairs(bottom: Array, top: Array, widths: Sequence[int]) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class Components:
-    """Pieces that touch pieces of their class: each ``piece`` and the lowest-numbered piece, ``root``, of its object.
+    """Union-find result: pieces that touch others of their class, and the root of each.
 
-    Pieces that touch none are their own root and not listed.
+    The root of an object is its piece of the lowest number. Pieces without contacts are their own root and are not
+    listed.
+
+    Attributes:
+        piece: Piece numbers (n,).
+        root: Root of each of these pieces (n,).
     """
 
     piece: Array
@@ -235,19 +281,27 @@ class Components:
 
     @property
     def other(self) -> Components:
-        """Without the roots themselves."""
+        """The same without the roots themselves."""
         joined = self.piece != self.root
         return Components(self.piece[joined], self.root[joined])
 
     def merge(self, combine: np.ufunc, column: Array) -> Array:
-        """``column`` with each root holding what ``combine`` (add, minimum, ...) makes of all its pieces."""
+        """Reduce a column over the pieces of each object.
+
+        Args:
+            combine: Reduction, such as ``np.add`` or ``np.minimum``.
+            column: One value a piece.
+
+        Returns:
+            A copy of ``column`` in which each root holds the reduction over its object; other entries are unchanged.
+        """
         merged, other = column.copy(), self.other
         combine.at(merged, other.root, column[other.piece])
         return merged
 
 
 def union_find(joined: BlockGraph) -> Components:
-    """Which pieces are one: connected by contacts between pieces of equal class."""
+    """Join pieces of equal class that are in contact, with ``scipy.sparse.csgraph.connected_components``."""
     pairs = joined.contacts[:, same_class_edges(joined)]
     nodes, ends = np.unique(pairs, return_inverse=True)
     count, component = connected_components(_graph(ends.reshape(2, -1), len(nodes)), directed=False)
@@ -257,7 +311,7 @@ def union_find(joined: BlockGraph) -> Components:
 
 
 def same_class_edges(joined: BlockGraph) -> Array:
-    """Which contacts are between two pieces of one class."""
+    """Mask (n,) of the contacts that are between two pieces of one class."""
     pieces = (joined.contacts >= 0).all(axis=0)
     first, second = joined.group[np.where(pieces, joined.contacts, 0)]
     return np.asarray(pieces & (first == second))

@@ -1,10 +1,10 @@
-"""Holes of objects, block by block: the arithmetic, without files.
+"""Fill holes of objects block by block.
 
-A hole is a component of background that does not touch the slide's border, whose area is at most a limit and whose
-neighbours are all of one class: it becomes pixels of that class before objects are labelled. Background is connected
-the other way round than objects (4 when they are 8, and 8 when they are 4), and the one decision made here follows:
-a hole's neighbours are the foreground pixels that adjoin it in that same connectivity, so they are exactly what
-stops the hole from growing. All holes are judged on the mask as it was before any was filled.
+A hole is a component of background that does not touch the slide's border, has an area of at most a limit, and has
+neighbours of one class only. Its pixels get that class before objects are labelled. Background has the complementary
+connectivity of objects (4 for 8, and 8 for 4). The neighbours of a hole are the foreground pixels adjacent in the
+connectivity of background, so they are exactly the pixels that bound it. All holes are evaluated on the mask before any
+is filled.
 """
 
 from __future__ import annotations
@@ -24,17 +24,28 @@ _NONE_LOW, _NONE_HIGH = 255, 0
 
 
 def background_connectivity(connectivity: int) -> int:
-    """The connectivity of holes when objects have ``connectivity``."""
+    """Connectivity of background for objects of ``connectivity``."""
     return 4 if connectivity == 8 else 8
 
 
 def background_pieces(classes_YX: Array, connectivity: int) -> RunLengths:
-    """Components of background, as runs labelled 1.. by piece, for objects of ``connectivity``."""
+    """Components of background as runs, labelled by piece from 1, for objects of ``connectivity``."""
     return label_pieces((classes_YX == 0).view(np.uint8), background_connectivity(connectivity))
 
 
 def hole_part(classes_YX: Array, core: Box, shape_yx: tuple[int, int], connectivity: int) -> BlockPart:
-    """Area, contact with the slide's border, lowest and highest neighbouring class of each background piece."""
+    """Columns of each background piece of one block.
+
+    Args:
+        classes_YX: Class of each pixel of the block, 0 = background.
+        core: The block, in pixels of the image.
+        shape_yx: Shape of the whole image.
+        connectivity: Connectivity of objects, 4 or 8.
+
+    Returns:
+        Borders and the columns ``area`` (int64), ``open`` (touches the slide's border), ``low`` and ``high`` (lowest
+        and highest class of neighbours within the block, uint8; 255 and 0 without neighbours).
+    """
     runs = background_pieces(classes_YX, connectivity)
     count = int(runs.label.max(initial=0))
     area = np.zeros(count, np.int64)
@@ -76,7 +87,15 @@ def _facing(pixels: Array, dy: int, dx: int) -> tuple[Array, Array]:
 
 
 def fill_classes(joined: BlockGraph, max_px: int) -> Array:
-    """The class (uint8, 0 = stays background) that fills each background piece, in block order."""
+    """The class that fills each background piece.
+
+    Args:
+        joined: Background pieces of all blocks.
+        max_px: Largest area of a hole in pixels, inclusive.
+
+    Returns:
+        Class of each piece in block order (uint8); 0 for pieces that stay background.
+    """
     low, high = joined.columns["low"].copy(), joined.columns["high"].copy()
     for piece, other in (joined.contacts, joined.contacts[::-1]):
         across = other < -1  # -1 - c: a pixel of class c
@@ -92,7 +111,13 @@ def fill_classes(joined: BlockGraph, max_px: int) -> Array:
 
 
 def fill_holes(classes_YX: Array, fill: Array, connectivity: int) -> Array:
-    """The class map with the block's background pieces filled by ``fill`` (one class for each piece)."""
+    """Fill the background pieces of one block.
+
+    Args:
+        classes_YX: Class of each pixel of the block.
+        fill: Class of each background piece of this block, 0 = not filled.
+        connectivity: Connectivity of objects.
+    """
     if not fill.any():
         return classes_YX
     holes = background_pieces(classes_YX, connectivity)

@@ -1,8 +1,10 @@
-"""Sums over objects that merge across blocks: exact in a block, stable over a slide.
+"""Area, box and second moments of objects, merged across blocks.
 
-Within a block sums are integers, of coordinates relative to the object's own corner there, so none overflows. Over a
-whole slide second moments about one origin would overflow an int64 and cancel in floats. The one decision made here:
-blocks are merged as counts, means and *central* moments (Chan, Golub, LeVeque 1979), whose terms are all squares.
+Within a block the sums are integers of coordinates relative to the object's corner there, so none overflows. Second
+moments of a whole slide about one origin would overflow int64 and cancel in floating point. Blocks are therefore merged
+as counts, means and *central* moments, whose update terms are all squares or products of mean differences.
+
+Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979).
 """
 
 from __future__ import annotations
@@ -20,9 +22,12 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class BlockSums:
-    """Of each object in one block: pixels ``count``, half-open box, and integer sums of y, x, y², x², xy.
+    """Sums over the pixels of each object in one block. All arrays are int64 (objects,).
 
-    Box in pixels of the image; the sums are of coordinates relative to the box's upper left corner. All int64.
+    Attributes:
+        count: Number of pixels.
+        y0: First row, in pixels of the image; ``x0``, ``y1``, ``x1`` complete the half-open box.
+        sum_y: Sum of y relative to y0; ``sum_x``, ``sum_yy``, ``sum_xx``, ``sum_xy`` likewise, x relative to x0.
     """
 
     count: Array
@@ -38,7 +43,13 @@ class BlockSums:
 
     @classmethod
     def of_runs(cls, runs: RunLengths, object_index: Array, origin_yx: tuple[int, int]) -> Self:
-        """The sums of a block's runs. ``object_index`` is each run's object, 0..; ``origin_yx`` the block's corner."""
+        """Sums of the objects of one block; O(runs).
+
+        Args:
+            runs: Runs of the block.
+            object_index: Object of each run, from 0; every object has a run.
+            origin_yx: Upper left pixel of the block in the image.
+        """
         y0, x0 = lowest(object_index, runs.y), lowest(object_index, runs.x0)
         y, left, right = runs.y - y0[object_index], runs.x0 - x0[object_index], runs.x1 - x0[object_index]
         length, sum_x = right - left, (right * (right - 1) - left * (left - 1)) // 2
@@ -50,14 +61,14 @@ class BlockSums:
 
 
 def total(object_index: Array, column: Array) -> Array:
-    """Sum of a column's values at each object_index, 0.. (int64, exact)."""
+    """Sum of a column for each object index from 0 (int64, exact)."""
     sums = np.zeros(int(object_index.max(initial=-1)) + 1, np.int64)
     np.add.at(sums, object_index, column.astype(np.int64, copy=False))  # ten times slower where it has to cast
     return sums
 
 
 def lowest(object_index: Array, column: Array) -> Array:
-    """Minimum of a column's values at each object_index, 0.. (int64)."""
+    """Minimum of a column for each object index from 0 (int64)."""
     found = np.full(int(object_index.max(initial=-1)) + 1, np.iinfo(np.int64).max)
     np.minimum.at(found, object_index, column)
     return found
@@ -70,9 +81,13 @@ def _squares(stop: Array) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """Of each object of a slide: pixels, sums of coordinates (int64, exact), box, central second moments (float64).
+    """Sums of all objects of a slide, updated in place; 80 bytes an object.
 
-    80 bytes an object. Grows by ``add``, block after block, in place.
+    Attributes:
+        count: Pixels (objects,), int64.
+        sum_y: Sum of y in pixels of the image (objects,), int64; ``sum_x`` likewise.
+        box: Half-open boxes y0, x0, y1, x1 (4, objects), int64.
+        moment: Central second moments yy, xx, xy (3, objects), float64, not divided by the count.
     """
 
     count: Array
@@ -83,17 +98,22 @@ class Shapes:
 
     @classmethod
     def empty(cls, objects: int) -> Self:
-        """No pixels yet. ``box`` (4, n) is y0, x0, y1, x1; ``moment`` (3, n) is yy, xx, xy."""
+        """Objects without pixels."""
         far = np.iinfo(np.int64).max
         box = np.repeat(np.array([[far], [far], [-1], [-1]]), objects, axis=1)
         count, sum_y, sum_x = np.zeros((3, objects), np.int64)
         return cls(count, sum_y, sum_x, box, np.zeros((3, objects)))
 
     def add(self, object_index: Array, block: BlockSums) -> None:
-        """Merge one block's sums into the objects ``object_index`` (distinct). The result depends on block order."""
+        """Merge the sums of one block in place. Rounding of the moments depends on the order of blocks.
+
+        Args:
+            object_index: Distinct objects of the slide, one for each object of the block.
+            block: Sums of the block.
+        """
         count, before = block.count, self.count[object_index]
         mean_y, mean_x = block.sum_y / count, block.sum_x / count
-        # Relative to the block's box in integers first: what is exactly straight keeps a moment of exactly 0.
+        # Differences of integers first: an exactly straight object keeps a moment of exactly 0.
         away_y = np.where(
             before > 0, (self.sum_y[object_index] - before * block.y0) / np.maximum(before, 1) - mean_y, 0.0
         )
@@ -111,13 +131,20 @@ class Shapes:
         self.box[2:, object_index] = np.maximum(self.box[2:, object_index], (block.y1, block.x1))
 
     def centroid(self, some: slice) -> tuple[Array, Array]:
-        """Mean (y, x) of pixel indices of some objects."""
+        """Mean (y, x) of the pixel indices of some objects."""
         return self.sum_y[some] / self.count[some], self.sum_x[some] / self.count[some]
 
 
 @dataclass(frozen=True, slots=True)
 class Ellipse:
-    """The ellipse with an object's second moments: full axis lengths in pixels, orientation, eccentricity."""
+    """Ellipses with the second moments of objects.
+
+    Attributes:
+        major: Full length of the major axis in pixels (n,).
+        minor: Full length of the minor axis in pixels (n,).
+        orientation: Angle from the y axis to the major axis in radians (n,), -pi/2 to pi/2, positive towards x.
+        eccentricity: 0 for a circle, towards 1 for a line (n,).
+    """
 
     major: Array
     minor: Array
@@ -126,10 +153,7 @@ class Ellipse:
 
     @classmethod
     def of(cls, shapes: Shapes, some: slice) -> Self:
-        """As ``skimage.measure.regionprops`` defines them.
-
-        Orientation is the angle between the y axis and the major axis, -pi/2..pi/2, positive towards x.
-        """
+        """Ellipses of some objects of a slide, as ``skimage.measure.regionprops`` defines them."""
         yy, xx, xy = shapes.moment[:, some] / shapes.count[some]
         half, spread = (yy + xx) / 2, np.hypot((yy - xx) / 2, xy)
         large, small = half + spread, np.maximum(half - spread, 0.0)

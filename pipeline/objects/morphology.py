@@ -1,12 +1,9 @@
-"""Opening and closing of each class's mask by a disc, before objects are labelled: arithmetic on one array.
+"""Open and close the mask of each class by a disc, before objects are labelled.
 
-Equal to ``skimage.morphology.binary_opening`` and ``binary_closing`` with ``disk(radius)``, whose default at the
-image's border ("ignore") is kept: the disc counts as far as it lies in the image, so nothing is eaten from beyond it.
-The one decision made here: whoever reads an array ``halo_px`` larger than needed on every side that is not the slide's
-border, and crops, has the pixels of the whole slide.
-
-A disc is a stack of rows. So a mask is eroded along the rows by each half width of the disc in turn, one pixel more
-than the last, and the rows that the disc has of this half width are met: about 3 r passes over bytes, not r².
+Equal to ``skimage.morphology.binary_opening`` and ``binary_closing`` with ``disk(radius)`` and their default mode at
+the image's border ("ignore"): the disc counts as far as it lies in the image, so nothing is eroded from outside it. An
+array that is read ``halo_px`` larger on every side that is not the slide's border, and then cropped, has the pixels of
+the whole slide.
 """
 
 from __future__ import annotations
@@ -23,20 +20,30 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Morphology:
-    """For each class from 1 the radii in pixels of the discs that open, then close its mask; 0 leaves it as it is."""
+    """Radii of the discs for each class.
+
+    Attributes:
+        discs_px: For each class from 1 the radii (opening, closing) in pixels; 0 leaves the mask unchanged.
+    """
 
     discs_px: tuple[tuple[int, int], ...] = ()
 
     @property
     def halo_px(self) -> int:
-        """How far away a pixel can matter: opening and closing look twice as far as their disc reaches."""
+        """Largest distance at which a pixel matters: opening and closing each reach twice the radius of their disc."""
         return sum(2 * max(radii) for radii in zip(*self.discs_px, strict=True))
 
     def of_classes(self, classes_YX: Array) -> Array:
-        """A class map (uint8, 0 = background) with the mask of each class opened, then closed.
+        """Open, then close, the mask of each class.
 
-        What opening removes becomes background. Closing fills background only, judged on the map as it was opened; what
-        several classes would fill is the lowest one's.
+        Opened pixels become background. Closing fills background only and uses the map after opening; a pixel that
+        several classes would fill gets the lowest of them.
+
+        Args:
+            classes_YX: Class of each pixel (uint8), 0 = background.
+
+        Returns:
+            The new class map (uint8).
         """
         if not self.halo_px or not classes_YX.any():
             return classes_YX
@@ -51,17 +58,23 @@ class Morphology:
 
 
 def opening(mask_YX: Array, radius_px: int) -> Array:
-    """The pixels of a mask that a disc inside the mask covers, wherever it fits."""
+    """Pixels of a mask that are covered by a disc inside the mask (bool)."""
     return ~eroded(~eroded(mask_YX, radius_px), radius_px)
 
 
 def closing(mask_YX: Array, radius_px: int) -> Array:
-    """The mask and the gaps into which a disc outside the mask does not fit."""
+    """A mask and the gaps into which no disc outside the mask fits (bool)."""
     return eroded(~eroded(~mask_YX, radius_px), radius_px)
 
 
 def eroded(mask_YX: Array, radius_px: int) -> Array:
-    """The pixels around which a disc, as far as it lies in the image, is all mask (bool)."""
+    """Pixels around which a disc, as far as it lies in the image, is all mask (bool).
+
+    The disc is a stack of rows. The mask is eroded along x by each half width of the disc in turn, one pixel more each
+    time, and combined with the rows at the distance of that half width: about 3 radius_px passes over bytes.
+    ``skimage.morphology.isotropic_erosion`` gives the same pixels from a distance transform, but takes 0.5 s for 2048 x
+    2048 pixels where this function takes 0.007 s (radius 1) to 0.07 s (radius 20).
+    """
     answer, row = mask_YX.copy(), mask_YX
     reach = 0
     for dy in range(radius_px, -1, -1):
@@ -76,7 +89,7 @@ def eroded(mask_YX: Array, radius_px: int) -> Array:
 
 
 def _one_pixel_less(mask_YX: Array) -> Array:
-    """Eroded by one pixel to the left and right."""
+    """The mask eroded by one pixel to the left and right."""
     answer = mask_YX.copy()
     answer[:, 1:] &= mask_YX[:, :-1]
     answer[:, :-1] &= mask_YX[:, 1:]

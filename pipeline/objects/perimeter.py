@@ -1,10 +1,9 @@
-"""Perimeters: the lengths around objects that scikit-image estimates, as counts that add up over blocks.
+"""Perimeters of objects as counts of outline pixels that add up over blocks.
 
-``skimage.measure.perimeter`` (Benkrid and Crookes) gives each pixel of an object's outline, one that has no neighbour
-of its own object on some side, a length of 1, sqrt 2 or their mean by which of the eight pixels around it are outline
-of the same object too. The one decision made here: a block counts its own pixels of each length, seeing ``HALO_PX``
-more around itself, so counts of all blocks are those of the whole image, to the pixel, and an object of any size has
-its perimeter.
+``skimage.measure.perimeter`` (after Benkrid and Crookes) assigns to each outline pixel, one with a neighbour on some
+side that is not of its object, a length of 1, sqrt 2 or their mean, by which of its eight neighbours are outline
+pixels of the same object. A block counts its own pixels of each length from an array that is ``HALO_PX`` larger on
+every side, so the counts of all blocks add up to those of the whole image exactly.
 """
 
 from __future__ import annotations
@@ -22,16 +21,20 @@ LENGTHS = (1.0, sqrt(2), (1 + sqrt(2)) / 2)
 
 
 def _kinds() -> Array:
-    """By 1 + 2 * (outline pixels at the four sides) + 10 * (at the corners): 0 for nothing, else 1 + which length."""
+    """Kind by code 1 + 2 * (outline pixels at the sides) + 10 * (at the corners): 0 = no length, else index + 1."""
     kinds = np.zeros(50, np.uint8)
     kinds[[5, 7, 15, 17, 25, 27]], kinds[[21, 33]], kinds[[13, 23]] = 1, 2, 3
     return kinds
 
 
 def count_outline(ids_YX: Array) -> tuple[Array, Array]:
-    """Ids of the outline's pixels that have a length, and which of ``LENGTHS``, from a block with its halo.
+    """Find the outline pixels of a block that have a length.
 
-    ``ids_YX`` holds 0 for nothing and beyond the slide.
+    Args:
+        ids_YX: Object ids of a block with ``HALO_PX`` more on every side; 0 for background and beyond the slide.
+
+    Returns:
+        Object id of each such pixel (n,), and index of its length in ``LENGTHS`` (n,).
     """
     same_x, same_y = ids_YX[1:-1, 1:] == ids_YX[1:-1, :-1], ids_YX[1:, 1:-1] == ids_YX[:-1, 1:-1]
     ids = ids_YX[1:-1, 1:-1]

@@ -1,8 +1,7 @@
-"""Outlines of labelled objects as polygons on the pixel grid: traced block by block, joined, written as rings.
+"""Polygons of labelled objects on the pixel grid, traced block by block and joined.
 
-Pure geometry, nothing is read or written here. The one decision made here: coordinates are whole pixel corners until
-the last moment, so parts from neighbouring blocks meet exactly, areas are exact, and the joined outline is the one a
-single trace of the whole image would have given.
+Coordinates are integer pixel corners until they are scaled, so parts of neighbouring blocks meet exactly, areas are
+exact, and a joined outline equals that of one trace of the whole image.
 
       +--+--+..+--+       x to the right, y down, (0, 0) is the upper left corner of the first pixel;
       |##|##:##|          a part ends at its block's edge (:), the union removes that edge again
@@ -27,15 +26,18 @@ Outline = list[list[Ring]]
 """Polygons of one object, each a list of rings, the outer one first; rings are closed lists of [x, y]."""
 
 
-_AT_ONCE = 512  # shapes turned into lists together: more live lists only keep Python's garbage collector busy
+_AT_ONCE = 512  # shapes converted to lists at a time: more live lists slow Python's garbage collector
 
 
 @dataclass(frozen=True, slots=True)
 class PolygonParts:
-    """Polygons of the objects in one block, as flat arrays: small, and kept in a file without pickling.
+    """Polygons of the objects in one block as flat arrays, which are stored without pickling.
 
-    ``ids`` (p,) names each polygon's object; polygon i has ``rings[i]`` rings, ring j has ``points[j]`` points in
-    ``corners`` (n, 2), which are (x, y) pixel corners of the whole image.
+    Attributes:
+        ids: Object of each polygon (p,).
+        rings: Number of rings of each polygon (p,).
+        points: Number of points of each ring (r,).
+        corners: Pixel corners (x, y) in the whole image (n, 2).
     """
 
     ids: NDArray[np.uint32]
@@ -44,35 +46,43 @@ class PolygonParts:
     corners: NDArray[np.int32]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """By name, as they are stored."""
+        """All contents as named arrays, to be stored."""
         return {"ids": self.ids, "rings": self.rings, "points": self.points, "corners": self.corners}
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> PolygonParts:
-        """The reverse of ``arrays``."""
+        """The inverse of ``arrays``."""
         return cls(arrays["ids"], arrays["rings"], arrays["points"], arrays["corners"])
 
     def select(self, chosen: NDArray[np.bool_]) -> PolygonParts:
-        """Only the polygons for which ``chosen`` (p,) holds."""
+        """The polygons for which ``chosen`` (p,) is True."""
         rings = np.repeat(chosen, self.rings)
         return PolygonParts(
             self.ids[chosen], self.rings[chosen], self.points[rings], self.corners[np.repeat(rings, self.points)]
         )
 
     def polygons(self) -> NDArray[Any]:
-        """One shapely Polygon for each id."""
+        """One shapely Polygon for each entry of ``ids``."""
         offsets = _offsets(self.points), _offsets(self.rings)
         return np.asarray(shapely.from_ragged_array(shapely.GeometryType.POLYGON, self.corners.astype(float), offsets))
 
 
 def trace(labels_YX: NDArray[np.uint32], origin_yx: tuple[int, int]) -> PolygonParts:
-    """Pixel-exact polygons, with holes, of every 4-connected piece of every object in a block; sorted by id.
+    """Trace pixel-exact polygons, with holes, of every 4-connected piece of every object in a block.
 
-    ``origin_yx`` is the block's upper left pixel in the whole image. An object whose pieces meet only at a corner, or
-    in another block, gives several polygons. Tracing 8-connected pieces at once would give rings that touch
-    themselves, which are not valid polygons (OGC 06-103r4, 6.1.11).
+    An object whose pieces meet only at a corner, or in another block, gives several polygons. Tracing 8-connected
+    pieces would give rings that touch themselves, which are not valid polygons (OGC 06-103r4, 6.1.11).
+
+    Args:
+        labels_YX: Object ids of the block, 0 = background.
+        origin_yx: Upper left pixel of the block in the whole image.
+
+    Returns:
+        Polygons sorted by id.
     """
-    signed = np.ascontiguousarray(labels_YX).view(np.int32)  # the tracer knows no uint32; the bits stay the same
+    signed = np.ascontiguousarray(labels_YX).view(
+        np.int32
+    )  # the tracer does not support uint32; the bits stay the same
     shapes = list(rasterio.features.shapes(signed, mask=labels_YX > 0, connectivity=4))
     ids = np.array([int(value) for _, value in shapes], np.int64).astype(np.uint32)
     order = np.argsort(ids, kind="stable")
@@ -89,9 +99,14 @@ def trace(labels_YX: NDArray[np.uint32], origin_yx: tuple[int, int]) -> PolygonP
 
 
 def join(pieces: Sequence[Polygon], *, across_blocks: bool) -> Polygon | MultiPolygon:
-    """One object from its pieces: a Polygon, or a MultiPolygon where pieces meet at a corner or not at all.
+    """Join the pieces of one object.
 
-    Pieces of one block never share an edge, so only pieces from several blocks need the union.
+    Args:
+        pieces: Polygons of the object.
+        across_blocks: Whether they come from several blocks. Pieces of one block never share an edge and need no union.
+
+    Returns:
+        A Polygon, or a MultiPolygon where pieces meet at a corner or not at all.
     """
     if len(pieces) == 1:
         return pieces[0]
@@ -99,10 +114,17 @@ def join(pieces: Sequence[Polygon], *, across_blocks: bool) -> Polygon | MultiPo
 
 
 def outlines(shapes: Sequence[Polygon | MultiPolygon], scale_yx: tuple[float, float]) -> Iterator[Outline]:
-    """The rings of each shape, corners only, multiplied by ``scale_yx``; the same however the object was cut.
+    """Convert shapes to rings of corners; the result does not depend on how the object was divided into blocks.
 
     Rings start at their leftmost upper corner and are sorted by it; outer rings run counter-clockwise in (x, y), holes
-    clockwise (RFC 7946, 3.1.6). Coordinates are whole numbers at scale 1, else rounded to a thousandth of a pixel.
+    clockwise (RFC 7946, 3.1.6).
+
+    Args:
+        shapes: Shapes in pixel corners of the image.
+        scale_yx: Factor for y and for x, to level 0 for example.
+
+    Yields:
+        The rings of each shape. Coordinates are whole numbers at scale 1, else rounded to a thousandth of a pixel.
     """
     for start in range(0, len(shapes), _AT_ONCE):
         yield from _outlines(shapes[start : start + _AT_ONCE], scale_yx)

@@ -1,8 +1,8 @@
-"""From pieces to numbered objects: what stands for an object, which are kept, in which order they are numbered.
+"""Merge pieces into objects, filter them, and number them in raster order.
 
-An object stands at its *root*, the lowest-numbered of its pieces; when it was split, its parts stand in its place. The
-one decision made here: whatever drops objects (area, regions) is asked of whole objects and of parts, never of pieces,
-and numbers are given last, in raster order of first pixels.
+An object is represented by its *root*, the lowest-numbered of its pieces. The parts of a split object replace it.
+Filters (area, regions) apply to whole objects and to parts, never to pieces. Numbers are given last, in raster order of
+first pixels.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MERGED_BY = {
 
 
 def boxes(pieces: RunLengths, core: Box) -> dict[str, Array]:
-    """Columns: the half-open box of each piece of the block ``core``, in pixels of the image."""
+    """Half-open box of each piece of the block ``core``, as columns y0, x0, y1, x1 in pixels of the image."""
     piece_index = pieces.label - 1
     y0, x0 = lowest(piece_index, pieces.y), lowest(piece_index, pieces.x0)
     y1, x1 = -lowest(piece_index, -pieces.y - 1), -lowest(piece_index, -pieces.x1)
@@ -45,18 +45,22 @@ def boxes(pieces: RunLengths, core: Box) -> dict[str, Array]:
 
 
 def coordinate_sums(pieces: RunLengths, core: Box) -> dict[str, Array]:
-    """Columns: the sums of y and of x over the pixels of each piece, in pixels of the image."""
+    """Sums of y and of x over the pixels of each piece, as columns in pixels of the image."""
     piece_index, length = pieces.label - 1, pieces.length
     sum_y = (pieces.y + core.y0) * length
-    sum_x = (2 * core.x0 + pieces.x0 + pieces.x1 - 1) * length // 2  # of a run, first and last pixel's mean
+    sum_x = (2 * core.x0 + pieces.x0 + pieces.x1 - 1) * length // 2  # mean of the first and last pixel of a run
     return {"sum_y": total(piece_index, sum_y), "sum_x": total(piece_index, sum_x)}
 
 
 @dataclass(frozen=True, slots=True)
 class MergedObjects:
-    """What may be numbered: all pieces of an image in block order, then parts of split objects.
+    """Candidates for numbering: all pieces of an image in block order, then the parts of split objects.
 
-    ``stands`` marks roots and parts; only there are the ``columns`` those of whole objects.
+    Attributes:
+        union: Pieces joined into objects.
+        stands: True for roots and parts (n,).
+        group: Class of each piece and part (n,).
+        columns: Sums by name; those of whole objects where ``stands`` is True, undefined elsewhere.
     """
 
     union: Components
@@ -66,7 +70,7 @@ class MergedObjects:
 
     @classmethod
     def of(cls, joined: BlockGraph) -> Self:
-        """Pieces that touch, united."""
+        """Merge touching pieces of equal class."""
         union = union_find(joined)
         stands = np.ones(len(joined.group), np.bool_)
         stands[union.other.piece] = False
@@ -75,13 +79,19 @@ class MergedObjects:
 
     @property
     def root(self) -> Array:
-        """The root of each piece."""
+        """Root of each piece (n,)."""
         root = np.arange(len(self.group))
         root[self.union.piece] = self.union.root
         return root
 
     def with_parts(self, split: Array, group: Array, columns: dict[str, Array]) -> MergedObjects:
-        """With parts at the end, in place of the objects whose roots are ``split``; only columns that both have."""
+        """Append parts that replace split objects.
+
+        Args:
+            split: Roots of the objects that were split.
+            group: Class of each part.
+            columns: Sums of each part; only columns that both have are kept.
+        """
         stands = self.stands.copy()
         stands[split] = False
         return MergedObjects(
@@ -100,15 +110,18 @@ class Limits:
     max_px: int | None = None
 
     def hold(self, area_px: Array) -> Array:
-        """Which areas lie within."""
+        """Mask of the areas within the limits."""
         return np.asarray((area_px >= self.min_px) & (area_px <= (np.inf if self.max_px is None else self.max_px)))
 
 
 @dataclass(frozen=True, slots=True)
 class NumberedObjects:
-    """The final id (uint32, 0 = removed) of every piece in block order, then of every part, and what was kept.
+    """Final ids, and counts of the objects that are kept.
 
-    ``objects`` and ``area_px`` count kept objects and their pixels for classes 0.. (0 is background: none).
+    Attributes:
+        ids: Id of every piece in block order, then of every part (uint32); 0 = removed.
+        objects: Number of objects of each class from 0 (0 is background: none).
+        area_px: Number of their pixels.
     """
 
     ids: Array
@@ -117,9 +130,14 @@ class NumberedObjects:
 
 
 def number_objects(whole: MergedObjects, kept: Array) -> NumberedObjects:
-    """Number the objects that stand and are ``kept`` 1.. in raster order of their first pixel.
+    """Number objects from 1 in raster order of their first pixel.
 
-    Raises SlideError when there are more objects than a uint32 can tell apart.
+    Args:
+        whole: Merged objects.
+        kept: Mask of pieces and parts that pass the filters; only entries that stand count.
+
+    Raises:
+        SlideError: There are more than ``MAX_OBJECTS`` objects.
     """
     area, first, union = whole.columns["area"], whole.columns["first"], whole.union
     roots = np.flatnonzero(whole.stands & kept)
@@ -138,9 +156,16 @@ def number_objects(whole: MergedObjects, kept: Array) -> NumberedObjects:
 
 
 def count_seam_objects(joined: BlockGraph, ids: Array) -> dict[str, int]:
-    """Objects of these ids (of pieces) that cross a vertical seam, a horizontal seam, a four-block corner.
+    """Count the objects that cross seams.
 
-    A corner is crossed when at least two diagonally opposite of the four pixels that meet there are the object's own.
+    A corner is crossed when at least two diagonally opposite of the four pixels that meet there belong to the object.
+
+    Args:
+        joined: Pieces and contacts.
+        ids: Final id of each piece, 0 = removed.
+
+    Returns:
+        Number of objects by kind of seam: ``vertical``, ``horizontal``, ``corner``.
     """
     owner = ids[joined.contacts[0, same_class_edges(joined)]]
     seam = joined.seam[same_class_edges(joined)]

@@ -1,8 +1,8 @@
-"""Objects as runs: what the label stage knows of a block without looking at its pixels again.
+"""Run-length encoded objects, as the label stage stores them for each block.
 
-The first pass keeps the runs of a block's pieces, 6 to 8 bytes a run; the table it ends with says which object each
-piece is. The one decision made here: whoever needs the objects of a block has them from these two (and from the parts
-of objects that were split), several times faster than from the label image, which is painted from the same runs.
+The first pass of labelling stores the runs of a block's pieces, 6 to 8 bytes a run; its final table maps pieces to
+objects. Later passes read the objects of a block from these two, and from the parts of split objects, which is several
+times faster than reading the label image. The label image is drawn from the same runs.
 
     label/runs    rows (runs in each row), x0, length, piece (from 1), in raster order
     label/parts   runs of the parts of split objects that begin in a block, wherever they lie
@@ -32,7 +32,7 @@ EDGE_PX = 2
 
 
 def save_runs(store: SlideStore, plan: str, index: Index, pieces: RunLengths, height: int) -> None:
-    """Keep the runs of a block ``height`` pixels high, labelled by piece."""
+    """Store the runs of a block that is ``height`` pixels high, labelled by piece."""
     kept = {
         "rows": np.bincount(pieces.y, minlength=height).astype(np.uint16),
         "x0": pieces.x0.astype(np.uint16),
@@ -43,7 +43,7 @@ def save_runs(store: SlideStore, plan: str, index: Index, pieces: RunLengths, he
 
 
 def load_runs(store: SlideStore, plan: str, index: Index) -> RunLengths:
-    """The runs of a block, labelled by piece (int64)."""
+    """Load the runs of a block, labelled by piece (int64)."""
     kept = store.load_result(RUNS, plan, index)
     x0, length, piece = (kept[name].astype(np.int64) for name in ("x0", "length", "piece"))
     return RunLengths(piece, np.repeat(np.arange(len(kept["rows"])), kept["rows"]), x0, x0 + length)
@@ -51,14 +51,19 @@ def load_runs(store: SlideStore, plan: str, index: Index) -> RunLengths:
 
 @dataclass(frozen=True, slots=True)
 class ObjectRuns:
-    """The runs of a block's objects, labelled by final id (uint32), in raster order; and the class (from 1) of each."""
+    """Runs of a block's objects.
+
+    Attributes:
+        runs: Runs in raster order, labelled by final id (uint32).
+        group: Class of each run from 1 (n,).
+    """
 
     runs: RunLengths
     group: Array
 
 
 def object_runs(store: SlideStore, plan: str, index: Index, core: Box) -> ObjectRuns:
-    """The objects in the block ``core``."""
+    """Load the objects of the block ``core``, in pixels of the block."""
     table = store.load_result(LOOKUP, plan, index)
     entries = load_runs(store, plan, index)
     if len(table["owners"]):
@@ -70,7 +75,7 @@ def object_runs(store: SlideStore, plan: str, index: Index, core: Box) -> Object
 
 
 def _parts(store: SlideStore, plan: str, table: dict[str, Array], core: Box) -> Iterator[RunLengths]:
-    """Runs inside a block of what other blocks, and itself, split: labelled by place in its table, from 1."""
+    """Runs inside a block of the parts that any block split; the label is the entry in the block's table, from 1."""
     before = len(table["ids"]) - int(table["counts"].sum())
     for (row, col), count in zip(table["owners"].tolist(), table["counts"].tolist(), strict=True):
         kept = store.load_result(PARTS, plan, (row, col), ["part", "y", "x0", "x1"])
@@ -82,14 +87,14 @@ def _parts(store: SlideStore, plan: str, table: dict[str, Array], core: Box) -> 
 
 
 def _in_raster_order(several: list[RunLengths]) -> RunLengths:
-    """Several runs as one, sorted by row and column."""
+    """Concatenate runs and sort them by row and column."""
     label, y, x0, x1 = (np.concatenate([getattr(runs, name) for runs in several]) for name in RunLengths.__slots__)
     order = np.lexsort((x0, y))
     return RunLengths(label[order], y[order], x0[order], x1[order])
 
 
 def save_edges(store: SlideStore, plan: str, index: Index, ids_YX: Array) -> None:
-    """Keep what neighbouring blocks may want to see of a block of the label image."""
+    """Store the outermost lines of a block of the label image, for its neighbours."""
     rows, columns = (ids_YX[:EDGE_PX], ids_YX[-EDGE_PX:]), (ids_YX[:, :EDGE_PX], ids_YX[:, -EDGE_PX:])
     edges = zip(("top", "bottom", "left", "right"), (*rows, *columns), strict=True)
     store.save_result(EDGES, plan, index, {name: np.ascontiguousarray(lines) for name, lines in edges})
@@ -98,9 +103,10 @@ def save_edges(store: SlideStore, plan: str, index: Index, ids_YX: Array) -> Non
 def lines_around(
     store: SlideStore, plan: str, tile: Tile, grid: TileGrid
 ) -> Iterator[tuple[tuple[slice, slice], Array]]:
-    """The label image's lines around a block, as far as there are any.
+    """Load the lines of the label image around a block, as far as they exist.
 
-    Each comes with its place in an array that is ``EDGE_PX`` larger than the block on every side.
+    Yields:
+        Slices in an array that is ``EDGE_PX`` larger than the block on every side, and the ids of that part.
     """
     height, width = tile.core.shape
     for dy, dx in product((-1, 0, 1), repeat=2):
@@ -113,6 +119,6 @@ def lines_around(
 
 
 def _beside(step: int, length: int, lines: int) -> slice:
-    """Where lines before (-1), in (0) or after (1) a block of this length lie in its frame."""
+    """Slice of lines before (-1), within (0) or after (1) a block of this length in its padded array."""
     start = {-1: EDGE_PX - lines, 0: EDGE_PX, 1: EDGE_PX + length}[step]
     return slice(start, start + lines)

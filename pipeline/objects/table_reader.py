@@ -1,7 +1,7 @@
-"""Rows of ``objects.parquet`` that later stages look up by object id.
+"""Read rows of ``objects.parquet`` by object id.
 
-The one decision made here: row i is object i + 1, checked for whatever is read, so a look-up by id opens only the row
-groups it needs, and a table of other labels is refused instead of mixing up objects.
+Row i is object i + 1. This is checked for the rows that are read, so a look-up by id opens only the row groups it
+needs, and a table of other labels is rejected.
 """
 
 from __future__ import annotations
@@ -21,18 +21,30 @@ from pipeline.errors import DamagedError
 
 
 def count_objects(path: Path) -> int:
-    """Number of rows. Raises DamagedError when the file cannot be read."""
+    """Number of rows.
+
+    Raises:
+        DamagedError: The file cannot be read.
+    """
     return int(_open(path).metadata.num_rows)
 
 
 def read_objects(
     path: Path, names: Sequence[str], class_names: Sequence[str], ids: NDArray[Any] | None = None
 ) -> dict[str, NDArray[Any]]:
-    """The named columns of the objects ``ids`` (ascending; None: all), in that order.
+    """Read columns of some objects. At most one row group is in memory besides the result.
 
-    ``class`` comes as an index into ``class_names`` (uint8), all else as numbers. Holds one row group of the columns
-    besides the answer. Raises DamagedError naming the file when it cannot be read, lacks an object or has a class
-    that is not among ``class_names``.
+    Args:
+        path: The table.
+        names: Columns.
+        class_names: Foreground classes in order.
+        ids: Object ids in ascending order (n,); None for all.
+
+    Returns:
+        The columns by name, in the order of ``ids``; ``class`` as an index into ``class_names`` (uint8).
+
+    Raises:
+        DamagedError: The file cannot be read, lacks an object, or has a class that is not among ``class_names``.
     """
     file = _open(path)
     count = file.metadata.num_rows
@@ -53,7 +65,14 @@ def read_objects(
 
 
 def read_groups(path: Path) -> Iterator[pa.Table]:
-    """All columns, one row group at a time; an empty table where there are no objects. Raises DamagedError."""
+    """Read all columns, one row group at a time.
+
+    Yields:
+        A table for each row group; one empty table where there are no objects.
+
+    Raises:
+        DamagedError: The file cannot be read.
+    """
     file = _open(path)
     for group in range(file.num_row_groups):
         yield _guarded(path, partial(file.read_row_group, group))
@@ -62,7 +81,15 @@ def read_groups(path: Path) -> Iterator[pa.Table]:
 
 
 def read_rows(path: Path, ids: NDArray[np.int64]) -> pa.Table:
-    """All columns of the objects ``ids`` (ascending). Holds the row groups they lie in. Raises DamagedError."""
+    """Read all columns of some objects. The row groups that hold them are in memory at once.
+
+    Args:
+        path: The table.
+        ids: Object ids in ascending order (n,).
+
+    Raises:
+        DamagedError: The file cannot be read, or lacks an object.
+    """
     file = _open(path)
     if ids.max(initial=0) > file.metadata.num_rows:
         raise DamagedError(
@@ -110,7 +137,7 @@ def _classes(table: pa.Table, class_names: Sequence[str], path: Path) -> NDArray
 
 
 def as_text(table: pa.Table) -> pa.Table:
-    """Classes and regions as text, inert in a spreadsheet: as a table is written to CSV."""
+    """Convert dictionary columns (class, region) to text that spreadsheets do not evaluate, for CSV."""
     for number, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):
             names = [None if name is None else _inert(name) for name in table[field.name].to_pylist()]
@@ -119,5 +146,5 @@ def as_text(table: pa.Table) -> pa.Table:
 
 
 def _inert(text: str) -> str:
-    """Text that a spreadsheet does not take for a formula."""
+    """Text that a spreadsheet does not evaluate as a formula."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

@@ -1,7 +1,7 @@
-"""Rows of the object table from the merged sums of all objects: columns, units, and the numbers of a slide.
+"""Write the object table from the merged sums of all objects, and summarise a slide.
 
-The one decision made here: the table is written one row group at a time, so that it never stands in memory as a whole;
-what sums up a slide comes from the same sums.
+The table is written one row group at a time and is never in memory as a whole. The summary of a slide comes from the
+same sums.
 """
 
 from __future__ import annotations
@@ -29,11 +29,14 @@ QUARTILES = (0.25, 0.5, 0.75)
 
 @dataclass(frozen=True, slots=True)
 class MeasureSection:
-    """What pixels mean. ``mpp`` is the image's, in um per pixel.
+    """Physical meaning of pixels, and names.
 
-    ``level0_from_image`` (y, x) is how many pixels of the slide's level 0 one pixel of the image spans.
-    ``class_names`` are the foreground classes in order, ``channels`` the image's. ``regions`` are those that objects
-    were kept in.
+    Attributes:
+        mpp: Size of a pixel of the image in um.
+        level0_from_image: Pixels of the slide's level 0 that one pixel of the image spans, (y, x).
+        class_names: Foreground classes in order.
+        channels: Channels of the image.
+        regions: Regions to which objects were restricted, if any.
     """
 
     mpp: float
@@ -53,12 +56,16 @@ class Merged:
 
     @classmethod
     def empty(cls, objects: int, channels: int) -> Self:
-        """Before any block."""
+        """Objects without pixels."""
         sums = np.zeros((_INTENSITY + channels, objects), np.int64)
         return cls(Shapes.empty(objects), np.zeros(objects, np.uint8), sums)
 
     def add(self, result: dict[str, Array]) -> None:
-        """Merge one block's result in place. Raises DamagedError for an id beyond the last object."""
+        """Merge the result of one block in place.
+
+        Raises:
+            DamagedError: An id is larger than the number of objects.
+        """
         object_index = result["id"].astype(np.int64) - 1
         if object_index.max(initial=-1) >= len(self.group):
             raise DamagedError(
@@ -70,22 +77,22 @@ class Merged:
 
     @property
     def probability(self) -> Array:
-        """Sum of stored bytes of the own class."""
+        """Sum of the stored bytes of the object's own class (n,)."""
         return np.asarray(self.sums[0])
 
     @property
     def hull(self) -> Array:
-        """Pixels of the convex hull."""
+        """Pixels of the convex hull (n,)."""
         return np.asarray(self.sums[1])
 
     @property
     def outline(self) -> Array:
-        """Pixels of the outline of each length (lengths, n)."""
+        """Outline pixels of each length (lengths, n)."""
         return self.sums[_OUTLINE:_INTENSITY]
 
     @property
     def intensity(self) -> Array:
-        """Sum of pixels of each channel (channels, n)."""
+        """Sum of the pixels of each channel (channels, n)."""
         return self.sums[_INTENSITY:]
 
 
@@ -93,16 +100,16 @@ _OUTLINE, _INTENSITY = 2, 2 + len(LENGTHS)
 
 
 def sums_of(probability: Array, hull: Array, outline: Array, intensity: Array) -> Array:
-    """What ``Merged`` adds up beside shapes (sums, objects)."""
+    """Stack the columns that ``Merged`` adds up besides shapes (sums, objects)."""
     return np.concatenate((probability[None], hull[None], outline, intensity))
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectTable:
-    """The rows to be written.
+    """Rows of ``objects.parquet``.
 
     Lengths and areas in um are of the image at ``mpp``, from the slide's upper left corner. Coordinates in px are of
-    level 0: centroids count from the centre of the first pixel, boxes are its edges, half-open.
+    level 0: centroids count from the centre of the first pixel; boxes are pixel edges, half-open.
     """
 
     section: MeasureSection
@@ -111,7 +118,7 @@ class ObjectTable:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Objects and area of each class."""
+        """Number and area of objects of each class, and ``rows``: a summary of each region and class."""
         names, shapes = self.section.class_names, self.merged.shapes
         count, area_px = np.zeros((2, len(names) + 1), np.int64)
         np.add.at(count, self.merged.group, 1)
@@ -123,7 +130,7 @@ class ObjectTable:
         }
 
     def _summary(self) -> Iterator[dict[str, Any]]:
-        """One entry for each region (None where there are none) and class, empty ones too."""
+        """One entry for each region (None where there are none) and class, empty ones included."""
         regions, names = self.section.regions, self.section.class_names
         region_names = [None] if regions is None else list(regions.names)
         key = (self.merged.group - 1).astype(np.int64)
@@ -149,13 +156,13 @@ class ObjectTable:
         }
 
     def _region(self, rows: slice) -> Array:
-        """The region of each object, by its centroid; -1 for none."""
-        assert self.section.regions is not None, "asked for where there are regions"
+        """Region of each object by its centroid; -1 for none."""
+        assert self.section.regions is not None, "there are no regions"
         (y, x), (scale_y, scale_x) = self.merged.shapes.centroid(rows), self.section.level0_from_image
         return self.section.regions.region_of((y + 0.5) * scale_y, (x + 0.5) * scale_x)
 
     def write(self, file: BinaryIO) -> None:
-        """As Parquet, zstd, one row group at a time. An empty table has the same columns."""
+        """Write as Parquet with zstd, one row group at a time. An empty table has the same columns."""
         schema = table_schema(self.section)
         with pq.ParquetWriter(file, schema, compression="zstd") as writer:
             for rows in self._row_groups():
@@ -247,7 +254,7 @@ _NULLABLE = ("circularity", "region")
 
 
 def table_schema(section: MeasureSection) -> pa.Schema:
-    """Columns of ``objects.parquet``, each with its unit or meaning as ``description``; channels come last."""
+    """Schema of ``objects.parquet``: each column has its unit or meaning as ``description``; channels come last."""
     grey = [(f"mean_intensity_{channel}", pa.float64(), "grey levels of the image") for channel in section.channels]
     drawn = [("region", pa.dictionary(pa.int32(), pa.string()), "first region that holds its centroid")]
     columns = [

@@ -1,13 +1,13 @@
-"""Touching objects parted: distance to the edge, its tops, and the watershed between them. Arithmetic, without files.
+"""Split touching objects by a watershed of their distance transform.
 
-Each object is looked at in its own bounding box, with nothing around it. The one decision made here: tops are the
-*extended maxima* (h-maxima) of the distance in whole 1/256 pixels, so a dent must go ``depth`` below both tops to part
-an object, equal heights are equal exactly, and nothing depends on where the object lies or on what is looked at beside.
+Each object is processed in its own bounding box without its surroundings. Markers are the *extended maxima* (h-maxima)
+of the distance in integer units of 1/256 pixel: a dent must lie ``depth`` below both maxima to split an object, equal
+heights are exactly equal, and the result does not depend on the object's position or on other objects.
 
-Objects of similar width are laid one below the other on a *sheet*, a line of background between them, so that one call
-of scipy or scikit-image does for many; none can reach another there. Only those with several tops of any height are
-looked at twice, since reconstruction takes ten times as long as all else. The watershed itself sees one object a call:
-which of two basins gets a pixel as near to both hangs on all pixels it is given.
+Objects of similar width are arranged below each other on a *sheet*, separated by a line of background, so that one call
+of scipy or scikit-image handles many. Only objects with several maxima of any height are reconstructed, as
+reconstruction takes ten times as long as all other steps. The watershed itself runs on one object a call, because the
+basin of a pixel that is equally near to two depends on all pixels of the input.
 """
 
 from __future__ import annotations
@@ -29,15 +29,21 @@ from pipeline.objects.moments import lowest
 Array = NDArray[Any]
 
 LARGEST_PX = 1024
-"""No object with a longer box is split, however large a user allows: a sheet then takes some 100 MB."""
+"""Objects with a longer box are not split, whatever limit a user sets: a sheet then takes some 100 MB."""
 
 _UNITS = 256
-_SHEET_PX = 2**16  # larger ones leave the processor's cache
+_SHEET_PX = 2**16  # larger sheets do not fit into the processor's cache
 
 
 @dataclass(frozen=True, slots=True)
 class Splitting:
-    """How objects are split: depth of a dent between two tops and longest side of a box, in pixels."""
+    """Parameters of splitting.
+
+    Attributes:
+        depth_px: Depth of the dent between two maxima that splits an object, in pixels.
+        largest_px: Longest side of the box of an object that is split, in pixels.
+        connectivity: 4 or 8.
+    """
 
     depth_px: float
     largest_px: int
@@ -45,25 +51,33 @@ class Splitting:
 
     @property
     def depth(self) -> int:
-        """In 1/256 pixels, at least one."""
+        """Depth in units of 1/256 pixel, at least 1."""
         return max(1, round(self.depth_px * _UNITS))
 
     @property
     def hops(self) -> int:
-        """As scikit-image counts connectivity."""
+        """Connectivity as scikit-image counts it, 1 or 2."""
         return 1 if self.connectivity == 4 else 2
 
 
 @dataclass(frozen=True, slots=True)
 class SplitParts:
-    """Parts of the objects that were split: ``runs`` labelled by part from 0, and the ``owner``, object, of each."""
+    """Parts of the split objects: ``runs`` labelled by part from 0, and ``owner``, the object of each part."""
 
     runs: RunLengths
     owner: Array
 
 
 def split_objects(runs: RunLengths, splitting: Splitting) -> SplitParts:
-    """Part objects, given as runs labelled by object from 0, in any order. Those of one top are not in the answer."""
+    """Split objects at the dents between their extended maxima.
+
+    Args:
+        runs: Runs labelled by object from 0, in any order.
+        splitting: Parameters.
+
+    Returns:
+        The parts of all objects that were split. Objects with one maximum are not included.
+    """
     boxes = _Boxes.of(runs)
     several = np.concatenate([_NO_ROWS, *(_several_tops(sheet, splitting) for sheet in _sheets(runs, boxes))])
     candidates = _where(runs, np.isin(runs.label, several))
@@ -96,7 +110,7 @@ class _Boxes:
 
     @classmethod
     def of(cls, runs: RunLengths) -> _Boxes:
-        """Of objects without runs: nonsense, never asked for."""
+        """Boxes by object; entries of objects without runs are undefined and never read."""
         y0, x0 = lowest(runs.label, runs.y), lowest(runs.label, runs.x0)
         y1, x1 = -lowest(runs.label, -runs.y - 1), -lowest(runs.label, -runs.x1)
         return cls(y0, x0, y1 - y0, x1 - x0)
@@ -104,18 +118,18 @@ class _Boxes:
 
 @dataclass(frozen=True, slots=True)
 class _Sheet:
-    """Objects one below the other: ``pixels`` hold an object's number + 1, ``top`` is the row an object starts at."""
+    """Objects below each other: ``pixels`` hold the object's number + 1, ``top`` is the first row of each object."""
 
     pixels: Array
     top: Array
 
     def distance(self) -> Array:
-        """To the nearest pixel that is not the object's, in 1/256 pixels (int32)."""
+        """Distance to the nearest pixel outside the object, in units of 1/256 pixel (int32)."""
         return np.asarray(np.rint(ndimage.distance_transform_edt(self.pixels) * _UNITS), np.int32)
 
 
 def _sheets(runs: RunLengths, boxes: _Boxes) -> Iterator[_Sheet]:
-    """Sheets of about ``_SHEET_PX``, or of one object that is larger."""
+    """Sheets of about ``_SHEET_PX`` pixels, or of one object that is larger."""
     objects = np.unique(runs.label)
     objects = objects[np.argsort(boxes.width[objects], kind="stable")]
     height, width = boxes.height[objects] + 1, boxes.width[objects] + 2
@@ -138,7 +152,7 @@ def _laid_out(runs: RunLengths, boxes: _Boxes, top: Array, shape: tuple[int, int
 
 
 def _several_tops(sheet: _Sheet, splitting: Splitting) -> Array:
-    """The objects with more than one local maximum of the distance."""
+    """Objects with more than one local maximum of the distance."""
     tops = label(local_maxima(sheet.distance(), connectivity=splitting.hops), connectivity=splitting.hops)
     owner = _owners(tops, sheet.pixels)
     objects, count = np.unique(owner, return_counts=True)
@@ -146,7 +160,7 @@ def _several_tops(sheet: _Sheet, splitting: Splitting) -> Array:
 
 
 def _owners(numbers: Array, pixels: Array) -> Array:
-    """The object (from 0) under each of the areas numbered 1.. of a sheet."""
+    """Object (from 0) under each of the areas numbered from 1 of a sheet."""
     runs = find_runs(numbers)
     owner = np.zeros(int(runs.label.max(initial=0)), np.int64)
     owner[runs.label - 1] = pixels[runs.y, runs.x0] - 1
@@ -154,10 +168,10 @@ def _owners(numbers: Array, pixels: Array) -> Array:
 
 
 def _parted(sheet: _Sheet, boxes: _Boxes, splitting: Splitting) -> Iterator[tuple[int, RunLengths]]:
-    """Each object with several tops and the runs of its basins, in pixels of its box with one more pixel around."""
+    """Each object with several extended maxima and the runs of its basins, in its box padded by one pixel."""
     mask, distance, depth = sheet.pixels > 0, sheet.distance(), splitting.depth
     footprint = ndimage.generate_binary_structure(2, splitting.hops)
-    # Outside an object all is lower than its lowest pixel, so that even an object flatter than the depth has its top.
+    # Pixels outside an object lie below its lowest pixel, so an object flatter than the depth has a maximum too.
     rounded = reconstruction(distance - depth, np.where(mask, distance, -depth), footprint=footprint)
     tops = label(local_maxima(rounded, connectivity=splitting.hops) & mask, connectivity=splitting.hops)
     objects, count = np.unique(_owners(tops, sheet.pixels), return_counts=True)
