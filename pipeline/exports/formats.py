@@ -1,7 +1,7 @@
-"""Hand results on: which files a format has, where they go, and that nothing is overwritten by accident.
+"""Export of complete results: files of each format, their location, and protection against overwriting.
 
-The one decision made here: copies lie in ``exports`` beside the result, or below ``--into``. They are no part of the
-result: verify does not know them, and segment neither updates nor removes them.
+Exports are written to ``exports`` beside the result, or below ``--into``. They are not part of the result: ``verify``
+does not check them, and ``segment`` neither updates nor removes them.
 """
 
 from __future__ import annotations
@@ -26,9 +26,14 @@ def _tiff(group: str) -> Write:
 
 
 def write_folder(write: Write, result: CompleteResult, path: Path) -> None:
-    """Let ``write`` make a folder that gets its name when it is whole; one of that name is replaced.
+    """Write a folder atomically; an existing folder of that name is replaced.
 
-    What a killed run left is removed by the next.
+    The folder is written under a temporary name. Remains of a killed run are removed by the next one.
+
+    Args:
+        write: Writes the result into a folder that does not exist yet.
+        result: The result.
+        path: Final path of the folder.
     """
     unfinished = path.with_name(f".{path.name}.unfinished")
     with disk_errors(path):
@@ -50,7 +55,7 @@ FORMATS: dict[str, dict[str, Write]] = {
     "ngff04": {"slide.ngff04.zarr": partial(write_folder, write_ngff04)},
     "ome-tiff": {"objects.ome.tif": _tiff(LABELS), "probability.ome.tif": _tiff(PROBABILITY)},
 }
-"""Files of each format, and who writes each."""
+"""Files of each format, and the function that writes each."""
 
 NEEDS = {
     "geojson": ("tables", "labels"),
@@ -59,11 +64,15 @@ NEEDS = {
     "ngff04": ("image", "labels", "probability"),
     "ome-tiff": ("labels", "probability"),
 }
-"""Parts of a result that a format is made from."""
+"""Parts of a result that each format is made from."""
 
 
 def lacking(result: CompleteResult, formats: Sequence[str]) -> str:
-    """Which parts were pruned that these formats are made from, in words; empty where all are there."""
+    """Name the pruned parts of a result that some formats are made from.
+
+    Returns:
+        The parts, separated by commas; empty where none is missing.
+    """
     gone = set(pruned_parts(result.manifest))
     drawn = "geojson" not in gone
     needed = {part for name in formats if not (name == "geojson" and drawn) for part in NEEDS.get(name, ())}
@@ -71,22 +80,33 @@ def lacking(result: CompleteResult, formats: Sequence[str]) -> str:
 
 
 def targets(result: CompleteResult, formats: Sequence[str], into: Path | None) -> Iterator[tuple[Path, Write]]:
-    """Where each file goes. Raises ConfigError for a format that is not known."""
+    """Path and writer of each file of some formats.
+
+    Args:
+        result: The result.
+        formats: Keys of ``FORMATS``.
+        into: Folder for the files of all results; None for ``exports`` beside the result.
+
+    Raises:
+        ConfigError: A format is unknown, or the result has no objects.
+    """
     folder = result.store.root / FOLDER if into is None else into / result.manifest["plan"]["key"]
     for name in formats:
         if name not in FORMATS:
             raise ConfigError(f"--to {name}: expected one of {', '.join(FORMATS)}")
         if name != "ngff04":
-            result.section  # noqa: B018  refuses a result without objects before anything is written
+            result.section  # noqa: B018  rejects a result without objects before anything is written
         for file, write in FORMATS[name].items():
             yield folder / file, write
 
 
 def export(result: CompleteResult, formats: Sequence[str], into: Path | None, *, force: bool) -> Iterator[Path]:
-    """Write what is asked for; yields each path when it is there.
+    """Write some formats; yields each path once it is complete.
 
-    Raises ConfigError, before anything is written, for what exists already (unless ``force``), DamagedError when the
-    result is damaged, DiskError.
+    Raises:
+        ConfigError: A file exists and ``force`` is False; nothing is written.
+        DamagedError: The result is damaged.
+        DiskError: The disk is full or fails.
     """
     wanted = list(targets(result, formats, into))
     for path, _ in wanted:

@@ -1,7 +1,7 @@
-"""A result's labels and probability as pyramidal OME-TIFF: what Fiji, QuPath, OMERO and ImageJ macros open.
+"""Export of labels and probability as pyramidal OME-TIFF, for Fiji, QuPath, OMERO and ImageJ macros.
 
-The one decision made here: tiles of 512 px are read and written one after the other, so a slide of any size takes the
-memory of one; coarser levels are the result's own, as sub-images of the first (OME-TIFF 6).
+Tiles of 512 px are read and written one after another, so the memory is that of one tile for a slide of any size.
+Coarser levels are those of the result, stored as sub-images of the first (OME-TIFF 6).
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ LABELS, PROBABILITY = "labels/objects", "probability"
 
 
 def write_ome_tiff(result: CompleteResult, group: str, path: Path) -> None:
-    """The levels of one group (LABELS or PROBABILITY), as the metadata of the result lists them."""
+    """Write the levels of one group as OME-TIFF, atomically.
+
+    Args:
+        result: The result.
+        group: ``LABELS`` or ``PROBABILITY``.
+        path: The file.
+    """
     (pyramid,) = read_json(result.store.zarr / group / "zarr.json")["attributes"]["ome"]["multiscales"]
     levels = [result.store.read(f"{group}/{dataset['path']}") for dataset in pyramid["datasets"]]
     um_per_px = pyramid["datasets"][0]["coordinateTransformations"][0]["scale"][-1]
@@ -58,7 +64,7 @@ def _write(levels: Sequence[StoredArray], metadata: dict[str, Any], file: Binary
 
 
 def tiles(level: StoredArray) -> Iterator[NDArray[Any]]:
-    """Tiles of each channel in turn, in raster order, zero beyond the edge."""
+    """Yield tiles (512, 512) of each channel in turn, in raster order, padded with 0 beyond the edge."""
     channels = range(level.shape[0]) if len(level.shape) == 3 else [None]
     for channel in channels:
         for tile in TileGrid(Box(0, 0, *level.shape[-2:]), CELL_PX):

@@ -1,7 +1,6 @@
-"""A result as OME-Zarr 0.4 (zarr 2), which QuPath, Bio-Formats and OMERO read where they do not read 0.5 yet.
+"""Export of a result as OME-Zarr 0.4 (zarr 2), for versions of QuPath, Bio-Formats and OMERO that do not read 0.5.
 
-The one decision made here: pixels and metadata are those of the result, translated and not made anew. Each level is
-copied block by block, uncut, into chunks of one cell; the folder gets its name when all of it is there.
+Pixels and metadata are those of the result. Each level is copied block by block into chunks of one cell.
 
 Format: ngff.openmicroscopy.org/0.4; Blosc with lz4, dimension separator "/".
 """
@@ -27,7 +26,7 @@ VERSION = "0.4"
 
 
 def write_ngff04(result: CompleteResult, folder: Path) -> None:
-    """Image, probability and labels as the result has them, below ``folder``, which must not be there."""
+    """Write image, probability and labels of a result below ``folder``, which must not exist."""
     source = result.store.zarr
     for group in _groups(source):
         attributes = read_json(source / group / "zarr.json")["attributes"].get("ome", {})
@@ -48,7 +47,7 @@ def _groups(source: Path) -> Iterator[Path]:
 
 
 def translated(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes of a group in 0.5 as 0.4 has them: no ``ome`` around them, the version in each part."""
+    """Translate the attributes of a group from 0.5 to 0.4: no ``ome`` around them, and the version in each part."""
     found = deepcopy(dict(attributes))
     found.pop("version", None)
     for multiscale in found.get("multiscales", ()):
@@ -60,7 +59,7 @@ def translated(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _copy(array: StoredArray, folder: Path) -> None:
-    """One level, a block in memory at a time."""
+    """Copy one level; one block is in memory at a time."""
     made = zarr.create_array(
         LocalStore(folder),
         shape=array.shape,

@@ -1,8 +1,8 @@
-"""Every object of a slide as one shape, block after block, for whoever hands them on.
+"""Stream of the polygons of all objects of a slide, block after block.
 
-The one decision made here: the table says where an object ends, so the labels are read once. An object waits in memory
-from its first block to the one that holds the lower right corner of its box: only objects on seams ever do, and none
-longer than a row of blocks more than it is tall.
+The object table tells where an object ends, so labels are read once. An object is kept in memory from its first block
+to the block that holds the lower right corner of its box. Only objects on seams are kept, each for at most one row of
+blocks more than its height.
 """
 
 from __future__ import annotations
@@ -21,9 +21,18 @@ from pipeline.storage.layout import TABLE
 
 
 def object_shapes(work: StageContext, section: ExportSection) -> Iterator[dict[int, Polygon | MultiPolygon]]:
-    """The shapes by id (ascending) that are whole after each block, in pixel corners of the image.
+    """Yield, after each block, the shapes that are complete by then.
 
-    Raises StoreError when the labels are of another plan, DamagedError when what it reads is damaged.
+    Args:
+        work: The slide.
+        section: Labels, scale and classes.
+
+    Yields:
+        Shapes by id (ascending), in pixel corners of the image.
+
+    Raises:
+        StoreError: The labels are of another plan.
+        DamagedError: The labels or the table are damaged.
     """
     labels = labels_of(work, section)
     waiting: dict[int, list[Polygon]] = {}
@@ -49,7 +58,7 @@ def object_shapes(work: StageContext, section: ExportSection) -> Iterator[dict[i
 
 
 def _last_blocks(work: StageContext, section: ExportSection, ids: Sequence[int]) -> list[int]:
-    """For each object the number, in raster order, of the block that holds the lower right corner of its box."""
+    """Index, in raster order, of the block that holds the lower right corner of each object's box."""
     if not ids:
         return []
     names = ("bbox_y1_px", "bbox_x1_px")
@@ -62,5 +71,5 @@ def _last_blocks(work: StageContext, section: ExportSection, ids: Sequence[int])
 
 
 def _block_before(edges_px: NDArray[np.float64], block_px: int) -> NDArray[np.int64]:
-    """The block that holds the last pixel before an edge, which is a whole number but for rounding."""
+    """Index of the block that holds the last pixel before an edge, which is an integer up to rounding."""
     return (np.rint(edges_px).astype(np.int64) - 1) // block_px

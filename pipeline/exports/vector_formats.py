@@ -1,9 +1,9 @@
-"""A finished result in the forms other tools read: objects as GeoJSON, GeoParquet and CSV.
+"""Export of a complete result's objects as GeoJSON, GeoParquet and CSV.
 
-The one decision made here: only a complete result is handed on, and what is written is whole or not there at all. A
-result is never touched; what is handed on is a copy beside it, in ``exports``, and may be thrown away.
+Only complete results are exported, and each file is written atomically. Exports are copies beside the result, in
+``exports``, and may be deleted.
 
-Coordinates are pixels of the slide's level 0, x to the right and y down from its upper left corner, as QuPath has them.
+Coordinates are pixels of the slide's level 0, x to the right and y down from its upper left corner, as in QuPath.
 """
 
 from __future__ import annotations
@@ -43,19 +43,24 @@ GEO = {
     "primary_column": GEOMETRY,
     "columns": {GEOMETRY: {"encoding": "WKB", "geometry_types": ["Polygon", "MultiPolygon"], "crs": None}},
 }
-"""GeoParquet 1.1 metadata. No reference system: pixels of a slide lie nowhere on Earth."""
+"""GeoParquet 1.1 metadata. No coordinate reference system: pixels of a slide have no position on Earth."""
 
 
 @dataclass(frozen=True, slots=True)
 class CompleteResult:
-    """A complete result and what its manifest says of it."""
+    """A complete result and its manifest."""
 
     store: SlideStore
     manifest: Mapping[str, Any]
 
     @classmethod
     def open(cls, store: SlideStore) -> CompleteResult:
-        """Raises ConfigError when it is not complete, DamagedError when its manifest is not what was written."""
+        """Open the result of a slide.
+
+        Raises:
+            ConfigError: The result is not complete.
+            DamagedError: The manifest differs from what was written.
+        """
         manifest = read_manifest(store)
         if manifest is None:
             raise ConfigError(f"{store.root} is not complete: expected a finished result. Run segment again first")
@@ -63,7 +68,11 @@ class CompleteResult:
 
     @property
     def section(self) -> ExportSection:
-        """Which labels, their scale and their classes. Raises ConfigError where objects were switched off."""
+        """Labels, scale and classes of the objects.
+
+        Raises:
+            ConfigError: The result was made without objects.
+        """
         plan = self.manifest["plan"]
         if "label" not in plan["hashes"]:
             raise ConfigError(f"{self.store.root} has no objects: they were switched off. Segment with objects on")
@@ -75,7 +84,7 @@ class CompleteResult:
 
     @property
     def work(self) -> StageContext:
-        """How its blocks lie."""
+        """Shape and blocks of the slide."""
         plan = self.manifest["plan"]
         height, width = plan["image"]["shape_yx"]
         return StageContext(
@@ -84,7 +93,7 @@ class CompleteResult:
 
     @property
     def table(self) -> Path:
-        """Its objects."""
+        """Path of the object table."""
         return self.store.root / TABLE
 
 
@@ -92,7 +101,10 @@ class CompleteResult:
 
 
 def write_geojson(result: CompleteResult, path: Path) -> None:
-    """One feature an object, for QuPath: the very features of ``objects.geojson.gz``, traced where there is none."""
+    """Write one feature for each object, for QuPath.
+
+    The features are those of ``objects.geojson.gz``; they are traced where that file does not exist.
+    """
     section = result.section
     packed = result.store.root / GEOJSON
     write_atomic(path, partial(_unpack, packed) if packed.exists() else partial(_trace, result, section))
@@ -114,9 +126,10 @@ def _trace(result: CompleteResult, section: ExportSection, file: BinaryIO) -> No
 
 
 def write_geoparquet(result: CompleteResult, path: Path) -> None:
-    """The object table with the shape of each as WKB, in pixels of level 0; one row group for each block with objects.
+    """Write the object table with the shape of each object as WKB, in pixels of level 0.
 
-    Format: GeoParquet 1.1 (geoparquet.org); rows in the order in which blocks complete objects, ``id`` names them.
+    Format: GeoParquet 1.1 (geoparquet.org), one row group for each block that completes objects. Rows are in the order
+    in which blocks complete objects; ``id`` identifies them.
     """
     write_atomic(path, partial(_write_geoparquet, result, result.section))
 
@@ -134,7 +147,7 @@ def _write_geoparquet(result: CompleteResult, section: ExportSection, file: Bina
 
 
 def geometries(shapes: Mapping[int, Polygon | MultiPolygon], scale_yx: tuple[float, float]) -> NDArray[Any]:
-    """The shapes at level 0, corners and order as GeoJSON has them."""
+    """Shapes scaled to level 0, with corners in the order of the GeoJSON export."""
     return np.array([_geometry(outline) for outline in outlines(list(shapes.values()), scale_yx)], object)
 
 
@@ -147,8 +160,8 @@ def _geometry(outline: Outline) -> Polygon | MultiPolygon:
 
 
 def write_csv(result: CompleteResult, path: Path) -> None:
-    """The object table, its columns and units as in ``objects.parquet``; names are inert in a spreadsheet."""
-    result.section  # noqa: B018  refuses a result without objects
+    """Write the object table as CSV, with columns and units of ``objects.parquet``; spreadsheets do not evaluate its text."""
+    result.section  # noqa: B018  rejects a result without objects
     write_atomic(path, partial(_write_csv, result))
 
 

@@ -1,8 +1,8 @@
-"""How stored numbers look on a screen: colours of channels and classes, contrast windows, the mix of channels to RGB.
+"""Display of stored pixels: channel and class colours, contrast windows, composition of channels to RGB.
 
-Pure arrays, nothing is read or written here. The one decision made here: a bright colour slide (three 8-bit channels
-named red, green and blue) is shown as it is, a dark one is brightened as a whole; everything else is stretched between
-two percentiles of what lies on the slide, channel by channel, and added up in the channels' colours.
+A bright colour slide (three 8-bit channels named red, green and blue) is displayed unchanged, a dark one is brightened
+as a whole. The channels of any other image are stretched between two percentiles of the slide's pixels and added in
+their colours.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Rgb = tuple[int, int, int]
 Window = tuple[float, float]
 
 CHANNEL_COLOURS: tuple[Rgb, ...] = (
-    (0, 92, 255),  # the first channel of a fluorescence slide is most often the nuclear stain: blue
+    (0, 92, 255),  # the first channel of a fluorescence slide is usually the nuclear stain
     (0, 255, 0),
     (255, 0, 0),
     (255, 0, 255),
@@ -34,7 +34,7 @@ CLASS_COLOURS: tuple[Rgb, ...] = (
     (0, 190, 190),
     (225, 190, 0),
 )
-"""Away from the pink and violet of haematoxylin and eosin, and from each other."""
+"""Distinct from the pink and violet of haematoxylin and eosin, and from each other."""
 
 _RGB_NAMES = {("red", "green", "blue"), ("r", "g", "b")}
 _LOW_PERCENT, _HIGH_PERCENT = 1.0, 99.7
@@ -42,12 +42,12 @@ _DARK = 64  # mean grey level below which a colour slide is fluorescence, not st
 
 
 def is_colour(channel_names: Sequence[str], dtype: np.dtype[Any]) -> bool:
-    """Whether the channels are the red, green and blue of a colour camera, 8 bits each."""
+    """Whether the channels are the red, green and blue of a colour camera with 8 bits each."""
     return dtype == np.uint8 and tuple(name.lower() for name in channel_names) in _RGB_NAMES
 
 
 def channel_colours(channel_names: Sequence[str], dtype: np.dtype[Any]) -> tuple[Rgb, ...]:
-    """One colour a channel: red, green, blue for a colour slide, white for a single one, else a repeated palette."""
+    """One colour for each channel: red, green, blue for a colour slide, white for a single channel, else a cyclic palette."""
     if is_colour(channel_names, dtype):
         return (255, 0, 0), (0, 255, 0), (0, 0, 255)
     if len(channel_names) == 1:
@@ -56,14 +56,14 @@ def channel_colours(channel_names: Sequence[str], dtype: np.dtype[Any]) -> tuple
 
 
 def class_colours(number: int) -> tuple[Rgb, ...]:
-    """Colours for ``number`` classes when the model names none."""
+    """Default colours of ``number`` classes, for models that define none."""
     return tuple(CLASS_COLOURS[index % len(CLASS_COLOURS)] for index in range(number))
 
 
 def contrast(pixels_YX: NDArray[Any]) -> Window:
-    """(low, high) between which one channel is shown: the 1st and 99.7th percentile, never an empty interval.
+    """Contrast window (low, high) of one channel: its 1st and 99.7th percentile, never an empty interval.
 
-    Pixels of value 0 are left out when others exist: scanners fill what they did not scan with it.
+    Pixels of value 0 are left out when others exist, because scanners fill unscanned areas with 0.
     """
     scanned = pixels_YX[pixels_YX > 0]
     sample = scanned if scanned.size else pixels_YX.ravel()
@@ -74,7 +74,12 @@ def contrast(pixels_YX: NDArray[Any]) -> Window:
 
 
 def windows(pixels_CYX: NDArray[Any], channel_names: Sequence[str]) -> tuple[Window, ...]:
-    """Contrast of each channel, measured on a low-resolution image of the whole slide."""
+    """Contrast window of each channel, measured on a low-resolution image of the whole slide.
+
+    Args:
+        pixels_CYX: Image (c, y, x).
+        channel_names: Name of each channel.
+    """
     if not is_colour(channel_names, pixels_CYX.dtype):
         return tuple(contrast(channel) for channel in pixels_CYX)
     high = 255.0 if pixels_CYX.mean() >= _DARK else max(contrast(channel)[1] for channel in pixels_CYX)
@@ -82,7 +87,16 @@ def windows(pixels_CYX: NDArray[Any], channel_names: Sequence[str]) -> tuple[Win
 
 
 def compose(pixels_CYX: NDArray[Any], channel_names: Sequence[str], shown: Sequence[Window]) -> NDArray[np.uint8]:
-    """RGB (y, x, 3) of an image (c, y, x): channels stretched to their windows and added in their colours."""
+    """Compose an image to RGB.
+
+    Args:
+        pixels_CYX: Image (c, y, x).
+        channel_names: Name of each channel.
+        shown: Contrast window of each channel.
+
+    Returns:
+        RGB (y, x, 3): the channels stretched to their windows and added in their colours.
+    """
     if is_colour(channel_names, pixels_CYX.dtype) and set(shown) == {(0.0, 255.0)}:
         return np.ascontiguousarray(np.moveaxis(pixels_CYX, 0, -1))
     mixed = np.zeros((*pixels_CYX.shape[1:], 3), np.float32)

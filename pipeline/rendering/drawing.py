@@ -19,7 +19,7 @@ from pipeline.rendering.text import draw_text, text_width
 INK: Rgb = (32, 36, 44)
 PALE: Rgb = (112, 118, 128)
 WHITE: Rgb = (255, 255, 255)
-_COVER = 0.6  # of a pixel at full tint: the tissue still shows through
+_COVER = 0.6  # opacity of a full tint; the tissue remains visible
 
 
 # ---- lengths --------------------------------------------------------------------------------------------------------
@@ -32,12 +32,19 @@ def nice_length(at_most: float) -> float:
 
 
 def length_label(length_um: float) -> str:
-    """A length as people write it: mm from 1 mm, um below."""
+    """Label of a length: in mm from 1 mm, else in um."""
     return f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} \u00b5m"
 
 
 def scale_bar(picture: Image.Image, um_per_px: float, *, part: float, size_px: int) -> None:
-    """Put a scale bar of about ``part`` of the width in the lower left corner, on a pale plate."""
+    """Draw a scale bar in the lower left corner, on a pale plate; nothing where the picture is too small.
+
+    Args:
+        picture: Changed in place.
+        um_per_px: Size of a pixel.
+        part: Largest length of the bar as a part of the picture's width.
+        size_px: Size of the text.
+    """
     length_um = nice_length(picture.width * um_per_px * part)
     bar_px, label = round(length_um / um_per_px), length_label(length_um)
     pad, thick = size_px // 2, max(3, size_px // 5)
@@ -62,7 +69,7 @@ def _plate(box: tuple[int, int, int, int]) -> Image.Image:
 
 
 def badge(picture: Image.Image, at_xy: tuple[float, float], letter: str, size_px: int) -> None:
-    """A letter on a dark square whose upper left corner is at ``at_xy``, moved inside the picture."""
+    """Draw a letter on a dark square with its upper left corner at ``at_xy``, moved inside the picture."""
     side = round(size_px * 1.5)
     x = min(max(0, round(at_xy[0])), max(0, picture.width - side))
     y = min(max(0, round(at_xy[1])), max(0, picture.height - side))
@@ -73,7 +80,7 @@ def badge(picture: Image.Image, at_xy: tuple[float, float], letter: str, size_px
 
 
 def frame(picture: Image.Image, box_xyxy: tuple[float, float, float, float], *, least_px: int = 16) -> None:
-    """A dark frame with a white line inside around a box, enlarged about its centre to be seen."""
+    """Draw a dark frame with a white line inside around a box, enlarged about its centre to at least ``least_px``."""
     x0, y0, x1, y1 = box_xyxy
     grow_x, grow_y = max(0.0, least_px - (x1 - x0)) / 2, max(0.0, least_px - (y1 - y0)) / 2
     corners = [round(edge) for edge in (x0 - grow_x, y0 - grow_y, x1 + grow_x, y1 + grow_y)]
@@ -87,7 +94,12 @@ def frame(picture: Image.Image, box_xyxy: tuple[float, float, float, float], *, 
 
 @dataclass(frozen=True, slots=True)
 class Palette:
-    """Colour of each object: ``classes[id - 1]`` is its class, ``colours`` (k, 3) the classes'."""
+    """Colours of objects.
+
+    Attributes:
+        classes: Class of object id at index id - 1 (n,).
+        colours: RGB of each class (k, 3).
+    """
 
     classes: NDArray[np.uint8]
     colours: NDArray[np.uint8]
@@ -98,7 +110,14 @@ class Palette:
 
 
 def outline_objects(rgb_YXC: NDArray[np.uint8], labels_YX: NDArray[np.uint32], palette: Palette, width_px: int) -> None:
-    """Draw the rim of every object in its class's colour, in place: ``width_px`` pixels, all inside the object."""
+    """Draw the inner boundary of every object in the colour of its class, in place.
+
+    Args:
+        rgb_YXC: Picture (y, x, 3).
+        labels_YX: Object ids, 0 = background.
+        palette: Colours of objects.
+        width_px: Width of the line, which lies inside the object.
+    """
     edge = find_boundaries(labels_YX, connectivity=1, mode="inner")
     if width_px > 1:
         edge = ndimage.binary_dilation(edge, iterations=width_px - 1) & (labels_YX > 0)
@@ -106,20 +125,22 @@ def outline_objects(rgb_YXC: NDArray[np.uint8], labels_YX: NDArray[np.uint32], p
 
 
 def lighter(colours: Sequence[Rgb]) -> NDArray[np.uint8]:
-    """Colours (k, 3) half way to white, to stand out from dark pictures and from the channels' own colours."""
+    """Colours (k, 3) half way to white, visible on dark pictures and distinct from the colours of channels."""
     return np.asarray((np.asarray(colours, np.uint16) + 255) // 2, np.uint8)
 
 
 def outline_mask(rgb_YXC: NDArray[np.uint8], mask_YX: NDArray[np.bool_], colour: Rgb) -> None:
-    """Draw the border of a mask, two pixels wide, in place."""
+    """Draw the boundary of a mask, two pixels wide, in place."""
     rgb_YXC[find_boundaries(mask_YX, mode="thick")] = colour
 
 
 @dataclass(slots=True)
 class Tint:
-    """Soft colour over a picture, gathered class by class so that any number of classes costs four planes.
+    """Colour overlay of a picture, accumulated class by class: any number of classes takes four planes.
 
-    ``total`` (y, x) is the strength of all classes, ``colour`` (y, x, 3) the sum of their colours, so weighted.
+    Attributes:
+        total: Sum of the strengths of all classes (y, x).
+        colour: Sum of their colours weighted by strength (y, x, 3).
     """
 
     total: NDArray[np.float32]
@@ -127,23 +148,23 @@ class Tint:
 
     @classmethod
     def empty(cls, shape_yx: tuple[int, int]) -> Tint:
-        """Nothing yet."""
+        """An overlay of strength 0."""
         return cls(np.zeros(shape_yx, np.float32), np.zeros((*shape_yx, 3), np.float32))
 
     def add(self, strength_YX: NDArray[np.float32], colour: Sequence[int] | NDArray[np.uint8]) -> None:
-        """Add one class."""
+        """Add one class with a strength for each pixel (y, x)."""
         self.total += strength_YX
         self.colour += strength_YX[..., None] * np.asarray(colour, np.float32)
 
     def lay_over(self, rgb_YXC: NDArray[np.uint8], full: float) -> None:
-        """Mix into the picture, in place: strength 0 leaves a pixel, ``full`` or more covers most of it."""
+        """Blend into a picture (y, x, 3) in place: strength 0 leaves a pixel unchanged, ``full`` or more has full opacity."""
         colour = self.colour / np.where(self.total > 0, self.total, 1)[..., None]
         cover = (self.total / full).clip(0, 1)[..., None] * np.float32(_COVER)
         rgb_YXC[:] = (rgb_YXC * (1 - cover) + colour * cover).round().astype(np.uint8)
 
 
 def ramp(colour: Rgb, width_px: int, height_px: int) -> Image.Image:
-    """What ``Tint`` does to white, from strength 0 on the left to full on the right."""
+    """Colour scale of ``Tint`` on white, from strength 0 on the left to full on the right."""
     cover = np.linspace(0, _COVER, width_px)[None, :, None]
     row = (255 * (1 - cover) + np.array(colour) * cover).round().astype(np.uint8)
     return Image.fromarray(np.repeat(row, height_px, axis=0))

@@ -1,7 +1,7 @@
-"""Where to look: the scale of a slide's overview, and the few fields worth seeing at full resolution.
+"""Scale of a slide's overview, and selection of the fields that are displayed at full resolution.
 
-Pure integers and arrays. The one decision made here: fields are the densest cells of a fixed grid, far from each other,
-ties in raster order, so the same slide always shows the same fields and a reader can find them again.
+Fields are the densest cells of a fixed grid, at a minimum distance from each other, with ties in raster order. The same
+slide therefore always has the same fields.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ OVERVIEW_PX = 1600
 """Longest side of an overview."""
 
 FIELD_PX = 512
-"""Side of a field as it is shown."""
+"""Side of a field on the page."""
 
 _LEAST_PX, _LARGEST_ENLARGEMENT = 480, 16
 _SMALL_OBJECT_PX = 14
@@ -27,10 +27,15 @@ _FIELDS = 3
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """An image seen as a whole: shape (y, x) of image and overview, overview pixels for each image pixel, level read.
+    """Overview of an image.
 
-    Images up to ``OVERVIEW_PX`` are shown pixel for pixel, very small ones enlarged by a whole number. ``level`` is the
-    coarsest pyramid level that is not coarser than the overview.
+    Images up to ``OVERVIEW_PX`` are displayed pixel for pixel, very small ones enlarged by an integer.
+
+    Attributes:
+        image_yx: Shape of the image.
+        shape_yx: Shape of the overview.
+        scale: Overview pixels for each image pixel.
+        level: The coarsest pyramid level that is not coarser than the overview.
     """
 
     image_yx: tuple[int, int]
@@ -51,7 +56,7 @@ class View:
         return cls(image_yx, (height, width), scale, level)
 
     def overview_from_image(self, box: Box) -> tuple[float, float, float, float]:
-        """A box of image pixels as (x0, y0, x1, y1) on the overview."""
+        """Convert a box of image pixels to (x0, y0, x1, y1) on the overview."""
         y, x = (shown / whole for shown, whole in zip(self.shape_yx, self.image_yx, strict=True))
         return box.x0 * x, box.y0 * y, box.x1 * x, box.y1 * y
 
@@ -65,15 +70,22 @@ class View:
 
 
 def field_side(diameter_px: float) -> int:
-    """Image pixels along a field: half as many where objects are small, so that they are shown twice as large."""
+    """Image pixels along a field: half as many where objects are small, which displays them twice as large."""
     return FIELD_PX // 2 if 0 < diameter_px < _SMALL_OBJECT_PX else FIELD_PX
 
 
 def choose_fields(places_yx: NDArray[Any], view: View, side_px: int) -> list[Box]:
-    """Up to three boxes of at most ``side_px`` with the most ``places_yx`` (2, n), the densest first.
+    """Select up to three boxes with the most objects, the densest first.
 
-    They are at least a fifth of the image's longer side apart. The middle of the image when there are no places at all;
-    none when the overview shows every pixel already.
+    Boxes are at least a fifth of the image's longer side apart.
+
+    Args:
+        places_yx: Centroids of the objects in image pixels (2, n).
+        view: Overview of the image.
+        side_px: Largest side of a box in image pixels.
+
+    Returns:
+        Boxes in image pixels: the middle of the image without objects; none when the overview displays every pixel.
     """
     if view.scale >= 1:
         return []
@@ -94,7 +106,7 @@ def choose_fields(places_yx: NDArray[Any], view: View, side_px: int) -> list[Box
 
 
 def _field(row: int, col: int, view: View, side_px: int) -> Box:
-    """The cell at (row, col), moved inside the image where it would stick out."""
+    """The cell at (row, col), moved inside the image where it extends beyond it."""
     height, width = view.image_yx
     y0, x0 = max(0, min(row * side_px, height - side_px)), max(0, min(col * side_px, width - side_px))
     return Box(y0, x0, min(height, y0 + side_px), min(width, x0 + side_px))

@@ -1,7 +1,6 @@
-"""A page: title, numbers, the overview, the fields beside or below it, a legend. Layout only, no slides, no files.
+"""Layout of the overview page: title, notes, overview, fields beside or below it, legend.
 
-The one decision made here: fields go to the right of a tall overview and below a wide one, where they fill the same
-length, so the page wastes no room whatever the slide's shape.
+Fields are placed to the right of a tall overview and below a wide one, where they fill the same length.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _LEAST_WIDTH = 720
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A short text, with a square of the colour it explains."""
+    """A short text, with a square of the colour that it explains."""
 
     text: str
     colour: Rgb | None = None
@@ -30,7 +29,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Legend:
-    """What the tint means: its colours, one strip each, and the words to the left and right of them."""
+    """Legend of the tint: one colour scale for each class, and the text to the left and right of them."""
 
     colours: tuple[Rgb, ...]
     before: str
@@ -39,7 +38,7 @@ class Legend:
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """All words on a page."""
+    """All text of a page."""
 
     title: str
     notes: Sequence[Note]
@@ -48,24 +47,24 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """A picture and what is written below it."""
+    """A picture and the text below it."""
 
     picture: Image.Image
     text: str = ""
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height, text included."""
+        """Width and height in pixels, text included."""
         return self.picture.width, self.picture.height + (_NOTE_PX + 12 if self.text else 0)
 
     def paste(self, page: Image.Image, x: int, y: int) -> None:
-        """Put it on the page with its upper left corner at (x, y)."""
+        """Paste the panel with its upper left corner at (x, y)."""
         page.paste(self.picture, (x, y))
         draw_text(ImageDraw.Draw(page), (x, y + self.picture.height + _NOTE_PX + 4), self.text, _NOTE_PX, INK)
 
 
 def lay_out(overview: Panel, fields: Sequence[Panel], caption: Caption) -> Image.Image:
-    """The finished page."""
+    """Draw the page."""
     places, (width, height) = _arrange(overview, fields)
     page_width = max(_LEAST_WIDTH, width + 2 * _MARGIN)
     lines = _wrap(caption.notes, page_width - 2 * _MARGIN)
@@ -85,7 +84,7 @@ def lay_out(overview: Panel, fields: Sequence[Panel], caption: Caption) -> Image
 
 
 def _arrange(overview: Panel, fields: Sequence[Panel]) -> tuple[list[tuple[int, int]], tuple[int, int]]:
-    """Where each panel goes, and (width, height) of all of them."""
+    """Offset (x, y) of each panel, and (width, height) of all of them."""
     width, height = overview.size
     places = [(0, 0)]
     if not fields:

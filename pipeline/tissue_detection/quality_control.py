@@ -1,15 +1,14 @@
-"""How good a slide is, cell by cell: sharp or blurred, clean or inked, stained like what the network has learnt.
+"""Quality control of a slide, cell by cell: sharpness, marker ink, and stain compared with the training data.
 
-Pure. The one decision made here: every measure is a mean over squares of the tissue's own picture (4 to 8 um), gathered
-for cells of the network (512 px). A cell looks at nothing outside itself, so no number depends on a block. Nothing is
-dropped here: these are remarks.
+Every measure is a mean over squares of the tissue picture (4 to 8 um), grouped by the cells of the network (512 px). A
+cell uses no pixels outside itself, so measures do not depend on blocks. They are remarks: no cell is dropped.
 
-Sharpness is the energy of the finest detail, relative to coarser detail of the same place: mean squared Laplacians of
-grey values averaged over 2 x 2 and over 8 x 8 pixels. The relation does not know how strong a stain is. At the scale of
-2 pixels neither enlargement (up to 2.2) nor the noise of a camera counts; 1 would be a picture of edges.
+Sharpness is the energy of the finest detail relative to coarser detail of the same area: the ratio of the mean squared
+Laplacians of grey values averaged over 2 x 2 and over 8 x 8 pixels. The ratio is independent of stain intensity. At a
+scale of 2 pixels neither enlargement (up to 2.2) nor camera noise matters; the ratio of a picture of edges is 1.
 
       |<- cell, 512 px ->|      2 x 2 and 8 x 8 pixels are averaged from the cell's corner on; the outermost of them,
-      | .  .  .  .  .  . |      whose neighbours lie in another cell, are not judged
+      | .  .  .  .  .  . |      whose neighbours lie in another cell, are not used
 """
 
 from __future__ import annotations
@@ -26,26 +25,26 @@ from pipeline.config import CELL_PX
 from unet_core.optical_density import LEAST_DENSITY, StainStatistics, optical_density
 
 MEASURES = ("tissue", "sharpness", "saturation", "dark", "pen", "stain_distance")
-"""Parts (tissue, dark, pen), means (saturation), a relation and a distance; one cell's row of a ``Quality``."""
+"""Parts (tissue, dark, pen), means (saturation), a ratio and a distance; the measures of each cell of a ``Quality``."""
 
 BLURRED = 0.03
-"""Sharpness below this. The real slides of the tests have 0.06 to 0.38, less than 0.04 when blurred by 3 px."""
+"""Sharpness below which a cell is blurred. The real test slides have 0.06 to 0.38, below 0.04 when blurred by 3 px."""
 DARK = 0.25
-"""Brightness below this: folds, pigment, ink."""
+"""Brightness below which a pixel is dark: folds, pigment, ink."""
 PEN_CELL = 0.1
 """Part of a cell under ink from which the cell is marked."""
 JUDGED = 0.25
 """Part of a cell that must be tissue for its sharpness and colour to count."""
 BLURRED_CELLS = 0.25
-"""Part of the judged cells that make a slide ``blurred``."""
+"""Part of the evaluated cells above which a slide is ``blurred``."""
 PEN_MM2 = 0.02
-"""Ink in marked cells that makes a slide ``pen``: a stroke of 0.1 x 0.2 mm."""
+"""Area of ink in marked cells from which a slide has the flag ``pen``: a stroke of 0.1 x 0.2 mm."""
 LITTLE_TISSUE_MM2 = 0.1
-"""Six cells at 0.25 um: too little to speak of a density."""
+"""Six cells at 0.25 um: too little for a density."""
 FAR = 5.0
-"""Mahalanobis distance: 99 % of the colours that the built-in network was shown lie nearer; fluorescence beyond 13."""
+"""Mahalanobis distance: 99 % of the colours in the built-in network's training data lie nearer; fluorescence beyond 13."""
 FAR_CELLS = 0.5
-"""Part of the judged cells that make a slide ``colour_far_from_training``."""
+"""Part of the evaluated cells above which a slide is ``colour_far_from_training``."""
 _SCALES_PX = 2, 8
 _PEN_UM = 32.0
 _INK_SATURATION = 0.5
@@ -56,10 +55,15 @@ Measures = NDArray[np.float32]
 
 
 def detail(image_CYX: NDArray[Any], factor: int) -> Measures:
-    """Mean squared Laplacians (2, y, x), fine and coarse, in each square of ``factor`` px of an RGB image.
+    """Mean squared Laplacians of an image in squares.
 
-    ``image_CYX`` starts at a cell's corner. NaN where there is nothing to judge, and throughout when a square holds no
-    coarse pixel, or the image is not RGB.
+    Args:
+        image_CYX: RGB image that starts at a cell's corner, uint8 or uint16.
+        factor: Side of a square in pixels.
+
+    Returns:
+        Fine and coarse detail (2, y, x), float32. NaN where no pixel counts, and throughout when a square holds no
+        coarse pixel or the image is not RGB.
     """
     squares = tuple(-(-length // factor) for length in image_CYX.shape[1:])
     found = np.full((2, *squares), np.nan, np.float32)
@@ -84,7 +88,7 @@ def _halved(pixels_YX: NDArray[Any]) -> NDArray[Any]:
 
 
 def _mean_squares(found_YX: Measures, pixels_YX: NDArray[Any], square: int, cell: int) -> None:
-    """Fill in the mean squared Laplacian of each ``square`` x ``square`` pixels that lie inside their cell."""
+    """Write the mean squared Laplacian of each ``square`` x ``square`` pixels that lie inside their cell."""
     height, width = pixels_YX.shape
     if min(height, width) < 3:
         return
@@ -111,10 +115,15 @@ def _inside_cell(length: int, padded: int, cell: int) -> Mask:
 
 
 def pen_mask(thumb_CYX: NDArray[Any], pixel_um: float) -> Mask:
-    """Where a bright-field RGB picture shows marker ink: solid strokes, at least some 32 um wide.
+    """Mask of marker ink in a bright-field RGB picture: solid strokes, at least some 32 um wide.
 
-    Ink is as saturated as 0.5 with no less green than red (green, blue and turquoise; no stain of tissue is, at this
-    size), or nearly black. Red ink is not told from eosin. Folds and pigment as large and as black are called ink.
+    Ink has a saturation above 0.5 with no less green than red (green, blue and turquoise; no tissue stain does at this
+    scale), or is nearly black. Red ink cannot be distinguished from eosin. Folds and pigment as large and as black
+    count as ink.
+
+    Args:
+        thumb_CYX: RGB picture (3, y, x).
+        pixel_um: Size of its pixels.
     """
     red, green, _ = thumb_CYX
     highest, lowest = thumb_CYX.max(axis=0), thumb_CYX.min(axis=0)
@@ -128,9 +137,15 @@ def pen_mask(thumb_CYX: NDArray[Any], pixel_um: float) -> Mask:
 
 @dataclass(frozen=True, slots=True)
 class ImageStrip:
-    """Some whole rows of cells: picture (c, y, x), detail (2, y, x), tissue and ink (y, x). ``side``: of a cell.
+    """Some whole rows of cells of a slide.
 
-    ``bright_field`` False: only tissue and colour are judged.
+    Attributes:
+        thumb_CYX: Picture (c, y, x).
+        detail_2YX: Fine and coarse detail (2, y, x).
+        tissue_YX: Tissue mask (y, x).
+        pen_YX: Mask of ink (y, x).
+        side: Side of a cell in these pixels.
+        bright_field: False: only tissue and colour are measured.
     """
 
     thumb_CYX: NDArray[Any]
@@ -141,7 +156,7 @@ class ImageStrip:
     bright_field: bool
 
     def measures(self, stain: StainStatistics | None) -> Measures:
-        """(measures, rows, cols) as ``MEASURES`` names them; NaN where there is nothing to judge."""
+        """Measures (measures, rows, cols) in the order of ``MEASURES``; NaN where a measure is undefined."""
         exists = np.ones_like(self.tissue_YX)
         found = [self._mean(self.tissue_YX, exists)]
         if self.bright_field:
@@ -173,7 +188,9 @@ class ImageStrip:
         density_CYX = optical_density(self.thumb_CYX)
         stained = self.tissue_YX & (density_CYX.mean(axis=0) >= LEAST_DENSITY)
         mean_NC = np.stack([self._mean(layer, stained).ravel() for layer in density_CYX], axis=1)
-        mean_NC = np.broadcast_to(mean_NC, (len(mean_NC), len(stain.mean)))  # grey is shown to a network as colour
+        mean_NC = np.broadcast_to(
+            mean_NC, (len(mean_NC), len(stain.mean))
+        )  # a grey image is repeated to the channels of the network
         known = np.isfinite(mean_NC).all(axis=1)
         found.ravel()[known] = stain.distance(mean_NC[known])
         return found
@@ -190,12 +207,17 @@ def _cell_sums(values_YX: NDArray[Any], side: int) -> NDArray[np.float64]:
     return np.add.reduceat(np.add.reduceat(values_YX.astype(np.float64), starts[0], axis=0), starts[1], axis=1)
 
 
-# ---- what follows from the measures ---------------------------------------------------------------------------------
+# ---- summary of the measures ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """The measures of all cells of a slide (measures, rows, cols). ``cell_mm2``: area of a whole cell."""
+    """Measures of all cells of a slide.
+
+    Attributes:
+        measures: Measures (measures, rows, cols) in the order of ``MEASURES``.
+        cell_mm2: Area of a whole cell.
+    """
 
     measures: Measures
     cell_mm2: float
@@ -206,7 +228,7 @@ class Quality:
 
     @property
     def judged(self) -> Mask:
-        """Cells with enough tissue to say something about it."""
+        """Cells with enough tissue to be evaluated."""
         return np.asarray(self["tissue"] >= JUDGED)
 
     @property
@@ -225,19 +247,19 @@ class Quality:
         return float(self["pen"][self.inked].sum()) * self.cell_mm2
 
     def flags(self, tissue_mm2: float) -> tuple[str, ...]:
-        """What to say about the slide, in words that scripts may look for."""
+        """Flags of the slide, as scripts may search for them."""
         judged = max(1, int(self.judged.sum()))
         far = self.judged & (self["stain_distance"] > FAR)
-        said = {
+        flags = {
             "blurred": self.blurred.sum() > BLURRED_CELLS * judged,
             "pen": self.pen_mm2 >= PEN_MM2,
             "little_tissue": tissue_mm2 < LITTLE_TISSUE_MM2,
             "colour_far_from_training": far.sum() > FAR_CELLS * judged,
         }
-        return tuple(name for name, holds in said.items() if holds)
+        return tuple(name for name, holds in flags.items() if holds)
 
     def facts(self) -> dict[str, Any]:
-        """For the manifest: how many cells were judged and marked, and the medians of the judged ones (null: none)."""
+        """Facts for the manifest: numbers of evaluated and marked cells, and medians over evaluated cells (None: undefined)."""
         medians = {name: _median(self[name][self.judged]) for name in MEASURES[1:]}
         counts = {"cells": self.judged.sum(), "blurred_cells": self.blurred.sum(), "pen_cells": self.inked.sum()}
         return {name: int(count) for name, count in counts.items()} | {"pen_mm2": round(self.pen_mm2, 4)} | medians

@@ -1,11 +1,11 @@
-"""Where on a slide there is tissue, decided on a picture of a few micrometres per pixel.
+"""Tissue mask of a slide, from a picture of a few micrometres per pixel.
 
-Pure. The one decision made here: when in doubt it is tissue. A cell called glass is never looked at again, so a
-mistake in that direction loses cells in silence, while one in the other costs a network call. Otsu's threshold alone
-splits any picture in two, and calls half of a crop without glass empty; here it may move only within limits that
-glass keeps, what is dark is tissue whatever its colour, and a picture with hardly any glass is tissue throughout.
+Doubtful pixels count as tissue. Glass is not processed any further, so tissue taken for glass loses cells without a
+trace, while glass taken for tissue costs network calls only. Otsu's threshold alone divides any picture in two and
+calls half of a crop without glass empty. It is therefore limited to a range that glass does not exceed, dark pixels
+are tissue whatever their colour, and a picture with hardly any glass is tissue throughout.
 
-Otsu: IEEE Transactions on Systems, Man, and Cybernetics 9 (1979), 62-66.
+Source: Otsu, IEEE Transactions on Systems, Man, and Cybernetics 9 (1979), 62-66.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LEAST_GLASS = 0.05
 BRIGHT_FIELD = 0.3
 _SMOOTHING_PX = 1.0
 _SMOOTHING_REACH_PX = 4
-"""scipy cuts a Gaussian off at four times its width."""
+"""scipy truncates a Gaussian at four standard deviations."""
 _ROWS_AT_ONCE = 256
 _BINS = 256
 _NEAR_UM = 16.0
@@ -36,7 +36,14 @@ Polarity = Literal["bright-field", "dark-field"]
 
 @dataclass(frozen=True, slots=True)
 class TissueParams:
-    """``mpp_um`` of the picture; islands and holes below these areas go; the mask grows by ``dilate_px`` pixels."""
+    """Parameters of tissue detection.
+
+    Attributes:
+        mpp_um: Size of a pixel of the picture in um.
+        min_area_um2: Smaller islands of tissue are removed.
+        fill_holes_um2: Holes up to this area are filled.
+        dilate_px: Pixels by which the mask is dilated.
+    """
 
     mpp_um: float
     min_area_um2: float
@@ -46,7 +53,14 @@ class TissueParams:
 
 @dataclass(frozen=True, slots=True)
 class TissueResult:
-    """The (y, x) mask, how it was found, and remarks for the manifest. ``threshold`` is a saturation, 0 to 1."""
+    """A tissue mask and how it was determined.
+
+    Attributes:
+        mask: True for tissue (y, x).
+        method: Description for the manifest.
+        threshold: Saturation threshold, 0 to 1; None without one.
+        flags: Remarks for the manifest.
+    """
 
     mask: Mask
     method: str
@@ -55,16 +69,20 @@ class TissueResult:
 
 
 def polarity_of(thumb_CYX: NDArray[Any]) -> Polarity:
-    """Whether a picture is bright with something dark on it, or dark with something bright: by its median."""
-    counts = np.bincount(thumb_CYX.sum(axis=0, dtype=np.intp).ravel()).cumsum()  # of every sum of the channels
+    """Whether a picture is bright-field or dark-field, by its median."""
+    counts = np.bincount(thumb_CYX.sum(axis=0, dtype=np.intp).ravel()).cumsum()  # by sum of the channels
     middle = np.searchsorted(counts, [(counts[-1] + 1) // 2, counts[-1] // 2 + 1]).mean() / len(thumb_CYX)
     return "dark-field" if middle < BRIGHT_FIELD * np.iinfo(thumb_CYX.dtype).max else "bright-field"
 
 
 def find_tissue(thumb_CYX: NDArray[Any], params: TissueParams) -> TissueResult:
-    """Mask of the tissue in a uint8 or uint16 (c, y, x) picture.
+    """Determine the tissue mask of a picture.
 
-    Everything is tissue when the picture is not RGB on a bright field, or shows hardly any glass.
+    All pixels are tissue when the picture is not RGB on a bright field, or has hardly any glass.
+
+    Args:
+        thumb_CYX: Picture (c, y, x), uint8 or uint16.
+        params: Parameters.
     """
     everything = np.ones(thumb_CYX.shape[1:], bool)
     if polarity_of(thumb_CYX) == "dark-field":
@@ -85,7 +103,7 @@ def find_tissue(thumb_CYX: NDArray[Any], params: TissueParams) -> TissueResult:
 def _saturation_and_dark(thumb_CYX: NDArray[Any]) -> tuple[NDArray[np.float64], Mask]:
     """Saturation (max - min) / max of the channels, and where their mean is low; both after a blur against noise.
 
-    Some rows at a time, with those above and below that the blur reaches: a strip is as good as the whole.
+    Processed in strips of rows that overlap by the reach of the blur, so the result does not depend on strips.
     """
     height, width = thumb_CYX.shape[1:]
     saturation, dark = np.empty((height, width)), np.empty((height, width), bool)
@@ -110,20 +128,20 @@ def _otsu(saturation: NDArray[np.float64]) -> float:
 
 
 def _cleaned(mask: Mask, params: TissueParams) -> Mask:
-    """Without islands smaller than ``min_area_um2``, then without holes of at most ``fill_holes_um2``.
+    """Remove islands smaller than ``min_area_um2``, then fill holes of at most ``fill_holes_um2``.
 
-    Islands closer than 32 um to one another count as one: pale tissue is a crowd of stained specks.
+    Islands closer than 32 um to each other count as one, because pale tissue consists of many stained specks.
     """
     pixel_um2 = params.mpp_um**2
     near = _grown(mask, round(_NEAR_UM / params.mpp_um))
     kept = mask & _regions(near, mask, lambda sizes: sizes * pixel_um2 >= params.min_area_um2)
     if not kept.any():
-        return kept  # what is not tissue is no hole then, however small the slide
+        return kept  # without tissue, background is no hole, however small the slide
     return kept | _regions(~kept, ~kept, lambda sizes: sizes * pixel_um2 <= params.fill_holes_um2)
 
 
 def _regions(areas: Mask, counted: Mask, wanted: Callable[[NDArray[np.intp]], Mask]) -> Mask:
-    """The 4-connected components of ``areas`` that are wanted, given the number of ``counted`` pixels in each."""
+    """4-connected components of ``areas`` that ``wanted`` selects by their number of ``counted`` pixels."""
     labels, n = ndimage.label(areas)
     chosen = wanted(np.bincount(labels[counted], minlength=n + 1))
     chosen[0] = False
@@ -131,7 +149,7 @@ def _regions(areas: Mask, counted: Mask, wanted: Callable[[NDArray[np.intp]], Ma
 
 
 def _grown(mask: Mask, radius_px: int) -> Mask:
-    """Every pixel at most ``radius_px`` rows and columns away from the mask: whatever can enter a read's halo."""
+    """Dilate a mask by a square of ``radius_px``: all pixels that can enter the halo of a read."""
     if radius_px < 1:
         return mask
     grown: Mask = ndimage.maximum_filter(mask.astype(np.uint8), 2 * radius_px + 1, mode="constant") > 0
