@@ -1,13 +1,13 @@
-"""The table of annotated images: whose each one is, when it was taken, of which stratum, in which fold.
+"""The table of annotated images: patient, date, stratum and fold of each image.
 
-The one decision made here: what decides a split is written, never guessed. A date is a whole one in ISO form, a name
-that fits two images or none refuses the table by line, and where no patient is named that is said, not supplied.
+Everything that decides a split is stated in the table and never guessed. A date is complete and in ISO form, a name
+that matches no image or two is an error that names the line, and images without a patient are reported.
 
     image      the file's name, with or without its extension, or its path below the folder of images
-    patient    who is never parted; without it the slide, without that the image itself
-    date       2024-05-31; for temporal folds       stratum    for stratified folds       fold    wins over all methods
+    patient    images of one patient are never in different folds; default: the slide, else the image itself
+    date       2024-05-31; for temporal folds       stratum    for stratified folds       fold    overrides all methods
 
-Other columns are free; ``data.only`` chooses lines by the cells of any column.
+Other columns are free; ``data.only`` selects lines by the cells of any column.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COLUMNS = (IMAGE, "patient", SLIDE, "date", "stratum", "fold")
 
 @dataclass(frozen=True, slots=True)
 class AnnotationRow:
-    """What is known of an image besides its pixels. Without a table it is its own patient."""
+    """Metadata of an image. Without a table each image is its own patient."""
 
     patient: str
     slide: str = ""
@@ -38,9 +38,18 @@ class AnnotationRow:
 
 
 def read_table(path: Path, images: Sequence[Candidate], only: Mapping[str, str | int]) -> dict[str, AnnotationRow]:
-    """The rows of the table by key of image, those chosen by ``only``.
+    """Read the rows of the table.
 
-    Raises ConfigError naming file, line and cure for what cannot be meant as it is written.
+    Args:
+        path: CSV file.
+        images: The images that rows may refer to.
+        only: Values of columns that select rows.
+
+    Returns:
+        The selected rows by key of image.
+
+    Raises:
+        ConfigError: A row is invalid; the message names file and line.
     """
     rows: dict[str, AnnotationRow] = {}
     lines: dict[str, int] = {}
@@ -67,7 +76,7 @@ def _chosen(where: str, cells: Mapping[str, str], only: Mapping[str, str | int])
 
 
 def _names(images: Sequence[Candidate]) -> dict[str, list[str]]:
-    """Keys by everything an image may be called."""
+    """Keys of images by every name that may refer to them."""
     names: dict[str, list[str]] = {}
     for image in images:
         for name in {image.key, image.path.name, key_of(Path(image.path.name)), _below(image)}:
@@ -76,7 +85,7 @@ def _names(images: Sequence[Candidate]) -> dict[str, list[str]]:
 
 
 def _below(image: Candidate) -> str:
-    """Its path below the folder of images."""
+    """Path of an image below the folder of images."""
     return (Path(image.key).parent / image.path.name).as_posix()
 
 
@@ -89,8 +98,8 @@ def _key(where: str, name: str, names: Mapping[str, list[str]]) -> str:
     near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     hint = f"did you mean {near[0]!r}?" if near else f"found for example {next(iter(names), 'nothing')!r}."
     raise ConfigError(
-        f"{where}: no image {name!r} in the folder of images: {hint} Remove the line, or choose the lines that are "
-        f"meant, for example --set 'data.only={{kind: he}}'"
+        f"{where}: no image {name!r} in the folder of images: {hint} Remove the line, or select lines, for example "
+        f"--set 'data.only={{kind: he}}'"
     )
 
 

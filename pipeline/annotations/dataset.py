@@ -1,8 +1,7 @@
-"""Folders of images and masks become annotated cases: paired by name, told apart, read where they are needed.
+"""Open folders of images and masks as a dataset of annotated images that are read on demand.
 
-The one decision made here: everything that could be wrong with a set of annotations is found before the first step of
-training, and is a ConfigError that names the file and the cure. What had to be taken for granted is kept in words
-(``said``) and shown, so that nobody trains on a misunderstanding.
+All problems of a dataset are found before the first training step and raised as ConfigError, with the file and a fix.
+Assumptions are recorded in ``said`` and displayed.
 """
 
 from __future__ import annotations
@@ -44,7 +43,15 @@ _CLASS, _IDS = np.dtype(np.uint8), np.dtype(np.int32)
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A set of annotated images. ``rows`` and ``mpp`` (as the file states it) are by name of case."""
+    """A set of annotated images.
+
+    Attributes:
+        cases: The images.
+        class_names: Foreground classes in order.
+        rows: Metadata by name of case.
+        mpp: Resolution in um per pixel, as the file states it or as resampled, by name of case.
+        said: Assumptions and remarks for the user.
+    """
 
     cases: tuple[AnnotatedImage, ...]
     class_names: tuple[str, ...]
@@ -55,7 +62,7 @@ class Dataset:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Whatever is wrong with images, masks or folds is a fault of what was asked for."""
+    """Raise errors of slides and annotations as ConfigError."""
     try:
         yield
     except (SlideError, AnnotationError) as error:
@@ -69,11 +76,20 @@ def open_dataset(
     settings: DataSettings | None = None,
     mpp: float | None = None,
 ) -> Dataset:
-    """Every image of a folder that has a mask by the same name in another, or those a table names.
+    """Open every image that has a mask of the same name, or those that a table lists.
 
-    Those that state another resolution than ``mpp`` (um per pixel) are brought to it. Small images are read; those
-    beyond ``settings.memory_gb`` are arrays that read windows. Raises ConfigError, naming the file and the cure, for
-    whatever cannot be trained on.
+    Images that state another resolution than ``mpp`` are resampled to it. Images are read into memory up to
+    ``settings.memory_gb``; the others are arrays that read windows on access.
+
+    Args:
+        images: Folder of images.
+        masks: Folder of masks, with the same paths below it except for the extension.
+        cases: CSV of metadata that also selects the images.
+        settings: Meaning of masks.
+        mpp: Resolution of the network in um per pixel; None for that of the files.
+
+    Raises:
+        ConfigError: The data cannot be used for training; the message names the file and a fix.
     """
     settings = settings or DataSettings()
     with refusals():
@@ -101,18 +117,18 @@ def open_dataset(
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Where a pair's objects and classes are read (no classes: all are of the one class), and which parts of it."""
+    """Readers of a pair's objects and classes (None: all objects are of one class), and its annotated parts."""
 
     objects: ReadBox
     classes: ReadBox | None
     parts: tuple[Box, ...] = ()
 
     def without(self, ignored: ReadBox) -> _Source:
-        """The same, but for pixels of which nobody says what they are."""
+        """The same with the class ``IGNORED`` where ``ignored`` is True."""
         return replace(self, classes=KnownClasses(self.classes, ignored))
 
     def scaled(self, scale: Resolution, shape_yx: tuple[int, int]) -> _Source:
-        """The same at another resolution than that of level 0, which has this shape."""
+        """The same at another resolution than level 0, whose shape is ``shape_yx``."""
         objects, classes = (
             None if read is None else NearestPixels(read, scale, shape_yx) for read in (self.objects, self.classes)
         )
@@ -123,7 +139,7 @@ class _Source:
 def _sources(
     pairs: Sequence[Pair], settings: DataSettings
 ) -> tuple[dict[str, _Source], tuple[str, ...], tuple[str, ...]]:
-    """By key; the names of all classes; what was taken for what."""
+    """Sources by key, the names of all classes, and remarks."""
     drawn = {pair.key: QuPathObjects.read(pair.mask, pair.shape_yx) for pair in pairs if pair.drawn}
     names, said = _names(pairs, drawn, settings)
     settings = settings if settings.class_names == names else settings.model_copy(update={"classes": names})
@@ -159,7 +175,7 @@ def _of_drawn(drawn: QuPathObjects, names: Sequence[str]) -> _Source:
 def _names(
     pairs: Sequence[Pair], drawn: Mapping[str, QuPathObjects], settings: DataSettings
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The classes: as stated, or the one that all drawn objects have."""
+    """Class names, as configured or the only class of the QuPath objects; and remarks."""
     kinds = {kind: pair.mask for pair in pairs if pair.drawn for kind in drawn[pair.key].kinds}
     named = sorted(kind for kind in kinds if kind)
     if not drawn:
@@ -167,9 +183,9 @@ def _names(
     if not (settings.classes or settings.colours):
         if len(named) > 1:
             raise ConfigError(
-                f"{kinds[named[0]]}: annotations of {len(named)} classes, {', '.join(named)}, and nothing says which "
-                f"to learn. Name them in the order wanted: --set 'data.classes=[{', '.join(named)}]'; classes named "
-                f"Ignore* are cut out"
+                f"{kinds[named[0]]}: annotations of {len(named)} classes, {', '.join(named)}: expected a list of "
+                f"classes to learn. Set it in the intended order: --set 'data.classes=[{', '.join(named)}]'; areas of "
+                f"class Ignore* are excluded"
             )
         names: tuple[str, ...] = (named[0],) if named else ONE_CLASS
     else:
@@ -183,12 +199,10 @@ def _names(
     parts = sum(len(one.parts) for one in drawn.values())
     whole = sum(not one.parts for one in drawn.values())
     said = ["annotations drawn in QuPath: a pixel belongs to the smallest area that holds its centre"]
-    said += [f"{parts} areas of class Region* are what was annotated; the rest of those images is not used"] * bool(
-        parts
-    )
+    said += [f"{parts} areas of class Region* are annotated; the rest of those images is not used"] * bool(parts)
     holes = sum(len(one.holes) for one in drawn.values())
-    said += [f"{holes} areas of class Ignore* or exclude: nothing is learnt and nothing judged there"] * bool(holes)
-    said += [f"{whole} images have no area of class Region*: all of them counts as annotated"] * bool(whole)
+    said += [f"{holes} areas of class Ignore* or exclude: excluded from training and scores"] * bool(holes)
+    said += [f"{whole} images have no area of class Region*: they count as annotated throughout"] * bool(whole)
     return names, tuple(said)
 
 
@@ -196,7 +210,7 @@ def _names(
 
 
 def _cases(pair: Pair, source: _Source, scale: Resolution | None) -> Iterator[tuple[str, AnnotatedImage]]:
-    """The image, or each part of it that was annotated, by key of the image. Nothing is read."""
+    """The image, or each annotated part of it, with the key of the image. No pixels are read."""
     pixels: ReadBox = SlidePixels(pair.image) if scale is None else ScaledPixels(pair.image, scale)
     areas = source.parts or (Box.of_shape(pair.shape_yx),)
     if scale is not None:
@@ -210,7 +224,7 @@ def _cases(pair: Pair, source: _Source, scale: Resolution | None) -> Iterator[tu
 
 
 def _held(cases: Sequence[AnnotatedImage], memory_gb: float) -> Iterator[AnnotatedImage]:
-    """The cases in their order, those in memory that still fit into it."""
+    """Read cases into memory in their order as long as they fit; the others stay unread."""
     left = memory_gb * 1e9
     for case in cases:
         arrays = [case.image_CYX, case.labels_YX, *([] if case.classes_YX is None else [case.classes_YX])]
@@ -227,7 +241,7 @@ def _whole(array: ArrayLike) -> NDArray[Any]:
     return np.ascontiguousarray(array[tuple(slice(None) for _ in array.shape)])
 
 
-# ---- words -----------------------------------------------------------------------------------------------------------
+# ---- remarks ---------------------------------------------------------------------------------------------------------
 
 
 def _of_scales(pairs: Sequence[Pair], scales: Mapping[str, Resolution | None], mpp: float | None) -> Iterator[str]:
@@ -246,7 +260,7 @@ def _of_table(found: int, chosen: int, rows: Mapping[str, AnnotationRow] | None)
     if rows is None:
         yield (
             "no table of cases (--cases): every image counts as a patient of its own, so two images of one patient may "
-            "be trained on and judged by"
+            "be in both training and validation data"
         )
     elif chosen < found:
         yield f"{found - chosen} of {found} images are not in the table of cases and are not used"

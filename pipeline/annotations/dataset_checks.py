@@ -1,7 +1,7 @@
-"""What there is to learn from: every pixel of every annotated image counted before the first step of training.
+"""Check a dataset before training: count all pixels, reject unusable data, report unusual data.
 
-The one decision made here: what is counted for training is what is shown, in one pass over each image. What would make
-training pointless (a class without a pixel, images of one colour) is refused; what is only odd is said.
+Each image is read once, and the same counts are used for training and for display. Data without information, such as a
+class without a pixel or images of one colour, are rejected; unusual data are reported.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _APART = 1.05
 
 @dataclass(frozen=True, slots=True)
 class CaseFacts:
-    """One annotated image, counted. ``class_px`` of background and of each class."""
+    """Counts of one annotated image. ``class_px`` are the pixels of background and of each class."""
 
     name: str
     in_memory: bool
@@ -36,14 +36,14 @@ class CaseFacts:
 
     @property
     def shape_yx(self) -> tuple[int, int]:
-        """Of the image."""
+        """Shape of the image."""
         height, width = self.counted.class_map.shape
         return height, width
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetSummary:
-    """A set of annotated images, counted. ``said``: what was taken for granted, and what is odd."""
+    """Counts of a dataset. ``said`` are assumptions and unusual findings."""
 
     cases: tuple[CaseFacts, ...]
     class_names: tuple[str, ...]
@@ -72,7 +72,11 @@ class DatasetSummary:
 
 
 def check_annotations(annotations: Dataset) -> DatasetSummary:
-    """Count every pixel. Raises ConfigError for what nobody could learn from, naming a file and the cure."""
+    """Count every pixel of a dataset.
+
+    Raises:
+        ConfigError: The data cannot be used for training; the message names a file and a fix.
+    """
     with refusals():
         facts = tuple(_facts(case, annotations) for case in annotations.cases)
     patients = {row.patient for row in annotations.rows.values()}
@@ -87,13 +91,17 @@ def check_annotations(annotations: Dataset) -> DatasetSummary:
 
 
 def draw_folds(path: Path, annotations: Dataset, summary: DatasetSummary, settings: FoldSettings) -> Folds:
-    """The folds in a file, or new ones written to it. Raises ConfigError as ``unet_core.data.folds`` refuses."""
+    """Read folds from a file, or draw them and write the file.
+
+    Raises:
+        ConfigError: The file or the settings do not fit the dataset (see ``unet_core.data.folds``).
+    """
     with refusals():
         return keep_folds(path, members(annotations, summary), settings)
 
 
 def members(annotations: Dataset, summary: DatasetSummary) -> list[FoldMember]:
-    """What folds are drawn from."""
+    """The images as ``unet_core.data.folds`` divides them."""
     found = []
     for case in summary.cases:
         row = annotations.rows[case.name]
@@ -119,12 +127,12 @@ def _demand_classes(summary: DatasetSummary) -> None:
         if not count:
             some = ", ".join(case.name for case in summary.cases[:3])
             raise ConfigError(
-                f"class {name!r} has not one pixel in {len(summary.cases)} masks ({some} ...): nobody can learn it. "
+                f"class {name!r} has not one pixel in {len(summary.cases)} masks ({some} ...): it cannot be learnt. "
                 f"Annotate some, or leave it out of data.classes (data.colours)"
             )
 
 
-# ---- what is odd -----------------------------------------------------------------------------------------------------
+# ---- unusual data ----------------------------------------------------------------------------------------------------
 
 
 def _odd(cases: Sequence[CaseFacts]) -> Iterator[str]:
@@ -133,10 +141,10 @@ def _odd(cases: Sequence[CaseFacts]) -> Iterator[str]:
         yield f"{len(flat)} images have one value throughout: {', '.join(flat[:5])}"
     bare = [case.name for case in cases if not case.counted.objects]
     if bare:
-        yield f"{len(bare)} images have no object: {', '.join(bare[:5])}. They teach what background looks like"
+        yield f"{len(bare)} images have no object: {', '.join(bare[:5])}. They are used as background"
     pixels, ignored = sum(case.counted.pixels for case in cases), sum(case.counted.ignored for case in cases)
     if ignored:
-        yield f"{ignored / pixels:.1%} of all pixels are ignored: nothing is learnt and nothing judged there"
+        yield f"{ignored / pixels:.1%} of all pixels are ignored: excluded from training and scores"
     marked = sum(sum(case.class_px[1:]) for case in cases) / pixels
     if marked > _MUCH:
         yield f"{marked:.0%} of all pixels are objects: are objects and background exchanged?"
@@ -144,11 +152,8 @@ def _odd(cases: Sequence[CaseFacts]) -> Iterator[str]:
     if stated and stated[-1] > _APART * stated[0]:
         yield (
             f"images state {stated[0]:.3g} to {stated[-1]:.3g} um per pixel: objects differ in size, and one network "
-            f"has one resolution. Name it (network.mpp), and all are brought to it, if that is not wanted"
+            f"has one resolution. Set it (network.mpp) to resample all images to it"
         )
     outside = sum(not case.in_memory for case in cases)
     if outside:
         yield f"{outside} images do not fit into data.memory_gb and are read from disk, window by window"
-
-
-# ---- shown -----------------------------------------------------------------------------------------------------------

@@ -1,10 +1,9 @@
-"""Label images and masks: pictures whose numbers mean something, read window by window, never as colours of light.
+"""Label images and masks: files whose pixel values are numbers, read window by window without any change.
 
-The one decision made here: a number arrives as it was stored or not at all. What a slide's reader does for the eye
-(a palette expanded, transparency laid over white, lossy codecs) would change numbers, and is refused; what it refuses
-because no scanner writes it (32 and 64 bits, signed integers, palettes) is what label images are. TIFF goes through the
-slides' own checks and tile decoder. PNG, and TIFF of one bit a pixel, are decoded whole: the format, or its reader,
-knows no other way.
+Conversions that readers of slides make for display (expanding a palette, blending transparency with white, lossy
+codecs) would change numbers and are rejected. Formats that no scanner writes but label images have (32 and 64 bits,
+signed integers, palettes) are accepted. TIFF uses the checks and the tile decoder of slides. PNG, and TIFF of one bit a
+pixel, are decoded as a whole, because the format or its reader has no other way.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from pipeline.slides.tiff.tags import ImageTags, image_facts, read_images
 from pipeline.slides.tiff.tile_decoder import StoredImage, stored_image, tiff_of
 
 MAX_WHOLE_PX = 1 << 28
-"""Of a mask that can only be decoded as a whole."""
+"""Largest mask that is decoded as a whole."""
 
 _PNG_MAGIC, _JPEG_MAGIC = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _PALETTE, _COLOR_MAP = 3, 320
@@ -55,22 +54,30 @@ class LabelImage(Protocol):
 
     @property
     def shape_yx(self) -> tuple[int, int]:
-        """Pixels."""
+        """Shape in pixels."""
 
     @property
     def palette(self) -> tuple[Rgb, ...]:
-        """The colour of each number, where the file has a palette; else nothing."""
+        """Colour of each number, or empty without a palette."""
 
     @property
     def coloured(self) -> bool:
         """Whether pixels are colours (3, y, x) rather than numbers (1, y, x)."""
 
     def read(self, box: Box) -> Pixels:
-        """The numbers (1, y, x) or colours (3, y, x) of a box inside the image. Raises SlideError for damage."""
+        """Read the numbers (1, y, x) or colours (3, y, x) of a box inside the image.
+
+        Raises:
+            SlideError: The file is damaged.
+        """
 
 
 def open_labels(path: Path) -> LabelImage:
-    """The label image at ``path``, checked but not decoded. Raises SlideError for what cannot hold labels exactly."""
+    """Open and check a label image without decoding it.
+
+    Raises:
+        SlideError: The format does not store labels exactly, or the file is damaged.
+    """
     found = stat_file(path)
     return _open(path, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
 
@@ -100,7 +107,7 @@ def _open(path: Path, state: tuple[int, ...]) -> LabelImage:
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class TiffLabels:
-    """A TIFF of numbers or colours: see LabelImage. Holds one file descriptor until it is collected."""
+    """A TIFF of numbers or colours (see ``LabelImage``). Holds one file descriptor until it is collected."""
 
     file: RawFile
     image: StoredImage
@@ -113,16 +120,16 @@ class TiffLabels:
 
     @property
     def shape_yx(self) -> tuple[int, int]:
-        """Pixels."""
+        """Shape in pixels."""
         return self.image.facts.shape_yx
 
     @property
     def coloured(self) -> bool:
-        """Three samples or more are colours."""
+        """Whether there are several samples a pixel."""
         return self.image.facts.samples > 1
 
     def read(self, box: Box) -> Pixels:
-        """The pixels of a box. Only tiles it touches are decoded."""
+        """The pixels of a box. Only tiles that it touches are decoded."""
         out_CYX = np.empty((self.image.facts.samples, *box.shape), self.image.dtype)
         self.image.fill(out_CYX, box)
         return _opaque(self.path, out_CYX)
@@ -136,7 +143,7 @@ def _tiff(file: RawFile, state: tuple[int, ...]) -> TiffLabels | PictureLabels:
         raise SlideError(f"{file.name}: expected one image of labels, found {len(stack)} channels. {_SAVE}")
     tags, facts = stack[0], image_facts(stack[0])
     if facts.bits == 0:
-        facts = replace(facts, bits=1)  # TIFF 6.0: the default, and what writers of masks of one bit rely on
+        facts = replace(facts, bits=1)  # TIFF 6.0: the default, on which writers of 1-bit masks rely
     _check_tiff(facts, file.size_bytes)
     if facts.bits == 1:
         _check_whole(Path(file.name), facts.shape_yx)
@@ -170,7 +177,7 @@ def _check_tiff(facts: ImageFacts, file_bytes: int) -> None:
 
 
 def _color_map(tags: ImageTags, facts: ImageFacts) -> tuple[Rgb, ...]:
-    """TIFF 6.0, section 5: all reds, then greens, then blues, 16 bits each."""
+    """Palette of a TIFF (TIFF 6.0, section 5): all reds, then greens, then blues, 16 bits each."""
     if facts.photometric != _PALETTE:
         return ()
     values = np.array(tags.numbers(_COLOR_MAP), np.int64)
@@ -184,7 +191,7 @@ def _color_map(tags: ImageTags, facts: ImageFacts) -> tuple[Rgb, ...]:
 
 @dataclass(frozen=True, slots=True)
 class PictureLabels:
-    """A picture of numbers or colours: see LabelImage. Holds no pixels itself."""
+    """A picture of numbers or colours (see ``LabelImage``). Holds no pixels."""
 
     path: Path
     shape_yx: tuple[int, int]
@@ -193,13 +200,13 @@ class PictureLabels:
     state: tuple[int, ...]
 
     def read(self, box: Box) -> Pixels:
-        """The pixels of a box. The file is decoded whole; the last one stays decoded."""
+        """The pixels of a box. The file is decoded as a whole; the last one stays decoded."""
         pixels_CYX = _decoded(self.path, self.state)
         return _opaque(self.path, pixels_CYX[(slice(None), *box.slices)].copy())
 
 
 def _png(path: Path, head: bytes, state: tuple[int, ...]) -> PictureLabels:
-    """ISO/IEC 15948: the first chunk tells bits and colour type. Pillow would stretch or cut what is refused here."""
+    """Check bits and colour type in the first chunk (ISO/IEC 15948). Pillow would rescale rejected ones."""
     bits, colour = head[24], head[25]
     if (colour == 0 and bits in (2, 4)) or (colour in (2, 4, 6) and bits == 16) or colour == 4:
         raise SlideError(f"{path}: a PNG of {bits} bits and colour type {colour} cannot hold labels. {_SAVE}")
@@ -236,10 +243,10 @@ def _decoded(path: Path, _state: tuple[int, ...]) -> NDArray[Any]:
 
 @contextmanager
 def _picture(path: Path) -> Iterator[Image.Image]:
-    """An open picture; whatever Pillow finds wrong with it is a SlideError."""
+    """An open picture; errors of Pillow are raised as SlideError."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_WHOLE_PX is the limit
             picture = Image.open(path, formats=("PNG",))
         with picture:
             yield picture
@@ -250,7 +257,7 @@ def _picture(path: Path) -> Iterator[Image.Image]:
 
 
 def _opaque(path: Path, pixels_CYX: Pixels) -> Pixels:
-    """Without an alpha channel that says nothing; one that does is refused: nobody knows what lies below."""
+    """Drop an alpha channel that is opaque throughout; raise SlideError for any other."""
     if len(pixels_CYX) != 4:
         return pixels_CYX
     if (pixels_CYX[3] != 255).any():

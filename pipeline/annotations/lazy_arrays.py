@@ -1,7 +1,7 @@
 """Images and masks as arrays that are read when they are sliced.
 
-The one decision made here: an array is a path and a way to read a box. Nothing is held but what the readers themselves
-keep open, so an image larger than memory is sliced like one that is not, and what it gives depends on no window.
+An array is a path and a function that reads a box. Nothing is held except what the readers keep open, so images may be
+larger than memory, and pixels do not depend on the window.
 """
 
 from __future__ import annotations
@@ -25,14 +25,21 @@ from unet_core.data.mask_encoding import Content, Meaning, packed
 
 WINDOW_PX = 1024
 MOST_COLOURS = 4096
-"""A mask of more is a photograph: no need to look further."""
+"""A mask with more colours is a photograph, and counting stops."""
 
 ReadBox = Callable[[Box], NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """``area`` of what ``read`` reads as an array (y, x), or (c, y, x) with ``channels``. Sliced in steps of 1 only."""
+    """Lazy array (y, x), or (c, y, x) with ``channels``; slices must have a step of 1.
+
+    Attributes:
+        read: Reads a box in the coordinates of ``area``.
+        area: The part of the source that the array covers.
+        dtype: Type of the pixels.
+        channels: Number of channels; None for an array without a channel axis.
+    """
 
     read: ReadBox
     area: Box
@@ -41,12 +48,12 @@ class Windows:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Pixels along each axis."""
+        """Length of each axis."""
         return self.area.shape if self.channels is None else (self.channels, *self.area.shape)
 
     @property
     def nbytes(self) -> int:
-        """Of all its pixels."""
+        """Bytes of all pixels."""
         return self.area.area_px * (self.channels or 1) * self.dtype.itemsize
 
     def __getitem__(self, key: tuple[slice, ...] | slice) -> NDArray[Any]:
@@ -64,26 +71,30 @@ class Windows:
 
 
 def windows(shape_yx: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
-    """Slices (y, x) that make up an image, none larger than a square of 1024 px."""
+    """Slices (y, x) of squares of at most 1024 px that cover an image."""
     return (tile.core.slices for tile in TileGrid(Box(0, 0, shape_yx[-2], shape_yx[-1]), WINDOW_PX))
 
 
 @dataclass(frozen=True, slots=True)
 class SlidePixels:
-    """Level 0 of a slide."""
+    """Reads level 0 of a slide."""
 
     path: Path
 
     def __call__(self, box: Box) -> NDArray[Any]:
-        """The pixels (c, y, x) of a box."""
+        """Pixels (c, y, x) of a box."""
         return open_slide(self.path).read(0, box)
 
 
 @dataclass(frozen=True, slots=True)
 class MaskValues:
-    """The numbers of a mask; its colours packed into numbers when it has colours, or ``by_colour`` of its palette.
+    """Reads the numbers of a mask.
 
-    Where it holds ``ignore``, ``blank`` is told instead.
+    Attributes:
+        path: The mask.
+        by_colour: Whether a palette's colours are used instead of its numbers. Colours are packed into numbers.
+        ignore: Number of ignored pixels, which read as ``blank``.
+        blank: Number that replaces ``ignore``.
     """
 
     path: Path
@@ -92,12 +103,12 @@ class MaskValues:
     blank: int = 0
 
     def __call__(self, box: Box) -> NDArray[Any]:
-        """The numbers (y, x) of a box."""
+        """Numbers (y, x) of a box."""
         numbers_YX = self._stored(box)
         return numbers_YX if self.ignore is None else np.where(numbers_YX == self.ignore, self.blank, numbers_YX)
 
     def ignored(self, box: Box) -> NDArray[np.bool_]:
-        """Which pixels (y, x) of a box are ignored."""
+        """Mask (y, x) of the ignored pixels of a box."""
         return np.asarray(self._stored(box) == self.ignore)
 
     def _stored(self, box: Box) -> NDArray[Any]:
@@ -117,43 +128,47 @@ class MaskValues:
 
 @dataclass(frozen=True, slots=True)
 class MaskClasses:
-    """The class of each pixel of a mask."""
+    """Reads the class of each pixel of a mask."""
 
     values: MaskValues
     meaning: Meaning
 
     def __call__(self, box: Box) -> NDArray[np.uint8]:
-        """The classes (y, x) of a box."""
+        """Classes (y, x) of a box."""
         return self.meaning.classes_of(self.values(box))
 
 
 @dataclass(frozen=True, slots=True)
 class KnownClasses:
-    """The class of each pixel (1 where there are no ``classes``), ``IGNORED`` where nobody says what is there."""
+    """Reads the class of each pixel (1 without ``classes``), ``IGNORED`` where ``ignored`` is True."""
 
     classes: ReadBox | None
     ignored: ReadBox
 
     def __call__(self, box: Box) -> NDArray[np.uint8]:
-        """The classes (y, x) of a box."""
+        """Classes (y, x) of a box."""
         classes_YX = np.ones(box.shape, np.uint8) if self.classes is None else self.classes(box)
         return np.where(self.ignored(box), np.uint8(IGNORED), classes_YX)
 
 
 @dataclass(frozen=True, slots=True)
 class ClassOfObject:
-    """The class of each pixel by the number of its object: ``classes[0]`` is background's."""
+    """Reads the class of each pixel by the number of its object; ``classes[0]`` is that of background."""
 
     objects: ReadBox
     classes: tuple[int, ...]
 
     def __call__(self, box: Box) -> NDArray[np.uint8]:
-        """The classes (y, x) of a box."""
+        """Classes (y, x) of a box."""
         return np.array(self.classes, np.uint8)[self.objects(box)]
 
 
 def content_of(values: MaskValues) -> Content:
-    """What a mask holds, looked at window by window. Raises SlideError for what is no mask."""
+    """Distinct values of a mask, read window by window.
+
+    Raises:
+        SlideError: The file is not a mask.
+    """
     mask = open_labels(values.path)
     coloured = mask.coloured or (values.by_colour and bool(mask.palette))
     content = Content(str(values.path), coloured, mask.palette[0] if mask.palette and not coloured else None)

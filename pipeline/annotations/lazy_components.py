@@ -1,8 +1,8 @@
-"""Connected components of an image that is only ever seen in windows.
+"""Connected components of an image that is read in windows.
 
-The one decision made here: what is kept is one number for each piece of each block, never a label of a pixel. A window
-is labelled again when it is asked for, block by block, and painted with the final numbers; so any window of any size
-shows the numbers that ``skimage.measure.label`` gives the whole image, and memory depends on the number of pieces.
+Only one number for each piece of each block is stored, never a label of a pixel. A window is labelled again block by
+block when it is read, and drawn with the final numbers. Windows of any size have the numbers that
+``skimage.measure.label`` assigns in the whole image, and memory depends on the number of pieces.
 """
 
 from __future__ import annotations
@@ -26,9 +26,13 @@ ReadClasses = Callable[[Box], NDArray[np.uint8]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LazyComponents:
-    """The components of equal class of ``classes``, numbered as in the whole image.
+    """Components of equal class of an image, numbered as in the whole image.
 
-    ``ids`` are of all pieces in block order, ``starts`` where each block's begin.
+    Attributes:
+        classes: Reads the classes (y, x) of a box.
+        grid: The blocks.
+        ids: Number of each piece in block order.
+        starts: Index of the first piece of each block.
     """
 
     classes: ReadClasses
@@ -38,7 +42,11 @@ class LazyComponents:
 
     @classmethod
     def of(cls, classes: ReadClasses, shape_yx: tuple[int, int], block_px: int = BLOCK_PX) -> Self:
-        """Look at every block once. Raises SlideError for more components than can be numbered."""
+        """Label every block once.
+
+        Raises:
+            SlideError: There are too many components to number.
+        """
         grid = TileGrid(Box.of_shape(shape_yx), block_px)
         joined = join(_rows(classes, grid), CONNECTIVITY)
         whole = MergedObjects.of(joined)
@@ -47,11 +55,11 @@ class LazyComponents:
 
     @property
     def count(self) -> int:
-        """How many components there are."""
+        """Number of components."""
         return int(self.ids.max(initial=0))
 
     def read(self, box: Box) -> NDArray[np.int32]:
-        """The numbers (y, x) in a box inside the image, 0 for background."""
+        """Numbers (y, x) in a box inside the image, 0 for background."""
         found: NDArray[np.int32] = np.zeros(box.shape, np.int32)
         blocks = box.cover(self.grid.core_px)
         for row in range(blocks.y0, blocks.y1):

@@ -1,7 +1,7 @@
-"""Images and masks found by name, and compared before a pixel is read.
+"""Pair images with masks by name, and compare their sizes before pixels are read.
 
-The one decision made here: the name is the pair. An image and its mask have one path below their folders, but for the
-extension; nothing is matched by order or likeness, and a size that differs is never made to fit.
+An image and its mask have the same path below their folders, except for the extension. Nothing is matched by order or
+similarity, and masks of another size are rejected.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """An image, its mask, and what the image's file says of it; ``mpp`` is in um, where it says so.
+    """An image and its mask, with the properties of the image file.
 
-    A resolution that no microscope has is none.
+    ``mpp`` is in um, None where the file states none or one outside the range of microscopes.
     """
 
     key: str
@@ -44,16 +44,25 @@ class Pair:
 
     @property
     def drawn(self) -> bool:
-        """Whether the mask is drawn in QuPath."""
+        """Whether the mask is a QuPath GeoJSON."""
         return self.mask.name.casefold().endswith(DRAWN)
 
 
 def find_images(images: Path, masks: Path) -> list[Candidate]:
-    """Every image or slide below a folder, by key: its path without extension. Raises ConfigError."""
+    """Find every image or slide below a folder.
+
+    Returns:
+        Images with their keys: the path without extension.
+
+    Raises:
+        ConfigError: A folder is missing, both are the same, or there is no image.
+    """
     if not images.is_dir():
         raise ConfigError(f"{images} is no folder: expected annotated images in it, and their masks in another")
     if images.resolve() == masks.resolve():
-        raise ConfigError(f"{images} is named for images and for masks: expected two folders, files paired by name")
+        raise ConfigError(
+            f"--images and --masks are the same folder ({images}): expected two folders with matching file names"
+        )
     try:
         found = find_slides([images], SLIDE_PATTERNS, masks.resolve())
     except ConfigError as error:
@@ -67,10 +76,16 @@ def find_images(images: Path, masks: Path) -> list[Candidate]:
 
 
 def find_pairs(images: Sequence[Candidate], masks: Path, *, strict: bool) -> list[Pair]:
-    """Each image with its mask; images of one kind. ``strict``: every mask has an image.
+    """Pair each image with its mask.
 
-    Raises ConfigError for a missing partner, another size, other channels or another number of bits; SlideError for
-    what cannot be read.
+    Args:
+        images: The images.
+        masks: Folder of masks.
+        strict: Whether a mask without an image is an error.
+
+    Raises:
+        ConfigError: A partner is missing, or sizes, channels or bit depths differ.
+        SlideError: A file cannot be read.
     """
     of_key = _masks(masks)
     lone = [image for image in images if image.key not in of_key]
@@ -89,7 +104,7 @@ def find_pairs(images: Sequence[Candidate], masks: Path, *, strict: bool) -> lis
 
 
 def _masks(folder: Path) -> dict[str, Path]:
-    """Masks by key: the path below the folder without what tells the kind of file."""
+    """Masks by key: the path below the folder without the extension."""
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder: expected the masks, one for each image, by the same name")
     found: dict[str, Path] = {}
@@ -129,19 +144,19 @@ def _pair(image: Candidate, mask: Path) -> Pair:
     shape_yx = reader.levels[0].shape_yx
     low, high = MPP_RANGE_UM
     mpp = math.sqrt(reader.mpp_yx[0] * reader.mpp_yx[1]) if reader.mpp_yx else None
-    mpp = mpp if mpp and low <= mpp <= high else None  # nobody's microscope: none is stated
+    mpp = mpp if mpp and low <= mpp <= high else None  # outside the range of microscopes: not a resolution
     pair = Pair(image.key, image.path, mask, shape_yx, reader.channels, reader.dtype, mpp)
     if not pair.drawn and (found := open_labels(mask).shape_yx) != shape_yx:
         turned = " It is turned by 90 degrees." if found == shape_yx[::-1] else ""
         raise ConfigError(
-            f"{mask}: expected {_size(shape_yx)} px as {image.path}, found {_size(found)}.{turned} It is of another "
-            f"image, or of a reduced copy: save it at the full size of its image, without resampling"
+            f"{mask}: expected {_size(shape_yx)} px as {image.path}, found {_size(found)}.{turned} It belongs to "
+            f"another image or to a reduced copy: save it at the full size of its image, without resampling"
         )
     return pair
 
 
 def _demand_alike(pairs: Sequence[Pair]) -> None:
-    """One network has one number of channels, and one range of pixels."""
+    """Require the same channels and dtype of all images."""
     for what, cure in (
         ("channels", "Save all images with the same channels"),
         ("dtype", "Save all images with the same number of bits"),

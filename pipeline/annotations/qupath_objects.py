@@ -1,13 +1,12 @@
-"""Objects somebody drew in QuPath, as a label image that is painted window by window.
+"""QuPath annotations as a label image that is rasterised window by window.
 
-Coordinates are QuPath's (see ``regions``): pixels of level 0, x before y. The one decision made here: a pixel belongs
-to an object when its centre lies in the drawn area, asked of the area itself in coordinates of the whole slide. So
-windows of any size agree to the pixel. Of areas that overlap the smallest wins: what was drawn inside something is
-more than a part of it, in whatever order it was saved.
+Coordinates are those of QuPath (see ``regions``): pixels of level 0, x before y. A pixel belongs to an object when its
+centre lies in the annotated area or on its outline, evaluated in coordinates of the whole slide, so windows of any size
+agree to the pixel. Where areas overlap the smallest wins, independent of their order in the file.
+``rasterio.features.rasterize`` is not used because it assigns centres on an outline by side.
 
-Areas of the class ``Region*`` (QuPath's own name for it) are no objects: they say which parts of the slide were
-annotated at all. In those of the classes ``exclude`` and ``Ignore*`` nobody says what is there: they are cut out of all
-objects, and ``ignored`` tells where they are.
+Areas of the class ``Region*`` (QuPath's own name) are not objects but mark the annotated parts of the slide. Areas of
+the classes ``exclude`` and ``Ignore*`` are removed from all objects, and ``ignored`` returns them.
 """
 
 from __future__ import annotations
@@ -28,28 +27,33 @@ from pipeline.inputs.regions import EXCLUDED, Feature, Regions, read_features
 
 ANNOTATED = "region*"
 _POINTS = 1 << 12
-"""A window of fewer pixels is asked pixel by pixel; a larger one first as a whole."""
+"""Smaller windows are tested pixel by pixel, larger ones first as a whole."""
 
 Labels = NDArray[np.int32]
 
 
 class _Rule(NamedTuple):
-    """When a point lies in an area, and what implies that all points of a box do."""
+    """Predicate for points, and one for boxes that implies it for all their points."""
 
     holds: Callable[..., NDArray[np.bool_]]
     holds_all: Callable[..., bool]
 
 
-_IN_OBJECT = _Rule(shapely.intersects_xy, shapely.covers)  # on the outline is inside
-_IN_HOLE = _Rule(shapely.contains_xy, shapely.contains_properly)  # on the outline is not cut out
+_IN_OBJECT = _Rule(shapely.intersects_xy, shapely.covers)  # the outline is inside
+_IN_HOLE = _Rule(shapely.contains_xy, shapely.contains_properly)  # the outline is not removed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuPathObjects:
-    """The objects of one slide, numbered from 1 in the order of the file; ``kinds`` are their classes ("" for none).
+    """Objects of one slide, numbered from 1 in the order of the file.
 
-    ``areas`` and ``holes`` are well-known binary, so that no two threads share a geometry; ``bounds`` (n, 4) are
-    x0, y0, x1, y1 of objects, then of holes. ``parts`` are the boxes that were annotated, none when all of it was.
+    Attributes:
+        kinds: Class of each object, "" for none.
+        areas: Objects as well-known binary, so that threads do not share geometries.
+        holes: Excluded areas as well-known binary.
+        parts: Annotated boxes; empty when the whole slide is annotated.
+        bounds: Bounds x0, y0, x1, y1 of objects, then of holes (n, 4).
+        order: Indices of objects by decreasing area.
     """
 
     kinds: tuple[str, ...]
@@ -61,10 +65,15 @@ class QuPathObjects:
 
     @classmethod
     def read(cls, path: Path, shape_yx: tuple[int, int]) -> Self:
-        """The annotations of a slide of this level-0 shape.
+        """Read the annotations of a slide.
 
-        Raises SlideError naming the file for what is no area, for annotations that all lie outside the slide, and for
-        a Region* that is no rectangle or holds no pixel of the slide.
+        Args:
+            path: GeoJSON file.
+            shape_yx: Shape of level 0.
+
+        Raises:
+            SlideError: A feature is not an area, all annotations lie outside the slide, or a ``Region*`` is not a
+                rectangle or holds no pixel of the slide.
         """
         features = read_features(path)
         kinds = [feature.kind.casefold() for feature in features]
@@ -85,7 +94,7 @@ class QuPathObjects:
         )
 
     def paint(self, box: Box) -> Labels:
-        """The number of the object at each pixel of the box (y, x), 0 for none."""
+        """Number of the object at each pixel of a box (y, x), 0 for none."""
         found: Labels = np.zeros(box.shape, np.int32)
         touched = self._touched(box)
         for number in self.order[touched[self.order]]:
@@ -95,7 +104,7 @@ class QuPathObjects:
         return found
 
     def ignored(self, box: Box) -> NDArray[np.bool_]:
-        """Which pixels of the box (y, x) lie in a hole."""
+        """Mask (y, x) of the pixels of a box that lie in an excluded area."""
         found: Labels = np.zeros(box.shape, np.int32)
         for number in np.flatnonzero(self._touched(box)[len(self.areas) :]):
             _fill(found, box, _Piece(shapely.from_wkb(self.holes[number]), 1, _IN_HOLE))
@@ -115,27 +124,27 @@ def _regions(objects: Sequence[Feature]) -> Regions:
 
 
 def _part(path: Path, part: Feature, shape_yx: tuple[int, int]) -> Box:
-    """The whole pixels of a Region*."""
+    """Whole pixels of a ``Region*``."""
     shape = shapely.from_wkb(part.area)
     x0, y0, x1, y1 = shapely.bounds(shape)
     where = f"{path}: {part.name or 'Region*'} at x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f}"
     if shapely.area(shape) < (1 - 1e-6) * (x1 - x0) * (y1 - y0):
-        raise SlideError(f"{where}: expected a rectangle: tiles for training are cut out of it. Draw it as one")
+        raise SlideError(f"{where}: expected a rectangle: training tiles are taken from it. Draw a rectangle")
     top, left = max(0, math.ceil(y0)), max(0, math.ceil(x0))
     bottom, right = min(shape_yx[0], math.floor(y1)), min(shape_yx[1], math.floor(x1))
     if bottom <= top or right <= left:
         raise SlideError(
-            f"{where}: expected an area of the slide ({shape_yx[1]} x {shape_yx[0]} px), found none of it there. "
-            f"Export it from this very slide"
+            f"{where}: expected an area of the slide ({shape_yx[1]} x {shape_yx[0]} px), found none. "
+            f"Export the annotations of this slide"
         )
     return Box(top, left, bottom, right)
 
 
-# ---- painting --------------------------------------------------------------------------------------------------------
+# ---- rasterisation ---------------------------------------------------------------------------------------------------
 
 
 class _Piece(NamedTuple):
-    """An area, the number it is painted with and its rule."""
+    """An area, its number and its predicates."""
 
     area: Any
     number: int
@@ -143,7 +152,7 @@ class _Piece(NamedTuple):
 
 
 def _fill(out: Labels, origin: Box, piece: _Piece) -> None:
-    """Paint one area into a window."""
+    """Rasterise one area into a window, in place."""
     x0, y0, x1, y1 = shapely.bounds(piece.area)
     around = Box(int(y0) - 1, int(x0) - 1, int(y1) + 1, int(x1) + 1).intersect(origin)
     if around is None:
@@ -155,7 +164,7 @@ def _fill(out: Labels, origin: Box, piece: _Piece) -> None:
 
 
 def _settled(box: Box, piece: _Piece) -> Iterator[tuple[Box, Any]]:
-    """Boxes that make up the window, with their pixels that lie in the area; those without any are left out."""
+    """Divide a window into boxes, each with the mask or slice of its pixels inside; empty boxes are left out."""
     if box.area_px <= _POINTS:
         y, x = np.mgrid[box.y0 : box.y1, box.x0 : box.x1] + 0.5
         yield box, piece.rule.holds(piece.area, x, y)

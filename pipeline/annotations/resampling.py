@@ -1,8 +1,8 @@
-"""Annotated images at the network's resolution: which are resampled, and how their masks follow them.
+"""Annotated images at the resolution of the network.
 
-The one decision made here: an image is brought to the network's resolution as `segment` brings a slide, to the bit and
-when it is read, so what is learnt and judged is what will be met; each pixel of its mask is the one at its centre.
-Images that do not state a resolution are taken for the network's.
+Images are resampled on access, with the same bytes as in ``segment``, so training and evaluation use the pixels that
+inference uses. Each pixel of a mask is the source pixel at its centre. Images that state no resolution are assumed to
+have that of the network.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from pipeline.slides.resample import TOLERANCE, Resolution, resample, resolution
 
 @dataclass(frozen=True, slots=True)
 class ScaledPixels:
-    """A slide at another resolution than its own."""
+    """Reads a slide at another resolution."""
 
     path: Path
     scale: Resolution
 
     def __call__(self, box: Box) -> NDArray[Any]:
-        """The pixels (c, y, x) of a box."""
+        """Pixels (c, y, x) of a box."""
         source = source_box(self.scale.resampling, box)
         pixels_CYX = open_slide(self.path).read(self.scale.level, source)
         return np.asarray(resample(pixels_CYX, self.scale.resampling, source, box))
@@ -41,14 +41,14 @@ class ScaledPixels:
 
 @dataclass(frozen=True, slots=True)
 class NearestPixels:
-    """What is read at level 0 of a slide, at another resolution: of each pixel what lies at its centre."""
+    """Reads level-0 numbers at another resolution: the pixel at the centre of each output pixel."""
 
     read: ReadBox
     scale: Resolution
     shape_yx: tuple[int, int]
 
     def __call__(self, box: Box) -> NDArray[Any]:
-        """The numbers (y, x) of a box, at no time more of level 0 than a window."""
+        """Numbers (y, x) of a box; at most one window of level 0 is in memory."""
         side = max(1, int(WINDOW_PX / max(self.scale.level0_from_image_yx)))
         parts = [(tile.core.shift(-box.y0, -box.x0), self._part(tile.core)) for tile in TileGrid(box, side)]
         found_YX = np.empty(box.shape, parts[0][1].dtype)
@@ -62,13 +62,17 @@ class NearestPixels:
         return pixels_YX[np.ix_(y - y[0], x - x[0])]
 
     def _centres(self, axis: int, span: tuple[int, int]) -> NDArray[np.intp]:
-        """The pixels of level 0 in which the centres of these lie."""
+        """Level-0 indices of the pixels that contain the centres of an output span."""
         at = np.floor((np.arange(*span) + 0.5) * self.scale.level0_from_image_yx[axis]).astype(np.intp)
         return np.asarray(np.minimum(at, self.shape_yx[axis] - 1))
 
 
 def scale_of(pair: Pair, mpp: float | None) -> Resolution | None:
-    """How an image is brought to a resolution; None: it is as it is. Raises SlideError where it cannot be brought."""
+    """Resampling of an image to a resolution; None when it is used unchanged.
+
+    Raises:
+        SlideError: The image cannot be resampled to ``mpp``.
+    """
     if mpp is None or pair.mpp is None:
         return None
     reader = open_slide(pair.image)
@@ -77,14 +81,18 @@ def scale_of(pair: Pair, mpp: float | None) -> Resolution | None:
     except SlideError as error:
         stated = " x ".join(f"{one:g}" for one in reversed(reader.mpp_yx or ()))
         raise SlideError(
-            f"{pair.image}: pixels of {stated} um cannot be brought to the network's {mpp:g} um: expected square ones, "
-            "enlarged 2.2 times at most. Correct what the file states, or leave this image to a network of its own"
+            f"{pair.image}: pixels of {stated} um cannot be resampled to the network's {mpp:g} um: expected square "
+            "ones, enlarged 2.2 times at most. Correct the file's resolution, or train another network on this image"
         ) from error
     return None if scale.level == 0 and scale.resampling.method == "none" else scale
 
 
 def scaled(box: Box, scale: Resolution) -> Box:
-    """The whole pixels, at another resolution, inside a box of level 0. Raises SlideError where there is none."""
+    """Whole output pixels inside a box of level 0.
+
+    Raises:
+        SlideError: There is none.
+    """
     y, x = scale.level0_from_image_yx
     bottom, right = (min(end, length) for end, length in zip((box.y1 // y, box.x1 // x), scale.out_yx, strict=True))
     found = Box(math.ceil(box.y0 / y), math.ceil(box.x0 / x), int(bottom), int(right))
@@ -94,7 +102,7 @@ def scaled(box: Box, scale: Resolution) -> Box:
 
 
 def agreed(stated: Iterable[float | None]) -> float | None:
-    """The resolution in um per pixel that all images state, within what `segment` tolerates; None where they do not."""
+    """Common resolution in um per pixel of all images, within the tolerance of ``segment``; None without one."""
     values = list(stated)
     known = [one for one in values if one is not None]
     if not known or len(known) < len(values) or max(known) > (1 + TOLERANCE) * min(known):

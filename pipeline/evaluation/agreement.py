@@ -1,8 +1,8 @@
-"""How far two results of one slide agree, pixel by pixel.
+"""Pixel-wise agreement of two results of one slide.
 
-The one decision made here: what is compared are classes, not ids. Two results number their objects differently as soon
-as one object differs, so a pixel agrees when both have it in an object of the same class, or both in none. Blocks are
-counted one at a time, whatever their size in the other result.
+Classes are compared, not ids: ids of two results differ as soon as one object differs. A pixel agrees when both results
+have it in an object of the same class, or in none. One block is counted at a time, whatever the blocks of the other
+result.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from pipeline.geometry import Box, TileGrid
 from pipeline.storage.slide_store import StoredArray
 
 Codes = NDArray[np.uint8]
-"""By id of an object the number of its class, from 1; 0 stays 0."""
+"""Class, from 1, of each object id; entry 0 is 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Pixels (classes + 1, classes + 1): how many are of class i in the first and of class j in the second, 0 for none.
+    """Counts of pixels by class in both results.
 
-    ``place`` is the cell of 512 px in which most pixels differ; None where none does.
+    Attributes:
+        pixels: Pixels of class i in the first and class j in the second result, 0 for none (classes + 1, classes + 1).
+        place: The cell of 512 px with the most differing pixels; None without any.
     """
 
     pixels: NDArray[np.int64]
@@ -34,12 +36,12 @@ class Agreement:
 
     @property
     def dice(self) -> float | None:
-        """Of all objects together, whatever their class; None where neither has any."""
+        """Dice of all objects, whatever their class; None where neither result has any."""
         both, first, second = self.pixels[1:, 1:].sum(), self.pixels[1:].sum(), self.pixels[:, 1:].sum()
         return _dice(both, first, second)
 
     def dice_of(self, number: int) -> float | None:
-        """Of the objects of one class (from 1); None where neither has any."""
+        """Dice of the objects of one class (from 1); None where neither result has any."""
         return _dice(self.pixels[number, number], self.pixels[number].sum(), self.pixels[:, number].sum())
 
 
@@ -48,9 +50,16 @@ def _dice(both: np.int64, first: np.int64, second: np.int64) -> float | None:
 
 
 def compare_labels(first: StoredArray, second: StoredArray, codes: tuple[Codes, Codes] | None) -> Agreement:
-    """Count the pixels of two label arrays (y, x) of one shape; without ``codes`` all objects are of one class.
+    """Count the pixels of two label arrays (y, x); one block of each is in memory.
 
-    Holds one block of each. Raises ValueError for two shapes, DamagedError for a damaged shard or an id without a code.
+    Args:
+        first: Labels of the first result.
+        second: Labels of the second result.
+        codes: Classes of the objects of each; None counts all objects as one class.
+
+    Raises:
+        ValueError: The shapes differ.
+        DamagedError: A shard is damaged, or an id has no class.
     """
     if first.shape != second.shape:
         raise ValueError(f"expected labels of one shape, found {first.shape} and {second.shape}")
@@ -78,10 +87,10 @@ def _classes(labels: StoredArray, box: Box, codes: Codes | None) -> Codes:
 
 
 def _worst_cell(differs: NDArray[np.bool_], core: Box) -> tuple[int, Box]:
-    """The cell of a block in which most pixels differ, and how many do."""
+    """Number of differing pixels in the cell of a block that has the most, and that cell."""
     rows, cols = (np.arange(0, side, CELL_PX) for side in differs.shape)
     counts: NDArray[Any] = np.add.reduceat(np.add.reduceat(differs, rows, axis=0, dtype=np.int64), cols, axis=1)
     row, col = np.unravel_index(int(counts.argmax()), counts.shape)
     cell = Box(int(row), int(col), int(row) + 1, int(col) + 1).scale(CELL_PX).shift(core.y0, core.x0).intersect(core)
-    assert cell is not None, "it lies in the block"
+    assert cell is not None, "the cell lies in the block"
     return int(counts[row, col]), cell

@@ -1,7 +1,7 @@
-"""What ``--model`` of evaluate may name: a model, the mean of several, or a run over all folds.
+"""Models that ``evaluate --model`` accepts: a file, an ensemble, or the networks of a cross-validation run.
 
-The one decision made here: which network of a run may judge an image is told by the networks' own files, which name the
-images they held back. A table of folds beside them could be another one by now.
+The network of a run that evaluates an image is chosen by the networks' own files, which list the images that were held
+back. A separate table of folds could have changed since training.
 """
 
 from __future__ import annotations
@@ -18,12 +18,18 @@ from unet_core.model_file.header import describe
 from unet_core.spec import UNetSpec
 
 Turns = Literal["none", "d4"]
-"""How networks are asked, as `segment` has it: ``d4`` averages over the eight flips and quarter turns of a tile."""
+"""Test-time augmentation, as in ``segment``: ``d4`` averages over the eight flips and quarter turns of a tile."""
 
 
 @dataclass(frozen=True, slots=True)
 class FoldModels:
-    """The networks of a run over all folds, and the names of the images that each was not trained on."""
+    """Networks of a cross-validation run.
+
+    Attributes:
+        name: Name of the run.
+        models: One model for each fold.
+        held_back: Names of the images on which each model was not trained.
+    """
 
     name: str
     models: tuple[Ensemble, ...]
@@ -31,7 +37,12 @@ class FoldModels:
 
     @classmethod
     def of(cls, run: Path, tta: Turns) -> Self:
-        """Those that ``overtile train --fold all`` wrote. Raises ConfigError where there are none, ModelError."""
+        """Load the networks that ``overtile train --fold all`` wrote.
+
+        Raises:
+            ConfigError: The folder has none.
+            ModelError: A file is not a valid model.
+        """
         files = sorted(run.glob("fold-*/best.safetensors"), key=lambda file: int(file.parent.name.split("-")[1]))
         if not files:
             raise ConfigError(
@@ -44,30 +55,39 @@ class FoldModels:
 
     @property
     def members(self) -> tuple[EnsembleMember, ...]:
-        """All the networks."""
+        """All networks."""
         return tuple(member for model in self.models for member in model.members)
 
     @property
     def spec(self) -> UNetSpec:
-        """What holds for all: channels, classes and resolution."""
+        """Specification that all networks share in channels, classes and resolution."""
         return self.models[0].spec
 
     def demand(self, names: Iterable[str]) -> None:
-        """Raise ConfigError for an image that each of the networks may have been trained on."""
+        """Require images that were held back by at least one network.
+
+        Raises:
+            ConfigError: All networks may have been trained on an image.
+        """
         fair = {name for held in self.held_back for name in held}
         if strange := sorted(set(names) - fair):
             raise ConfigError(
                 f"{strange[0]}: expected images that one of the networks of {self.name} held back, found one that none "
-                "did. Judge the images it was trained with, or name one of its files"
+                "did. Evaluate images of its dataset, or name one of its files"
             )
 
 
 Named = Ensemble | FoldModels
-"""What ``--model`` may name."""
+"""Models that ``--model`` may name."""
 
 
 def named(word: str, tta: Turns) -> Named:
-    """A model, the mean of several, or a run over all folds. Raises ConfigError, ModelError."""
+    """Load a model, an ensemble or the networks of a cross-validation run.
+
+    Raises:
+        ConfigError: The folder is not a run.
+        ModelError: A file is not a valid model.
+    """
     if Path(word).is_dir():
         return FoldModels.of(Path(word), tta)
     return load_model(ModelSection(weights=names_of(word), tta=tta))

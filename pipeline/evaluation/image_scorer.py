@@ -1,15 +1,15 @@
-"""Judge: one annotated image, compared with what a method finds in it, block by block.
+"""Score one method on one annotated image, block by block.
 
-The one decision made here: an image is judged by what a user would get from it: probabilities rounded to bytes, the
-threshold or the largest class, 8-connected components of the whole image, those below the smallest area dropped; and
-nothing of it depends on the blocks. Of an image of several blocks no pixels are kept in memory: the classes found lie
-in a scratch file, a byte a pixel, and objects and outlines are tables.
+An image is scored as ``segment`` would deliver it: probabilities rounded to bytes, the threshold or the largest class,
+8-connected components of the whole image, small ones removed. The result does not depend on blocks. Of an image with
+several blocks no pixels are kept in memory: predicted classes are in a scratch file of one byte a pixel, objects and
+outlines are tables.
 
     answer --first pass--> classes (scratch), calibration, pieces --join--> objects
            --second pass--> confusion, overlaps of objects with true ones          --third pass--> outlines
 
-Only membranes need the image whole: thinning them does. Where the class is not known (``IGNORED``) nothing counts:
-objects are found in the whole image, and what of them lies there is no part of them, be they found or true.
+Only membranes need the whole image, for thinning. Pixels whose class is unknown (``IGNORED``) do not count: objects are
+found in the whole image, and their unknown pixels are removed from both predicted and true objects.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from unet_core.metrics.surface_distance import Distances, outline
 
 Array = NDArray[Any]
 Answer = Callable[[Box], Array]
-"""Probabilities (k, h, w) as bytes of any block of an image."""
+"""Reads probabilities (k, h, w) as bytes of any block of an image."""
 
 BLOCK_PX = 2048
 CONNECTIVITY = 8
@@ -43,10 +43,13 @@ CONNECTIVITY = 8
 
 @dataclass(frozen=True, slots=True)
 class ScoringConfig:
-    """How bytes become objects: class names, threshold of a single class, smallest area.
+    """Conversion of bytes to objects.
 
-    ``graded``: bytes are probabilities, whose calibration can be judged. A class called membrane is judged by the
-    rooms it encloses instead of its components.
+    Attributes:
+        class_names: Foreground classes.
+        threshold: Threshold of a single class.
+        least_px: Smallest area of an object in pixels.
+        graded: Whether bytes are probabilities, so that calibration is defined.
     """
 
     class_names: tuple[str, ...]
@@ -56,17 +59,17 @@ class ScoringConfig:
 
     @property
     def numbers(self) -> range:
-        """The foreground classes."""
+        """Numbers of the foreground classes."""
         return range(1, len(self.class_names) + 1)
 
     def is_membrane(self, number: int) -> bool:
-        """Whether a class parts rooms instead of being objects."""
+        """Whether a class is called membrane; it is scored by the areas it encloses instead of its components."""
         return self.class_names[number - 1].lower() in ("membrane", "membranes")
 
 
 @dataclass(frozen=True, slots=True)
 class ImageScores:
-    """What an image leaves: pixels of each true class (row) by found class (column), and sums for each class."""
+    """Sums of one image: pixels of each true class (row) by predicted class (column), and sums for each class."""
 
     confusion: Array
     classes: tuple[ImageSums, ...]
@@ -74,7 +77,16 @@ class ImageScores:
 
 @dataclass(slots=True)
 class ImageScorer:
-    """An image being judged. ``found_YX`` holds the class found of each pixel once ``run`` has returned."""
+    """Scoring of one image.
+
+    Attributes:
+        answer: Reads predicted probabilities.
+        case: The annotated image.
+        rules: Conversion of bytes to objects.
+        block_px: Side of a block.
+        found_YX: Predicted class of each pixel once ``run`` has returned, small objects removed.
+        calibration: Calibration sums of each class.
+    """
 
     answer: Answer
     case: AnnotatedImage
@@ -99,7 +111,7 @@ class ImageScorer:
         return TileGrid(Box.of_shape(self.shape), self.block_px)
 
     def run(self) -> ImageScores:
-        """Judge the image."""
+        """Score the image."""
         joined = join(self._pieces(), CONNECTIVITY)
         whole = MergedObjects.of(joined)
         ids = number_objects(whole, Limits(self.rules.least_px).hold(whole.columns["area"])).ids
@@ -107,7 +119,7 @@ class ImageScorer:
         return ImageScores(pixels, tuple(self._class_sums(number, pixels, overlaps) for number in self.rules.numbers))
 
     def _pieces(self) -> Iterator[Sequence[BlockPart]]:
-        """Ask for each block, keep its classes, and hand over its pieces, row by row of blocks."""
+        """Predict each block, store its classes, and yield the pieces of each row of blocks."""
         grid = self.grid
         for row in range(grid.rows):
             yield [self._piece(grid.tile(row, col).core) for col in range(grid.cols)]
@@ -123,7 +135,7 @@ class ImageScorer:
         return object_part(label_pieces(classes_YX, CONNECTIVITY), classes_YX, core, self.shape[1])
 
     def _compared(self, ids_of_block: Sequence[Array]) -> tuple[Array, dict[int, Overlaps]]:
-        """Drop what is too small, then count pixels by class and overlaps of objects of one class."""
+        """Remove small objects, then count pixels by class and overlaps of objects of one class."""
         count = len(self.rules.class_names) + 1
         pixels = np.zeros((count, count), np.int64)
         parts: dict[int, list[Overlaps]] = {number: [] for number in self._objects()}
@@ -152,7 +164,7 @@ class ImageScorer:
             sums[OBJECTS] = object_sums(overlaps[number])
         else:
             true_YX = self._true(Box.of_shape(self.shape))
-            unknown = true_YX == IGNORED  # as membrane: room for nobody
+            unknown = true_YX == IGNORED  # counts as membrane in both
             sums[ROOMS] = room_sums((self.found_YX == number) | unknown, (true_YX == number) | unknown)
         found, true = (self._outline(read, number) for read in (self._found, self._true))
         return ImageSums(sums, Distances.between(found, true))
@@ -164,7 +176,7 @@ class ImageScorer:
         return self.case.class_map[box.slices]
 
     def _outline(self, read: Callable[[Box], Array], number: int) -> Array:
-        """The outline of one class over the whole image, (n, 2)."""
+        """Outline pixels (n, 2) of one class over the whole image."""
         parts = []
         for tile in self.grid:
             wide = tile.core.expand(1)
@@ -181,7 +193,7 @@ def _pairs(starts: Array) -> Iterator[tuple[int, int]]:
 
 
 def _scratch(shape: tuple[int, int], *, in_memory: bool) -> Array:
-    """Zeros (y, x) uint8: in memory, or in a nameless file that goes with them."""
+    """Zeros (y, x) uint8: in memory, or in an unnamed file that is freed with the array."""
     if in_memory:
         return np.zeros(shape, np.uint8)
     file: BinaryIO

@@ -1,10 +1,10 @@
-"""Judge methods on annotated images: every score with its interval, methods compared on the same images.
+"""Evaluate methods on annotated images: scores with intervals, and paired comparisons.
 
-The one decision made here: the record of an evaluation is plain data, made from sums alone and without times or
-places, so the same images and models give the same bytes. Lengths become micrometres at the end, where all models
-that state a resolution state the same one.
+The record of an evaluation is plain data, derived from sums only and without times or paths, so the same images and
+models give the same bytes. Lengths are converted to micrometres where all models that state a resolution state the
+same one.
 
-    pooled, cases     scores of the first model, and of every model on each image; what is not defined is absent
+    pooled, cases     scores of the first model, and of every model on each image; undefined ones are absent
     models            each model and baseline: file, pooled scores, intervals, undefined images, classes, confusion,
                       reliability
     comparisons       each against the first, paired by patient
@@ -46,7 +46,7 @@ RULE = (
 
 @dataclass(frozen=True, slots=True)
 class EvaluationCase:
-    """An annotated image, whose it is and the fold it lies in."""
+    """An annotated image, its patient and its fold."""
 
     annotated: AnnotatedImage
     patient: str
@@ -55,7 +55,7 @@ class EvaluationCase:
 
 @dataclass(frozen=True)
 class MethodResult:
-    """What a method left on the cases: a judgement of each."""
+    """Sums of one method on all cases."""
 
     method: Method
     judgements: tuple[ImageScores, ...]
@@ -66,13 +66,13 @@ class MethodResult:
         return tuple(Table.of(images) for images in zip(*(one.classes for one in self.judgements), strict=True))
 
     def scores(self, weights_RN: Array) -> Scores:
-        """Mean over classes of the scores of weighted images; lengths in px."""
+        """Mean over classes of the scores of weighted images (replicates, images); lengths in px."""
         return class_mean([table.weighted(weights_RN).scores() for table in self.tables])
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Methods judged on the same cases. ``mpp``: um per pixel, None where lengths stay in px."""
+    """Methods scored on the same cases. ``mpp`` is in um per pixel; None where lengths stay in px."""
 
     cases: tuple[EvaluationCase, ...]
     results: tuple[MethodResult, ...]
@@ -80,11 +80,11 @@ class Evaluation:
 
     @property
     def patients(self) -> Patients:
-        """Whose images are whose."""
+        """Images by patient."""
         return Patients.of([case.patient for case in self.cases])
 
     def ranked(self, score: str = "dice") -> list[int]:
-        """The cases from best to worst by a score of the first method."""
+        """Indices of the cases from best to worst by a score of the first method."""
         found = self.results[0].scores(np.eye(len(self.cases)))[score]
         return [int(i) for i in np.argsort(-np.nan_to_num(found, nan=-1.0), kind="stable")]
 
@@ -92,7 +92,7 @@ class Evaluation:
 def evaluate_methods(
     cases: Sequence[EvaluationCase], methods: Sequence[Method], done: Callable[[], object]
 ) -> Evaluation:
-    """Judge every method on every case; ``done`` is called after each."""
+    """Score every method on every case; ``done`` is called after each."""
 
     def judged() -> Iterator[MethodResult]:
         for method in methods:
@@ -106,13 +106,13 @@ def evaluate_methods(
 
 
 def common_mpp(methods: Sequence[Method]) -> float | None:
-    """The resolution that all methods state that state one."""
+    """The resolution of all methods that state one; None where they differ."""
     stated = {method.mpp for method in methods if method.mpp is not None}
     return stated.pop() if len(stated) == 1 else None
 
 
 def record_of(evaluation: Evaluation) -> dict[str, Any]:
-    """Everything there is to say, as plain data."""
+    """The evaluation as plain data."""
     patients = evaluation.patients
     judged = [ScoredMethod.of(result.method.name, result.scores, patients) for result in evaluation.results]
     models = [_model(evaluation, *pair) for pair in zip(evaluation.results, judged, strict=True)]
@@ -175,14 +175,15 @@ def _model(evaluation: Evaluation, result: MethodResult, judged: ScoredMethod) -
 
 def _class(evaluation: Evaluation, table: Table) -> dict[str, Any]:
     together = table.weighted(np.ones((1, len(evaluation.cases))))
-    told: dict[str, Any] = {"pooled": _plain(evaluation, together.scores(), 0), "empty": table.empty()}
+    scores: dict[str, Any] = {"pooled": _plain(evaluation, together.scores(), 0), "empty": table.empty()}
     if CALIBRATION in together.sums:
-        told["reliability"] = reliability(together.sums[CALIBRATION][0])
-    return told
+        scores["reliability"] = reliability(together.sums[CALIBRATION][0])
+
+    return scores
 
 
 def case_rows(evaluation: Evaluation, result: MethodResult) -> list[dict[str, Any]]:
-    """Each image with whose it is and its scores, those that are defined."""
+    """One row for each image: metadata and its defined scores."""
     scores = result.scores(np.eye(len(evaluation.cases)))
     return [
         {"model": result.method.name, "image": case.annotated.name, "patient": case.patient, "fold": case.fold}
@@ -192,7 +193,7 @@ def case_rows(evaluation: Evaluation, result: MethodResult) -> list[dict[str, An
 
 
 def _plain(evaluation: Evaluation, scores: Scores, row: int) -> dict[str, float]:
-    """The defined scores of one row, lengths in the evaluation's unit."""
+    """Defined scores of one row, lengths in the evaluation's unit."""
     found = {name: float(values[row]) for name, values in scores.items()}
     return {name: _scaled(evaluation, name, value) for name, value in found.items() if not np.isnan(value)}
 

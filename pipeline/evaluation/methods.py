@@ -1,8 +1,8 @@
-"""What is judged: networks, runs over all folds and baselines, asked in one way.
+"""Methods that can be evaluated: networks, cross-validation runs and baselines.
 
-The one decision made here: a method is a function from an annotated image to a function from blocks to bytes of
-probability. How it came by them is its own affair, so a threshold and a network stand in one table; and so does a run
-over all folds, each image of which is judged by the network that was not trained on it, as that network's file says.
+A method is a function from an annotated image to a function that reads blocks of probability bytes. A threshold and a
+network therefore appear in one table, and so does a cross-validation run, in which each image is predicted by the
+network that held it back.
 """
 
 from __future__ import annotations
@@ -33,14 +33,21 @@ if TYPE_CHECKING:
 
 TILE_PX = 1024
 PRECISION = "fp32"
-"""On every device: scores are not to depend on what a machine multiplies fastest."""
+"""Precision on every device, so that scores do not depend on the hardware."""
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A way to segment an image, and how its bytes become objects. ``mpp`` and ``sha256`` only where there are any.
+    """A segmentation method.
 
-    ``instead``: who is asked about an image of this name, where that is another.
+    Attributes:
+        name: Name in tables.
+        how: Description.
+        rules: Conversion of bytes to objects.
+        answers: Makes the reader of probabilities of an image.
+        mpp: Resolution in um per pixel, if any.
+        sha256: Hash of the weights, if any.
+        instead: Methods that replace this one for images of these names.
     """
 
     name: str
@@ -52,13 +59,18 @@ class Method:
     instead: Mapping[str, Method] = field(default_factory=dict)
 
     def judge(self, case: AnnotatedImage) -> ImageScorer:
-        """Who judges what it says of an image."""
+        """Scorer of an image, by the method that applies to it."""
         one = self.instead.get(case.name, self)
         return ImageScorer(one.answers(case.image_CYX), case, one.rules)
 
 
 def networks(models: Sequence[Named], device: str) -> list[Method]:
-    """Models and runs. Raises ConfigError for two of one name or of other classes, ModelError."""
+    """Methods of models and cross-validation runs.
+
+    Raises:
+        ConfigError: Two models have the same name, or their classes differ.
+        ModelError: A file is not a valid model.
+    """
     names = [model.name for model in models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"--model: expected files of different names, found {', '.join(twice)} twice. Rename one")
@@ -66,14 +78,14 @@ def networks(models: Sequence[Named], device: str) -> list[Method]:
         if model.spec.class_names != models[0].spec.class_names:
             raise ConfigError(
                 f"--model: expected one list of classes, found {list(models[0].spec.class_names)} in {names[0]} and "
-                f"{list(model.spec.class_names)} in {model.name}. Judge them apart"
+                f"{list(model.spec.class_names)} in {model.name}. Evaluate them separately"
             )
     where = resolve_device(device)
     return [_network(one, where) if isinstance(one, Ensemble) else _folds(one, where) for one in models]
 
 
 def _folds(run: FoldModels, device: str) -> Method:
-    """Each image by the network that held it back; what these say of themselves is the first's where they agree."""
+    """Method that predicts each image by the network that held it back; other properties are the first's."""
     each = [_network(model, device) for model in run.models]
     instead = {name: method for method, names in zip(each, run.held_back, strict=True) for name in names}
     how = f"{len(each)} networks, each on the images it was not trained on: " + "; ".join(one.how for one in each)
@@ -99,13 +111,17 @@ def _how(model: Ensemble, rules: ScoringConfig, device: str) -> str:
 
 
 def asked(network: Predictor, image_CYX: ArrayLike, tile_px: int = TILE_PX) -> Answer:
-    """What a network answers for blocks of an image that start on its step. Raises ConfigError for other channels."""
+    """Reader of a network's probabilities for blocks that start on a multiple of its step.
+
+    Raises:
+        ConfigError: The image has other channels.
+    """
     _demand_channels(network.spec, image_CYX)
     step = network.shape.step
     smallest = max(-(-length // step) * step for length in image_CYX.shape[1:])
     side = min(tile_px, smallest)
     wanted = [member.spec.normalisation for member in network.members]
-    colours = fits(sample(image_CYX), wanted) if any(wanted) else ()  # the image is the slide
+    colours = fits(sample(image_CYX), wanted) if any(wanted) else ()  # fitted to the image as to a slide
 
     def answer(core: Box) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         region = MirroredRegion.read_around(image_CYX, network.grid(core, side), colours)
@@ -119,13 +135,13 @@ def _demand_channels(spec: UNetSpec, image_CYX: ArrayLike) -> None:
     if channels not in (1, spec.in_channels):
         raise ConfigError(
             f"expected images of {spec.in_channels} channels, as the model takes (or of 1, which is repeated), found "
-            f"{channels}. Judge a model made for such images, or convert them"
+            f"{channels}. Evaluate a model made for such images, or convert them"
         )
 
 
 def baselines(class_names: Sequence[str], training: Sequence[AnnotatedImage]) -> list[Method]:
-    """Otsu's threshold for a single class, and classifiers of pixels where there are images to train them on."""
-    from unet_core.training.baselines import linear_svm, otsu, random_forest  # scikit-learn costs a second
+    """Otsu's threshold for a single class, and pixel classifiers where there are training images."""
+    from unet_core.training.baselines import linear_svm, otsu, random_forest  # scikit-learn takes a second to import
 
     names = tuple(class_names)
     found = [otsu()] if len(names) == 1 else []

@@ -160,7 +160,7 @@ def _geometry(outline: Outline) -> Polygon | MultiPolygon:
 
 
 def write_csv(result: CompleteResult, path: Path) -> None:
-    """Write the object table as CSV, with columns and units of ``objects.parquet``; spreadsheets do not evaluate its text."""
+    """Write the object table as CSV with the columns and units of ``objects.parquet``, safe for spreadsheets."""
     result.section  # noqa: B018  rejects a result without objects
     write_atomic(path, partial(_write_csv, result))
 

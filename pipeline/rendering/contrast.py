@@ -47,7 +47,7 @@ def is_colour(channel_names: Sequence[str], dtype: np.dtype[Any]) -> bool:
 
 
 def channel_colours(channel_names: Sequence[str], dtype: np.dtype[Any]) -> tuple[Rgb, ...]:
-    """One colour for each channel: red, green, blue for a colour slide, white for a single channel, else a cyclic palette."""
+    """One colour a channel: red, green, blue for a colour slide, white for a single channel, else a fixed palette."""
     if is_colour(channel_names, dtype):
         return (255, 0, 0), (0, 255, 0), (0, 0, 255)
     if len(channel_names) == 1:

@@ -157,7 +157,7 @@ class Tint:
         self.colour += strength_YX[..., None] * np.asarray(colour, np.float32)
 
     def lay_over(self, rgb_YXC: NDArray[np.uint8], full: float) -> None:
-        """Blend into a picture (y, x, 3) in place: strength 0 leaves a pixel unchanged, ``full`` or more has full opacity."""
+        """Blend into a picture (y, x, 3) in place; a strength of ``full`` or more has full opacity."""
         colour = self.colour / np.where(self.total > 0, self.total, 1)[..., None]
         cover = (self.total / full).clip(0, 1)[..., None] * np.float32(_COVER)
         rgb_YXC[:] = (rgb_YXC * (1 - cover) + colour * cover).round().astype(np.uint8)

@@ -42,7 +42,7 @@ PEN_MM2 = 0.02
 LITTLE_TISSUE_MM2 = 0.1
 """Six cells at 0.25 um: too little for a density."""
 FAR = 5.0
-"""Mahalanobis distance: 99 % of the colours in the built-in network's training data lie nearer; fluorescence beyond 13."""
+"""Mahalanobis distance: 99 % of the built-in network's training colours lie nearer; fluorescence lies beyond 13."""
 FAR_CELLS = 0.5
 """Part of the evaluated cells above which a slide is ``colour_far_from_training``."""
 _SCALES_PX = 2, 8
@@ -259,7 +259,7 @@ class Quality:
         return tuple(name for name, holds in flags.items() if holds)
 
     def facts(self) -> dict[str, Any]:
-        """Facts for the manifest: numbers of evaluated and marked cells, and medians over evaluated cells (None: undefined)."""
+        """Facts for the manifest: numbers of evaluated and marked cells; medians of the evaluated ones or None."""
         medians = {name: _median(self[name][self.judged]) for name in MEASURES[1:]}
         counts = {"cells": self.judged.sum(), "blurred_cells": self.blurred.sum(), "pen_cells": self.inked.sum()}
         return {name: int(count) for name, count in counts.items()} | {"pen_mm2": round(self.pen_mm2, 4)} | medians

@@ -214,7 +214,7 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
     images, masks, _ = dataset(tmp_path, "0/1")
     refused("is no folder: expected annotated images", tmp_path / "nowhere", masks)
     refused("is no folder: expected the masks", images, tmp_path / "nowhere")
-    refused("is named for images and for masks", images, images)
+    refused("--images and --masks are the same folder", images, images)
     (tmp_path / "empty").mkdir()
     refused("empty: no image found: tried", tmp_path / "empty", masks)
 

@@ -93,7 +93,7 @@ def test_what_cannot_be_brought_to_it_is_refused(tmp_path: Path, mpp: Any) -> No
     images, masks = folders(tmp_path)
     save(images / "a.tif", draw(3).image_YXC, mpp, photometric="rgb")
     save(masks / "a.tif", draw(3).classes, None)
-    with pytest.raises(ConfigError, match=r"a\.tif: pixels of .* um cannot be brought to the network's 0\.5 um"):
+    with pytest.raises(ConfigError, match=r"a\.tif: pixels of .* um cannot be resampled to the network's 0\.5 um"):
         open_dataset(images, masks, None, TWO, 0.5)
     assert open_dataset(images, masks, None, TWO).cases[0].labels_YX.shape == (96, 120)
 
