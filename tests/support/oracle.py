@@ -1,4 +1,4 @@
-"""What the pipeline must equal, computed the plain way: one pass over the whole image, labels of the whole mask.
+"""Reference results of the pipeline: one forward pass over the whole image, labels of the whole mask.
 
 Imports nothing from ``pipeline``: only numpy, torch, scikit-image and the network itself.
 """
@@ -17,17 +17,17 @@ from unet_core.model_file.checkpoint import load
 from unet_core.networks.unet import UNet
 
 HALO_4, STEP_4 = 92, 16
-"""Of a valid U-Net of depth 4, from the paper: 572 - 388 = 2 * 92."""
+"""Halo and step of a valid U-Net of depth 4, from the paper: 572 - 388 = 2 * 92."""
 
 
 def network(weights: Path) -> UNet:
-    """The network on one thread (two are never bitwise equal to one)."""
+    """Load a network on one thread; two threads never give bitwise equal results."""
     torch.set_num_threads(1)
     return load(weights)
 
 
 def forward(model: UNet, pixels_CYX: NDArray[Any], dtype: torch.dtype = torch.float32) -> NDArray[np.uint8]:
-    """Probability bytes (k, y, x) of one forward pass over exactly these pixels."""
+    """Probability bytes (k, y, x) of one forward pass over exactly these pixels (c, y, x)."""
     spec = model.spec
     mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (spec.mean, spec.std))
     x = (pixels_CYX.astype(np.float32) / np.float32(np.iinfo(pixels_CYX.dtype).max) - mean) / std
@@ -39,7 +39,7 @@ def forward(model: UNet, pixels_CYX: NDArray[Any], dtype: torch.dtype = torch.fl
 
 
 def whole_pass(model: UNet, image_CYX: NDArray[Any], dtype: torch.dtype = torch.float32) -> NDArray[np.uint8]:
-    """The one impossible pass: the image mirrored by the halo (and up to a legal size), one forward, cropped."""
+    """Forward pass over the whole image: mirrored by the halo and up to a legal size, then cropped."""
     height, width = image_CYX.shape[1:]
     extra = [(4 - length) % STEP_4 for length in (height, width)]  # outputs of a depth-4 network are 4 (mod 16)
     pad = [(0, 0), *((HALO_4, HALO_4 + more) for more in extra)]
@@ -47,7 +47,7 @@ def whole_pass(model: UNet, image_CYX: NDArray[Any], dtype: torch.dtype = torch.
 
 
 def tiled(model: UNet, image_CYX: NDArray[Any], tile: int, stride: int) -> NDArray[np.uint8]:
-    """The image in tiles of ``tile`` input pixels, ``stride`` apart, each output cropped to the stride."""
+    """Forward passes over tiles of ``tile`` input pixels, ``stride`` apart, each output cropped to the stride."""
     height, width = image_CYX.shape[1:]
     padded = np.pad(image_CYX, [(0, 0), (HALO_4, tile), (HALO_4, tile)], mode="reflect")
     answer = np.zeros((model.spec.classes - 1, height + tile, width + tile), np.uint8)
@@ -59,7 +59,7 @@ def tiled(model: UNet, image_CYX: NDArray[Any], tile: int, stride: int) -> NDArr
 
 
 def objects(probability_KYX: NDArray[np.uint8], threshold: float, connectivity: int = 8) -> NDArray[Any]:
-    """Objects of the stored bytes: one class by threshold, several by the largest, background being what remains."""
+    """Labels of stored bytes: one class by threshold, several by the largest; background is the remainder."""
     if len(probability_KYX) == 1:
         classes = (probability_KYX[0] >= np.ceil(255 * threshold)).astype(np.int16)
     else:

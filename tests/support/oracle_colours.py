@@ -1,6 +1,6 @@
-"""The colours that a slide must be shown in, computed the plain way from the papers' equations.
+"""Reference colours of stain normalisation, computed directly from the papers' equations.
 
-Imports numpy alone. Images are (3, y, x) uint8; targets are two rows of three numbers, as a model states them.
+Imports numpy only. Images are (3, y, x) uint8; targets are two rows of three numbers, as in a model file.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ from numpy.typing import NDArray
 Image = NDArray[np.uint8]
 Numbers = NDArray[np.float64]
 Affine = tuple[Numbers, Numbers]
-"""A matrix (3, 3) and an offset (3,) for densities."""
+"""Matrix (3, 3) and offset (3,) for densities."""
 
 L_ALPHA_BETA = [np.array(axis) / np.linalg.norm(axis) for axis in ((1, 1, 1), (1, 1, -2), (1, -1, 0))]
 STEPS = 8192
 
 
 def density(image: NDArray[Any]) -> Numbers:
-    """-ln of the part of the light that comes through."""
+    """Optical density: -ln of the transmitted part of the light."""
     return -np.log((image.astype(float) + 1) / 256)
 
 
 def looked_at(image: Image) -> Image:
-    """Pixels (3, n) that a map is fitted to: every second, fourth ... in both directions, until they are few enough."""
+    """Pixels (3, n) that a map is fitted to: every 2nd, 4th, ... in both directions, until at most 2^18 remain."""
     while image[0].size > 2**18:
         image = image[:, ::2, ::2]
     return image.reshape(3, -1)
 
 
 def absorbing(image: Image) -> Numbers:
-    """Densities (n, 3) of the pixels looked at that absorb."""
+    """Densities (n, 3) of the sampled pixels that absorb."""
     found = density(looked_at(image)).T
     return found[found.mean(axis=1) >= 0.15]
 
 
 def reinhard(image: Image, target: Any) -> Affine:
-    """Mean and deviation along l, alpha and beta become the target's."""
+    """Set mean and standard deviation along l, alpha and beta to those of the target."""
     seen = absorbing(image)
     matrix, offset = np.zeros((3, 3)), np.zeros(3)
     for axis, mean, deviation in zip(L_ALPHA_BETA, *target, strict=True):
@@ -49,7 +49,7 @@ def reinhard(image: Image, target: Any) -> Affine:
 
 
 def macenko_stains(image: Image) -> tuple[Numbers, Numbers]:
-    """The two stains' directions (2, 3), more red first, and the 99th percentile of each one's concentration."""
+    """Directions of the two stains (2, 3), more red first, and the 99th percentile of the concentration of each."""
     seen = absorbing(image)
     _, _, directions = np.linalg.svd(seen, full_matrices=False)
     one, two = directions[0] * np.sign(directions[0].sum()), directions[1]
@@ -61,14 +61,14 @@ def macenko_stains(image: Image) -> tuple[Numbers, Numbers]:
 
 
 def macenko(image: Image, target: Any) -> Affine:
-    """The slide's two stains are exchanged for the target's, strength by strength; what is neither is lost."""
+    """Replace the slide's two stains by the target's, scaled by concentration; other components are dropped."""
     stains, strengths = macenko_stains(image)
-    concentrations, *_ = np.linalg.lstsq(stains.T, np.eye(3), rcond=None)  # of a density of 1 in each channel
+    concentrations, *_ = np.linalg.lstsq(stains.T, np.eye(3), rcond=None)  # for a density of 1 in each channel
     return np.array(target).T @ (concentrations / strengths[:, None]), np.zeros(3)
 
 
 def untouched(image: Image, target: Any) -> Affine:
-    """No stain's normalisation."""
+    """Identity: no stain normalisation."""
     return np.eye(3), np.zeros(3)
 
 
@@ -76,7 +76,7 @@ STAINS = {"none": untouched, "reinhard": reinhard, "macenko": macenko}
 
 
 def ranks(seen: NDArray[np.integer[Any]], values: NDArray[np.integer[Any]]) -> Numbers:
-    """Where values stand among those seen: straight lines between 65 quantiles, each in the middle of its equals."""
+    """Ranks of values among ``seen``: linear between 65 quantiles, each at the middle of equal values."""
     ordered = sorted(seen.tolist())
     knots = sorted({ordered[round(k * (len(ordered) - 1) / 64)] for k in range(65)})
     middle = [np.mean(seen < knot) + np.mean(seen == knot) / 2 for knot in knots]
@@ -84,16 +84,16 @@ def ranks(seen: NDArray[np.integer[Any]], values: NDArray[np.integer[Any]]) -> N
 
 
 def exact(image: Image, stain: str, target: Any) -> Numbers:
-    """Grey values (3, n or y, x) after a stain's normalisation, straight from the equations, not rounded."""
+    """Grey values (3, n or y, x) after stain normalisation, directly from the equations, not rounded."""
     matrix, offset = STAINS[stain](image, target)
     made = np.tensordot(matrix, density(image), 1) + offset.reshape(3, 1, 1)
     return np.asarray((256 * np.exp(-made) - 1).clip(0, 255))
 
 
 def shown(image: Image, stain: str, target: Any, *, equalise: bool = False, whole: Image | None = None) -> Image:
-    """The bytes a network is shown of an image, its map fitted to the whole (by default: to itself).
+    """Input bytes of the network for an image, with the map fitted to ``whole`` (default: the image).
 
-    Densities are single precision, in steps of 1/8192; what is fitted has six decimals.
+    Densities are single precision, in steps of 1/8192; fitted numbers have six decimals.
     """
     whole = image if whole is None else whole
     matrix, offset = (numbers.round(6) for numbers in STAINS[stain](whole, target))

@@ -1,4 +1,4 @@
-"""Objects of a whole image in memory, by scikit-image: what the blocks must equal, step by step.
+"""Reference objects of a whole image in memory, by scikit-image.
 
 Imports nothing from ``pipeline``. Class maps are uint8, 0 = background.
 """
@@ -21,7 +21,7 @@ HOPS = {4: 1, 8: 2}
 
 
 def smoothed(classes: Array, discs_px: Sequence[tuple[int, int]]) -> Array:
-    """Each class's mask opened, then closed on background, the lowest class first."""
+    """Mask of each class opened, then closed on background, the lowest class first."""
     opened = np.zeros_like(classes)
     for number, (radius, _) in enumerate(discs_px, start=1):
         opened[opening(classes == number, disk(radius), mode="ignore")] = number
@@ -32,7 +32,7 @@ def smoothed(classes: Array, discs_px: Sequence[tuple[int, int]]) -> Array:
 
 
 def filled(classes: Array, connectivity: int, max_px: int) -> Array:
-    """Holes of at most ``max_px`` that one class alone surrounds, filled; background is connected the other way."""
+    """Fill holes of at most ``max_px`` that one class surrounds; background has the complementary connectivity."""
     structure = ndimage.generate_binary_structure(2, HOPS[12 - connectivity])
     holes = label(classes == 0, connectivity=HOPS[12 - connectivity])
     answer = classes.copy()
@@ -54,7 +54,7 @@ def numbered(classes: Array, connectivity: int) -> Array:
 
 
 def renumbered(marks: Array) -> Array:
-    """Areas of equal mark, 0 = nothing, numbered 1.. in raster order of their first pixel."""
+    """Number areas of equal mark (0 = background) from 1 in raster order of their first pixel."""
     values, first, place = np.unique(marks, return_index=True, return_inverse=True)
     number = np.zeros(len(values), np.int64)
     order = np.argsort(first[values > 0])
@@ -63,7 +63,7 @@ def renumbered(marks: Array) -> Array:
 
 
 def basins(mask: Array, connectivity: int, depth: int) -> Array:
-    """One object, alone with a pixel of nothing around it, parted at dents ``depth`` / 256 pixels deep."""
+    """Watershed of one object in isolation at dents of ``depth`` / 256 pixels."""
     hops = HOPS[connectivity]
     distance = np.rint(256 * ndimage.distance_transform_edt(mask)).astype(np.int64)
     never = -(10**9)
@@ -74,7 +74,7 @@ def basins(mask: Array, connectivity: int, depth: int) -> Array:
 
 
 def split(labels: Array, connectivity: int, depth: int, largest: int) -> Array:
-    """Every object with a box of at most ``largest`` parted in its own box, and all numbered anew."""
+    """Split every object with a box of at most ``largest`` in its own box, and number all objects again."""
     marks = labels.astype(np.int64) * 10_000
     for one in regionprops(labels):
         if max(one.image.shape) <= largest:
@@ -83,6 +83,6 @@ def split(labels: Array, connectivity: int, depth: int, largest: int) -> Array:
 
 
 def kept(labels: Array, keep: Callable[[Any], bool]) -> Array:
-    """The objects whose region properties are as asked, numbered anew."""
+    """Objects whose region properties satisfy ``keep``, numbered again."""
     numbers = [0, *(one.label if keep(one) else 0 for one in regionprops(labels))]
     return renumbered(np.array(numbers)[labels])

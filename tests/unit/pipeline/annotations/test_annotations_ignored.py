@@ -1,4 +1,4 @@
-"""What nobody says anything about: areas called Ignore* in QuPath, and a value of masks that is named."""
+"""Ignored pixels: areas called Ignore* in QuPath, and an ignored value of masks."""
 
 from __future__ import annotations
 
@@ -53,8 +53,10 @@ def test_ignore_areas_are_neither_object_nor_background(tmp_path: Path) -> None:
         ("rgb png", (9, 9, 9), {"colours": COLOURS, "background": (255, 255, 255)}),
     ],
 )
-def test_a_value_of_masks_may_be_ignored(tmp_path: Path, kind: str, ignore: Any, settings: dict[str, Any]) -> None:
-    """Masks are what they are without it; it is of no class and no object."""
+def test_an_ignored_value_of_masks_has_no_class_and_no_object(
+    tmp_path: Path, kind: str, ignore: Any, settings: dict[str, Any]
+) -> None:
+    """Ignored pixels belong to no class and no object; all others are unchanged."""
     images, masks, drawings = dataset(tmp_path, kind)
     unknown = np.zeros(SHAPE, bool)
     unknown[20:60, 30:90] = True
@@ -76,7 +78,7 @@ def test_a_value_of_masks_may_be_ignored(tmp_path: Path, kind: str, ignore: Any,
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"ignore": (1, 2, 3)}, "expected a number"),
         ({"ignore": 5, "colours": COLOURS}, "expected a colour"),
@@ -85,6 +87,6 @@ def test_a_value_of_masks_may_be_ignored(tmp_path: Path, kind: str, ignore: Any,
         ({"ignore": 0}, "greater than 0"),
     ],
 )
-def test_what_cannot_be_ignored_is_refused(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_invalid_ignore_values_are_rejected(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         DataSettings(**settings)

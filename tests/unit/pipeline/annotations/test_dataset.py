@@ -1,4 +1,4 @@
-"""Folders of images and masks: every kind is read for what it is, every fault is named before the first step."""
+"""Folders of images and masks: every kind of mask is read correctly, every fault is named before training."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ TWO = DataSettings(classes=tuple(COLOURS))
 TABLE = DataSettings(colours=COLOURS)
 
 
-# ---- every kind ------------------------------------------------------------------------------------------------------
+# ---- kinds of masks --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("memory_gb", [2.0, 0.0], ids=["in memory", "by window"])
 @pytest.mark.parametrize("kind", ["0/1", "0/255", "bool", "labels png", "labels tif"])
-def test_one_class_however_it_is_stored(tmp_path: Path, kind: str, memory_gb: float) -> None:
+def test_masks_of_one_class_in_any_format(tmp_path: Path, kind: str, memory_gb: float) -> None:
     images, masks, drawings = dataset(tmp_path, kind)
     found = open_dataset(images, masks, None, DataSettings(memory_gb=memory_gb))
     assert found.class_names == ("object",)
@@ -61,7 +61,7 @@ def test_one_class_however_it_is_stored(tmp_path: Path, kind: str, memory_gb: fl
     ("kind", "settings"),
     [("classes", TWO), ("palette", TWO), ("palette", TABLE), ("rgb png", TABLE), ("rgb tif", TABLE)],
 )
-def test_two_classes_however_they_are_stored(
+def test_masks_of_two_classes_in_any_format(
     tmp_path: Path, kind: str, settings: DataSettings, memory_gb: float
 ) -> None:
     images, masks, drawings = dataset(tmp_path, kind)
@@ -75,18 +75,18 @@ def test_two_classes_however_they_are_stored(
         assert np.array_equal(case.image_CYX[(slice(1, 3), *window)], whole(case.image_CYX)[(slice(1, 3), *window)])
 
 
-def test_what_was_taken_for_what_is_said(tmp_path: Path) -> None:
+def test_assumptions_about_masks_are_reported(tmp_path: Path) -> None:
     images, masks, _ = dataset(tmp_path, "0/255")
-    said = " ".join(open_dataset(images, masks).said)
-    assert "0 and one more number; 8-connected components are the objects" in said
-    assert "every image counts as a patient of its own" in said
+    message = " ".join(open_dataset(images, masks).said)
+    assert "0 and one more number; 8-connected components are the objects" in message
+    assert "every image counts as a patient of its own" in message
 
 
-# ---- larger than memory ----------------------------------------------------------------------------------------------
+# ---- images larger than memory ---------------------------------------------------------------------------------------
 
 
-def test_what_does_not_fit_is_read_by_windows_and_never_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pyramid TIFF and a label TIFF: a window costs its own pixels, whatever the size of the slide."""
+def test_images_beyond_memory_are_read_by_windows_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pyramid TIFF and a label TIFF: a window reads its own pixels only, whatever the size of the slide."""
     images, masks = folders(tmp_path)
     drawing = draw(5, (1300, 1100), 200)
     save_image(images, "slide", drawing, "tif")
@@ -107,7 +107,7 @@ def test_what_does_not_fit_is_read_by_windows_and_never_whole(tmp_path: Path, mo
     counted(TiffLabels, "read")
     (case,) = open_dataset(images, masks, None, DataSettings(memory_gb=0)).cases
     assert read["TiffSlide"] == 0, "opening an image reads no pixel of it"
-    assert read["TiffLabels"] == 1300 * 1100, "its mask is looked at once, to know what it holds"
+    assert read["TiffLabels"] == 1300 * 1100, "its mask is read once, for its distinct values"
     read.clear()
     window = slice(1000, 1100), slice(700, 900)
     assert np.array_equal(case.image_CYX[(slice(None), *window)], drawing.image_YXC.transpose(2, 0, 1)[:, *window])
@@ -115,7 +115,7 @@ def test_what_does_not_fit_is_read_by_windows_and_never_whole(tmp_path: Path, mo
     assert read == {"TiffSlide": 20_000, "TiffLabels": 20_000}
 
 
-def test_images_are_held_until_memory_is_full(tmp_path: Path) -> None:
+def test_images_are_read_into_memory_until_it_is_full(tmp_path: Path) -> None:
     images, masks, _ = dataset(tmp_path, "labels png")
     needed = SHAPE[0] * SHAPE[1] * (3 + 4)
     for room, held in ((0, 0), (needed - 1, 0), (needed, 1), (2.5 * needed, 2), (3 * needed, 3)):
@@ -124,7 +124,7 @@ def test_images_are_held_until_memory_is_full(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", [(slice(0, 9, 2), slice(0, 9)), (slice(0, 9),) * 4])
-def test_windows_are_sliced_without_steps(tmp_path: Path, key: Any) -> None:
+def test_slices_with_steps_or_too_many_axes_are_rejected(tmp_path: Path, key: Any) -> None:
     images, masks, _ = dataset(tmp_path, "0/1", (1,))
     (case,) = open_dataset(images, masks, None, DataSettings(memory_gb=0)).cases
     with pytest.raises(IndexError, match="expected at most"):
@@ -133,10 +133,10 @@ def test_windows_are_sliced_without_steps(tmp_path: Path, key: Any) -> None:
     assert case.image_CYX[:, 90:200, 7:3].shape == (3, 6, 0)
 
 
-# ---- drawn in QuPath -------------------------------------------------------------------------------------------------
+# ---- QuPath annotations ----------------------------------------------------------------------------------------------
 
 
-def test_annotations_over_a_slide(tmp_path: Path) -> None:
+def test_qupath_annotations_become_labels_and_classes(tmp_path: Path) -> None:
     images, masks = folders(tmp_path)
     drawing = draw(7)
     save_image(images, "slide", drawing, "tif")
@@ -164,7 +164,7 @@ def test_annotations_over_a_slide(tmp_path: Path) -> None:
     assert (found.class_names, found.cases[0].classes_YX) == (("tumour",), None)
 
 
-def test_only_what_was_annotated_becomes_a_case(tmp_path: Path) -> None:
+def test_each_annotated_region_becomes_a_case(tmp_path: Path) -> None:
     images, masks = folders(tmp_path)
     drawing = draw(8)
     save_image(images, "slide", drawing, "tif")
@@ -187,8 +187,8 @@ def test_only_what_was_annotated_becomes_a_case(tmp_path: Path) -> None:
 # ---- faults ----------------------------------------------------------------------------------------------------------
 
 
-def refused(said: str, *arguments: Any) -> None:
-    with pytest.raises(ConfigError, match=said):
+def refused(message: str, *arguments: Any) -> None:
+    with pytest.raises(ConfigError, match=message):
         open_dataset(*arguments)
 
 
@@ -210,7 +210,7 @@ def test_a_missing_partner_is_named(tmp_path: Path) -> None:
     refused(r"two masks of one image: .*case 2\.TIF and .*case 2\.png|two masks of one image", images, masks)
 
 
-def test_folders_that_are_none(tmp_path: Path) -> None:
+def test_missing_equal_or_empty_folders_are_rejected(tmp_path: Path) -> None:
     images, masks, _ = dataset(tmp_path, "0/1")
     refused("is no folder: expected annotated images", tmp_path / "nowhere", masks)
     refused("is no folder: expected the masks", images, tmp_path / "nowhere")
@@ -262,7 +262,7 @@ def test_unknown_values_are_named(tmp_path: Path) -> None:
     refused(r"masks/case 3\.tif: it holds 0, 1, 2, 9, .*data\.mask=labels .* data\.classes=", images, masks)
 
 
-def test_masks_of_0_1_beside_0_255_are_named(tmp_path: Path) -> None:
+def test_mixed_masks_of_0_1_and_0_255_are_named(tmp_path: Path) -> None:
     images, masks, drawings = dataset(tmp_path, "0/1")
     save_mask(masks, "case 2", "0/255", drawings["case 2"])
     refused(r"masks of two kinds: .*case 1\.png holds 0, 1, .*case 2\.png 0, 255.*data\.mask=binary", images, masks)
@@ -270,7 +270,7 @@ def test_masks_of_0_1_beside_0_255_are_named(tmp_path: Path) -> None:
     assert np.array_equal(whole(found.cases[1].labels_YX), drawings["case 2"].one_class)
 
 
-def test_a_smoothed_mask_is_no_label_image(tmp_path: Path) -> None:
+def test_a_smoothed_mask_is_rejected(tmp_path: Path) -> None:
     images, masks, drawings = dataset(tmp_path, "0/255")
     small = Image.fromarray(((drawings["case 1"].classes > 0) * 255).astype(np.uint8)).resize((60, 48))
     small.resize(SHAPE[::-1], Image.Resampling.BILINEAR).save(masks / "case 1.png")
@@ -290,7 +290,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 
-def test_the_table_chooses_images_and_says_whose_they_are(tmp_path: Path) -> None:
+def test_the_table_selects_images_and_their_patients(tmp_path: Path) -> None:
     images, masks, _ = dataset(tmp_path, "0/1")
     lines = ["case 3.png,he,ann,2024-05-31,low,1", "case 1,he,bob,2023-01-02,high,0", "other.png,fluo,eve,,,0"]
     table = save_table(tmp_path / "t.csv", "image,kind,patient,date,stratum,fold", *lines)
@@ -303,7 +303,7 @@ def test_the_table_chooses_images_and_says_whose_they_are(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "message"),
     [
         (["name,patient", "case 1,a"], r"line 1: expected column names, one of them 'image'"),
         (["image,Patient", "case 1,a"], r"line 1: column 'Patient': expected 'patient'"),
@@ -316,12 +316,12 @@ def test_the_table_chooses_images_and_says_whose_they_are(tmp_path: Path) -> Non
         (["image,fold", "case 1"], r"line 2: expected 2 cells as in the header, found 1"),
     ],
 )
-def test_a_table_that_cannot_be_meant_is_refused_by_line(tmp_path: Path, lines: list[str], said: str) -> None:
+def test_an_invalid_table_is_rejected_by_line(tmp_path: Path, lines: list[str], message: str) -> None:
     images, masks, _ = dataset(tmp_path, "0/1", (1,))
-    refused(said, images, masks, save_table(tmp_path / "t.csv", *lines))
+    refused(message, images, masks, save_table(tmp_path / "t.csv", *lines))
 
 
-def test_images_in_folders_below(tmp_path: Path) -> None:
+def test_images_in_subfolders_are_found_by_path(tmp_path: Path) -> None:
     images, masks = folders(tmp_path)
     for patient in ("a", "b"):
         (images / patient).mkdir()
@@ -337,20 +337,20 @@ def test_images_in_folders_below(tmp_path: Path) -> None:
     )
 
 
-def test_shared_images_are_read_as_they_are(shared_data: Path) -> None:
-    """The label images and the table that training uses: numbers for objects are told from what they hold."""
+def test_shared_label_images_are_read_unchanged(shared_data: Path) -> None:
+    """The label images and the table of the built-in model's training data: masks are detected as object numbers."""
     folder = shared_data / "dsb2018"
     settings = DataSettings(only={"kind": "he"})
     found = open_dataset(folder / "he" / "images", folder / "he" / "labels", folder / "groups.csv", settings)
-    assert any("a number for each object" in said for said in found.said)
+    assert any("a number for each object" in message for message in found.said)
     case = found.cases[0]
     stored = np.asarray(Image.open(folder / "he" / "labels" / f"{case.name}.png"))
     assert np.array_equal(case.labels_YX, stored)
     assert {row.fold for row in found.rows.values()} == {0, 1, 2, 3, 4}
 
 
-def test_one_window_of_a_box() -> None:
-    """What arrays are asked for is in pixels of the part that was annotated."""
+def test_slices_of_windows_are_relative_to_their_area() -> None:
+    """Slices are in pixels of the annotated part."""
     image = np.arange(400).reshape(20, 20)
     part = Windows(lambda box: image[box.slices], Box(3, 5, 13, 20), np.dtype(np.int32))
     assert part.shape == (10, 15)

@@ -1,4 +1,4 @@
-"""What there is to learn from, counted to the pixel; what nobody could learn from, refused; folds kept beside it."""
+"""Checks of a dataset: exact counts, rejection of unusable data, remarks, and folds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def shown(summary: DatasetSummary) -> str:
 
 
 @pytest.mark.parametrize("memory_gb", [2.0, 0.0], ids=["in memory", "by window"])
-def test_figures_equal_numpys_over_all_pixels(tmp_path: Path, memory_gb: float) -> None:
+def test_counts_and_moments_equal_numpy_over_all_pixels(tmp_path: Path, memory_gb: float) -> None:
     images, masks, drawings = dataset(tmp_path, "classes")
     summary = check_annotations(open_dataset(images, masks, None, TWO.model_copy(update={"memory_gb": memory_gb})))
     pixels = np.concatenate([one.image_YXC.reshape(-1, 3) for one in drawings.values()]) / 255
@@ -54,8 +54,8 @@ def test_figures_equal_numpys_over_all_pixels(tmp_path: Path, memory_gb: float) 
         assert (case.shape_yx, case.counted.dtype, case.counted.pixels) == (SHAPE, np.uint8, SHAPE[0] * SHAPE[1])
 
 
-def test_windows_count_what_the_whole_holds(tmp_path: Path) -> None:
-    """Wider than a window, 16 bits: sums are whole numbers, so nothing depends on where windows end."""
+def test_counts_do_not_depend_on_windows(tmp_path: Path) -> None:
+    """An image wider than a window, 16 bits: sums are integers, so they do not depend on windows."""
     images, masks = folders(tmp_path)
     rng = np.random.default_rng(3)
     pixels = rng.integers(0, 65536, (1500, 1100)).astype(np.uint16)
@@ -83,7 +83,7 @@ def test_fault_61_a_class_without_a_pixel_is_refused(tmp_path: Path) -> None:
         check_annotations(open_dataset(images, masks))
 
 
-def test_images_of_one_colour_are_refused(tmp_path: Path) -> None:
+def test_images_of_one_colour_are_rejected(tmp_path: Path) -> None:
     images, masks, _ = dataset(tmp_path, "0/1")
     for path in images.iterdir():
         Image.new("RGB", SHAPE[::-1], (9, 9, 9)).save(path)
@@ -91,7 +91,7 @@ def test_images_of_one_colour_are_refused(tmp_path: Path) -> None:
         check_annotations(open_dataset(images, masks))
 
 
-def test_what_is_odd_is_said_and_the_tables_are_shown(tmp_path: Path) -> None:
+def test_unusual_data_are_reported_and_tables_displayed(tmp_path: Path) -> None:
     images, masks, _ = dataset(tmp_path, "0/255")
     blank = Drawing(np.full((*SHAPE, 3), 200, np.uint8), np.zeros(SHAPE, np.uint8))
     save_image(images, "[bold]blank", blank)
@@ -99,7 +99,7 @@ def test_what_is_odd_is_said_and_the_tables_are_shown(tmp_path: Path) -> None:
     for path in masks.glob("case*"):
         Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
     summary = check_annotations(open_dataset(images, masks, None, DataSettings(memory_gb=0)))
-    said = " ".join(summary.said)
+    message = " ".join(summary.said)
     for words in (
         "1 images have one value throughout: [bold]blank",
         "1 images have no object: [bold]blank",
@@ -107,13 +107,13 @@ def test_what_is_odd_is_said_and_the_tables_are_shown(tmp_path: Path) -> None:
         "4 images do not fit into data.memory_gb",
         "every image counts as a patient of its own",
     ):
-        assert words in said
+        assert words in message
     text = shown(summary)
     for words in ("[bold]blank", "case 3", "120 x 96", "uint8", "4 images of 4 patients", "background", "note: "):
         assert words in text, text
 
 
-def test_resolutions_that_differ_are_said(tmp_path: Path) -> None:
+def test_different_resolutions_are_reported(tmp_path: Path) -> None:
     images, masks = folders(tmp_path)
     for number, mpp in enumerate((0.25, 0.5)):
         pixels = draw(number).image_YXC
@@ -127,13 +127,13 @@ def test_resolutions_that_differ_are_said(tmp_path: Path) -> None:
         save_mask(masks, f"{number}", "0/1", draw(number))
     summary = check_annotations(open_dataset(images, masks))
     assert [case.mpp for case in summary.cases] == pytest.approx([0.25, 0.5])
-    assert any("images state 0.25 to 0.5 um per pixel" in said for said in summary.said)
+    assert any("images state 0.25 to 0.5 um per pixel" in message for message in summary.said)
 
 
 # ---- folds -----------------------------------------------------------------------------------------------------------
 
 
-def test_folds_follow_the_table_and_are_kept(tmp_path: Path) -> None:
+def test_folds_follow_the_table_and_are_stored(tmp_path: Path) -> None:
     images, masks, drawings = dataset(tmp_path, "classes", range(1, 9))
     lines = [f"{name}.png,p{number // 2}" for number, name in enumerate(drawings)]
     table = save_table(tmp_path / "t.csv", "image,patient", *lines)

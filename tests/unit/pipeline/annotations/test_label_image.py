@@ -1,4 +1,4 @@
-"""Label images arrive as they were stored, by window, or are refused by name. Written by Pillow and tifffile."""
+"""Label images are read window by window as stored, or rejected by name; files are written by Pillow and tifffile."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int6
 
 @pytest.mark.parametrize("layout", ["strips", "one strip", "tiles", "big endian", "predictor"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_whole_number_a_tiff_can_hold(tmp_path: Path, dtype: str, layout: str) -> None:
+def test_integers_of_any_tiff_are_read_exactly(tmp_path: Path, dtype: str, layout: str) -> None:
     options: dict[str, Any] = {
         "strips": {"rowsperstrip": 16, "compression": "zlib"},
         "one strip": {},
@@ -60,7 +60,7 @@ def test_every_whole_number_a_tiff_can_hold(tmp_path: Path, dtype: str, layout: 
 
 @pytest.mark.parametrize("name", ["m.png", "m.tif"])
 @pytest.mark.parametrize("mode", ["1", "L", "I;16", "P", "RGB", "RGBA"])
-def test_every_mode_that_pillow_writes(tmp_path: Path, name: str, mode: str) -> None:
+def test_every_pillow_mode_is_read_exactly(tmp_path: Path, name: str, mode: str) -> None:
     path, labels = tmp_path / name, ids(np.uint8, 4)
     expected: NDArray[Any] = labels[None]
     if mode == "1":
@@ -86,14 +86,14 @@ def test_every_mode_that_pillow_writes(tmp_path: Path, name: str, mode: str) -> 
     assert np.array_equal(found.read(box), expected[:, *box.slices])
 
 
-def test_masks_of_true_and_false(tmp_path: Path) -> None:
+def test_one_bit_masks_are_read(tmp_path: Path) -> None:
     mask = ids(np.uint8, 2).astype(bool)
     for name, options in (("a.tif", {}), ("b.tif", {"compression": "zlib", "rowsperstrip": 7})):
         tifffile.imwrite(tmp_path / name, mask, **options)
         assert np.array_equal(whole(tmp_path / name)[0], mask)
 
 
-def test_a_palette_of_tifffile(tmp_path: Path) -> None:
+def test_the_palette_of_a_tiff_is_read(tmp_path: Path) -> None:
     labels, colours = ids(np.uint8, 3), np.zeros((3, 256), np.uint16)
     colours[:, :4] = np.array(PALETTE, np.uint16).T * 257
     tifffile.imwrite(tmp_path / "p.tif", labels, photometric="palette", colormap=colours)
@@ -103,7 +103,7 @@ def test_a_palette_of_tifffile(tmp_path: Path) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 149), st.integers(0, 209), st.integers(1, 150), st.integers(1, 210))
-def test_windows_are_cut_out_of_the_whole(
+def test_windows_equal_the_whole(
     tmp_path_factory: pytest.TempPathFactory, y: int, x: int, high: int, wide: int
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "windows.tif"
@@ -114,7 +114,7 @@ def test_windows_are_cut_out_of_the_whole(
     assert np.array_equal(open_labels(path).read(box)[0], labels[box.slices])
 
 
-def test_a_window_decodes_the_tiles_it_touches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_window_decodes_only_the_tiles_it_touches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "large.tif"
     levels = [ids(np.uint16)[::step, ::step] for step in (1, 2)]
     with tifffile.TiffWriter(path) as writer:
@@ -131,7 +131,7 @@ def test_a_window_decodes_the_tiles_it_touches(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("write", "said"),
+    ("write", "message"),
     [
         (lambda p: Image.fromarray(ids(np.uint8)).save(p, "JPEG"), "a JPEG changes numbers"),
         (lambda p: tifffile.imwrite(p, ids(np.uint8), compression="jpeg"), "JPEG is lossy or unknown"),
@@ -151,10 +151,10 @@ def test_a_window_decodes_the_tiles_it_touches(tmp_path: Path, monkeypatch: pyte
         (lambda p: _cut(p, "bits"), "end of the file|damaged"),
     ],
 )
-def test_what_cannot_hold_labels_is_refused_by_name(tmp_path: Path, write: Any, said: str) -> None:
+def test_files_that_cannot_store_labels_are_rejected_by_name(tmp_path: Path, write: Any, message: str) -> None:
     path = tmp_path / "mask.png"
     write(path)
-    with pytest.raises(SlideError, match=said) as caught:
+    with pytest.raises(SlideError, match=message) as caught:
         whole(path)
     assert "mask.png" in str(caught.value)
 

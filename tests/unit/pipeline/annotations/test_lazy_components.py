@@ -1,4 +1,4 @@
-"""Components seen in windows are those of the whole image, numbers and all."""
+"""Components read in windows have the numbers of the whole image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.geometry import Box
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 24), st.integers(1, 24), st.integers(1, 11), st.integers(1, 3))
-def test_any_window_shows_the_numbers_of_the_whole_image(
+def test_any_window_has_the_numbers_of_the_whole_image(
     seed: int, height: int, width: int, block_px: int, classes: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -30,7 +30,7 @@ def test_any_window_shows_the_numbers_of_the_whole_image(
         assert np.array_equal(found, expected[box.slices])
 
 
-def test_a_window_reads_the_blocks_it_touches_and_no_others() -> None:
+def test_a_window_reads_only_the_blocks_it_touches() -> None:
     image = (np.indices((40, 40)).sum(axis=0) % 5 == 0).astype(np.uint8)
     asked: list[Box] = []
 
@@ -46,6 +46,6 @@ def test_a_window_reads_the_blocks_it_touches_and_no_others() -> None:
 
 
 @pytest.mark.parametrize("value", [0, 1])
-def test_nothing_and_everything(value: int) -> None:
+def test_uniform_images(value: int) -> None:
     connected = LazyComponents.of(lambda box: np.full(box.shape, value, np.uint8), (20, 30), 16)
     assert np.array_equal(connected.read(Box(0, 0, 20, 30)), np.full((20, 30), value))

@@ -1,4 +1,4 @@
-"""Annotations as labels, against every pixel asked of every polygon, and against GDAL."""
+"""QuPath annotations as labels equal a brute-force test of every pixel, and GDAL away from ties."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read(folder: Path, *features: Any, shape_yx: tuple[int, int] = SHAPE) -> QuP
 
 
 def blob(rng: np.random.Generator, corners: int) -> list[list[float]]:
-    """A ring of any shape around a random place, not crossing itself, at two decimals as QuPath writes them."""
+    """A star-shaped ring around a random point, with two decimals as QuPath writes them."""
     angle = np.sort(rng.uniform(0, 2 * np.pi, corners))
     radius = rng.uniform(1, 30) * rng.uniform(0.4, 1, corners)
     x, y = rng.uniform(-5, 135), rng.uniform(-5, 95)
@@ -54,7 +54,7 @@ def blob(rng: np.random.Generator, corners: int) -> list[list[float]]:
 
 
 def expected_labels(areas: list[Any], holes: list[Any], shape_yx: tuple[int, int]) -> NDArray[np.int32]:
-    """Each pixel's centre asked of each area in turn; the smallest that holds it wins."""
+    """Test each pixel's centre against each area in turn; the smallest that holds it wins."""
     found = np.zeros(shape_yx, np.int32)
     order = sorted(range(len(areas)), key=lambda number: -areas[number].area)
     for y, x in np.ndindex(shape_yx):
@@ -69,7 +69,7 @@ def expected_labels(areas: list[Any], holes: list[Any], shape_yx: tuple[int, int
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(0, 2))
-def test_every_window_equals_every_pixel_asked_of_every_area(
+def test_every_window_equals_brute_force(
     tmp_path_factory: pytest.TempPathFactory, seed: int, count: int, cut: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -90,8 +90,8 @@ def test_every_window_equals_every_pixel_asked_of_every_area(
         assert np.array_equal(drawn.paint(box), expected[box.slices])
 
 
-def test_a_large_outline_equals_gdals(tmp_path: Path) -> None:
-    """2000 corners and a hole: wide enough for whole boxes to be settled at once. Windows far from the origin too."""
+def test_a_large_outline_equals_gdal(tmp_path: Path) -> None:
+    """2000 corners and a hole: boxes are decided as a whole; windows lie far from the origin too."""
     rng = np.random.default_rng(5)
     angle = np.linspace(0, 2 * np.pi, 2000, endpoint=False)
     radius = 320 + np.cumsum(rng.normal(0, 1.5, 2000)) * np.sin(angle / 2)
@@ -109,7 +109,7 @@ def test_a_large_outline_equals_gdals(tmp_path: Path) -> None:
 
 
 def test_a_pixel_centre_on_an_outline_is_inside_an_object_and_outside_a_hole(tmp_path: Path) -> None:
-    """GDAL decides such ties by side: 100 pixels instead of 121."""
+    """GDAL decides such ties by side: it finds 100 pixels instead of 121."""
     drawn = read(
         tmp_path,
         feature(rectangle(10.5, 10.5, 20.5, 20.5)),
@@ -123,7 +123,7 @@ def test_a_pixel_centre_on_an_outline_is_inside_an_object_and_outside_a_hole(tmp
     assert (found == 2).sum() == 400 - 16
 
 
-def test_of_areas_that_overlap_the_smallest_wins_in_any_order(tmp_path: Path) -> None:
+def test_the_smallest_of_overlapping_areas_wins_in_any_order(tmp_path: Path) -> None:
     outer, inner = feature(rectangle(10, 10, 60, 60), "Tumor"), feature(rectangle(20, 20, 30, 30), "Necrosis")
     for features in ((outer, inner), (inner, outer)):
         drawn = read(tmp_path, *features)
@@ -132,7 +132,7 @@ def test_of_areas_that_overlap_the_smallest_wins_in_any_order(tmp_path: Path) ->
         assert (classes == "Tumor").sum() == 2400
 
 
-def test_what_is_excluded_is_cut_out_of_all(tmp_path: Path) -> None:
+def test_excluded_areas_are_removed_from_all_objects(tmp_path: Path) -> None:
     drawn = read(
         tmp_path,
         feature(rectangle(0, 0, 50, 50)),
@@ -147,7 +147,7 @@ def test_what_is_excluded_is_cut_out_of_all(tmp_path: Path) -> None:
     assert unknown.sum() == 100 + 150
 
 
-def test_regions_say_what_was_annotated(tmp_path: Path) -> None:
+def test_regions_define_the_annotated_parts(tmp_path: Path) -> None:
     drawn = read(
         tmp_path,
         feature(rectangle(12, 12, 14, 14), "Nucleus"),
@@ -162,7 +162,7 @@ def test_regions_say_what_was_annotated(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("features", "said"),
+    ("features", "message"),
     [
         ([feature(rectangle(500, 500, 600, 600))], "all 1 regions lie outside"),
         ([feature([[[0, 0], [9, 0], [0, 9], [0, 0]]], "Region*", "ROI")], r"ROI at x 0 to 9.* expected a rectangle"),
@@ -170,7 +170,7 @@ def test_regions_say_what_was_annotated(tmp_path: Path) -> None:
         ([{**feature([]), "geometry": {"type": "Point", "coordinates": [1, 2]}}], "feature 1: expected a Polygon"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_by_file(tmp_path: Path, features: list[Any], said: str) -> None:
-    with pytest.raises(SlideError, match=said) as caught:
+def test_invalid_annotations_are_rejected_by_file(tmp_path: Path, features: list[Any], message: str) -> None:
+    with pytest.raises(SlideError, match=message) as caught:
         read(tmp_path, *features)
     assert "slide.geojson" in str(caught.value)

@@ -1,4 +1,4 @@
-"""Images that state another resolution than the network's: pixels as segment resamples them, masks by the nearest."""
+"""Images at another resolution than the network's: pixels resampled as in segment, masks by the nearest pixel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TWO = DataSettings(classes=tuple(COLOURS))
 
 
 def save(path: Path, pixels: NDArray[Any], mpp: float | tuple[float, float] | None, **more: Any) -> None:
-    """A tiled TIFF that states its resolution (x, y), or none."""
+    """Write a tiled TIFF with a resolution (x, y), or without one."""
     if mpp is not None:
         both = mpp if isinstance(mpp, tuple) else (mpp, mpp)
         more |= {"resolution": tuple(1e4 / one for one in both), "resolutionunit": "CENTIMETER"}
@@ -35,8 +35,8 @@ def enlarged(pixels: NDArray[Any]) -> NDArray[Any]:
     return pixels.repeat(2, axis=0).repeat(2, axis=1)
 
 
-def test_a_twofold_enlarged_image_is_the_image(tmp_path: Path) -> None:
-    """Also the parts of it that were annotated, and whatever it is read by."""
+def test_a_twofold_enlarged_image_is_resampled_to_the_original(tmp_path: Path) -> None:
+    """The same holds for annotated parts, in memory and by window."""
     images, masks = folders(tmp_path)
     drawing = draw(3)
     save(images / "a.tif", enlarged(drawing.image_YXC), 0.25, photometric="rgb")
@@ -68,7 +68,7 @@ def test_a_twofold_enlarged_image_is_the_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mpp", [0.31, 0.77])
 def test_any_factor_takes_the_label_at_each_pixels_centre(tmp_path: Path, mpp: float) -> None:
-    """Against a loop in whole numbers, finer and coarser; windows agree with the whole."""
+    """Equal to a loop in rational numbers, finer and coarser; windows agree with the whole."""
     images, masks = folders(tmp_path)
     drawing = draw(4, (70, 90))
     save(images / "a.tif", drawing.image_YXC, mpp, photometric="rgb")
@@ -89,7 +89,7 @@ def test_any_factor_takes_the_label_at_each_pixels_centre(tmp_path: Path, mpp: f
 
 
 @pytest.mark.parametrize("mpp", [1.3, (0.25, 0.3)])
-def test_what_cannot_be_brought_to_it_is_refused(tmp_path: Path, mpp: Any) -> None:
+def test_images_that_cannot_be_resampled_are_rejected(tmp_path: Path, mpp: Any) -> None:
     images, masks = folders(tmp_path)
     save(images / "a.tif", draw(3).image_YXC, mpp, photometric="rgb")
     save(masks / "a.tif", draw(3).classes, None)
@@ -98,7 +98,7 @@ def test_what_cannot_be_brought_to_it_is_refused(tmp_path: Path, mpp: Any) -> No
     assert open_dataset(images, masks, None, TWO).cases[0].labels_YX.shape == (96, 120)
 
 
-def test_what_is_agreed_is_within_what_segment_tolerates() -> None:
+def test_a_common_resolution_is_within_the_tolerance_of_segment() -> None:
     assert agreed([0.5, 0.5]) == 0.5
     assert agreed([0.5, 0.51, 0.49]) == pytest.approx(0.5)
     assert agreed([0.5, 0.53]) is None
@@ -115,7 +115,7 @@ def test_what_is_agreed_is_within_what_segment_tolerates() -> None:
         ((0.5, None), 0.5, 0.5, 96),
     ],
 )
-def test_a_network_has_the_resolution_of_its_images_or_they_have_its(
+def test_network_and_images_have_one_resolution(
     tmp_path: Path, stated: tuple[float | None, ...], asked: float | None, expected: float | None, side: int
 ) -> None:
     images, masks = folders(tmp_path)
@@ -130,6 +130,6 @@ def test_a_network_has_the_resolution_of_its_images_or_they_have_its(
     assert order.spec().mpp == expected
     assert order.recipe.network.resolution() == expected
     assert order.material.training[0].labels_YX.shape[0] == side
-    said = " ".join(prepared.summary.said)
-    assert ("as all images state" in said) == (asked is None and expected is not None)
-    assert ("1 images state no resolution and are taken for 0.5" in said) == (None in stated)
+    message = " ".join(prepared.summary.said)
+    assert ("as all images state" in message) == (asked is None and expected is not None)
+    assert ("1 images state no resolution and are taken for 0.5" in message) == (None in stated)

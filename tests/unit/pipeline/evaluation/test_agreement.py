@@ -1,4 +1,4 @@
-"""How far two masks agree: against numpy over the whole arrays, whatever the blocks."""
+"""Agreement of two masks equals numpy over the whole arrays, for any blocks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def stored(folder: Path, name: str, labels: np.ndarray, block_px: int = 512) -> 
 
 @pytest.mark.parametrize("blocks", [(512, 512), (512, 1024), (1024, 512)])
 @pytest.mark.parametrize("classes", [None, 3])
-def test_it_is_what_numpy_counts_over_the_whole(tmp_path: Path, blocks: tuple[int, int], classes: int | None) -> None:
+def test_agreement_equals_numpy_over_the_whole(tmp_path: Path, blocks: tuple[int, int], classes: int | None) -> None:
     rng = np.random.default_rng(SEED)
     first, second = (rng.integers(1, 200, SHAPE) * (rng.random(SHAPE) < share) for share in (0.3, 0.5))
     second[700:900, 600:1000] = 0  # most differs in the cell at (512, 512)
@@ -48,7 +48,7 @@ def test_it_is_what_numpy_counts_over_the_whole(tmp_path: Path, blocks: tuple[in
     assert found.place == Box(512, 512, 1024, 1024)
 
 
-def test_the_same_mask_agrees_whatever_its_ids_and_two_empty_ones_say_nothing(tmp_path: Path) -> None:
+def test_equal_masks_agree_for_any_ids_and_empty_ones_are_undefined(tmp_path: Path) -> None:
     labels = np.zeros((600, 520), np.uint32)
     labels[10:50, 500:520], labels[590:600, :30] = 1, 2
     one, other = stored(tmp_path, "a", labels), stored(tmp_path, "b", np.where(labels > 0, 9 - labels, 0))
@@ -59,7 +59,7 @@ def test_the_same_mask_agrees_whatever_its_ids_and_two_empty_ones_say_nothing(tm
     assert compare_labels(empty, one.read("labels/objects/0"), None).dice == 0.0
 
 
-def test_other_shapes_and_unknown_objects_are_refused(tmp_path: Path) -> None:
+def test_different_shapes_and_unknown_objects_are_rejected(tmp_path: Path) -> None:
     small, large = (stored(tmp_path, str(side), np.full((side, side), 3)) for side in (20, 30))
     first, second = (store.read("labels/objects/0") for store in (small, large))
     with pytest.raises(ValueError, match=r"expected labels of one shape, found \(20, 20\) and \(30, 30\)"):

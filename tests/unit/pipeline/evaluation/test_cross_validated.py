@@ -1,4 +1,4 @@
-"""A run over all folds is judged as one: each image by the network that was not trained on it."""
+"""A cross-validation run is evaluated as one model: each image by the network that held it back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.commands import Command
 from tests.unit.flows.dark_discs import PATIENTS, darkness, fold_of, found_by_hand, save_discs, words
 
 FOLD_WEIGHTS = {0: 4.0, 1: 1.2, 2: 2.0}
-"""How sure the network of each fold is: they find different pixels."""
+"""Confidence of the network of each fold, so that they find different pixels."""
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(folder: Path) -> Path:
-    """What training over all folds leaves: three networks that differ, each with the images it held back."""
+    """The result of training over all folds: three different networks, each with the images it held back."""
     held = {fold: [str(i) for i, patient in enumerate(PATIENTS) if fold_of(patient) == fold] for fold in FOLD_WEIGHTS}
     for fold, weight in FOLD_WEIGHTS.items():
         (folder / "run" / f"fold-{fold}").mkdir(parents=True)
@@ -31,7 +31,7 @@ def run(folder: Path) -> Path:
     return folder / "run"
 
 
-def test_a_run_over_all_folds_is_judged_on_what_each_network_did_not_see(
+def test_each_image_is_scored_by_the_network_that_held_it_back(
     folder: Path, run: Path, overtile_alone: Command, tmp_path: Path
 ) -> None:
     ran = overtile_alone.run(*words(folder, tmp_path / "out", "--model", run, "--cases", folder / "cases.csv"))
@@ -49,7 +49,7 @@ def test_a_run_over_all_folds_is_judged_on_what_each_network_did_not_see(
     assert "3 networks, each on the images it was not trained on" in ran.stdout
 
 
-def test_an_image_that_no_network_of_a_run_held_back_is_refused(
+def test_an_image_that_no_network_held_back_is_rejected(
     folder: Path, run: Path, overtile_alone: Command, tmp_path: Path
 ) -> None:
     shutil.copytree(run, tmp_path / "short")

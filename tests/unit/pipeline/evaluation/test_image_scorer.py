@@ -1,4 +1,4 @@
-"""An image is judged by what a user would get, and blocks change nothing: against skimage on the whole image."""
+"""Scores of an image equal skimage on the whole image as segment would deliver it, for any blocks."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def user_gets(probability: Array, rules: ScoringConfig) -> tuple[Array, Array]:
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), classes=st.integers(1, 3), block=st.sampled_from([8, 16, 31]))
-def test_any_block_size_leaves_the_same(seed: int, classes: int, block: int) -> None:
+def test_scores_do_not_depend_on_block_size(seed: int, classes: int, block: int) -> None:
     probability, objects, kinds = blobs(seed, (37, 50), classes)
     case = AnnotatedImage("a", np.zeros((1, 37, 50), np.uint8), objects, kinds)
     rules = ScoringConfig(tuple("abc")[:classes], 0.5, 12)
@@ -74,8 +74,8 @@ def test_any_block_size_leaves_the_same(seed: int, classes: int, block: int) -> 
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), classes=st.integers(1, 3))
-def test_objects_are_those_a_user_gets(seed: int, classes: int) -> None:
-    """Of each class: Dice, and F1 of components of the whole image, those below the smallest area dropped."""
+def test_objects_are_those_of_segment(seed: int, classes: int) -> None:
+    """For each class: Dice, and F1 of components of the whole image without small ones."""
     probability, objects, kinds = blobs(seed, (37, 50), classes)
     case = AnnotatedImage("a", np.zeros((1, 37, 50), np.uint8), objects, kinds)
     rules = ScoringConfig(tuple("abc")[:classes], 0.4, 12)
@@ -92,7 +92,7 @@ def test_objects_are_those_a_user_gets(seed: int, classes: int) -> None:
 
 
 def test_each_class_is_scored_on_its_own_pixels() -> None:
-    """One class found exactly, the other not at all: a score of the wrong class would show."""
+    """One class is found exactly, the other not at all: a score of the wrong class would show."""
     kinds = np.zeros((20, 30), np.uint8)
     kinds[2:9, 2:9], kinds[11:18, 14:27] = 1, 2
     probability = np.stack([np.where(kinds == 1, 255, 0), np.zeros((20, 30))]).astype(np.uint8)
@@ -106,8 +106,8 @@ def test_each_class_is_scored_on_its_own_pixels() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), classes=st.integers(1, 3), block=st.sampled_from([8, 2048]))
-def test_where_nobody_knows_the_class_nothing_counts(seed: int, classes: int, block: int) -> None:
-    """Pixels of ignored areas are left out of everything; objects are found as if there were none."""
+def test_ignored_pixels_do_not_count(seed: int, classes: int, block: int) -> None:
+    """Ignored pixels are left out of all sums; objects are found as if there were none."""
     probability, objects, kinds = blobs(seed, (37, 50), classes)
     unknown = np.kron(np.random.default_rng(seed).integers(0, 2, (8, 10)), np.ones((5, 5), int))[:37, :50] == 1
     case = AnnotatedImage(
@@ -128,8 +128,8 @@ def test_where_nobody_knows_the_class_nothing_counts(seed: int, classes: int, bl
         assert sums.sums[CALIBRATION][20:].sum() == true.sum()
 
 
-def test_rooms_nobody_knows_are_no_rooms() -> None:
-    """Noise where the truth is not known parts nothing."""
+def test_ignored_pixels_do_not_divide_enclosed_areas() -> None:
+    """Noise in an ignored area does not divide any enclosed area."""
     membrane = np.zeros((21, 31), np.uint8)
     membrane[10], membrane[:, 10] = 1, 1
     noisy = membrane.copy()
@@ -142,7 +142,7 @@ def test_rooms_nobody_knows_are_no_rooms() -> None:
     assert [scores["v_rand"][0], scores["v_info"][0], scores["dice"][0]] == pytest.approx([1, 1, 1])
 
 
-def test_without_classes_every_object_is_of_the_first() -> None:
+def test_without_classes_every_object_has_the_first_class() -> None:
     probability, objects, _ = blobs(3, (37, 50), 1)
     case = AnnotatedImage("a", np.zeros((1, 37, 50), np.uint8), objects)
     judgement, found = judged(probability, case, ScoringConfig(("a",), 0.5, 1))
@@ -150,7 +150,7 @@ def test_without_classes_every_object_is_of_the_first() -> None:
     assert judgement.classes[0].sums[PIXELS][0] == both
 
 
-def test_an_outline_crosses_blocks_without_a_seam() -> None:
+def test_outlines_have_no_points_at_block_borders() -> None:
     mask = np.zeros((40, 40), np.uint8)
     mask[4:36, 5:33] = 255
     case = AnnotatedImage("a", np.zeros((1, 40, 40), np.uint8), (mask > 0).astype(np.int32))
@@ -160,7 +160,7 @@ def test_an_outline_crosses_blocks_without_a_seam() -> None:
     assert points[0] == 2 * (32 + 28) - 4
 
 
-def test_a_membrane_is_judged_by_its_rooms() -> None:
+def test_a_membrane_is_scored_by_enclosed_areas() -> None:
     membrane = np.zeros((21, 21), np.uint8)
     membrane[10], membrane[:, 10] = 255, 255
     case = AnnotatedImage("a", np.zeros((1, 21, 21), np.uint8), (membrane > 0).astype(np.int32))
@@ -171,7 +171,7 @@ def test_a_membrane_is_judged_by_its_rooms() -> None:
     assert [scores["v_rand"][0], scores["v_info"][0]] == pytest.approx([1, 1])
 
 
-def test_only_probabilities_are_asked_for_their_calibration() -> None:
+def test_calibration_is_defined_for_probabilities_only() -> None:
     probability, objects, kinds = blobs(4, (37, 50), 1)
     case = AnnotatedImage("a", np.zeros((1, 37, 50), np.uint8), objects, kinds)
     graded, plain = (

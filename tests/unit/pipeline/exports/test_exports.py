@@ -1,4 +1,4 @@
-"""The export command on a real result: every format opens elsewhere, nothing is touched or overwritten."""
+"""The export command on a real result: other libraries open every format, nothing is changed or overwritten."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.support.faults.trees import Finished
 
 @dataclass(frozen=True)
 class Exported:
-    """A result, and what was exported beside it."""
+    """A result and its exports."""
 
     root: Path
 
@@ -79,11 +79,11 @@ def test_objects_are_the_same_in_every_format(exported: Exported) -> None:
     assert np.allclose(centres.x - 0.5, table["centroid_x_px"])
     assert np.allclose(centres.y - 0.5, table["centroid_y_px"])
     quick = geopandas.read_file(exported.exports / "objects.geojson")
-    quick = quick.set_crs(None, allow_override=True)  # a slide lies nowhere on Earth
+    quick = quick.set_crs(None, allow_override=True)  # pixels of a slide have no coordinate reference system
     assert np.isclose(quick.geometry.area.sum(), frame.geometry.area.sum())
 
 
-def test_ome_zarr_0_4_holds_the_same_pixels_and_is_valid(exported: Exported) -> None:
+def test_ome_zarr_0_4_has_the_same_pixels_and_is_valid(exported: Exported) -> None:
     where = exported.exports / "slide.ngff04.zarr"
     assert not list(where.rglob("zarr.json"))
     group = zarr.open_group(where, mode="r", zarr_format=2)
@@ -107,7 +107,7 @@ def test_ome_zarr_0_4_holds_the_same_pixels_and_is_valid(exported: Exported) -> 
 
 
 @pytest.mark.parametrize(("name", "path"), [("objects", "labels/objects"), ("probability", "probability")])
-def test_ome_tiff_is_a_pyramid_of_the_same_pixels(exported: Exported, name: str, path: str) -> None:
+def test_ome_tiff_has_the_pyramid_of_the_result(exported: Exported, name: str, path: str) -> None:
     with tifffile.TiffFile(exported.exports / f"{name}.ome.tif") as tiff:
         assert tiff.is_bigtiff
         assert tiff.is_ome
@@ -126,7 +126,7 @@ def test_ome_tiff_is_a_pyramid_of_the_same_pixels(exported: Exported, name: str,
             assert [channel["Name"] for channel in pixels["Channel"]] == list(exported.result.section.class_names)
 
 
-def test_nothing_is_overwritten_unless_asked(exported: Exported, tmp_path: Path) -> None:
+def test_existing_files_are_overwritten_only_with_force(exported: Exported, tmp_path: Path) -> None:
     (path,) = export(exported.result, ["csv"], tmp_path, force=False)
     assert path == tmp_path / "slide" / "objects.csv"
     path.write_text("mine")
@@ -142,7 +142,7 @@ def test_nothing_is_overwritten_unless_asked(exported: Exported, tmp_path: Path)
         list(export(exported.result, ["xml"], tmp_path, force=True))
 
 
-def test_a_damaged_result_leaves_nothing_half_written(exported: Exported, tmp_path: Path) -> None:
+def test_a_damaged_result_leaves_no_partial_files(exported: Exported, tmp_path: Path) -> None:
     root = tmp_path / "slide"
     shutil.copytree(exported.root, root, ignore=shutil.ignore_patterns("exports"))
     shutil.rmtree(root / "slide.ome.zarr" / "probability" / "2" / "c")
@@ -157,7 +157,7 @@ SNIPPETS = re.findall(r"^```python\n(.*?)^```", TOOLS.read_text("utf-8"), re.M |
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: snippet.split()[1])
-def test_the_page_about_other_tools_is_true(exported: Exported, tmp_path: Path, snippet: str) -> None:
+def test_snippets_of_the_page_about_other_tools_run(exported: Exported, tmp_path: Path, snippet: str) -> None:
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "tissue").symlink_to(exported.root)
     done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""What is handed on, read back by libraries that know nothing of overtile: the same objects, areas and places."""
+"""Exports read back by other libraries have the same objects, areas and positions."""
 
 from __future__ import annotations
 
@@ -31,14 +31,16 @@ from tests.unit.pipeline.stages.test_export import MPP, PLAN, SECTION, blobs, ma
 
 SCALE = 2.5
 LABELS = blobs()
-LABELS[500:525, 100:900] = LABELS.max() + 1  # over a corner of four blocks, whose last one holds no pixel of it
+LABELS[500:525, 100:900] = (
+    LABELS.max() + 1
+)  # across a corner of four blocks, of which the last holds none of its pixels
 LABELS[505:520, 700:1040] = 0
 
 
 def result_of(
     root: Path, labels: NDArray[np.uint32], scale: float = SCALE, names: Any = SECTION.class_names
 ) -> CompleteResult:
-    """A complete result as far as handing on looks at it."""
+    """A complete result with the parts of a manifest that exports read."""
     plan = {
         "key": "case/one",
         "hashes": {"label": PLAN},
@@ -62,7 +64,7 @@ def result(tmp_path_factory: pytest.TempPathFactory, labels: NDArray[np.uint32])
 
 
 def painted(geometries: Any, ids: Any, labels: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """The label image that shapes at level 0 describe."""
+    """Label image of shapes at level 0."""
     small = [shapely.transform(one, lambda corners: corners / SCALE) for one in geometries]
     pairs = list(zip(small, map(int, ids), strict=True))
     return np.asarray(rasterio.features.rasterize(pairs, out_shape=labels.shape, dtype="int32"), np.uint32)
@@ -73,10 +75,10 @@ def painted(geometries: Any, ids: Any, labels: NDArray[np.uint32]) -> NDArray[np
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32 - 1), st.integers(1, 1400), st.integers(1, 1400), st.floats(0.0002, 0.4))
-def test_shapes_are_the_objects_whatever_they_cross(
+def test_shapes_equal_objects_across_any_blocks(
     tmp_path_factory: pytest.TempPathFactory, seed: int, height: int, width: int, share: float
 ) -> None:
-    """Boxes thrown at random, later ones over earlier: objects of all forms, over any blocks, with holes."""
+    """Random boxes, later ones over earlier: objects of many forms, across any blocks, with holes."""
     rng = np.random.default_rng(seed)
     thrown = np.zeros((height, width), np.uint32)
     for number in range(1, 12):
@@ -97,9 +99,7 @@ def test_shapes_are_the_objects_whatever_they_cross(
     assert sorted(seen) == list(range(1, int(made.max()) + 1))
 
 
-def test_only_objects_on_seams_wait_and_one_block_is_read_at_a_time(
-    result: CompleteResult, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_block_is_read_before_the_first_shapes(result: CompleteResult, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[int] = []
     unwatched = StoredArray.read
     monkeypatch.setattr(StoredArray, "read", lambda array, box: (reads.append(box.area_px), unwatched(array, box))[1])
@@ -119,7 +119,7 @@ def geojson(result: CompleteResult, tmp_path_factory: pytest.TempPathFactory) ->
     return list(json.loads(path.read_bytes())["features"])
 
 
-def test_geojson_gives_the_labels_back(geojson: list[dict[str, Any]], labels: NDArray[np.uint32]) -> None:
+def test_rasterized_geojson_equals_the_labels(geojson: list[dict[str, Any]], labels: NDArray[np.uint32]) -> None:
     ids = [feature["properties"]["measurements"]["Object id"] for feature in geojson]
     shapes = [shape(feature["geometry"]) for feature in geojson]
     assert sorted(ids) == list(range(1, int(labels.max()) + 1))
@@ -129,7 +129,7 @@ def test_geojson_gives_the_labels_back(geojson: list[dict[str, Any]], labels: ND
     assert [one.area / SCALE**2 * MPP**2 for one in shapes] == pytest.approx(areas)
 
 
-def test_geojson_is_what_the_run_wrote_where_it_did(
+def test_geojson_equals_that_of_the_run(
     tmp_path: Path, labels: NDArray[np.uint32], geojson: list[dict[str, Any]]
 ) -> None:
     work = make_slide(tmp_path, labels, scale=SCALE)
@@ -169,7 +169,7 @@ def test_a_slide_without_objects_has_files_without_rows(tmp_path: Path) -> None:
 # ---- CSV -------------------------------------------------------------------------------------------------------------
 
 
-def test_csv_is_the_table(result: CompleteResult, tmp_path: Path) -> None:
+def test_csv_equals_the_table(result: CompleteResult, tmp_path: Path) -> None:
     write_csv(result, tmp_path / "objects.csv")
     found = pandas.read_csv(tmp_path / "objects.csv")
     expected = pq.read_table(result.table).to_pandas()
@@ -179,7 +179,7 @@ def test_csv_is_the_table(result: CompleteResult, tmp_path: Path) -> None:
         assert np.array_equal(found[name], expected[name]), name  # to the bit
 
 
-def test_csv_is_inert_in_a_spreadsheet(tmp_path: Path) -> None:
+def test_csv_has_no_formulas_for_a_spreadsheet(tmp_path: Path) -> None:
     squares = np.zeros((20, 20), np.uint32)
     squares[2:4, 2:4], squares[8:10, 8:10] = 1, 2
     store = SlideStore(tmp_path)
@@ -188,10 +188,10 @@ def test_csv_is_inert_in_a_spreadsheet(tmp_path: Path) -> None:
     assert pandas.read_csv(tmp_path / "objects.csv")["class"].tolist() == ["'=1+1", "'-cell"]
 
 
-# ---- refusals --------------------------------------------------------------------------------------------------------
+# ---- rejected input --------------------------------------------------------------------------------------------------
 
 
-def test_what_is_not_complete_or_has_no_objects_is_refused(tmp_path: Path, result: CompleteResult) -> None:
+def test_incomplete_results_and_results_without_objects_are_rejected(tmp_path: Path, result: CompleteResult) -> None:
     with pytest.raises(ConfigError, match="is not complete"):
         CompleteResult.open(SlideStore(tmp_path))
     plan = {**result.manifest["plan"], "hashes": {"predict": PLAN}}
@@ -208,7 +208,7 @@ def test_a_damaged_label_leaves_no_file_behind(tmp_path: Path, labels: NDArray[n
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_labels_of_another_plan_are_refused(result: CompleteResult, tmp_path: Path) -> None:
+def test_labels_of_another_plan_are_rejected(result: CompleteResult, tmp_path: Path) -> None:
     section: ExportSection = replace(result.section, objects_plan="9" * 64)
     with pytest.raises(Exception, match="expected labels of plan 99999999"):
         next(object_shapes(result.work, section))

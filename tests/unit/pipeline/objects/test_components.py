@@ -1,4 +1,4 @@
-"""Block-wise components and holes against whole-image references, with blocks of a few pixels."""
+"""Block-wise components and holes equal those of the whole image, with blocks of a few pixels."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def cores(shape: tuple[int, ...], block: Block) -> Iterator[list[Box]]:
 
 
 def join_objects(classes: Classes, block: Block, connectivity: int) -> BlockGraph:
-    """The pieces of all blocks, put together."""
+    """The pieces of all blocks, joined."""
 
     def part(core: Box) -> BlockPart:
         inside = classes[core.slices]
@@ -52,7 +52,7 @@ def label_blocks(
     connectivity: int,
     limits: Limits = Limits(),  # noqa: B008  frozen
 ) -> tuple[NDArray[np.uint32], NumberedObjects]:
-    """The stage without files: pieces, join, lookup, relabel."""
+    """The label stage without files: pieces, join, numbering, labels."""
     joined = join_objects(classes, block, connectivity)
     whole = MergedObjects.of(joined)
     numbered = number_objects(whole, limits.hold(whole.columns["area"]))
@@ -65,7 +65,7 @@ def label_blocks(
 
 
 def removed(classes: Classes, block: Block, connectivity: int, limits: Limits) -> int:
-    """Merged objects outside the limits."""
+    """Number of merged objects outside the limits."""
     whole = MergedObjects.of(join_objects(classes, block, connectivity))
     return int((whole.stands & ~limits.hold(whole.columns["area"])).sum())
 
@@ -89,7 +89,7 @@ def fill_blocks(classes: Classes, block: Block, connectivity: int, max_px: int) 
 
 
 def reference_limits(classes: Classes, connectivity: int, limits: Limits) -> NDArray[np.uint32]:
-    """skimage's labels of the whole image, the area filter, and consecutive numbers in the same order."""
+    """Labels of the whole image by skimage, filtered by area and numbered consecutively in the same order."""
     labels = label(classes, connectivity=HOPS[connectivity])
     area = np.bincount(labels.ravel())
     kept = (area >= limits.min_px) & (area <= (limits.max_px or area.max()))
@@ -98,7 +98,7 @@ def reference_limits(classes: Classes, connectivity: int, limits: Limits) -> NDA
 
 
 def reference_fill(classes: Classes, connectivity: int, max_px: int) -> Classes:
-    """Every background component of the whole image, grown by one pixel to see its neighbours."""
+    """Every background component of the whole image, dilated by one pixel to find its neighbours."""
     hops = HOPS[background_connectivity(connectivity)]
     pieces = label(classes == 0, connectivity=hops)
     filled = classes.copy()
@@ -106,7 +106,7 @@ def reference_fill(classes: Classes, connectivity: int, max_px: int) -> Classes:
         mine = np.pad(pieces == number, 1)
         ring = ndimage.binary_dilation(mine, ndimage.generate_binary_structure(2, hops)) & ~mine
         if ring[0].any() or ring[-1].any() or ring[:, 0].any() or ring[:, -1].any():
-            continue  # what reaches into the padding touches the border
+            continue  # a component that reaches into the padding touches the border
         around = np.unique(np.pad(classes, 1)[ring])
         if mine.sum() <= max_px and len(around) == 1:
             filled[mine[1:-1, 1:-1]] = around[0]
@@ -114,7 +114,7 @@ def reference_fill(classes: Classes, connectivity: int, max_px: int) -> Classes:
 
 
 def reference_across(labels: NDArray[np.uint32], block: Block, connectivity: int) -> dict[str, int]:
-    """Objects that cross seams, by looking at every pair of neighbouring pixels."""
+    """Number of objects that cross seams, from every pair of neighbouring pixels."""
     found: dict[str, set[int]] = {"vertical": set(), "horizontal": set(), "corner": set()}
     height, width = labels.shape
     for y, x in np.ndindex(height, width):
@@ -159,7 +159,7 @@ def test_blocks_give_the_labels_of_the_whole_class_map(
 
 @given(small_classes, blocks, connectivities)
 @settings(max_examples=100, deadline=None)
-def test_crossings_of_seams_are_counted(classes: Classes, block: Block, connectivity: int) -> None:
+def test_seam_crossings_equal_brute_force(classes: Classes, block: Block, connectivity: int) -> None:
     labels, numbered = label_blocks(classes, block, connectivity)
     assert count_seam_objects(join_objects(classes, block, connectivity), numbered.ids) == reference_across(
         labels, block, connectivity
@@ -174,7 +174,7 @@ def test_holes_are_those_of_the_whole_class_map(classes: Classes, block: Block, 
 
 
 @pytest.mark.parametrize("connectivity", [4, 8])
-def test_thousands_of_masks_around_the_percolation_threshold(connectivity: int) -> None:
+def test_random_masks_around_the_percolation_threshold_equal_skimage(connectivity: int) -> None:
     rng = np.random.default_rng(SEED)
     density = {4: 0.593, 8: 0.407}[connectivity]
     for case in range(600):
@@ -186,7 +186,7 @@ def test_thousands_of_masks_around_the_percolation_threshold(connectivity: int) 
 
 
 def spiral(side: int) -> Classes:
-    """One line, one pixel wide, winding inwards with one pixel between its turns."""
+    """A line one pixel wide that winds inwards, with one pixel between its turns."""
     mask = np.zeros((side, side), np.uint8)
     y, x, dy, dx, length = 0, 0, 0, 1, side - 1
     mask[0, 0] = 1
@@ -223,7 +223,7 @@ def test_objects_that_meet_at_a_four_block_corner_only(down: bool) -> None:
     assert count_seam_objects(join_objects(mask, (4, 4), 8), ids) == {"vertical": 0, "horizontal": 1, "corner": 1}
 
 
-def test_touching_classes_stay_apart_across_every_seam() -> None:
+def test_touching_classes_are_not_joined_across_seams() -> None:
     classes = np.indices((9, 9)).sum(axis=0).astype(np.uint8) // 3 % 3 + 1
     for connectivity in (4, 8):
         np.testing.assert_array_equal(
@@ -231,14 +231,14 @@ def test_touching_classes_stay_apart_across_every_seam() -> None:
         )
 
 
-def test_numbers_follow_the_first_pixel_not_the_block() -> None:
+def test_objects_are_numbered_by_first_pixel_not_by_block() -> None:
     mask = np.zeros((4, 8), np.uint8)
     mask[1, 0] = mask[0, 7] = mask[3, 1] = 1  # the right block's object comes first in the image
     labels, _ = label_blocks(mask, (4, 4), 8)
     assert (labels[0, 7], labels[1, 0], labels[3, 1]) == (1, 2, 3)
 
 
-def test_areas_are_judged_after_merging() -> None:
+def test_area_limits_apply_to_merged_objects() -> None:
     mask = np.zeros((4, 12), np.uint8)
     mask[1, 1:11] = 1  # 10 px in three blocks, 3 to 4 in each
     mask[3, 0] = 1
@@ -247,7 +247,7 @@ def test_areas_are_judged_after_merging() -> None:
     assert removed(mask, (4, 4), 8, Limits(0, 4)) == 1
 
 
-def test_a_hole_at_the_border_stays() -> None:
+def test_a_hole_at_the_border_is_not_filled() -> None:
     ring = np.ones((6, 6), np.uint8)
     ring[0, 2] = ring[3, 3] = 0
     filled = fill_blocks(ring, (3, 3), 8, 10)
@@ -255,7 +255,7 @@ def test_a_hole_at_the_border_stays() -> None:
     assert filled[3, 3] == 1
 
 
-def test_a_hole_between_two_classes_stays() -> None:
+def test_a_hole_between_two_classes_is_not_filled() -> None:
     classes = np.ones((6, 8), np.uint8)
     classes[:, 4:] = 2
     classes[2, 3] = classes[2, 1] = 0  # the first adjoins class 2 only across the seam
@@ -264,7 +264,7 @@ def test_a_hole_between_two_classes_stays() -> None:
     assert filled[2, 1] == 1
 
 
-def test_a_hole_across_four_blocks_counts_whole() -> None:
+def test_the_area_of_a_hole_is_that_of_all_blocks() -> None:
     classes = np.ones((8, 8), np.uint8)
     classes[3:5, 3:5] = 0
     assert fill_blocks(classes, (4, 4), 8, 3).min() == 0
@@ -278,7 +278,7 @@ def test_diagonal_background_is_one_hole_only_for_4_connected_objects() -> None:
         assert (fill_blocks(classes, (3, 3), connectivity, 1) == 0).sum() == left
 
 
-def test_more_objects_than_ids_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_objects_than_ids_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relabel, "MAX_OBJECTS", 3)
     mask = np.zeros((4, 8), np.uint8)
     mask[::2, ::2] = 1
@@ -287,7 +287,7 @@ def test_more_objects_than_ids_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @given(hnp.arrays(np.int32, st.tuples(st.integers(1, 7), st.integers(1, 7)), elements=st.integers(0, 2)))
-def test_runs_give_the_labels_back(labels: NDArray[np.int32]) -> None:
+def test_rasterized_runs_equal_the_labels(labels: NDArray[np.int32]) -> None:
     runs = find_runs(labels)
     painted = np.zeros_like(labels)
     for value, y, x0, x1 in zip(runs.label, runs.y, runs.x0, runs.x1, strict=True):

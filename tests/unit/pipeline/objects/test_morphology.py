@@ -1,4 +1,4 @@
-"""Opening and closing against scikit-image on the whole image, block by block and through the label stage."""
+"""Opening and closing equal scikit-image on the whole image, block by block and in the label stage."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ discs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=3, ma
 
 @given(masks, st.integers(0, 9))
 @settings(max_examples=200, deadline=None)
-def test_a_disc_is_skimage_s(mask: Array, radius: int) -> None:
+def test_erosion_opening_and_closing_equal_skimage(mask: Array, radius: int) -> None:
     footprint = morphology.disk(radius)
     np.testing.assert_array_equal(eroded(mask, radius), morphology.erosion(mask, footprint, mode="ignore"))
     if not mask.all():  # without any background the distance transform of isotropic_erosion is undefined
@@ -48,7 +48,7 @@ def test_a_disc_is_skimage_s(mask: Array, radius: int) -> None:
 
 
 @pytest.mark.parametrize("radius", [1, 2, 5, 17])
-def test_large_discs_on_smooth_masks(radius: int) -> None:
+def test_large_discs_on_smooth_masks_equal_skimage(radius: int) -> None:
     mask = blobs(1)[0, :300, :400] > 127
     footprint = morphology.disk(radius)
     np.testing.assert_array_equal(eroded(mask, radius), morphology.isotropic_erosion(mask, radius))
@@ -71,7 +71,7 @@ def test_blocks_with_their_halo_give_the_whole_class_map(
         np.testing.assert_array_equal(found, expected[tile.core.slices])
 
 
-def test_a_gap_between_two_classes_goes_to_the_lower() -> None:
+def test_a_gap_between_two_classes_gets_the_lower_class() -> None:
     classes = np.zeros((9, 12), np.uint8)
     classes[:, :5], classes[:, 6:] = 2, 1
     classes[4, 2] = 0
@@ -81,7 +81,7 @@ def test_a_gap_between_two_classes_goes_to_the_lower() -> None:
     assert Morphology(((0, 3), (0, 3))).of_classes(classes)[4, 2] == 2
 
 
-def test_nothing_is_eaten_from_beyond_the_border() -> None:
+def test_pixels_at_the_border_are_not_eroded_from_outside() -> None:
     whole, corner = np.ones((6, 6), np.uint8), np.zeros((6, 6), np.uint8)
     assert Morphology(((9, 0),)).of_classes(whole).all()
     corner[0, 0] = 1
@@ -92,7 +92,7 @@ def test_nothing_is_eaten_from_beyond_the_border() -> None:
 
 @cache
 def blobs(classes: int) -> Array:
-    """Smooth random fields: thousands of ragged blobs, many across seams."""
+    """Smooth random fields: thousands of irregular objects, many across seams."""
     rng = np.random.default_rng(SEED)
     field = ndimage.gaussian_filter(rng.standard_normal((classes, *SHAPE_YX)), (0, 2.5, 2.5))
     probability = np.clip(110 + 700 * field, 0, 255 // classes * 2).astype(np.uint8)
@@ -131,7 +131,7 @@ def test_each_class_has_its_own_discs(tmp_path: Path, connectivity: Any) -> None
 
 
 @pytest.mark.parametrize("stop", [0, 5, 9, 14, 20])
-def test_stopped_anywhere_it_goes_on_where_it_was(tmp_path: Path, stop: int) -> None:
+def test_labelling_resumes_after_any_block(tmp_path: Path, stop: int) -> None:
     section = LabelSection(0.5, 0.5, fill_holes_um2=100.0, discs_um=((1.0, 1.5),))
     label_slide(make_work(tmp_path / "undisturbed", blobs(1)), section, serial)
     work = make_work(tmp_path / "stopped", blobs(1))

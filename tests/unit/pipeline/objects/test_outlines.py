@@ -1,4 +1,4 @@
-"""Hulls and perimeters against scikit-image's, of the whole image and put together from blocks."""
+"""Convex hulls and perimeters equal scikit-image, on the whole image and merged from blocks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class_maps = hnp.arrays(
 
 
 def blobs(case: int) -> Array:
-    """Objects of three touching classes, from specks to most of the image."""
+    """Objects of three touching classes, from single pixels to most of the image."""
     rng = np.random.default_rng((SEED, case))
     height, width = rng.integers(1, 70, 2)
     field = ndimage.gaussian_filter(rng.standard_normal((3, height, width)), (0, *[rng.uniform(0.1, 6)] * 2))
@@ -66,23 +66,23 @@ def check(labels: Array, block: int) -> None:
 
 @given(class_maps, st.integers(1, 30))
 @settings(max_examples=150, deadline=None)
-def test_ragged_objects(classes: Array, block: int) -> None:
+def test_hulls_and_perimeters_of_random_masks_equal_skimage(classes: Array, block: int) -> None:
     check(np.asarray(label(classes, background=0)), block)
 
 
 @pytest.mark.parametrize("block", [7, 25, 100])
-def test_blobs(block: int) -> None:
+def test_hulls_and_perimeters_of_smooth_objects_equal_skimage(block: int) -> None:
     for case in range(60):
         check(blobs(case), block)
 
 
-def test_a_large_object_in_many_blocks() -> None:
+def test_a_large_object_in_many_blocks_equals_skimage() -> None:
     field = ndimage.gaussian_filter(np.random.default_rng(SEED).standard_normal((900, 1100)), 30)
     check(np.asarray(label(field > 0)), 256)
 
 
 @pytest.mark.parametrize("shape_yx", [(1, 1), (1025, 700), (512, 1030), (513, 1537)])
-def test_a_block_sees_its_neighbours_lines(tmp_path: Path, shape_yx: tuple[int, int]) -> None:
+def test_lines_around_a_block_are_those_of_its_neighbours(tmp_path: Path, shape_yx: tuple[int, int]) -> None:
     ids = np.random.default_rng(SEED).integers(1, 2**32, shape_yx, dtype=np.uint32)
     store, grid = SlideStore(tmp_path), TileGrid(Box.of_shape(shape_yx), 512)
     for tile in grid:

@@ -1,4 +1,4 @@
-"""The object table is looked up by row: a table whose rows are not its ids in order is refused."""
+"""Look-ups in the object table reject rows that are not in the order of ids."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.errors import DamagedError
 from pipeline.objects.table_reader import read_objects
 
 
-def test_rows_that_are_not_in_the_order_of_ids_are_refused(tmp_path: Path) -> None:
+def test_rows_that_are_not_in_the_order_of_ids_are_rejected(tmp_path: Path) -> None:
     ids, area = np.arange(1, 7, dtype=np.uint32), np.arange(6) * 1.5
     path = tmp_path / "objects.parquet"
     pq.write_table(pa.table({"id": ids, "area_um2": area}), path, row_group_size=4)

@@ -1,4 +1,4 @@
-"""Parting objects: each alone and many on a sheet against scikit-image on one object at a time."""
+"""Splitting of objects equals scikit-image on one object at a time, alone and many on a sheet."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ depths = st.sampled_from([1, 30, 106, 107, 256, 500, 2000])
 
 
 def split(labels: Array, connectivity: int, depth: int, seed: int = 0) -> Array:
-    """Split all objects; runs come in any order."""
+    """Split all objects, with runs in random order."""
     runs = find_runs(labels)
     order = np.random.default_rng(seed).permutation(len(runs.label))
     shuffled = RunLengths(runs.label[order] - 1, runs.y[order], runs.x0[order], runs.x1[order])
@@ -40,7 +40,7 @@ def split(labels: Array, connectivity: int, depth: int, seed: int = 0) -> Array:
 
 @given(masks, connectivities, depths, st.integers(0, 100))
 @settings(max_examples=150, deadline=None)
-def test_ragged_objects(mask: Array, connectivity: int, depth: int, seed: int) -> None:
+def test_parts_of_random_masks_equal_skimage(mask: Array, connectivity: int, depth: int, seed: int) -> None:
     labels = whole_objects.numbered(mask, connectivity)
     np.testing.assert_array_equal(
         split(labels, connectivity, depth, seed), whole_objects.split(labels, connectivity, depth, 10_000)
@@ -49,7 +49,7 @@ def test_ragged_objects(mask: Array, connectivity: int, depth: int, seed: int) -
 
 @pytest.mark.parametrize("connectivity", [4, 8])
 @pytest.mark.parametrize("sheet_px", [1, 3000, 2**16])
-def test_blobs_on_sheets_of_any_size(connectivity: int, sheet_px: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_do_not_depend_on_sheets(connectivity: int, sheet_px: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watershed, "_SHEET_PX", sheet_px)
     field = ndimage.gaussian_filter(np.random.default_rng(SEED).standard_normal((300, 320)), 3)
     labels = whole_objects.numbered((field > 0).astype(np.uint8), connectivity)
@@ -58,7 +58,7 @@ def test_blobs_on_sheets_of_any_size(connectivity: int, sheet_px: int, monkeypat
     assert found.max() > 1.5 * labels.max()
 
 
-def test_two_discs_that_touch_are_two_and_one_disc_is_one() -> None:
+def test_two_touching_discs_are_split_and_one_disc_is_not() -> None:
     y, x = np.mgrid[:60, :90]
     pair = (np.hypot(y - 30, x - 30) < 15) | (np.hypot(y - 30, x - 54) < 15)
     parts = split(pair.astype(np.int64), 8, 256)
@@ -69,13 +69,13 @@ def test_two_discs_that_touch_are_two_and_one_disc_is_one() -> None:
     assert split((np.hypot(y - 30, x - 30) < 15).astype(np.int64), 8, 1).max() == 1
 
 
-def test_touching_objects_do_not_see_each_other() -> None:
+def test_touching_objects_are_split_independently() -> None:
     field = ndimage.gaussian_filter(np.random.default_rng(SEED).standard_normal((3, 120, 130)), (0, 4, 4))
     classes = np.argmax(field, axis=0).astype(np.uint8)  # no background but class 0: objects touch everywhere
     labels = whole_objects.numbered(classes, 8)
     np.testing.assert_array_equal(split(labels, 8, 256), whole_objects.split(labels, 8, 256, 10_000))
 
 
-def test_nothing_gives_nothing() -> None:
+def test_an_empty_image_has_no_parts() -> None:
     parts = split_objects(find_runs(np.zeros((4, 4), np.int64)), Splitting(1.0, 100, 8))
     assert (len(parts.owner), len(parts.runs.label)) == (0, 0)

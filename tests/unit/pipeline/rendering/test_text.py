@@ -1,4 +1,4 @@
-"""Text in pictures: every character has a glyph of its own, and any text fits and can be drawn."""
+"""Text in pictures: every character has its own glyph, and any text fits and can be drawn."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ LETTERS = "aZ09?_\u00b5\u00b2\u00e9\u00fc\u00df\u0142\u0151\u0416\u0436\u044f\u0
 
 
 def pixels(string: str) -> NDArray[np.uint8]:
-    """The string as drawn, with its width and the room around it."""
+    """Picture of a string with white around it."""
     picture = Image.new("RGB", (120, 40), (255, 255, 255))
     draw_text(ImageDraw.Draw(picture), (10, 28), string, SIZE_PX, (0, 0, 0))
     return np.asarray(picture)
 
 
 def missing_glyph() -> NDArray[np.uint8]:
-    """The box that the font draws for a character it does not have."""
+    """Picture of the box that the font has for missing characters."""
     picture = Image.new("RGB", (120, 40), (255, 255, 255))
     font = ImageFont.truetype(str(FONT), SIZE_PX, layout_engine=ImageFont.Layout.BASIC)
     ImageDraw.Draw(picture).text((10, 28), "\U0010ffff", font=font, fill=(0, 0, 0), anchor="ls")
@@ -76,7 +76,7 @@ def test_characters_without_a_glyph_become_a_visible_replacement() -> None:
 
 
 def test_missing_characters_come_from_a_font_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stands in for a Chinese font: the package's font is made to lack the letter, the other one has it."""
+    """The package's font is made to lack a letter; a copy of it serves as the system font."""
     (tmp_path / "fonts" / "deep").mkdir(parents=True)
     shutil.copy(FONT, tmp_path / "fonts" / "deep" / "NotoSansCJK-Regular.ttc")
     (tmp_path / "fonts" / "NotoSansBroken-Regular.ttf").write_bytes(b"not a font")

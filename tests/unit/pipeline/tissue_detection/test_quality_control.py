@@ -1,4 +1,4 @@
-"""Sharp or blurred, inked or clean, near the training's colours or far: measured cell by cell, on real slides too."""
+"""Quality control: sharpness, ink and colour distance of cells, on synthetic pictures and real slides."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Pixels = NDArray[np.uint8]
 
 @lru_cache
 def image_of(path: Path) -> Pixels:
-    """The slide (c, y, x) as a network of 0.25 um sees it."""
+    """The slide (c, y, x) at 0.25 um per pixel, as a network reads it."""
     slide = open_slide(path)
     override: Override = MPP if path.parent.name == "mosaics" else None
     found = resolution(slide, override, MPP)
@@ -72,7 +72,7 @@ def blurred(image: Pixels, sigma_px: float) -> Pixels:
 
 
 def with_strokes(image: Pixels, colour: tuple[int, int, int], *lines: tuple[int, int, int, int]) -> Pixels:
-    """Lines of 0.1 mm (x0, y0, x1, y1) drawn on the image, as a marker does: what is below shows through a little."""
+    """Draw translucent lines of 0.1 mm (x0, y0, x1, y1) on an image, as a marker does."""
     drawn = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
     for line in lines:
         ImageDraw.Draw(drawn).line(line, fill=colour, width=400)
@@ -80,11 +80,11 @@ def with_strokes(image: Pixels, colour: tuple[int, int, int], *lines: tuple[int,
     return np.ascontiguousarray(through.round().astype(np.uint8).transpose(2, 0, 1))
 
 
-# ---- the measures, against plain loops -----------------------------------------------------------------------------
+# ---- measures against loops ----------------------------------------------------------------------------------------
 
 
 def by_loops(image: Pixels, factor: int) -> NDArray[np.float64]:
-    """Cell by cell and square by square: mean squared Laplacian of grey values of k x k averaged pixels."""
+    """Mean squared Laplacian of grey values of k x k averaged pixels, cell by cell and square by square."""
     height, width = image.shape[1:]
     found = np.full((2, -(-height // factor), -(-width // factor)), np.nan)
     kernel = np.array([[0, -1, 0], [-1, 4, -1], [0, -1, 0]], float)
@@ -122,21 +122,21 @@ def test_detail_of_a_block_is_that_of_the_slide() -> None:
         np.testing.assert_array_equal(detail(block, FACTOR), here)
 
 
-def test_sixteen_bit_equals_eight_bit_and_other_images_are_not_judged() -> None:
+def test_detail_of_16_bit_equals_8_bit_and_is_undefined_for_other_images() -> None:
     image = np.random.default_rng(2).integers(0, 256, (3, 90, 90)).astype(np.uint8)
     np.testing.assert_array_equal(detail(image.astype(np.uint16) * 257, FACTOR), detail(image, FACTOR))
     assert np.isnan(detail(image[:1], FACTOR)).all()
     assert np.isnan(detail(image, 4)).all(), "squares smaller than a coarse pixel"
 
 
-def test_every_measure_of_a_cell_by_hand() -> None:
-    """Two cells; tissue in the left half of the first: dark, inked, and of one colour."""
+def test_measures_of_a_cell_equal_those_computed_by_hand() -> None:
+    """Two cells; tissue in the left half of the first is dark, under ink, and of one colour."""
     thumb = np.full((3, 16, 32), 240, np.uint8)
     tissue = np.zeros((16, 32), bool)
     tissue[:, :8] = True
     thumb[:, :, :8] = np.array([40, 30, 60], np.uint8)[:, None, None]
     layers = np.full((2, 16, 32), np.nan, np.float32)
-    layers[:, :, :4] = np.array([3.0, 12.0], np.float32)[:, None, None]  # half of the tissue is judged
+    layers[:, :, :4] = np.array([3.0, 12.0], np.float32)[:, None, None]  # half of the tissue has a sharpness
     pen = np.zeros((16, 32), bool)
     pen[:4, :] = True
     stain = StainStatistics((1.0, 1.0, 1.0), ((0.25, 0, 0), (0, 1, 0), (0, 0, 1)))
@@ -163,10 +163,8 @@ STAINS = [(90, 60, 140), (225, 100, 160), (120, 70, 30), (116, 149, 189)]
 
 
 @pytest.mark.parametrize(("colour", "is_ink"), [(one, one in INK) for one in (*INK, *STAINS)])
-def test_solid_strokes_of_ink_are_found_and_stains_and_specks_are_not(
-    colour: tuple[int, int, int], is_ink: bool
-) -> None:
-    """Haematoxylin, eosin, DAB and blue counterstain are no ink; neither is ink's colour in specks of two squares."""
+def test_ink_strokes_are_found_and_stains_and_specks_are_not(colour: tuple[int, int, int], is_ink: bool) -> None:
+    """Haematoxylin, eosin, DAB, blue counterstain and specks of two squares in an ink's colour are not ink."""
     picture = np.full((3, 60, 60), 243, np.uint8)
     picture[:, 10:20, 5:50] = np.array(colour, np.uint8)[:, None, None]
     for y, x in np.ndindex(6, 15):
@@ -177,8 +175,8 @@ def test_solid_strokes_of_ink_are_found_and_stains_and_specks_are_not(
     assert np.array_equal(pen_mask(picture.astype(np.uint16) * 257, 8.0), expected)
 
 
-def test_flags_follow_from_so_many_cells() -> None:
-    """Of eight cells one has too little tissue to be judged; what it shows does not count."""
+def test_flags_depend_on_the_number_of_cells() -> None:
+    """One of eight cells has too little tissue to be evaluated; its measures do not count."""
     measures = np.zeros((len(MEASURES), 2, 4), np.float32)
     tissue, sharpness, _, _, pen, distance = measures
     tissue[:] = 1
@@ -219,7 +217,7 @@ def test_real_slides_are_sharp_and_clean_and_blurred_ones_are_not(shared_data: P
 
 
 @pytest.mark.parametrize("name", ["wsi/OS-1-detail.ome.tif", "wsi/OS-2-vsi.ome.tif"])
-def test_sharpness_does_not_know_how_strong_the_stain_is(shared_data: Path, name: str) -> None:
+def test_sharpness_does_not_depend_on_stain_intensity(shared_data: Path, name: str) -> None:
     image = image_of(shared_data / name)
     paler = (255 - (255 - image.astype(float)) * 0.4).round().astype(np.uint8)
     for one in (image, paler):
@@ -236,7 +234,7 @@ def test_sharpness_does_not_know_how_strong_the_stain_is(shared_data: Path, name
         pytest.param("mosaics/he_mosaic.tif", marks=pytest.mark.long),
     ],
 )
-def test_pen_on_tissue_and_on_glass_is_noticed(shared_data: Path, name: str, colour: tuple[int, int, int]) -> None:
+def test_pen_on_tissue_and_on_glass_is_flagged(shared_data: Path, name: str, colour: tuple[int, int, int]) -> None:
     image = image_of(shared_data / name)
     height, width = image.shape[1:]
     inked = with_strokes(image, colour, (300, 300, width - 300, height - 300))
@@ -254,7 +252,7 @@ def test_immunohistochemistry_of_another_scanner_is_clean() -> None:
 
 
 @pytest.mark.parametrize(("names", "far"), [(SHARP, False), (FLUORESCENCE, True)], ids=["stained", "fluorescence"])
-def test_colours_far_from_the_training(shared_data: Path, names: list[str], far: bool) -> None:
+def test_fluorescence_is_flagged_as_far_from_training_colours(shared_data: Path, names: list[str], far: bool) -> None:
     stain = describe(resolve("nuclei@1")).spec.stain
     assert stain is not None
     for name in names:
@@ -264,7 +262,7 @@ def test_colours_far_from_the_training(shared_data: Path, names: list[str], far:
         assert median > 13 if far else median < 2, (name, median)
 
 
-def test_grey_images_are_compared_as_the_network_sees_them() -> None:
+def test_grey_images_have_the_stain_distance_of_repeated_channels() -> None:
     stain = StainStatistics((0.7, 0.7, 0.7), ((0.1, 0, 0), (0, 0.1, 0), (0, 0, 0.1)))
     grey = np.full((1, 512, 512), 127, np.uint8)
     colour = np.repeat(grey, 3, axis=0)

@@ -1,4 +1,4 @@
-"""Glass is left out, tissue never is; what is neither is computed."""
+"""Tissue masks: tissue is never left out, glass is, and doubtful areas count as tissue."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GLASS, PINK, BLUE = (243, 242, 244), (225, 170, 200), (90, 60, 140)
 
 
 def glass(height: int = 100, width: int = 120) -> NDArray[np.uint8]:
-    """(3, y, x) empty bright field."""
+    """Empty bright field (3, y, x)."""
     return np.broadcast_to(np.array(GLASS, np.uint8)[:, None, None], (3, height, width)).copy()
 
 
@@ -37,7 +37,7 @@ def thumbnail(path: Path, override: Override = None) -> NDArray[np.uint8]:
     return resample(slide.read(found.level, source), found.resampling, source, out)
 
 
-def test_tissue_on_glass() -> None:
+def test_tissue_on_glass_is_found() -> None:
     result = find_tissue(paint(glass(), Box(30, 40, 70, 90), PINK), PARAMS)
     expected = np.zeros((100, 120), bool)
     expected[30:70, 40:90] = True
@@ -46,7 +46,7 @@ def test_tissue_on_glass() -> None:
     assert result.mask.sum() <= 46 * 56
 
 
-def test_growth_reaches_every_pixel_within_the_radius() -> None:
+def test_dilation_reaches_every_pixel_within_the_radius() -> None:
     image, radius = paint(glass(), Box(30, 40, 70, 90), PINK), 5
     mask = find_tissue(image, PARAMS).mask
     grown = find_tissue(image, TissueParams(MPP, 4000, 40000, radius)).mask
@@ -56,8 +56,8 @@ def test_growth_reaches_every_pixel_within_the_radius() -> None:
 
 
 @pytest.mark.parametrize("height", [255, 256, 257, 700])
-def test_a_large_picture_is_judged_as_one(height: int) -> None:
-    """It is looked at some rows at a time: scipy and scikit-image on the whole of it give the same pixels."""
+def test_strips_of_a_large_picture_equal_the_whole(height: int) -> None:
+    """A picture processed in strips of rows has the pixels of scipy and scikit-image on the whole."""
     rng = np.random.default_rng(height)
     tissue = (np.add.outer(np.arange(height) // 37, np.arange(90) // 41) % 3 == 0)[None]
     image = np.where(tissue, np.array(PINK)[:, None, None], np.array(GLASS)[:, None, None])
@@ -69,7 +69,7 @@ def test_a_large_picture_is_judged_as_one(height: int) -> None:
     np.testing.assert_array_equal(found.mask, (saturation > 0.05) | (smooth.mean(axis=0) < 0.7))
 
 
-def test_specks_go_and_small_holes_are_filled() -> None:
+def test_small_islands_are_removed_and_small_holes_filled() -> None:
     image = paint(paint(glass(), Box(20, 20, 80, 80), PINK), Box(40, 40, 55, 55), GLASS)
     image = paint(image, Box(90, 110, 93, 113), BLUE)
     mask = find_tissue(image, PARAMS).mask
@@ -81,7 +81,7 @@ def test_specks_go_and_small_holes_are_filled() -> None:
 
 
 def test_crowded_specks_are_tissue() -> None:
-    """Pale tissue is a crowd of stained specks, none of which is large enough alone."""
+    """Pale tissue consists of many stained specks, none of which is large enough alone."""
     specks = [Box(y, x, y + 2, x + 2) for y in range(20, 80, 6) for x in range(20, 80, 6)]
     image = glass()
     for box in specks:
@@ -91,7 +91,7 @@ def test_crowded_specks_are_tissue() -> None:
     assert not find_tissue(paint(glass(), specks[0], BLUE), PARAMS).mask.any()
 
 
-def test_dark_things_without_colour_are_tissue() -> None:
+def test_dark_grey_is_tissue() -> None:
     assert find_tissue(paint(glass(), Box(30, 30, 60, 60), (60, 60, 60)), PARAMS).mask[30:60, 30:60].all()
 
 
@@ -100,20 +100,20 @@ def test_an_image_of_one_stain_is_tissue_throughout(colour: tuple[int, int, int]
     assert find_tissue(paint(glass(), Box(0, 0, 100, 120), colour), PARAMS).mask.all()
 
 
-def test_an_empty_slide_has_none_and_says_so() -> None:
+def test_an_empty_slide_has_no_tissue_and_a_flag() -> None:
     result = find_tissue(glass(), PARAMS)
     assert not result.mask.any()
     assert result.flags == ("no tissue found",)
 
 
 @pytest.mark.parametrize("side", [3, 20, 25])
-def test_a_small_empty_slide_is_no_hole_in_tissue(side: int) -> None:
-    """25 px of 8 um: 40,000 um2, all of which would be filled were it a hole."""
+def test_a_small_empty_slide_is_not_filled_as_a_hole(side: int) -> None:
+    """25 px of 8 um are 40,000 um2: as a hole, all of it would be filled."""
     assert not find_tissue(glass(side, side), PARAMS).mask.any()
 
 
 @pytest.mark.parametrize("value", [0, 20])
-def test_a_dark_field_is_not_judged(value: int) -> None:
+def test_a_dark_field_is_tissue_throughout(value: int) -> None:
     picture = np.full((3, 30, 40), value, np.uint8)
     result = find_tissue(picture, PARAMS)
     assert result.mask.all()
@@ -122,7 +122,7 @@ def test_a_dark_field_is_not_judged(value: int) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
-def test_other_than_rgb_is_not_judged(channels: int) -> None:
+def test_other_than_rgb_is_tissue_throughout(channels: int) -> None:
     picture = np.full((channels, 30, 40), 240, np.uint8)
     assert find_tissue(picture, PARAMS).mask.all()
     assert (find_tissue(picture, PARAMS).method, polarity_of(picture)) == ("off: not RGB", "bright-field")
@@ -135,7 +135,7 @@ def test_sixteen_bit_equals_eight_bit() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 50), (3, 2)])
-def test_tiny_pictures(shape: tuple[int, int]) -> None:
+def test_tiny_pictures_have_a_mask(shape: tuple[int, int]) -> None:
     assert find_tissue(glass(*shape), PARAMS).mask.shape == shape
 
 
@@ -149,12 +149,12 @@ def test_tiny_pictures(shape: tuple[int, int]) -> None:
     ],
 )
 def test_real_crops_without_glass_are_tissue(shared_data: Path, name: str, override: Override) -> None:
-    """With the mask grown by a halo of 92 px at 0.25 um, as a run does."""
+    """The mask is dilated by a halo of 92 px at 0.25 um, as in a run."""
     params = TissueParams(MPP, min_area_um2=4000, fill_holes_um2=40000, dilate_px=3)
     assert find_tissue(thumbnail(shared_data / name, override), params).mask.mean() >= 0.95
 
 
-def test_real_slide_with_glass(shared_data: Path) -> None:
+def test_glass_of_a_real_slide_is_left_out(shared_data: Path) -> None:
     result = find_tissue(thumbnail(shared_data / "wsi" / "CMU-1-Small-Region.svs"), PARAMS)
     assert 0.36 < result.mask.mean() < 0.46
     assert result.mask[120:160, 60:80].all()
@@ -162,7 +162,7 @@ def test_real_slide_with_glass(shared_data: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["test3-DAPI-2-(387).ndpi", "test3-TRITC 2 (560).ndpi"])
-def test_real_fluorescence_is_not_judged(shared_data: Path, name: str) -> None:
+def test_real_fluorescence_is_tissue_throughout(shared_data: Path, name: str) -> None:
     picture = thumbnail(shared_data / "wsi" / name)
     assert polarity_of(picture) == "dark-field"
     assert find_tissue(picture, PARAMS).method == "off: not bright-field"
