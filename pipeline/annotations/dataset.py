@@ -97,7 +97,7 @@ def open_dataset(
         rows = None if cases is None else read_table(cases, found, settings.only)
         chosen = [image for image in found if rows is None or image.key in rows]
         pairs = find_pairs(chosen, masks, strict=rows is None)
-        sources, names, said = _sources(pairs, settings)
+        sources, names, remarks = _sources(pairs, settings)
         scales = {pair.key: scale_of(pair, mpp) for pair in pairs}
         built = [case for pair in pairs for case in _cases(pair, sources[pair.key], scales[pair.key])]
         held = tuple(_held([case for _, case in built], settings.memory_gb))
@@ -108,7 +108,7 @@ def open_dataset(
         class_names=names,
         rows={name: rows[key] if rows else AnnotationRow(key) for name, key in owner.items()},
         mpp={name: mpp if scales[key] else known[key].mpp for name, key in owner.items()},
-        said=(*_of_table(len(found), len(chosen), rows), *said, *_of_scales(pairs, scales, mpp)),
+        said=(*_of_table(len(found), len(chosen), rows), *remarks, *_of_scales(pairs, scales, mpp)),
     )
 
 
@@ -141,7 +141,7 @@ def _sources(
 ) -> tuple[dict[str, _Source], tuple[str, ...], tuple[str, ...]]:
     """Sources by key, the names of all classes, and remarks."""
     drawn = {pair.key: QuPathObjects.read(pair.mask, pair.shape_yx) for pair in pairs if pair.drawn}
-    names, said = _names(pairs, drawn, settings)
+    names, remarks = _names(pairs, drawn, settings)
     settings = settings if settings.class_names == names else settings.model_copy(update={"classes": names})
     by_colour, ignored, blank = bool(settings.colours), settings.ignored, settings.blank
     values = {pair.key: MaskValues(pair.mask, by_colour, ignored, blank) for pair in pairs if not pair.drawn}
@@ -150,8 +150,8 @@ def _sources(
     if meaning is not None:
         shapes = {pair.key: pair.shape_yx for pair in pairs}
         sources |= {key: _of_mask(one, meaning, shapes[key]) for key, one in values.items()}
-        said = (*said, meaning.said)
-    return sources, names, said
+        remarks = (*remarks, meaning.said)
+    return sources, names, remarks
 
 
 def _of_mask(values: MaskValues, meaning: Meaning, shape_yx: tuple[int, int]) -> _Source:
@@ -198,12 +198,12 @@ def _names(
         )
     parts = sum(len(one.parts) for one in drawn.values())
     whole = sum(not one.parts for one in drawn.values())
-    said = ["annotations drawn in QuPath: a pixel belongs to the smallest area that holds its centre"]
-    said += [f"{parts} areas of class Region* are annotated; the rest of those images is not used"] * bool(parts)
+    remarks = ["annotations drawn in QuPath: a pixel belongs to the smallest area that holds its centre"]
+    remarks += [f"{parts} areas of class Region* are annotated; the rest of those images is not used"] * bool(parts)
     holes = sum(len(one.holes) for one in drawn.values())
-    said += [f"{holes} areas of class Ignore* or exclude: excluded from training and scores"] * bool(holes)
-    said += [f"{whole} images have no area of class Region*: they count as annotated throughout"] * bool(whole)
-    return names, tuple(said)
+    remarks += [f"{holes} areas of class Ignore* or exclude: excluded from training and scores"] * bool(holes)
+    remarks += [f"{whole} images have no area of class Region*: they count as annotated throughout"] * bool(whole)
+    return names, tuple(remarks)
 
 
 # ---- cases -----------------------------------------------------------------------------------------------------------

@@ -49,8 +49,8 @@ class LazyComponents:
         """
         grid = TileGrid(Box.of_shape(shape_yx), block_px)
         joined = join(_rows(classes, grid), CONNECTIVITY)
-        whole = MergedObjects.of(joined)
-        ids = number_objects(whole, np.ones(len(whole.group), np.bool_)).ids
+        merged = MergedObjects.of(joined)
+        ids = number_objects(merged, np.ones(len(merged.group), np.bool_)).ids
         return cls(classes, grid, ids.astype(np.int32), joined.starts)
 
     @property

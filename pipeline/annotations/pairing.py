@@ -88,14 +88,14 @@ def find_pairs(images: Sequence[Candidate], masks: Path, *, strict: bool) -> lis
         SlideError: A file cannot be read.
     """
     of_key = _masks(masks)
-    lone = [image for image in images if image.key not in of_key]
+    unpaired = [image for image in images if image.key not in of_key]
     keys = {image.key for image in images}
-    extra = {key: path for key, path in of_key.items() if key not in keys}
-    if lone:
-        raise ConfigError(_without_mask(lone, masks, extra))
-    if strict and extra:
+    unused = {key: path for key, path in of_key.items() if key not in keys}
+    if unpaired:
+        raise ConfigError(_without_mask(unpaired, masks, unused))
+    if strict and unused:
         raise ConfigError(
-            f"{len(extra)} masks without an image of the same name: {_some([str(path) for path in extra.values()])}. "
+            f"{len(unused)} masks without an image of the same name: {_some([str(path) for path in unused.values()])}. "
             f"Add the images, or take these masks out of {masks}"
         )
     pairs = [_pair(image, of_key[image.key]) for image in images]
@@ -125,16 +125,16 @@ def _key(relative: Path) -> str:
     return key_of(relative)
 
 
-def _without_mask(lone: Sequence[Candidate], masks: Path, extra: Mapping[str, Path]) -> str:
-    first = lone[0]
-    near = difflib.get_close_matches(first.key, list(extra), n=1, cutoff=0.6)
+def _without_mask(unpaired: Sequence[Candidate], masks: Path, unused: Mapping[str, Path]) -> str:
+    first = unpaired[0]
+    near = difflib.get_close_matches(first.key, list(unused), n=1, cutoff=0.6)
     folder = (masks / first.key).parent
     beside = [path for path in folder.iterdir() if path.stem == Path(first.key).name] if folder.is_dir() else []
-    hint = f" There is {extra[near[0]]}: is it the one? Rename it." if near else ""
+    hint = f" There is {unused[near[0]]}: is it the one? Rename it." if near else ""
     if beside:
         hint = f" There is {beside[0]}, which cannot hold labels: save it as PNG or TIFF."
     return (
-        f"{len(lone)} images without a mask: {_some([str(image.path) for image in lone])}. Expected "
+        f"{len(unpaired)} images without a mask: {_some([str(image.path) for image in unpaired])}. Expected "
         f"{masks / first.key}.png, .tif or .geojson.{hint} Add the masks, or take these images out"
     )
 

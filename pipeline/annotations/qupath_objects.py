@@ -78,14 +78,14 @@ class QuPathObjects:
         features = read_features(path)
         kinds = [feature.kind.casefold() for feature in features]
         parts = [part for part, kind in zip(features, kinds, strict=True) if kind == ANNOTATED]
-        holes = tuple(hole.area for hole, kind in zip(features, kinds, strict=True) if kind in EXCLUDED)
-        objects = [one for one, kind in zip(features, kinds, strict=True) if kind not in (ANNOTATED, *EXCLUDED)]
+        holes = tuple(feature.area for feature, kind in zip(features, kinds, strict=True) if kind in EXCLUDED)
+        objects = [feature for feature, kind in zip(features, kinds, strict=True) if kind not in (ANNOTATED, *EXCLUDED)]
         if objects:
             _regions(objects).check_inside(path, shape_yx)
-        areas = tuple(one.area for one in objects)
+        areas = tuple(feature.area for feature in objects)
         shapes = shapely.from_wkb(np.array([*areas, *holes], object))
         return cls(
-            tuple(one.kind for one in objects),
+            tuple(feature.kind for feature in objects),
             areas,
             holes,
             tuple(_part(path, part, shape_yx) for part in parts),

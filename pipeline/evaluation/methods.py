@@ -120,8 +120,9 @@ def asked(network: Predictor, image_CYX: ArrayLike, tile_px: int = TILE_PX) -> A
     step = network.shape.step
     smallest = max(-(-length // step) * step for length in image_CYX.shape[1:])
     side = min(tile_px, smallest)
-    wanted = [member.spec.normalisation for member in network.members]
-    colours = fits(sample(image_CYX), wanted) if any(wanted) else ()  # fitted to the image as to a slide
+    normalisations = [member.spec.normalisation for member in network.members]
+    # Fitted to the whole image, as segment fits to the whole slide.
+    colours = fits(sample(image_CYX), normalisations) if any(normalisations) else ()
 
     def answer(core: Box) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         region = MirroredRegion.read_around(image_CYX, network.grid(core, side), colours)

@@ -108,10 +108,10 @@ def export(result: CompleteResult, formats: Sequence[str], into: Path | None, *,
         DamagedError: The result is damaged.
         DiskError: The disk is full or fails.
     """
-    wanted = list(targets(result, formats, into))
-    for path, _ in wanted:
+    files = list(targets(result, formats, into))
+    for path, _ in files:
         if path.exists() and not force:
             raise ConfigError(f"{path} exists already. Add --force to write it anew")
-    for path, write in wanted:
+    for path, write in files:
         write(result, path)
         yield path

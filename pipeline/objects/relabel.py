@@ -129,18 +129,18 @@ class NumberedObjects:
     area_px: Array
 
 
-def number_objects(whole: MergedObjects, kept: Array) -> NumberedObjects:
+def number_objects(merged: MergedObjects, kept: Array) -> NumberedObjects:
     """Number objects from 1 in raster order of their first pixel.
 
     Args:
-        whole: Merged objects.
+        merged: Merged objects.
         kept: Mask of pieces and parts that pass the filters; only entries that stand count.
 
     Raises:
         SlideError: There are more than ``MAX_OBJECTS`` objects.
     """
-    area, first, union = whole.columns["area"], whole.columns["first"], whole.union
-    roots = np.flatnonzero(whole.stands & kept)
+    area, first, union = merged.columns["area"], merged.columns["first"], merged.union
+    roots = np.flatnonzero(merged.stands & kept)
     if len(roots) > MAX_OBJECTS:
         raise SlideError(
             f"expected at most {MAX_OBJECTS} objects, found {len(roots)}: the mask is noise, not objects. "
@@ -149,9 +149,9 @@ def number_objects(whole: MergedObjects, kept: Array) -> NumberedObjects:
     ids = np.zeros(len(area), np.uint32)
     ids[roots[np.argsort(first[roots])]] = np.arange(1, len(roots) + 1, dtype=np.uint32)
     ids[union.piece] = ids[union.root]
-    objects, area_px = np.zeros((2, int(whole.group.max(initial=0)) + 1), np.int64)
-    np.add.at(objects, whole.group[roots], 1)
-    np.add.at(area_px, whole.group[roots], area[roots])
+    objects, area_px = np.zeros((2, int(merged.group.max(initial=0)) + 1), np.int64)
+    np.add.at(objects, merged.group[roots], 1)
+    np.add.at(area_px, merged.group[roots], area[roots])
     return NumberedObjects(ids, objects, area_px)
 
 

@@ -48,14 +48,16 @@ def read_objects(
     """
     file = _open(path)
     count = file.metadata.num_rows
-    wanted = np.arange(count) if ids is None else ids.astype(np.int64) - 1
-    if wanted.max(initial=-1) >= count:
-        raise DamagedError(f"{path}: expected object {wanted.max() + 1}, found {count} objects. Run 'overtile verify'")
+    requested = np.arange(count) if ids is None else ids.astype(np.int64) - 1
+    if requested.max(initial=-1) >= count:
+        raise DamagedError(
+            f"{path}: expected object {requested.max() + 1}, found {count} objects. Run 'overtile verify'"
+        )
     bounds = np.cumsum([0] + [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
-    edges = np.searchsorted(wanted, bounds)
+    edges = np.searchsorted(requested, bounds)
     pieces: dict[str, list[NDArray[Any]]] = {name: [np.zeros(0, np.uint8)] for name in names}
     for group in range(file.num_row_groups):
-        rows = wanted[edges[group] : edges[group + 1]] - bounds[group]
+        rows = requested[edges[group] : edges[group + 1]] - bounds[group]
         if len(rows):
             table = _read_group(file, path, group, first=int(bounds[group]) + 1, names=names)
             for name in names:

@@ -79,12 +79,12 @@ def split_objects(runs: RunLengths, splitting: Splitting) -> SplitParts:
         The parts of all objects that were split. Objects with one maximum are not included.
     """
     boxes = _Boxes.of(runs)
-    several = np.concatenate([_NO_ROWS, *(_several_tops(sheet, splitting) for sheet in _sheets(runs, boxes))])
-    candidates = _where(runs, np.isin(runs.label, several))
+    several = np.concatenate([_NO_ROWS, *(_with_several_maxima(sheet, splitting) for sheet in _sheets(runs, boxes))])
+    candidates = _select(runs, np.isin(runs.label, several))
     found = [_NO_RUNS]
     owners: list[int] = []
     for sheet in _sheets(candidates, boxes):
-        for owner, basins in _parted(sheet, boxes, splitting):
+        for owner, basins in _split(sheet, boxes, splitting):
             labels, part_index = np.unique(basins.label, return_inverse=True)
             dy, dx = boxes.y0[owner] - 1, boxes.x0[owner] - 1
             found.append(RunLengths(part_index + len(owners), basins.y + dy, basins.x0 + dx, basins.x1 + dx))
@@ -97,7 +97,7 @@ _NO_ROWS: Array = np.zeros(0, np.int64)
 _NO_RUNS = RunLengths(_NO_ROWS, _NO_ROWS, _NO_ROWS, _NO_ROWS)
 
 
-def _where(runs: RunLengths, chosen: Array) -> RunLengths:
+def _select(runs: RunLengths, chosen: Array) -> RunLengths:
     return RunLengths(runs.label[chosen], runs.y[chosen], runs.x0[chosen], runs.x1[chosen])
 
 
@@ -141,20 +141,20 @@ def _sheets(runs: RunLengths, boxes: _Boxes) -> Iterator[_Sheet]:
         top[objects[here]] = 1 + np.cumsum(height[here]) - height[here]
         shape = 1 + int(height[here].sum()), int(width[here].max())
         first, stop = np.searchsorted(sheet[runs.label], (number, number + 1), sorter=order)
-        yield _laid_out(_where(runs, order[first:stop]), boxes, top, shape)
+        yield _arrange(_select(runs, order[first:stop]), boxes, top, shape)
 
 
-def _laid_out(runs: RunLengths, boxes: _Boxes, top: Array, shape: tuple[int, int]) -> _Sheet:
+def _arrange(runs: RunLengths, boxes: _Boxes, top: Array, shape: tuple[int, int]) -> _Sheet:
     y, shift = runs.y - boxes.y0[runs.label] + top[runs.label], 1 - boxes.x0[runs.label]
     raster = np.lexsort((runs.x0 + shift, y))
-    moved = _where(RunLengths(runs.label + 1, y, runs.x0 + shift, runs.x1 + shift), raster)
+    moved = _select(RunLengths(runs.label + 1, y, runs.x0 + shift, runs.x1 + shift), raster)
     return _Sheet(rasterize(moved, moved.label.astype(np.int32), shape), top)
 
 
-def _several_tops(sheet: _Sheet, splitting: Splitting) -> Array:
+def _with_several_maxima(sheet: _Sheet, splitting: Splitting) -> Array:
     """Objects with more than one local maximum of the distance."""
-    tops = label(local_maxima(sheet.distance(), connectivity=splitting.hops), connectivity=splitting.hops)
-    owner = _owners(tops, sheet.pixels)
+    maxima = label(local_maxima(sheet.distance(), connectivity=splitting.hops), connectivity=splitting.hops)
+    owner = _owners(maxima, sheet.pixels)
     objects, count = np.unique(owner, return_counts=True)
     return objects[count > 1]
 
@@ -167,15 +167,15 @@ def _owners(numbers: Array, pixels: Array) -> Array:
     return owner
 
 
-def _parted(sheet: _Sheet, boxes: _Boxes, splitting: Splitting) -> Iterator[tuple[int, RunLengths]]:
+def _split(sheet: _Sheet, boxes: _Boxes, splitting: Splitting) -> Iterator[tuple[int, RunLengths]]:
     """Each object with several extended maxima and the runs of its basins, in its box padded by one pixel."""
     mask, distance, depth = sheet.pixels > 0, sheet.distance(), splitting.depth
     footprint = ndimage.generate_binary_structure(2, splitting.hops)
     # Pixels outside an object lie below its lowest pixel, so an object flatter than the depth has a maximum too.
     rounded = reconstruction(distance - depth, np.where(mask, distance, -depth), footprint=footprint)
-    tops = label(local_maxima(rounded, connectivity=splitting.hops) & mask, connectivity=splitting.hops)
-    objects, count = np.unique(_owners(tops, sheet.pixels), return_counts=True)
-    for one in objects[count > 1].tolist():
-        y0 = int(sheet.top[one]) - 1
-        box = np.s_[y0 : y0 + int(boxes.height[one]) + 2, : int(boxes.width[one]) + 2]
-        yield one, find_runs(watershed(-distance[box], tops[box], connectivity=splitting.hops, mask=mask[box]))
+    maxima = label(local_maxima(rounded, connectivity=splitting.hops) & mask, connectivity=splitting.hops)
+    objects, count = np.unique(_owners(maxima, sheet.pixels), return_counts=True)
+    for number in objects[count > 1].tolist():
+        y0 = int(sheet.top[number]) - 1
+        box = np.s_[y0 : y0 + int(boxes.height[number]) + 2, : int(boxes.width[number]) + 2]
+        yield number, find_runs(watershed(-distance[box], maxima[box], connectivity=splitting.hops, mask=mask[box]))

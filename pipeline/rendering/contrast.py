@@ -86,22 +86,22 @@ def windows(pixels_CYX: NDArray[Any], channel_names: Sequence[str]) -> tuple[Win
     return ((0.0, high),) * 3
 
 
-def compose(pixels_CYX: NDArray[Any], channel_names: Sequence[str], shown: Sequence[Window]) -> NDArray[np.uint8]:
+def compose(pixels_CYX: NDArray[Any], channel_names: Sequence[str], limits: Sequence[Window]) -> NDArray[np.uint8]:
     """Compose an image to RGB.
 
     Args:
         pixels_CYX: Image (c, y, x).
         channel_names: Name of each channel.
-        shown: Contrast window of each channel.
+        limits: Contrast window of each channel.
 
     Returns:
         RGB (y, x, 3): the channels stretched to their windows and added in their colours.
     """
-    if is_colour(channel_names, pixels_CYX.dtype) and set(shown) == {(0.0, 255.0)}:
+    if is_colour(channel_names, pixels_CYX.dtype) and set(limits) == {(0.0, 255.0)}:
         return np.ascontiguousarray(np.moveaxis(pixels_CYX, 0, -1))
     mixed = np.zeros((*pixels_CYX.shape[1:], 3), np.float32)
     colours = channel_colours(channel_names, pixels_CYX.dtype)
-    for channel, (low, high), colour in zip(pixels_CYX, shown, colours, strict=True):
+    for channel, (low, high), colour in zip(pixels_CYX, limits, colours, strict=True):
         bright = ((channel.astype(np.float32) - low) / (high - low)).clip(0, 1)
         mixed += bright[..., None] * np.asarray(colour, np.float32)
     return np.asarray(mixed.clip(0, 255).round(), np.uint8)

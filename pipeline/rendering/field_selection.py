@@ -57,14 +57,14 @@ class View:
 
     def overview_from_image(self, box: Box) -> tuple[float, float, float, float]:
         """Convert a box of image pixels to (x0, y0, x1, y1) on the overview."""
-        y, x = (shown / whole for shown, whole in zip(self.shape_yx, self.image_yx, strict=True))
+        y, x = (overview / image for overview, image in zip(self.shape_yx, self.image_yx, strict=True))
         return box.x0 * x, box.y0 * y, box.x1 * x, box.y1 * y
 
     def nearest(self, length_yx: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows and columns of an array of ``length_yx`` over the same area that lie under the overview's pixels."""
         rows, cols = (
-            ((2 * np.arange(shown) + 1) * length // (2 * shown)).clip(0, length - 1)
-            for shown, length in zip(self.shape_yx, length_yx, strict=True)
+            ((2 * np.arange(overview) + 1) * length // (2 * overview)).clip(0, length - 1)
+            for overview, length in zip(self.shape_yx, length_yx, strict=True)
         )
         return rows, cols
 

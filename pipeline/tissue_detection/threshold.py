@@ -140,10 +140,10 @@ def _cleaned(mask: Mask, params: TissueParams) -> Mask:
     return kept | _regions(~kept, ~kept, lambda sizes: sizes * pixel_um2 <= params.fill_holes_um2)
 
 
-def _regions(areas: Mask, counted: Mask, wanted: Callable[[NDArray[np.intp]], Mask]) -> Mask:
-    """4-connected components of ``areas`` that ``wanted`` selects by their number of ``counted`` pixels."""
+def _regions(areas: Mask, counted: Mask, select: Callable[[NDArray[np.intp]], Mask]) -> Mask:
+    """4-connected components of ``areas`` that ``select`` selects by their number of ``counted`` pixels."""
     labels, n = ndimage.label(areas)
-    chosen = wanted(np.bincount(labels[counted], minlength=n + 1))
+    chosen = select(np.bincount(labels[counted], minlength=n + 1))
     chosen[0] = False
     return np.asarray(chosen[labels], bool)
 
