@@ -58,12 +58,12 @@ class MethodResult:
     """Sums of one method on all cases."""
 
     method: Method
-    judgements: tuple[ImageScores, ...]
+    image_scores: tuple[ImageScores, ...]
 
     @cached_property
     def tables(self) -> tuple[Table, ...]:
         """Sums of each class, one row an image."""
-        return tuple(Table.of(images) for images in zip(*(one.classes for one in self.judgements), strict=True))
+        return tuple(Table.of(images) for images in zip(*(one.classes for one in self.image_scores), strict=True))
 
     def scores(self, weights_RN: Array) -> Scores:
         """Mean over classes of the scores of weighted images (replicates, images); lengths in px."""
@@ -94,15 +94,15 @@ def evaluate_methods(
 ) -> Evaluation:
     """Score every method on every case; ``done`` is called after each."""
 
-    def judged() -> Iterator[MethodResult]:
+    def results() -> Iterator[MethodResult]:
         for method in methods:
-            judgements = []
+            image_scores = []
             for case in cases:
-                judgements.append(method.judge(case.annotated).run())
+                image_scores.append(method.judge(case.annotated).run())
                 done()
-            yield MethodResult(method, tuple(judgements))
+            yield MethodResult(method, tuple(image_scores))
 
-    return Evaluation(tuple(cases), tuple(judged()), common_mpp(methods))
+    return Evaluation(tuple(cases), tuple(results()), common_mpp(methods))
 
 
 def common_mpp(methods: Sequence[Method]) -> float | None:
@@ -114,9 +114,9 @@ def common_mpp(methods: Sequence[Method]) -> float | None:
 def record_of(evaluation: Evaluation) -> dict[str, Any]:
     """The evaluation as plain data."""
     patients = evaluation.patients
-    judged = [ScoredMethod.of(result.method.name, result.scores, patients) for result in evaluation.results]
-    models = [_model(evaluation, *pair) for pair in zip(evaluation.results, judged, strict=True)]
-    pairs = [compare(judged[0], other, score) for other in judged[1:] for score in COMPARED if score in other.pooled]
+    scored = [ScoredMethod.of(result.method.name, result.scores, patients) for result in evaluation.results]
+    models = [_model(evaluation, *pair) for pair in zip(evaluation.results, scored, strict=True)]
+    pairs = [compare(scored[0], other, score) for other in scored[1:] for score in COMPARED if score in other.pooled]
     found = [asdict(pair) for pair in pairs if pair is not None]
     return {
         "pooled": models[0]["pooled"],
@@ -147,17 +147,17 @@ def _settings(evaluation: Evaluation, patients: Patients) -> dict[str, Any]:
     }
 
 
-def _model(evaluation: Evaluation, result: MethodResult, judged: ScoredMethod) -> dict[str, Any]:
+def _model(evaluation: Evaluation, result: MethodResult, scored: ScoredMethod) -> dict[str, Any]:
     method, own = result.method, result.scores(np.eye(len(evaluation.cases)))
     names = ("background", *method.rules.class_names)
-    intervals = {name: interval(drawn) for name, drawn in judged.resampled.items()}
+    intervals = {name: interval(drawn) for name, drawn in scored.resampled.items()}
     undefined = {name: int(np.isnan(values).sum()) for name, values in own.items()}
     return {
         "name": method.name,
         "how": method.how,
         "sha256": method.sha256,
         "mpp": method.mpp,
-        "pooled": _plain(evaluation, judged.pooled, 0),
+        "pooled": _plain(evaluation, scored.pooled, 0),
         "intervals": {
             name: [_scaled(evaluation, name, end) for end in ends] for name, ends in intervals.items() if ends
         },
@@ -168,7 +168,7 @@ def _model(evaluation: Evaluation, result: MethodResult, judged: ScoredMethod) -
         },
         "confusion": {
             "classes": list(names),
-            "pixels_true_by_found": sum(one.confusion for one in result.judgements).tolist(),  # type: ignore[union-attr]  # there is at least one case
+            "pixels_true_by_found": sum(one.confusion for one in result.image_scores).tolist(),  # type: ignore[union-attr]  # there is at least one case
         },
     }
 

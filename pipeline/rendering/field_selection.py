@@ -74,13 +74,13 @@ def field_side(diameter_px: float) -> int:
     return FIELD_PX // 2 if 0 < diameter_px < _SMALL_OBJECT_PX else FIELD_PX
 
 
-def choose_fields(places_yx: NDArray[Any], view: View, side_px: int) -> list[Box]:
+def choose_fields(centroids_yx: NDArray[Any], view: View, side_px: int) -> list[Box]:
     """Select up to three boxes with the most objects, the densest first.
 
     Boxes are at least a fifth of the image's longer side apart.
 
     Args:
-        places_yx: Centroids of the objects in image pixels (2, n).
+        centroids_yx: Centroids of the objects in image pixels (2, n).
         view: Overview of the image.
         side_px: Largest side of a box in image pixels.
 
@@ -90,9 +90,9 @@ def choose_fields(places_yx: NDArray[Any], view: View, side_px: int) -> list[Box
     if view.scale >= 1:
         return []
     rows, cols = (-(-length // side_px) for length in view.image_yx)
-    if not places_yx.shape[1]:
+    if not centroids_yx.shape[1]:
         return [_field((rows - 1) // 2, (cols - 1) // 2, view, side_px)]
-    y, x = (places_yx // side_px).astype(np.int64)
+    y, x = (centroids_yx // side_px).astype(np.int64)
     count = np.bincount(y.clip(0, rows - 1) * cols + x.clip(0, cols - 1), minlength=rows * cols)
     chosen: list[tuple[int, int]] = []
     apart = max(2.0, max(rows, cols) / 5)

@@ -65,7 +65,7 @@ class Panel:
 
 def lay_out(overview: Panel, fields: Sequence[Panel], caption: Caption) -> Image.Image:
     """Draw the page."""
-    places, (width, height) = _arrange(overview, fields)
+    offsets, (width, height) = _arrange(overview, fields)
     page_width = max(_LEAST_WIDTH, width + 2 * _MARGIN)
     lines = _wrap(caption.notes, page_width - 2 * _MARGIN)
     top = _MARGIN + _TITLE_PX + 18 + len(lines) * (_TEXT_PX + 12) + 12
@@ -76,7 +76,7 @@ def lay_out(overview: Panel, fields: Sequence[Panel], caption: Caption) -> Image
     draw_text(draw, (_MARGIN, _MARGIN + _TITLE_PX * 0.8), title, _TITLE_PX, INK)
     for number, line in enumerate(lines):
         _write_line(draw, line, _MARGIN + _TITLE_PX + 18 + number * (_TEXT_PX + 12) + _TEXT_PX)
-    for panel, (x, y) in zip((overview, *fields), places, strict=True):
+    for panel, (x, y) in zip((overview, *fields), offsets, strict=True):
         panel.paste(page, _MARGIN + x, top + y)
     if caption.legend:
         _draw_legend(page, caption.legend, top + height + 20)
@@ -86,34 +86,34 @@ def lay_out(overview: Panel, fields: Sequence[Panel], caption: Caption) -> Image
 def _arrange(overview: Panel, fields: Sequence[Panel]) -> tuple[list[tuple[int, int]], tuple[int, int]]:
     """Offset (x, y) of each panel, and (width, height) of all of them."""
     width, height = overview.size
-    places = [(0, 0)]
+    offsets = [(0, 0)]
     if not fields:
-        return places, (width, height)
+        return offsets, (width, height)
     beside = height > width
     lengths = [field.size[1 if beside else 0] for field in fields]
     spare = (height if beside else width) - sum(lengths)
     gap = max(_GAP, min(2 * _GAP, spare // max(1, len(fields) - 1)))
     along = 0
     for length in lengths:
-        places.append((width + _GAP, along) if beside else (along, height + _GAP))
+        offsets.append((width + _GAP, along) if beside else (along, height + _GAP))
         along += length + gap
     wide, high = max(field.size[0] for field in fields), max(field.size[1] for field in fields)
     if beside:
-        return places, (width + _GAP + wide, max(height, along - gap))
-    return places, (max(width, along - gap), height + _GAP + high)
+        return offsets, (width + _GAP + wide, max(height, along - gap))
+    return offsets, (max(width, along - gap), height + _GAP + high)
 
 
-def _wrap(notes: Sequence[Note], room_px: int) -> list[list[Note]]:
+def _wrap(notes: Sequence[Note], width_px: int) -> list[list[Note]]:
     lines: list[list[Note]] = [[]]
     used = 0
     for note in notes:
-        cut = Note(shorten(note.text, _TEXT_PX, room_px - 2 * _TEXT_PX), note.colour)
-        wide = _note_width(cut)
-        if lines[-1] and used + wide > room_px:
+        shortened = Note(shorten(note.text, _TEXT_PX, width_px - 2 * _TEXT_PX), note.colour)
+        note_px = _note_width(shortened)
+        if lines[-1] and used + note_px > width_px:
             lines.append([])
             used = 0
-        lines[-1].append(cut)
-        used += wide
+        lines[-1].append(shortened)
+        used += note_px
     return lines
 
 

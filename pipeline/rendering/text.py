@@ -9,6 +9,7 @@ reorders nor joins Arabic letters.
 from __future__ import annotations
 
 import math
+import os
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -97,10 +98,15 @@ def _font_of(char: str) -> Path | None:
 
 @lru_cache(maxsize=1)
 def _system_fonts() -> tuple[Path, ...]:
-    """Fonts of other scripts, regular weights first. Their folders are searched once, and only when one is needed."""
-    folders = [Path(folder).expanduser() for folder in _FONT_FOLDERS]
+    """Fonts of other scripts, CJK and regular weights first. Folders are searched once, when a font is needed."""
+    folders = [Path(os.path.expanduser(folder)) for folder in _FONT_FOLDERS]  # Path.expanduser fails without a home
     files = [file for folder in folders for file in folder.rglob("*") if _FONT_NAMES.fullmatch(file.name)]
-    return tuple(sorted(files, key=lambda file: ("regular" not in file.name.lower(), file)))
+    return tuple(sorted(files, key=_preference))
+
+
+def _preference(file: Path) -> tuple[bool, bool, Path]:
+    name = file.name.lower()
+    return "cjk" not in name, "regular" not in name, file
 
 
 @lru_cache(maxsize=4096)

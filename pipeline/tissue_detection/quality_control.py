@@ -33,7 +33,7 @@ DARK = 0.25
 """Brightness below which a pixel is dark: folds, pigment, ink."""
 PEN_CELL = 0.1
 """Part of a cell under ink from which the cell is marked."""
-JUDGED = 0.25
+LEAST_TISSUE = 0.25
 """Part of a cell that must be tissue for its sharpness and colour to count."""
 BLURRED_CELLS = 0.25
 """Part of the evaluated cells above which a slide is ``blurred``."""
@@ -227,14 +227,14 @@ class Quality:
         return np.asarray(self.measures[MEASURES.index(name)])
 
     @property
-    def judged(self) -> Mask:
+    def evaluated(self) -> Mask:
         """Cells with enough tissue to be evaluated."""
-        return np.asarray(self["tissue"] >= JUDGED)
+        return np.asarray(self["tissue"] >= LEAST_TISSUE)
 
     @property
     def blurred(self) -> Mask:
         """Cells out of focus."""
-        return np.asarray(self.judged & (self["sharpness"] < BLURRED))
+        return np.asarray(self.evaluated & (self["sharpness"] < BLURRED))
 
     @property
     def inked(self) -> Mask:
@@ -248,20 +248,20 @@ class Quality:
 
     def flags(self, tissue_mm2: float) -> tuple[str, ...]:
         """Flags of the slide, as scripts may search for them."""
-        judged = max(1, int(self.judged.sum()))
-        far = self.judged & (self["stain_distance"] > FAR)
+        evaluated = max(1, int(self.evaluated.sum()))
+        far = self.evaluated & (self["stain_distance"] > FAR)
         flags = {
-            "blurred": self.blurred.sum() > BLURRED_CELLS * judged,
+            "blurred": self.blurred.sum() > BLURRED_CELLS * evaluated,
             "pen": self.pen_mm2 >= PEN_MM2,
             "little_tissue": tissue_mm2 < LITTLE_TISSUE_MM2,
-            "colour_far_from_training": far.sum() > FAR_CELLS * judged,
+            "colour_far_from_training": far.sum() > FAR_CELLS * evaluated,
         }
         return tuple(name for name, holds in flags.items() if holds)
 
     def facts(self) -> dict[str, Any]:
         """Facts for the manifest: numbers of evaluated and marked cells; medians of the evaluated ones or None."""
-        medians = {name: _median(self[name][self.judged]) for name in MEASURES[1:]}
-        counts = {"cells": self.judged.sum(), "blurred_cells": self.blurred.sum(), "pen_cells": self.inked.sum()}
+        medians = {name: _median(self[name][self.evaluated]) for name in MEASURES[1:]}
+        counts = {"cells": self.evaluated.sum(), "blurred_cells": self.blurred.sum(), "pen_cells": self.inked.sum()}
         return {name: int(count) for name, count in counts.items()} | {"pen_mm2": round(self.pen_mm2, 4)} | medians
 
 

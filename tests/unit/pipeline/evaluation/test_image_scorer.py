@@ -35,17 +35,17 @@ def blobs(seed: int, shape: tuple[int, int], classes: int) -> tuple[Array, Array
     return probability, label(true, connectivity=2).astype(np.int32), true.astype(np.uint8)
 
 
-def judged(
+def scored(
     probability: Array, case: AnnotatedImage, rules: ScoringConfig, block_px: int = 2048
 ) -> tuple[ImageScores, Array]:
     def answer(core: Box) -> Array:
         return probability[(slice(None), *core.slices)]
 
-    judge = ImageScorer(answer, case, rules, block_px)
-    return judge.run(), np.asarray(judge.found_YX)
+    scorer = ImageScorer(answer, case, rules, block_px)
+    return scorer.run(), np.asarray(scorer.found_YX)
 
 
-def user_gets(probability: Array, rules: ScoringConfig) -> tuple[Array, Array]:
+def segmented(probability: Array, rules: ScoringConfig) -> tuple[Array, Array]:
     """Class and id of each pixel, from the whole image."""
     if len(probability) == 1:
         classes = (probability[0] >= np.ceil(255 * rules.threshold)).astype(int)
@@ -63,7 +63,7 @@ def test_scores_do_not_depend_on_block_size(seed: int, classes: int, block: int)
     probability, objects, kinds = blobs(seed, (37, 50), classes)
     case = AnnotatedImage("a", np.zeros((1, 37, 50), np.uint8), objects, kinds)
     rules = ScoringConfig(tuple("abc")[:classes], 0.5, 12)
-    (whole, whole_found), (cut, cut_found) = (judged(probability, case, rules, side) for side in (2048, block))
+    (whole, whole_found), (cut, cut_found) = (scored(probability, case, rules, side) for side in (2048, block))
     assert np.array_equal(whole_found, cut_found)
     assert np.array_equal(whole.confusion, cut.confusion)
     for one, other in zip(whole.classes, cut.classes, strict=True):
@@ -79,10 +79,10 @@ def test_objects_are_those_of_segment(seed: int, classes: int) -> None:
     probability, objects, kinds = blobs(seed, (37, 50), classes)
     case = AnnotatedImage("a", np.zeros((1, 37, 50), np.uint8), objects, kinds)
     rules = ScoringConfig(tuple("abc")[:classes], 0.4, 12)
-    judgement, found = judged(probability, case, rules, 16)
-    expected, ids = user_gets(probability, rules)
+    result, found = scored(probability, case, rules, 16)
+    expected, ids = segmented(probability, rules)
     assert np.array_equal(found, expected)
-    for number, sums in enumerate(judgement.classes, start=1):
+    for number, sums in enumerate(result.classes, start=1):
         scores = Table.of([sums]).scores()
         mine, true = expected == number, kinds == number
         both, total = (mine & true).sum(), mine.sum() + true.sum()
@@ -97,11 +97,11 @@ def test_each_class_is_scored_on_its_own_pixels() -> None:
     kinds[2:9, 2:9], kinds[11:18, 14:27] = 1, 2
     probability = np.stack([np.where(kinds == 1, 255, 0), np.zeros((20, 30))]).astype(np.uint8)
     case = AnnotatedImage("a", np.zeros((1, 20, 30), np.uint8), label(kinds).astype(np.int32), kinds)
-    judgement, _ = judged(probability, case, ScoringConfig(("a", "b"), 0.5, 1))
-    a, b = (Table.of([sums]).scores() for sums in judgement.classes)
+    result, _ = scored(probability, case, ScoringConfig(("a", "b"), 0.5, 1))
+    a, b = (Table.of([sums]).scores() for sums in result.classes)
     assert [a["dice"][0], b["dice"][0], a["f1_50"][0], b["f1_50"][0]] == [1, 0, 1, 0]
     assert np.isnan(b["precision"][0])
-    assert judgement.confusion.tolist() == [[600 - 49 - 91, 0, 0], [0, 49, 0], [91, 0, 0]]
+    assert result.confusion.tolist() == [[600 - 49 - 91, 0, 0], [0, 49, 0], [91, 0, 0]]
 
 
 @settings(max_examples=25, deadline=None)
@@ -114,13 +114,13 @@ def test_ignored_pixels_do_not_count(seed: int, classes: int, block: int) -> Non
         "a", np.zeros((1, 37, 50), np.uint8), np.where(unknown, 0, objects), np.where(unknown, IGNORED, kinds)
     )
     rules = ScoringConfig(tuple("abc")[:classes], 0.4, 12)
-    judgement, found = judged(probability, case, rules, block)
-    expected, ids = user_gets(probability, rules)
+    result, found = scored(probability, case, rules, block)
+    expected, ids = segmented(probability, rules)
     assert np.array_equal(found, np.where(unknown, 0, expected))
     pairs = np.zeros((classes + 1, classes + 1), int)
     np.add.at(pairs, (kinds[~unknown], expected[~unknown]), 1)
-    assert np.array_equal(judgement.confusion, pairs)
-    for number, sums in enumerate(judgement.classes, start=1):
+    assert np.array_equal(result.confusion, pairs)
+    for number, sums in enumerate(result.classes, start=1):
         mine, true = (expected == number) & ~unknown, (kinds == number) & ~unknown
         counts = object_counts(np.where(mine, ids, 0), np.where(true, objects, 0), 0.5)
         assert Table.of([sums]).scores()["f1_50"][0] == pytest.approx(counts.f1)
@@ -137,25 +137,25 @@ def test_ignored_pixels_do_not_divide_enclosed_areas() -> None:
     classes = membrane.copy()
     classes[:, 21:] = IGNORED
     case = AnnotatedImage("a", np.zeros((1, 21, 31), np.uint8), (classes == 1).astype(np.int32), classes)
-    judgement, _ = judged(255 * noisy[None], case, ScoringConfig(("membrane",), 0.5, 1), 8)
-    scores = Table.of(judgement.classes).scores()
+    result, _ = scored(255 * noisy[None], case, ScoringConfig(("membrane",), 0.5, 1), 8)
+    scores = Table.of(result.classes).scores()
     assert [scores["v_rand"][0], scores["v_info"][0], scores["dice"][0]] == pytest.approx([1, 1, 1])
 
 
 def test_without_classes_every_object_has_the_first_class() -> None:
     probability, objects, _ = blobs(3, (37, 50), 1)
     case = AnnotatedImage("a", np.zeros((1, 37, 50), np.uint8), objects)
-    judgement, found = judged(probability, case, ScoringConfig(("a",), 0.5, 1))
+    result, found = scored(probability, case, ScoringConfig(("a",), 0.5, 1))
     both = ((found > 0) & (objects > 0)).sum()
-    assert judgement.classes[0].sums[PIXELS][0] == both
+    assert result.classes[0].sums[PIXELS][0] == both
 
 
 def test_outlines_have_no_points_at_block_borders() -> None:
     mask = np.zeros((40, 40), np.uint8)
     mask[4:36, 5:33] = 255
     case = AnnotatedImage("a", np.zeros((1, 40, 40), np.uint8), (mask > 0).astype(np.int32))
-    judgement, _ = judged(mask[None], case, ScoringConfig(("a",), 0.5, 1), 16)
-    points = judgement.classes[0].distances.counts.sum(axis=1)
+    result, _ = scored(mask[None], case, ScoringConfig(("a",), 0.5, 1), 16)
+    points = result.classes[0].distances.counts.sum(axis=1)
     assert points.tolist() == [len(outline(np.pad(mask > 0, 1)))] * 2
     assert points[0] == 2 * (32 + 28) - 4
 
@@ -164,9 +164,9 @@ def test_a_membrane_is_scored_by_enclosed_areas() -> None:
     membrane = np.zeros((21, 21), np.uint8)
     membrane[10], membrane[:, 10] = 255, 255
     case = AnnotatedImage("a", np.zeros((1, 21, 21), np.uint8), (membrane > 0).astype(np.int32))
-    judgement, _ = judged(membrane[None], case, ScoringConfig(("membrane",), 0.5, 1), 8)
-    scores = Table.of(judgement.classes).scores()
-    assert OBJECTS not in judgement.classes[0].sums
+    result, _ = scored(membrane[None], case, ScoringConfig(("membrane",), 0.5, 1), 8)
+    scores = Table.of(result.classes).scores()
+    assert OBJECTS not in result.classes[0].sums
     assert "f1_50" not in scores
     assert [scores["v_rand"][0], scores["v_info"][0]] == pytest.approx([1, 1])
 
@@ -175,7 +175,7 @@ def test_calibration_is_defined_for_probabilities_only() -> None:
     probability, objects, kinds = blobs(4, (37, 50), 1)
     case = AnnotatedImage("a", np.zeros((1, 37, 50), np.uint8), objects, kinds)
     graded, plain = (
-        judged(probability, case, ScoringConfig(("a",), 0.5, 1, graded=graded))[0].classes[0]
+        scored(probability, case, ScoringConfig(("a",), 0.5, 1, graded=graded))[0].classes[0]
         for graded in (True, False)
     )
     assert "ece" in Table.of([graded]).scores()

@@ -79,7 +79,8 @@ def test_missing_characters_come_from_a_font_of_the_system(tmp_path: Path, monke
     """The package's font is made to lack a letter; a copy of it serves as the system font."""
     (tmp_path / "fonts" / "deep").mkdir(parents=True)
     shutil.copy(FONT, tmp_path / "fonts" / "deep" / "NotoSansCJK-Regular.ttc")
-    (tmp_path / "fonts" / "NotoSansBroken-Regular.ttf").write_bytes(b"not a font")
+    for name in ("NotoSansBroken-Regular.ttf", "NotoSansCJK-Black.ttc"):
+        (tmp_path / "fonts" / name).write_bytes(b"not a font")
     (tmp_path / "fonts" / "readme.txt").write_text("not a font either")
     has_glyph = text._has_glyph.__wrapped__
     monkeypatch.setattr(text, "_FONT_FOLDERS", (str(tmp_path / "absent"), str(tmp_path / "fonts")))
@@ -87,7 +88,8 @@ def test_missing_characters_come_from_a_font_of_the_system(tmp_path: Path, monke
     text._font_of.cache_clear()
     text._system_fonts.cache_clear()
     try:
-        assert [file.name for file in text._system_fonts()] == ["NotoSansBroken-Regular.ttf", "NotoSansCJK-Regular.ttc"]
+        expected = ["NotoSansCJK-Regular.ttc", "NotoSansCJK-Black.ttc", "NotoSansBroken-Regular.ttf"]
+        assert [file.name for file in text._system_fonts()] == expected
         assert text._font_of("Z") == tmp_path / "fonts" / "deep" / "NotoSansCJK-Regular.ttc"
         assert [len(part) for _, part in text._parts("aZZb", SIZE_PX)] == [1, 2, 1]
         assert drawable("Z") == "Z"

@@ -18,7 +18,7 @@ from pipeline.slides.resample import Override, resample, resolution, source_box
 from pipeline.stages.tissue import area_mean
 from pipeline.tissue_detection.quality_control import (
     BLURRED,
-    JUDGED,
+    LEAST_TISSUE,
     MEASURES,
     PEN_CELL,
     ImageStrip,
@@ -180,7 +180,7 @@ def test_flags_depend_on_the_number_of_cells() -> None:
     measures = np.zeros((len(MEASURES), 2, 4), np.float32)
     tissue, sharpness, _, _, pen, distance = measures
     tissue[:] = 1
-    tissue[1, 3] = JUDGED * 0.9
+    tissue[1, 3] = LEAST_TISSUE * 0.9
     sharpness[:] = 2 * BLURRED
     quality = Quality(measures, cell_mm2=0.05)
     assert quality.flags(1.0) == ()
@@ -213,7 +213,7 @@ def test_real_slides_are_sharp_and_clean_and_blurred_ones_are_not(shared_data: P
     assert not sharpest.inked.any()
     soft = quality_of(blurred(image, 4.0))
     assert "blurred" in soft.flags(1.0)
-    assert soft.blurred[soft.judged].mean() > 0.95
+    assert soft.blurred[soft.evaluated].mean() > 0.95
 
 
 @pytest.mark.parametrize("name", ["wsi/OS-1-detail.ome.tif", "wsi/OS-2-vsi.ome.tif"])
