@@ -32,17 +32,17 @@ def test_any_window_has_the_numbers_of_the_whole_image(
 
 def test_a_window_reads_only_the_blocks_it_touches() -> None:
     image = (np.indices((40, 40)).sum(axis=0) % 5 == 0).astype(np.uint8)
-    asked: list[Box] = []
+    requested: list[Box] = []
 
     def read(box: Box) -> np.ndarray:
-        asked.append(box)
+        requested.append(box)
         return image[box.slices]
 
     connected = LazyComponents.of(read, (40, 40), 8)
-    assert sum(box.area_px for box in asked) == 1600, "every pixel once"
-    asked.clear()
+    assert sum(box.area_px for box in requested) == 1600, "every pixel once"
+    requested.clear()
     connected.read(Box(7, 9, 9, 15))
-    assert asked == [Box(0, 8, 8, 16), Box(8, 8, 16, 16)]
+    assert requested == [Box(0, 8, 8, 16), Box(8, 8, 16, 16)]
 
 
 @pytest.mark.parametrize("value", [0, 1])

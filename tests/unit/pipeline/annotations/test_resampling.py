@@ -107,7 +107,7 @@ def test_a_common_resolution_is_within_the_tolerance_of_segment() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stated", "asked", "expected", "side"),
+    ("stated", "requested", "expected", "side"),
     [
         ((0.5, 0.51), None, 0.505, 96),
         ((0.5, 0.25), None, None, 96),
@@ -116,14 +116,14 @@ def test_a_common_resolution_is_within_the_tolerance_of_segment() -> None:
     ],
 )
 def test_network_and_images_have_one_resolution(
-    tmp_path: Path, stated: tuple[float | None, ...], asked: float | None, expected: float | None, side: int
+    tmp_path: Path, stated: tuple[float | None, ...], requested: float | None, expected: float | None, side: int
 ) -> None:
     images, masks = folders(tmp_path)
     for number, mpp in enumerate(stated):
         save(images / f"{number}.tif", draw(number).image_YXC, mpp, photometric="rgb")
         save(masks / f"{number}.tif", draw(number).classes, None)
     settings = ["network.depth=1", "network.width=2", "folds.hold_back=null", "data.classes=[tumour, stroma]"]
-    settings += [] if asked is None else [f"network.mpp={asked}"]
+    settings += [] if requested is None else [f"network.mpp={requested}"]
     request = TrainRequest(images, masks, None, tmp_path / "run", load_as(TrainConfig, None, settings))
     prepared = prepare(request)
     (order,) = prepared.orders
@@ -131,5 +131,5 @@ def test_network_and_images_have_one_resolution(
     assert order.recipe.network.resolution() == expected
     assert order.material.training[0].labels_YX.shape[0] == side
     message = " ".join(prepared.summary.said)
-    assert ("as all images state" in message) == (asked is None and expected is not None)
+    assert ("as all images state" in message) == (requested is None and expected is not None)
     assert ("1 images state no resolution and are taken for 0.5" in message) == (None in stated)

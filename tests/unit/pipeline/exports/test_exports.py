@@ -54,8 +54,8 @@ def exported(finished: Finished, overtile_alone: Command, tmp_path_factory: pyte
     shutil.copytree(finished.result, root)
     before = files_of(root)
     (root.parent / "begun" / ".work").mkdir(parents=True)
-    asked = [word for name in FORMATS for word in ("--to", name)]
-    ran = overtile_alone.run("export", root.parent, *asked)
+    arguments = [word for name in FORMATS for word in ("--to", name)]
+    ran = overtile_alone.run("export", root.parent, *arguments)
     assert ran.code == 3, ran.said
     assert f"not complete, left out: {root.parent / 'begun'}" in ran.stderr
     assert ran.stdout.splitlines() == [str(root / "exports" / name) for files in FORMATS.values() for name in files]

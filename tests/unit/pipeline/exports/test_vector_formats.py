@@ -80,13 +80,13 @@ def test_shapes_equal_objects_across_any_blocks(
 ) -> None:
     """Random boxes, later ones over earlier: objects of many forms, across any blocks, with holes."""
     rng = np.random.default_rng(seed)
-    thrown = np.zeros((height, width), np.uint32)
+    boxes = np.zeros((height, width), np.uint32)
     for number in range(1, 12):
         y, x = rng.integers(height), rng.integers(width)
         far = rng.integers(1, 1 + max(1, int(share * 2000)), 2)
-        thrown[y : y + far[0], x : x + far[1]] = number
-    root = tmp_path_factory.mktemp("thrown")
-    made = np.asarray(label(thrown, connectivity=2), np.uint32)
+        boxes[y : y + far[0], x : x + far[1]] = number
+    root = tmp_path_factory.mktemp("boxes")
+    made = np.asarray(label(boxes, connectivity=2), np.uint32)
     work = make_slide(root, made)
     seen: list[int] = []
     areas = np.bincount(made.ravel())
