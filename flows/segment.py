@@ -45,10 +45,9 @@ from pipeline.errors import ClusterError, OvertileError
 from pipeline.execution.blocks import Counts, MapBlocks, StageReport, serial
 from pipeline.printable import printable
 from pipeline.redaction import RedactErrors
+from pipeline.stage_table import INGEST as READ
+from pipeline.stage_table import PREDICT as NETWORK
 from pipeline.storage.slide_store import Index
-
-READ, NETWORK = "ingest", "predict"
-"""The stage that reads the slide's files, and the one whose blocks keep workers busy."""
 
 LEAST_SLIDES, MOST_SLIDES, BLOCKS_A_THREAD = 2, 16, 3
 """``auto``: how many slides are open, at least, at most, and until there are so many blocks left for a thread."""

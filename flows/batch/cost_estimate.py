@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-NETWORK, PICTURE = "predict", "overlay"
-"""The stages that do not scale with pixels: one with calls, one is the same for every slide."""
+from pipeline.stage_table import OVERLAY as PICTURE
+from pipeline.stage_table import PREDICT as NETWORK
 
 EFFICIENCY = 0.93
 """Of several workers beside each other, for they share caches and memory."""

@@ -39,10 +39,8 @@ from pipeline.execution.dask_map import (
     local_client,
     resolve_workers,
 )
+from pipeline.stage_table import STAGE
 from pipeline.storage.atomic_files import remove, write_bytes
-
-NETWORK = "predict"
-"""The stage whose blocks need a GPU where there are any."""
 
 ANSWER_S, LOOK_S, PATIENCE_S = 60.0, 1.0, 600.0
 """How long a scheduler, and then a first worker, may take to answer; how often workers are counted; how long none of
@@ -101,7 +99,7 @@ class WorkerPool:
 
     def map_for(self, rank: int, stage: str) -> DaskMap:
         """Who maps the blocks of a stage of the slide with this rank."""
-        if stage == NETWORK and self.has_gpus:
+        if STAGE[stage].needs_gpu and self.has_gpus:
             return DaskMap(self.client, self.network, rank, lambda: {"resources": {GPU: 1}})
         return DaskMap(self.client, self.others, rank, self._off_the_gpus)
 

@@ -19,23 +19,14 @@ from typing import Any
 
 from pipeline.config import OutputsSection
 from pipeline.errors import DamagedError
+from pipeline.stage_table import INGEST, PREDICT, STAGE, WRITER
 from pipeline.stages.pyramid import lacks_levels
 from pipeline.storage.atomic_files import fsync_dir, read_json, remove, write_json
-from pipeline.storage.layout import IMAGE, PROBABILITY
+from pipeline.storage.layout import ARRAYS, IMAGE, LEVELS, PROBABILITY
 from pipeline.storage.slide_store import SlideStore
 
-MAKERS = {IMAGE: "ingest", PROBABILITY: "predict"}
+MAKERS = {ARRAYS[artifact]: WRITER[artifact] for artifact in ("image", "probability")}
 """The arrays that can be dropped, and the stage that makes each."""
-
-READERS = {
-    "ingest": (),
-    "tissue": (IMAGE,),
-    "predict": (IMAGE,),
-    "label": (PROBABILITY,),
-    "export": (),
-    "overlay": (IMAGE,),
-}
-"""What a stage reads of them; a stage that is not named reads both. A pyramid does where levels have to be made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +38,11 @@ class StagesToRerun:
     @property
     def network(self) -> bool:
         """Whether the network would run again."""
-        return "predict" in self.stages
+        return PREDICT in self.stages
 
     def cost(self, blocks: int) -> str:
         """In words."""
-        reading = [f"the slide is read again ({blocks} blocks)"] if "ingest" in self.stages else []
+        reading = [f"the slide is read again ({blocks} blocks)"] if INGEST in self.stages else []
         calling = [f"the network runs again ({blocks} blocks)"] if self.network else []
         return " and ".join(reading + calling)
 
@@ -92,15 +83,16 @@ def _is_complete(store: SlideStore, stage: str, plan: str) -> bool:
 
 
 def _read_by(store: SlideStore, stage: str, hashes: Mapping[str, str]) -> set[str]:
-    if stage == "pyramid":
+    """The droppable arrays that a stage reads. The pyramid reads those whose first coarser level is missing."""
+    if stage == WRITER[LEVELS]:
         return {path for path in MAKERS if lacks_levels(store, path, hashes[MAKERS[path]])}
-    return set(READERS.get(stage, tuple(MAKERS)))
+    return {ARRAYS[artifact] for artifact in STAGE[stage].reads if artifact in ARRAYS} & set(MAKERS)
 
 
 def mark_for_rerun(store: SlideStore, again: StagesToRerun) -> None:
     """Let the stages run again, and the pyramid, whose metadata has to name the arrays."""
     if again.stages:
-        store.unstamp([*again.stages, "pyramid"])
+        store.unstamp([*again.stages, WRITER[LEVELS]])
 
 
 def drop(store: SlideStore, outputs: OutputsSection) -> None:

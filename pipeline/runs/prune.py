@@ -22,24 +22,29 @@ from typing import Any
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.runs.verify import damaged_files
+from pipeline.stage_table import WRITER
 from pipeline.storage.atomic_files import fsync_dir, remove, sweep_partials
-from pipeline.storage.layout import GEOJSON, OVERVIEW, QUALITY, RESULTS, TABLE, TISSUE
+from pipeline.storage.layout import RESULTS, ZARR, entry_of, path_of
 from pipeline.storage.manifest import is_pruned, read_manifest, rewrite
 from pipeline.storage.slide_store import SlideStore
 
-PARTS = {
-    "tables": (TABLE,),
-    "overview": (OVERVIEW,),
-    "geojson": (GEOJSON,),
-    "labels": ("slide.ome.zarr/labels",),
-    "probability": ("slide.ome.zarr/probability",),
-    "tissue": (f"slide.ome.zarr/{TISSUE}", f"slide.ome.zarr/{QUALITY}"),
-    "image": ("slide.ome.zarr",),
+ARTIFACTS = {
+    "tables": ("table",),
+    "overview": ("overview",),
+    "geojson": ("geojson",),
+    "labels": ("objects",),
+    "probability": ("probability",),
+    "tissue": ("tissue", "quality"),
+    "image": ("image",),
 }
-"""What can be kept, and where it lies. All else in the OME-Zarr is the image's: its levels and what describes them."""
+"""What can be kept, and which artifacts of the stage table it is."""
 
-MAKERS = {"image": "ingest", "tissue": "tissue", "probability": "predict", "labels": "label", "tables": "measure"}
-"""The stage whose blocks' small results are of no use without a part."""
+PARTS = {part: tuple(entry_of(path_of(name)) for name in names) for part, names in ARTIFACTS.items()}
+PARTS["image"] = (ZARR,)
+"""Where each part lies. All else in the OME-Zarr is the image's: its levels and what describes them."""
+
+MAKERS = {part: WRITER[names[0]] for part, names in ARTIFACTS.items() if part not in ("overview", "geojson")}
+"""The stage whose blocks' small results are of no use without a part. Overlay and export keep none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +85,9 @@ def pruned_parts(manifest: Mapping[str, Any]) -> list[str]:
 def going(manifest: Mapping[str, Any], keep: Collection[str]) -> Going:
     """What goes of a complete result when these parts are kept."""
     files = {name: entry["size"] for name, entry in manifest["files"].items() if part_of(name) not in keep}
-    entries = sorted({_entry(name) for name in files}, key=lambda entry: (not entry.endswith("zarr.json"), entry))
+    entries = sorted({entry_of(name) for name in files}, key=lambda entry: (not entry.endswith("zarr.json"), entry))
     found = {part_of(name) for name in files}
     return Going(tuple(part for part in PARTS if part in found), tuple(entries), sum(files.values()))
-
-
-def _entry(name: str) -> str:
-    """What goes as a whole with a file: itself, or the group or array in the OME-Zarr that it is of."""
-    return "/".join(name.split("/")[:2])
 
 
 def is_unfinished(store: SlideStore, manifest: Mapping[str, Any]) -> bool:
@@ -163,7 +163,7 @@ def _take(store: SlideStore, places: Sequence[Path]) -> None:
 
 def own_places(store: SlideStore) -> list[Path]:
     """The files and folders that a slide's folder has of a run, the manifest first and ``.work`` last."""
-    names = ("manifest.json", "slide.ome.zarr", *RESULTS, ".work")
+    names = ("manifest.json", ZARR, *RESULTS, ".work")
     return [path for name in names if (path := store.root / name).exists()]
 
 

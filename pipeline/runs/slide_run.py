@@ -28,21 +28,13 @@ from pipeline.runs.verify import (
     repaired_differs,
     require_whole,
 )
-from pipeline.stage_table import NETWORK_STAGES
+from pipeline.stage_table import NETWORK_STAGES, STAGE, STAGE_TABLE, WRITER
 from pipeline.storage.atomic_files import append_json, fsync_dir, read_json_lines, remove, sweep_partials, write_json
-from pipeline.storage.layout import GEOJSON, OVERVIEW, QUALITY, TABLE, TISSUE
+from pipeline.storage.layout import ARRAYS, entry_of, path_of
 from pipeline.storage.manifest import previous_plan, read_manifest, rewrite_case, write_manifest
 from pipeline.storage.slide_store import SlideStore
 
 Standing = Literal["complete", "kept", "todo"]
-
-OUTPUTS = {
-    "label": "slide.ome.zarr/labels",
-    "measure": TABLE,
-    "export": GEOJSON,
-    "overlay": OVERVIEW,
-}
-"""What a stage leaves behind, to be removed when the plan has no such stage any more."""
 
 
 @dataclass(slots=True)
@@ -122,14 +114,14 @@ class SlideRun:
 
     def finish(self) -> None:
         """Remove what the plan no longer makes, then write the manifest: the slide is complete."""
-        for stage, name in OUTPUTS.items():
-            if stage not in self.plan.hashes:
-                remove(self.place.root / name)
-                self.place.unstamp([stage])
+        for stage in (stage for stage in STAGE_TABLE if stage.name not in self.plan.hashes):
+            for artifact in stage.writes:
+                remove(self.place.root / entry_of(path_of(artifact)))
+            self.place.unstamp([stage.name])
         self._require_whole()
         retry_io(lambda: drop(self.place, self.plan.config.outputs))
         remove(self.store.work / "failure.json")
-        remove(self.place.work / "export")  # its outlines, when it was killed between its stamp and their removal
+        remove(self.place.work / WRITER["geojson"])  # left by a kill between its stamp and their removal
         end_repair(self.place)
         sweep_partials(self.place.root, age_s=0)
         if self.place != self.store:
@@ -248,11 +240,10 @@ class SlideRun:
         later = stages[stages.index(stage) + 1 :]
         self.notices.append(f"{self.plan.key}: {stage} was repaired to other bytes than before; redoing what follows")
         self.place.unstamp(later)
-        arrays = {"predict": ["probability"], "label": ["labels"], "tissue": [TISSUE, QUALITY]}
-        for name in (name for one in later for name in arrays.get(one, ())):
-            remove(self.place.zarr / name)
-        for one in later:
-            remove(self.place.work / one)
+        for artifact in (artifact for name in later for artifact in STAGE[name].writes if artifact in ARRAYS):
+            remove(self.place.root / entry_of(path_of(artifact)))
+        for name in later:
+            remove(self.place.work / name)
 
     # ---- what this run did --------------------------------------------------------------------------------------
 

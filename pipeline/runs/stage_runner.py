@@ -18,8 +18,9 @@ from pipeline.objects.table_writer import MeasureSection
 from pipeline.rendering.contrast import Rgb, class_colours
 from pipeline.runs.plan import SlidePlan
 from pipeline.slides.bad_tiles import BadTile, untouched_cells
+from pipeline.stage_table import STAGE, WRITER
 from pipeline.stages import export, ingest, label, measure, overlay, predict, pyramid, tissue
-from pipeline.storage.layout import IMAGE, OBJECTS, PROBABILITY, tissue_factor
+from pipeline.storage.layout import ARRAYS, tissue_factor
 from pipeline.tissue_detection.threshold import TissueParams
 
 
@@ -137,7 +138,7 @@ def _measure(work: StageContext, plan: SlidePlan, map_blocks: MapBlocks) -> Stag
 
 
 def _pyramid(work: StageContext, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
-    writers = {IMAGE: "ingest", PROBABILITY: "predict", OBJECTS: "label"}
+    writers = {ARRAYS[artifact]: WRITER[artifact] for artifact in STAGE["pyramid"].reads}
     section = pyramid.PyramidSection(
         mpp_um=plan.resolution.mpp,
         channel_names=plan.channel_names,

@@ -14,8 +14,9 @@ from typing import Any
 
 from pipeline.errors import DamagedError, DiskError
 from pipeline.geometry import Box, TileGrid
+from pipeline.stage_table import WRITER
 from pipeline.storage.atomic_files import fsync_dir, read_json, remove, sha256_file, write_bytes, write_json
-from pipeline.storage.layout import GEOJSON, IMAGE, OBJECTS, OVERVIEW, PROBABILITY, QUALITY, TABLE, TISSUE
+from pipeline.storage.layout import artifact_of
 from pipeline.storage.manifest import is_pruned, read_manifest, result_files
 from pipeline.storage.slide_store import SlideStore, StoredArray, shard_path
 
@@ -204,9 +205,4 @@ def _reads(array: StoredArray, shard: Path, core: Box) -> bool:
 
 def stage_of(name: str) -> str:
     """The stage that writes the file at this path below the slide's folder."""
-    whole_files = {TABLE: "measure", GEOJSON: "export", OVERVIEW: "overlay"}
-    if name in whole_files:
-        return whole_files[name]
-    inside = name.removeprefix("slide.ome.zarr/")
-    writers = {IMAGE: "ingest", PROBABILITY: "predict", OBJECTS: "label", TISSUE: "tissue", QUALITY: "tissue"}
-    return next((stage for array, stage in writers.items() if inside.startswith(f"{array}/")), "pyramid")
+    return WRITER[artifact_of(name)]

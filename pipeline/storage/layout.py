@@ -11,9 +11,21 @@ IMAGE, PROBABILITY, OBJECTS = "0", "probability/0", "labels/objects/0"
 TISSUE, QUALITY = "tissue", "quality"
 """Coarse arrays of the tissue stage, as paths in the OME-Zarr."""
 
+ZARR = "slide.ome.zarr"
+"""The OME-Zarr, below the slide's folder."""
+
+ARRAYS = {"image": IMAGE, "probability": PROBABILITY, "objects": OBJECTS, "tissue": TISSUE, "quality": QUALITY}
+"""Arrays by their artifact's name in the stage table, as paths in the OME-Zarr."""
+
 TABLE, GEOJSON, OVERVIEW = "objects.parquet", "objects.geojson.gz", "overview.png"
 RESULTS = (TABLE, GEOJSON, OVERVIEW)
 """What stands beside the arrays."""
+
+FILES = {"table": TABLE, "geojson": GEOJSON, "overview": OVERVIEW}
+"""Files by their artifact's name in the stage table."""
+
+LEVELS = "levels"
+"""The artifact without a path of its own: whatever else lies in the OME-Zarr, coarser levels and group metadata."""
 
 TISSUE_UM = 8.0
 LARGEST_FACTOR = 64
@@ -25,3 +37,19 @@ def tissue_factor(mpp: float) -> int:
     while factor < LARGEST_FACTOR and 2 * factor * mpp <= TISSUE_UM:
         factor *= 2
     return factor
+
+
+def path_of(artifact: str) -> str:
+    """Path of an artifact's array or file below the slide's folder."""
+    return f"{ZARR}/{ARRAYS[artifact]}" if artifact in ARRAYS else FILES[artifact]
+
+
+def entry_of(path: str) -> str:
+    """What is removed as a whole with a file: itself, or the group or array in the OME-Zarr that it belongs to."""
+    return "/".join(path.split("/")[:2])
+
+
+def artifact_of(path: str) -> str:
+    """The artifact to which a file at this path below the slide's folder belongs; ``LEVELS`` when it is no other's."""
+    owners = {artifact: path_of(artifact) for artifact in (*ARRAYS, *FILES)}
+    return next((name for name, own in owners.items() if path == own or path.startswith(f"{own}/")), LEVELS)

@@ -1,7 +1,6 @@
 """The folder of one slide: arrays, small results of blocks, and stamps. Stages meet only here.
 
-A block is done when its shard exists. Shards are whole and also written for empty blocks, an array belongs to one plan,
-and reading a missing shard raises an error.
+A block is done when its shard exists. Shards are whole, also those of empty blocks, and an array belongs to one plan.
 
     <slide>/slide.ome.zarr/<array>/zarr.json, c/..     attributes: {"overtile": {"plan": hash}}
     <slide>/.work/new/<array>/..                       the next array, while the previous plan's still stands
@@ -30,6 +29,7 @@ from pipeline.errors import DamagedError, StoreError
 from pipeline.geometry import Box
 from pipeline.storage import atomic_files
 from pipeline.storage.atomic_files import fsync_dir, fsync_tree, remove, write_atomic, write_bytes
+from pipeline.storage.layout import ZARR
 from pipeline.storage.shard import ShardLayout
 
 if TYPE_CHECKING:  # zarr takes a third of a second to import
@@ -164,7 +164,7 @@ class SlideStore:
     @property
     def zarr(self) -> Path:
         """The OME-Zarr."""
-        return self.root / "slide.ome.zarr"
+        return self.root / ZARR
 
     @property
     def work(self) -> Path:

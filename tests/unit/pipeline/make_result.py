@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.stage_table import STAGES, WRITER
+from pipeline.storage import layout
 from pipeline.storage.manifest import write_manifest
 from pipeline.storage.slide_store import SlideStore
 from tests.support.make_store import put_array
 
-STAGES = ("ingest", "tissue", "predict", "label", "measure", "pyramid", "export", "overlay")
 PLANS = {stage: f"{number}" * 64 for number, stage in enumerate(STAGES)}
 PLAN = {"key": "case/ü", "hashes": PLANS, "config": {"tiles": {"block": 512}}, "shape": (700, 600)}
 ARRAYS = {
@@ -23,7 +24,7 @@ ARRAYS = {
     "probability/1": ("pyramid", (1, 350, 300)),
     "labels/objects/1": ("pyramid", (350, 300)),
 }
-FILES = {"objects.parquet": "measure", "objects.geojson.gz": "export", "overview.png": "overlay"}
+FILES = {path: WRITER[artifact] for artifact, path in layout.FILES.items()}
 
 
 def finished_slide(root: Path) -> SlideStore:
