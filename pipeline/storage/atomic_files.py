@@ -1,8 +1,8 @@
-"""Files that are either whole or absent: atomic writes, durable directories, digests.
+"""Atomic writes, durable directories, digests.
 
-The one decision made here: everything overtile writes goes to a temporary neighbour, is fsynced, and is renamed into
-place, so a reader never sees half a file and a power loss never leaves a name without its bytes once the directory
-has been fsynced too. Disk trouble becomes a DiskError that names the path.
+Every file is written to a temporary file beside it, fsynced and renamed into place. So a reader never sees half a file,
+and once the directory is fsynced too, a power loss never leaves a name without its bytes. A full or read-only disk
+raises a DiskError that names the path.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _DISK_ERRNOS = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG}
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn 'disk full', 'read-only' and 'quota' into a DiskError naming ``path`` and the space left."""
+    """Turn 'disk full', 'read-only' and 'quota exceeded' into a DiskError that names ``path`` and the free space."""
     try:
         yield
     except DiskError:
@@ -77,7 +77,11 @@ def write_json(path: Path, content: object) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON of ``path``. Raises DamagedError naming the file when it is empty, cut or not JSON."""
+    """Read the JSON in ``path``.
+
+    Raises:
+        DamagedError: The file is empty, cut or not JSON. Names the file.
+    """
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -89,12 +93,12 @@ def read_json(path: Path) -> Any:
 def append_json(path: Path, content: object) -> None:
     """Append one line of JSON in one write, so that lines of several writers never mix.
 
-    What a writer killed or a disk filled in mid-line left stays a line of its own.
+    A torn line, left by a killed writer or a full disk, stays a line of its own.
     """
     with disk_errors(path), path.open("a+b", buffering=0) as file:
         start = b"\n" if _ends_torn(file) else b""
         line = start + json.dumps(content, sort_keys=True).encode() + b"\n"
-        if file.write(line) != len(line):  # what does not fit is not tried a second time: it could land in another line
+        if file.write(line) != len(line):  # the rest is not written: it could end up inside another writer's line
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -106,7 +110,7 @@ def _ends_torn(file: RawIOBase) -> bool:
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """The lines of JSON that ``append_json`` wrote; torn ones are left out. Empty when there is no such file."""
+    """The lines that ``append_json`` wrote, without torn ones. Empty when there is no such file."""
     lines = path.read_bytes().splitlines() if path.exists() else []
     return [content for line in lines if (content := _parsed(line)) is not None]
 
@@ -119,7 +123,7 @@ def _parsed(line: bytes) -> Any:
 
 
 def fsync_dir(folder: Path) -> bool:
-    """Make the names in ``folder`` durable; false where its file system refuses to, which is left as it is."""
+    """Make the names in ``folder`` durable; return False where the file system does not support it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
@@ -143,7 +147,7 @@ def fsync_tree(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a tree durably; fine when it is absent."""
+    """Remove a file or a folder durably, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -152,7 +156,7 @@ def remove(path: Path) -> None:
 
 
 def sweep_partials(folder: Path, age_s: float = PARTIAL_AGE_S) -> int:
-    """Remove temporary files older than ``age_s`` that a killed writer left behind; returns how many."""
+    """Remove temporary files of killed writers that are older than ``age_s``; return their number."""
     return sum(_unlink_older(path, age_s) for path in list(folder.rglob(f".*{PARTIAL}")))
 
 

@@ -1,6 +1,6 @@
-"""What lies where in a slide's folder, by the names everybody uses.
+"""Names on disk in a slide's folder.
 
-The one decision made here: a name on disk is written down once, so that who reads imports nothing of who writes.
+Each name is defined here once, so that readers need not import writers.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ ARRAYS = {"image": IMAGE, "probability": PROBABILITY, "objects": OBJECTS, "tissu
 
 TABLE, GEOJSON, OVERVIEW = "objects.parquet", "objects.geojson.gz", "overview.png"
 RESULTS = (TABLE, GEOJSON, OVERVIEW)
-"""What stands beside the arrays."""
+"""Files beside the arrays."""
 
 FILES = {"table": TABLE, "geojson": GEOJSON, "overview": OVERVIEW}
 """Files by their artifact's name in the stage table."""
 
 LEVELS = "levels"
-"""The artifact without a path of its own: whatever else lies in the OME-Zarr, coarser levels and group metadata."""
+"""The artifact without a path of its own: everything else in the OME-Zarr, coarser levels and group metadata."""
 
 TISSUE_UM = 8.0
 LARGEST_FACTOR = 64
 
 
 def tissue_factor(mpp: float) -> int:
-    """Image pixels along one tissue pixel: the largest power of two that stays at or below 8 um, dividing a cell."""
+    """Image pixels along one tissue pixel: the largest power of two of at most 8 um; it divides the cell size."""
     factor = 1
     while factor < LARGEST_FACTOR and 2 * factor * mpp <= TISSUE_UM:
         factor *= 2
@@ -45,11 +45,11 @@ def path_of(artifact: str) -> str:
 
 
 def entry_of(path: str) -> str:
-    """What is removed as a whole with a file: itself, or the group or array in the OME-Zarr that it belongs to."""
+    """What is removed together with a file: itself, or the group or array in the OME-Zarr that it belongs to."""
     return "/".join(path.split("/")[:2])
 
 
 def artifact_of(path: str) -> str:
-    """The artifact to which a file at this path below the slide's folder belongs; ``LEVELS`` when it is no other's."""
+    """The artifact to which the file at a path below the slide's folder belongs; ``LEVELS`` when no other has it."""
     owners = {artifact: path_of(artifact) for artifact in (*ARRAYS, *FILES)}
     return next((name for name, own in owners.items() if path == own or path.startswith(f"{own}/")), LEVELS)

@@ -1,8 +1,8 @@
-"""One live run per slide folder.
+"""The lock of a slide folder: one live run at a time.
 
-The one decision made here: nobody is ever asked to delete a lock. A ``flock`` held open dies with its process (a POSIX
-record lock would also die when anything in the process closes another descriptor of the file); a heartbeat (the file's
-own modification time) tells a live owner on another host from a dead one, measured by the file server's clock.
+A lock never has to be deleted by hand. The ``flock`` is released when its process dies. (A POSIX record lock would also
+be released when any part of the process closes another descriptor of the file.) On another host, a heartbeat tells a
+live owner from a dead one: the file's modification time, measured by the file server's clock.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ WORDS = (("process", "pid"), ("on", "host"), ("since", "since"))
 
 @contextmanager
 def slide_lock(work: Path) -> Iterator[None]:
-    """Hold ``work/lock`` while the block runs.
+    """Hold ``work/lock`` during the ``with`` block.
 
-    Raises LockedError naming pid, host and since when another live run holds it; a dead owner on this host is taken
-    over at once, one on another host after 10 minutes without a beat.
+    The lock of a dead owner is taken over: on this host at once, on another host after 10 minutes without a heartbeat.
+
+    Raises:
+        LockedError: Another live run holds the lock. Names its pid, host and start.
     """
     path = work / "lock"
     with disk_errors(path):
@@ -52,7 +54,7 @@ def slide_lock(work: Path) -> Iterator[None]:
 
 
 def live_owner(work: Path) -> Mapping[str, str | int] | None:
-    """Who works on the slide, as far as the lock's file tells: pid, host, since. Only looks, and disturbs nobody."""
+    """The run that holds the lock according to the lock file: pid, host, since; None when it is dead. Read-only."""
     path, owner = work / "lock", _owner(work / "lock")
     try:
         if not owner or time.time() - path.stat().st_mtime > STALE_S:
@@ -63,10 +65,10 @@ def live_owner(work: Path) -> Mapping[str, str | int] | None:
 
 
 def _lives(owner: Mapping[str, str | int]) -> bool:
-    """Whether the process of an owner on this host is still there."""
+    """Whether the process of an owner on this host is alive."""
     if owner.get("boot") != _myself()["boot"]:
         return False
-    with suppress(PermissionError):  # somebody else's, but there
+    with suppress(PermissionError):  # the process of another user is alive
         try:
             os.kill(int(owner["pid"]), 0)
         except ProcessLookupError:
@@ -75,7 +77,7 @@ def _lives(owner: Mapping[str, str | int]) -> bool:
 
 
 def _is_zombie(pid: int) -> bool:
-    """Whether a process has ended and nobody has asked how: in a container there may be nobody to."""
+    """Whether a process has ended but was not waited for: in a container there may be no init process that waits."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except (OSError, IndexError):
@@ -122,7 +124,7 @@ def _describe(path: Path) -> str:
 
 
 def _age_s(path: Path) -> float:
-    """Seconds since the last beat by the file server's clock: that of a file made just now beside it."""
+    """Seconds since the last heartbeat by the file server's clock, read from a file created beside the lock."""
     probe = path.with_name(f".clock.{uuid.uuid4().hex}.partial")
     probe.touch()
     try:
@@ -133,5 +135,5 @@ def _age_s(path: Path) -> float:
 
 def _beat(path: Path, wait: Wait) -> None:
     while not wait(BEAT_S):
-        with suppress(OSError):  # a file server that stumbles once: the next beat counts
+        with suppress(OSError):  # a transient failure: the next heartbeat counts
             os.utime(path)

@@ -1,7 +1,7 @@
-"""The manifest: what was run, on what, with what, and every file with its size and SHA-256.
+"""The manifest of a complete slide: the plan, the software, and every file with its size and SHA-256.
 
-The one decision made here: the manifest exists only when everything it lists does, and everything trusts it: no
-manifest, not complete. It is written last and removed first.
+The manifest is written last and removed first, so it exists only when every file that it lists exists. A slide without
+a manifest is not complete.
 """
 
 from __future__ import annotations
@@ -38,9 +38,14 @@ HASHING_THREADS = 2
 
 
 def write_manifest(store: SlideStore, plan: Mapping[str, Any], stages: Mapping[str, Any]) -> None:
-    """Digest every file of a finished slide and write the manifest, durably, as the last act.
+    """Digest every file of a finished slide and write the manifest durably, as the last step.
 
-    ``metadata`` keeps the text of every zarr.json: one that is lost would otherwise take its array's shards along.
+    The key ``metadata`` holds the text of every zarr.json: a lost one would otherwise make its array's shards useless.
+
+    Args:
+        store: The slide's folder.
+        plan: Summary of the plan.
+        stages: Facts and runs of each stage.
     """
     files = result_files(store)
     content = {
@@ -62,13 +67,13 @@ def write_manifest(store: SlideStore, plan: Mapping[str, Any], stages: Mapping[s
             if path.name == "zarr.json"
         },
     }
-    plain = json.loads(json.dumps(content))  # as it will be read: lists for tuples, text for keys
+    plain = json.loads(json.dumps(content))  # as it will be read: tuples become lists, keys become text
     write_json(store.manifest, plain | {"sha256": digest(plain)})
     fsync_dir(store.root)
 
 
 def rewrite_case(store: SlideStore, manifest: Mapping[str, Any], case: Mapping[str, str]) -> None:
-    """Let a complete slide carry what the cases table says of it today. No pixel depends on it, and no hash."""
+    """Replace the cases table's row in the manifest of a complete slide. No pixel and no hash depends on it."""
     rewrite(store, {**manifest, "plan": {**manifest["plan"], "case": dict(case)}})
 
 
@@ -79,13 +84,17 @@ def rewrite(store: SlideStore, content: Mapping[str, Any]) -> None:
 
 
 def is_pruned(manifest: Mapping[str, Any], name: str) -> bool:
-    """Whether a file (its path below the slide's folder) is one that was given up on purpose."""
+    """Whether the file at a path below the slide's folder was pruned."""
     entries = manifest.get("pruned", {}).get("entries", ())
     return any(name == entry or name.startswith(f"{entry}/") for entry in entries)
 
 
 def read_manifest(store: SlideStore) -> dict[str, Any] | None:
-    """The manifest, or None when the slide is not complete. Raises DamagedError when it cannot be what was written."""
+    """Read the manifest; None when the slide is not complete.
+
+    Raises:
+        DamagedError: The content is not what was written.
+    """
     if not store.manifest.exists():
         return None
     content = read_json(store.manifest)
@@ -95,7 +104,7 @@ def read_manifest(store: SlideStore) -> dict[str, Any] | None:
 
 
 def previous_plan(store: SlideStore) -> dict[str, Any] | None:
-    """The summary of the plan under which the slide was last worked on; None when there is none that can be read."""
+    """Summary of the plan of the slide's last run; None when none can be read."""
     path = store.work / "plan.json"
     try:
         manifest = read_manifest(store)
@@ -106,7 +115,7 @@ def previous_plan(store: SlideStore) -> dict[str, Any] | None:
 
 
 def result_files(store: SlideStore) -> list[Path]:
-    """Every file of the result, and nothing that somebody else left beside it."""
+    """Every file of the result; other files in the folder are left out."""
     arrays = [path for path in store.zarr.rglob("*") if path.is_file() and not path.name.endswith(PARTIAL)]
     return sorted([*arrays, *(path for name in RESULTS if (path := store.root / name).is_file())])
 

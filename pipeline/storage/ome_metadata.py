@@ -1,6 +1,6 @@
-"""The OME-Zarr 0.5 metadata that make a slide's arrays one picture, checked against the models of ome-zarr-models.
+"""OME-Zarr 0.5 metadata of a slide's arrays, validated by the models of ome-zarr-models.
 
-The one decision made here: coordinates are those of pixel centres, so each level moves by half a pixel of its own.
+Coordinates are those of pixel centres, so each level is translated by half of its own pixel.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from pipeline.storage.slide_store import StoredArray
 
 
 def image_attributes(name: str, mpp_um: float, levels: int, omero: Omero) -> dict[str, Any]:
-    """The ``ome`` attributes of a (c, y, x) image's group: its levels, and how viewers show its channels."""
+    """The ``ome`` attributes of the group of a (c, y, x) image: its levels, and how viewers display its channels."""
     scales = _multiscale(name, mpp_um, levels, channels=True)
     return _plain(ImageAttrs.model_validate({"multiscales": [scales], "omero": omero, "version": "0.5"}))
 
 
 def objects_attributes(mpp_um: float, levels: int) -> dict[str, Any]:
-    """The ``ome`` attributes of the group of the objects' (y, x) labels, which belong to the image two groups above."""
+    """The ``ome`` attributes of the group of the objects' (y, x) labels; the image is two groups above."""
     scales = _multiscale("objects", mpp_um, levels, channels=False)
     label = Label(version="0.5", source=Source(image="../../"))
     found = {"multiscales": [scales], "image-label": label, "version": "0.5"}
@@ -37,12 +37,12 @@ def objects_attributes(mpp_um: float, levels: int) -> dict[str, Any]:
 
 
 def labels_attributes() -> dict[str, Any]:
-    """The ``ome`` attributes of the group that lists what labels there are."""
+    """The ``ome`` attributes of the group that lists the labels."""
     return _plain(LabelsAttrs(labels=["objects"], version="0.5"))
 
 
 def _multiscale(name: str, mpp_um: float, levels: int, *, channels: bool) -> Multiscale:
-    """Axes and levels: scale mpp * 2^l, and the half-pixel by which the centre of the first pixel moves at each level.
+    """Axes and levels: scale mpp * 2^l, and the translation of the first pixel's centre at each level.
 
     Source: OME-Zarr 0.5, "multiscales" metadata; coordinates are those of pixel centres.
     """
@@ -60,7 +60,7 @@ def _multiscale(name: str, mpp_um: float, levels: int, *, channels: bool) -> Mul
 
 
 def image_omero(coarsest: StoredArray, channel_names: Sequence[str]) -> Omero:
-    """How viewers show the image: colours by name, contrast by the pixels of its coarsest level."""
+    """How viewers display the image: colours by channel name, contrast by the pixels of the coarsest level."""
     pixels = coarsest[:]
     limit = int(np.iinfo(coarsest.dtype).max)
     colours = channel_colours(channel_names, coarsest.dtype)
@@ -68,7 +68,14 @@ def image_omero(coarsest: StoredArray, channel_names: Sequence[str]) -> Omero:
 
 
 def omero(names: Sequence[str], colours: Sequence[Rgb], shown: Sequence[tuple[float, float]], limit: int) -> Omero:
-    """How viewers show the channels: label, colour, contrast window."""
+    """How viewers display channels: label, colour, contrast window.
+
+    Args:
+        names: Name of each channel.
+        colours: Colour of each channel.
+        shown: (start, end) of the contrast window of each channel.
+        limit: Largest value of a pixel.
+    """
     channels = [
         Channel.model_validate(
             {

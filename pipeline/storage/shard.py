@@ -1,8 +1,8 @@
-"""The file of one shard, chunk by chunk, as zarr would write it.
+"""Write the file of one shard chunk by chunk, with the same bytes as zarr.
 
-The one decision made here: zarr's own writer keeps the whole shard in memory twice and spends more time on passing
-chunks between its tasks than on compressing them. A block is always one whole shard, so its file is simply its chunks,
-compressed one after the other, and an index: the same bytes as zarr's, a chunk at a time.
+zarr's own writer keeps the whole shard in memory twice and spends more time on passing chunks between its tasks than on
+compressing them. A block is always one whole shard, so its file is its compressed chunks one after the other, then an
+index.
 
 Layout: zarr specification 3, codec ``sharding_indexed``, index at the end; chunks in zarr-python's Morton order.
 """
@@ -28,7 +28,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class ShardLayout:
-    """How the shards of an array are made: sides in pixels of a chunk and of the shard, and the compressor."""
+    """Layout of an array's shards: sides of a chunk and of the shard in pixels, and the compressor."""
 
     chunk_px: int
     block_px: int
@@ -36,7 +36,11 @@ class ShardLayout:
 
     @classmethod
     def read(cls, metadata: dict[str, Any]) -> ShardLayout:
-        """From an array's metadata as we write it. Raises LookupError or ValueError for any other."""
+        """Read the layout from an array's metadata.
+
+        Raises:
+            LookupError, ValueError: The array was not written by this package.
+        """
         (sharding,) = metadata["codecs"]
         inside = sharding["configuration"]
         _bytes, compressor, _crc = inside["codecs"]
@@ -44,8 +48,8 @@ class ShardLayout:
         return cls(int(inside["chunk_shape"][-1]), int(block), _compressor(compressor))
 
     def parts(self, pixels: Array) -> Iterator[bytes]:
-        """The pieces of the file, in order, for the pixels ((c,) h, w) of one block, at most a shard."""
-        numcodecs.blosc.use_threads = False  # several threads place their blocks in the order they finish
+        """Yield the bytes of the file in order, for the pixels ((c,) h, w) of one block of at most a shard."""
+        numcodecs.blosc.use_threads = False  # else the order of bytes depends on the order in which threads finish
         side = -(-self.block_px // self.chunk_px)
         index, offset = np.full((side, side, 2), ABSENT, "<u8"), 0
         for row, col in morton(side):
@@ -62,7 +66,7 @@ class ShardLayout:
         yield _crc32c(index.tobytes())
 
     def _whole(self, part: Array) -> Array:
-        """A chunk, zero where it reaches beyond the array."""
+        """A whole chunk, zero outside the array."""
         shape = (*part.shape[:-2], self.chunk_px, self.chunk_px)
         if part.shape == shape:
             return np.ascontiguousarray(part)
@@ -92,5 +96,5 @@ def morton(side: int) -> list[tuple[int, int]]:
 
 
 def _spread(number: int) -> int:
-    """Its binary digits with a zero between each two: read in base 4."""
+    """Insert a zero between each two binary digits: read them in base 4."""
     return int(f"{number:b}", 4)

@@ -1,9 +1,10 @@
-"""The folder of one slide: arrays, small results of blocks, and stamps. Stages meet only here.
+"""The folder of one slide: arrays, small results of blocks, and stamps. Stages exchange data only here.
 
-A block is done when its shard exists. Shards are whole, also those of empty blocks, and an array belongs to one plan.
+A block is done when its shard exists. Every shard is written whole, also those of empty blocks, and an array belongs to
+one plan.
 
     <slide>/slide.ome.zarr/<array>/zarr.json, c/..     attributes: {"overtile": {"plan": hash}}
-    <slide>/.work/new/<array>/..                       the next array, while the previous plan's still stands
+    <slide>/.work/new/<array>/..                       the next array, while that of the previous plan is kept
     <slide>/.work/<stage>/<row>.<col>.<plan8>.npz      a block's small result
     <slide>/.work/<stage>.stamp                        the stage is complete under this plan
 """
@@ -27,10 +28,17 @@ from numpy.typing import NDArray
 from pipeline.config import CELL_PX
 from pipeline.errors import DamagedError, StoreError
 from pipeline.geometry import Box
-from pipeline.storage import atomic_files
-from pipeline.storage.atomic_files import fsync_dir, fsync_tree, remove, write_atomic, write_bytes
+from pipeline.storage.array_metadata import DAMAGE, array_metadata, damaged_metadata, shard_layout, stored_plan
+from pipeline.storage.atomic_files import (
+    fsync_dir,
+    fsync_tree,
+    read_json,
+    remove,
+    write_atomic,
+    write_bytes,
+    write_json,
+)
 from pipeline.storage.layout import ZARR
-from pipeline.storage.shard import ShardLayout
 
 if TYPE_CHECKING:  # zarr takes a third of a second to import
     import zarr
@@ -40,13 +48,10 @@ if TYPE_CHECKING:  # zarr takes a third of a second to import
 Index = tuple[int, int]
 Array = NDArray[Any]
 
-DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
-"""What decoders raise for changed bytes. Not OSError: trouble with reading may pass, and is tried again."""
-
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
-    """An array to be written: path inside ``slide.ome.zarr``, shape ((c,) y, x), and the plan it belongs to."""
+    """An array to be written: ``path`` in ``slide.ome.zarr``, shape ((c,) y, x), side of a shard, and plan hash."""
 
     path: str
     shape: tuple[int, ...]
@@ -55,18 +60,13 @@ class ArraySpec:
     plan: str
     codec: Literal["zstd", "lz4"] = "zstd"
 
-    @property
-    def leading(self) -> tuple[int, ...]:
-        """Lengths of the axes before (y, x)."""
-        return self.shape[:-2]
-
 
 @dataclass(frozen=True, slots=True)
 class StoredArray:
-    """A finished array, read strictly: shape, dtype and slicing, as stages and the mirror want it.
+    """A finished array, read strictly.
 
-    Indexing takes slices or integers, one per axis, within the array. Raises DamagedError naming the file for a
-    missing, empty or corrupt shard: never zeros in its place.
+    Indexing takes slices or integers, one per axis, within the array. A missing, empty or corrupt shard raises a
+    DamagedError that names the file; it never reads as zeros.
     """
 
     location: Path
@@ -84,13 +84,13 @@ class StoredArray:
 
     @property
     def ndim(self) -> int:
-        """Number of axes: with it, dask takes one of these for an array."""
+        """Number of axes; dask requires it of an array."""
         return len(self.shape)
 
     @property
     def plan(self) -> str:
-        """Hash of the plan that wrote it."""
-        return str(self.array.attrs["overtile"]["plan"])  # type: ignore[index,call-overload]  # ours: a mapping
+        """Hash of the plan that wrote the array."""
+        return str(self.array.attrs["overtile"]["plan"])  # type: ignore[index,call-overload]  # a mapping that this package writes
 
     @property
     def block_px(self) -> int:
@@ -104,14 +104,14 @@ class StoredArray:
         try:
             return np.asarray(self.array[items])
         except DAMAGE as error:
-            where = next(self._undecodable(items[-2], items[-1]), self.location)
+            damaged = next(self._undecodable(items[-2], items[-1]), self.location)
             raise DamagedError(
-                f"{where} cannot be decoded ({error}): it was changed after it was written. Run 'overtile verify', "
+                f"{damaged} cannot be decoded ({error}): it was changed after it was written. Run 'overtile verify', "
                 f"then segment again"
             ) from error
 
     def read(self, box: Box) -> Array:
-        """The pixels of a box inside the array, all leading axes."""
+        """Read the pixels of a box inside the array, all leading axes: ((c,) h, w)."""
         return self[(..., *box.slices)] if len(self.shape) == 2 else self[(slice(None), *box.slices)]
 
     def _require_shards(self, rows: slice | int, cols: slice | int) -> None:
@@ -123,7 +123,7 @@ class StoredArray:
 
     def _undecodable(self, rows: slice | int, cols: slice | int) -> Iterator[Path]:
         for index in self._touched_shards(rows, cols):
-            y0, x0 = (place * self.block_px for place in index)
+            y0, x0 = (position * self.block_px for position in index)
             try:
                 self.array[..., y0 : y0 + self.block_px, x0 : x0 + self.block_px]
             except DAMAGE:
@@ -157,7 +157,10 @@ def shard_path(location: Path, index: Index, ndim: int) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class SlideStore:
-    """The folder of one slide's output. Cheap to make, holds nothing open, travels to workers as a path."""
+    """The folder of one slide's output.
+
+    Cheap to make, holds nothing open, and is sent to workers as a path. All writes are atomic.
+    """
 
     root: Path
 
@@ -168,41 +171,48 @@ class SlideStore:
 
     @property
     def work(self) -> Path:
-        """Plans, stamps, locks and blocks' small results: removable once the slide is complete."""
+        """Folder of plans, stamps, locks and blocks' small results; removable once the slide is complete."""
         return self.root / ".work"
 
     @property
     def manifest(self) -> Path:
-        """Exists only when everything else is complete."""
+        """The manifest, which exists only when everything else is complete."""
         return self.root / "manifest.json"
 
     # ---- arrays -----------------------------------------------------------------------------------------------
 
     def create(self, spec: ArraySpec) -> None:
-        """Create the array, or find it begun under the same plan. Another plan's array stays until ``commit``."""
+        """Create the array, unless one of the same plan was begun. An array of another plan stays until ``commit``."""
         final, staged = self.zarr / spec.path, self.work / "new" / spec.path
-        if _plan_of(final) == spec.plan:
+        if stored_plan(final) == spec.plan:
             return
-        if _plan_of(final) is None and _plan_of(staged) != spec.plan:
+        if stored_plan(final) is None and stored_plan(staged) != spec.plan:
             remove(final / "c")
             _create(final, spec)
-        elif _plan_of(staged) != spec.plan:
+        elif stored_plan(staged) != spec.plan:
             if staged.exists():
                 remove(staged)
             _create(staged, spec)
 
     def holds(self, path: str, plan: str) -> bool:
-        """Whether an array of this plan is in its place, complete or begun."""
-        return _plan_of(self.zarr / path) == plan
+        """Whether the array at ``path`` belongs to this plan, complete or begun."""
+        return stored_plan(self.zarr / path) == plan
 
     def write_block(self, path: str, plan: str, core: Box, pixels: Array) -> None:
-        """Write one whole shard: ``pixels`` ((c,) h, w) of ``core``.
+        """Write one whole shard.
 
-        Raises StoreError when ``core`` is not exactly one shard, or when the array belongs to another plan.
+        Args:
+            path: Path of the array in ``slide.ome.zarr``.
+            plan: Plan hash that the array must have.
+            core: Pixels of the shard.
+            pixels: ((c,) h, w) of ``core``.
+
+        Raises:
+            StoreError: ``core`` is not exactly one shard, or the array belongs to another plan.
         """
         location = self._locate(path, plan)
-        metadata = _metadata(location)
-        layout = _layout(location, metadata)
+        metadata = array_metadata(location)
+        layout = shard_layout(location, metadata)
         block, shape, dtype = layout.block_px, tuple(metadata["shape"]), metadata["data_type"]
         aligned = all(
             start % block == 0 and stop == min(start + block, length)
@@ -217,9 +227,9 @@ class SlideStore:
         write_atomic(shard, lambda file: file.writelines(layout.parts(pixels)))
 
     def done(self, path: str, plan: str) -> set[Index]:
-        """The (row, col) of the blocks whose shard exists with bytes in it, under this plan."""
+        """(row, col) of the blocks of this plan whose shard exists and is not empty."""
         location = self._locate(path, plan)
-        base = location.joinpath("c", *("0",) * (len(_metadata(location)["shape"]) - 2))
+        base = location.joinpath("c", *("0",) * (len(array_metadata(location)["shape"]) - 2))
         if not base.is_dir():
             return set()
         rows = [entry for entry in os.scandir(base) if entry.is_dir()]
@@ -231,19 +241,19 @@ class SlideStore:
         }
 
     def commit(self, path: str, plan: str) -> None:
-        """Make a complete array durable and put it in its place, replacing the previous plan's."""
+        """Make a complete array durable and move it to its final path, replacing that of the previous plan."""
         location, final = self._locate(path, plan), self.zarr / path
         fsync_tree(location)
         if location != final:
             self._replace(location, path)
-        remove(self.work / "old" / path)  # also of a replacement that was killed after its last rename
+        remove(self.work / "old" / path)  # also left by a replacement that was killed after its last rename
         for folder in (final.parent, *final.parent.parents):
-            fsync_dir(folder)  # a stamp must not outlive the name of what it stands for
+            fsync_dir(folder)  # a stamp must not outlive the name of the array
             if folder == self.root:
                 break
 
     def _replace(self, location: Path, path: str) -> None:
-        """Put a finished array where the previous plan's was, and that one aside."""
+        """Move the array of the previous plan aside, and a finished array to its path."""
         final, old = self.zarr / path, self.work / "old" / path
         if final.exists():
             remove(old)
@@ -254,30 +264,35 @@ class SlideStore:
         fsync_dir(final.parent)
 
     def read(self, path: str) -> StoredArray:
-        """The committed array at ``path``. Raises DamagedError when its metadata is missing or not JSON."""
+        """The committed array at ``path``.
+
+        Raises:
+            DamagedError: Its metadata are missing or damaged.
+        """
         self.plan_of(path)
         return StoredArray(self.zarr / path, _open(self.zarr / path))
 
     def plan_of(self, path: str) -> str:
-        """The plan that wrote the committed array at ``path``. Raises DamagedError when there is none."""
-        plan = _plan_of(self.zarr / path)
+        """Plan hash of the committed array at ``path``; raises DamagedError when there is no array."""
+        plan = stored_plan(self.zarr / path)
         if plan is None:
             raise DamagedError(f"{self.zarr / path / 'zarr.json'} is missing: there is no array here yet. Run segment")
         return plan
 
     def _locate(self, path: str, plan: str) -> Path:
         for location in (self.zarr / path, self.work / "new" / path):
-            if _plan_of(location) == plan:
+            if stored_plan(location) == plan:
                 return location
+        found = (stored_plan(self.zarr / path) or "none")[:8]
         raise StoreError(
-            f"{self.zarr / path}: expected an array of plan {plan[:8]}, found "
-            f"{(_plan_of(self.zarr / path) or 'none')[:8]}. Another run changed the plan meanwhile; run segment again"
+            f"{self.zarr / path}: expected an array of plan {plan[:8]}, found {found}. Another run changed the plan "
+            "meanwhile; run segment again"
         )
 
     # ---- blocks' small results ---------------------------------------------------------------------------------
 
     def save_result(self, stage: str, plan: str, index: Index, arrays: Mapping[str, Array]) -> None:
-        """Atomically keep a block's small result."""
+        """Write a block's small result atomically."""
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **arrays)
         write_bytes(self.result_path(stage, plan, index), buffer.getbuffer())
@@ -285,7 +300,15 @@ class SlideStore:
     def load_result(
         self, stage: str, plan: str, index: Index, names: Collection[str] | None = None
     ) -> dict[str, Array]:
-        """A block's small result, or what is named of it. Raises DamagedError naming the file that cannot be read."""
+        """Read a block's small result.
+
+        Args:
+            stage, plan, index: Stage, plan hash and (row, col) of the block.
+            names: Arrays to read; None for all.
+
+        Raises:
+            DamagedError: The file cannot be read. Names the file.
+        """
         path = self.result_path(stage, plan, index)
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
@@ -296,12 +319,12 @@ class SlideStore:
             ) from error
 
     def results(self, stage: str, plan: str) -> set[Index]:
-        """The (row, col) of the blocks that have a small result under this plan."""
+        """(row, col) of the blocks that have a small result of this plan."""
         names = (path.name.split(".") for path in (self.work / stage).glob(f"*.{plan[:8]}.npz"))
         return {(int(name[0]), int(name[1])) for name in names if name[0].isdigit()}
 
     def result_path(self, stage: str, plan: str, index: Index) -> Path:
-        """Where a block's small result lies."""
+        """Path of a block's small result."""
         return self.work / stage / f"{index[0]}.{index[1]}.{plan[:8]}.npz"
 
     def sweep_results(self, stage: str, plan: str) -> None:
@@ -315,57 +338,29 @@ class SlideStore:
     def stamp(self, stage: str, plan: str, facts: Mapping[str, Any]) -> None:
         """Declare a stage complete under ``plan``. Its files must be durable before this is called."""
         fsync_tree(self.work / stage)
-        atomic_files.write_json(self.work / f"{stage}.stamp", {"plan": plan, "facts": dict(facts)})
+        write_json(self.work / f"{stage}.stamp", {"plan": plan, "facts": dict(facts)})
         fsync_dir(self.work)
 
     def stamped(self, stage: str) -> str | None:
-        """The plan under which the stage was completed, or None."""
+        """Plan hash under which the stage was completed, or None."""
         return str(self._stamp(stage)["plan"]) if (self.work / f"{stage}.stamp").exists() else None
 
     def facts(self, stage: str) -> dict[str, Any]:
-        """What the stage recorded when it was completed."""
+        """Facts that the stage recorded when it was completed."""
         return dict(self._stamp(stage)["facts"])
 
     def _stamp(self, stage: str) -> dict[str, Any]:
         path = self.work / f"{stage}.stamp"
-        match content := atomic_files.read_json(path):
+        match content := read_json(path):
             case {"plan": str(), "facts": dict()}:
                 return dict(content)
         raise DamagedError(f"{path} is not the stamp that was written: it is damaged. Delete it and rerun")
 
     def unstamp(self, stages: Iterable[str]) -> None:
-        """Forget that these stages were complete."""
+        """Remove the stamps of stages."""
         for stage in stages:
             (self.work / f"{stage}.stamp").unlink(missing_ok=True)
         fsync_dir(self.work)
-
-
-def _metadata(location: Path) -> dict[str, Any]:
-    path = location / "zarr.json"
-    match content := atomic_files.read_json(path):
-        case {"shape": list(), "attributes": {"overtile": {"plan": str()}}}:
-            return dict(content)
-    raise DamagedError(f"{path} is not the array metadata that was written: it is damaged. Delete it and rerun")
-
-
-def _plan_of(location: Path) -> str | None:
-    if not (location / "zarr.json").exists():
-        return None
-    return str(_metadata(location)["attributes"]["overtile"]["plan"])
-
-
-def _layout(location: Path, metadata: dict[str, Any]) -> ShardLayout:
-    try:
-        return ShardLayout.read(metadata)
-    except DAMAGE as error:
-        raise _damaged_metadata(location, error) from error
-
-
-def _damaged_metadata(location: Path, error: Exception) -> DamagedError:
-    return DamagedError(
-        f"{location / 'zarr.json'} is not the array metadata that was written ({error}): it is damaged. "
-        f"Delete it and rerun"
-    )
 
 
 def _open(location: Path) -> zarr.Array[Any]:
@@ -374,7 +369,7 @@ def _open(location: Path) -> zarr.Array[Any]:
     try:
         return zarr.open_array(zarr.storage.LocalStore(location, read_only=True), mode="r")
     except DAMAGE as error:
-        raise _damaged_metadata(location, error) from error
+        raise damaged_metadata(location, error) from error
 
 
 def _create(location: Path, spec: ArraySpec) -> None:
@@ -389,8 +384,8 @@ def _create(location: Path, spec: ArraySpec) -> None:
         zarr.storage.MemoryStore(described),
         shape=spec.shape,
         dtype=spec.dtype,
-        chunks=(*spec.leading, CELL_PX, CELL_PX),
-        shards=(*spec.leading, spec.block_px, spec.block_px),
+        chunks=(*spec.shape[:-2], CELL_PX, CELL_PX),
+        shards=(*spec.shape[:-2], spec.block_px, spec.block_px),
         compressors=(compress, Crc32cCodec()),
         fill_value=0,
         dimension_names=("c", "y", "x")[-len(spec.shape) :],
