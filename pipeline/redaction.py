@@ -1,8 +1,7 @@
-"""The id that is told instead of a slide's name, and how the name is taken out of what is said.
+"""Slide pseudonyms, and redaction of slide names in messages (``outputs.redact``).
 
-The one decision made here: a message is made by whoever knows what happened, with the path in it, and the path is taken
-out on its way to where others read it. So no reader has to know that names may not be told, and what is forgotten by
-one is caught for all of them.
+Messages are written with the slide's path in them and redacted where they leave the program. So code that writes a
+message need not know whether names are redacted, and all messages are covered.
 """
 
 from __future__ import annotations
@@ -17,14 +16,18 @@ from types import TracebackType
 from pipeline.errors import OvertileError
 
 FEWEST_DIGITS, FEWEST_CHARACTERS = 4, 2
-"""A name that is a shorter number, or shorter at all, is taken out as part of a path only: it tells nothing alone."""
+"""Shorter numbers, and shorter names, are replaced only as part of a path: alone they do not identify a slide."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pseudonym:
-    """What a slide is called: the id ``key``, its ``name`` (its key as it would be), and all words that would tell it.
+    """The pseudonym of a slide, and what it replaces.
 
-    ``paths`` and ``words`` are in the order in which they are looked for, the longest first.
+    Attributes:
+        key: The pseudonym, used as the slide's key.
+        name: The key that the slide would have without redaction.
+        paths: Paths to replace, the longest first.
+        words: Words to replace, the longest first.
     """
 
     key: str
@@ -34,31 +37,31 @@ class Pseudonym:
 
     @classmethod
     def of(cls, key: str, name: str, path: Path) -> Pseudonym:
-        """``name`` is the slide's path below its input without extension."""
-        whole = {str(path), os.path.abspath(path), os.path.realpath(path)}
+        """Make the pseudonym of the slide at ``path``; ``name`` is its path below the input, without extension."""
+        paths = {str(path), os.path.abspath(path), os.path.realpath(path)}
         below = PurePosixPath(name)
-        without = {str(Path(one).parent / below.name) for one in whole}  # what lies in a folder beside an .mrxs
-        words = {name, str(below.parent / path.name), *below.parts, *(Path(one).name for one in whole)}
-        return cls(key, name, _longest_first(whole | without), _longest_first(filter(_tells, words)))
+        without_suffix = {str(Path(full).parent / below.name) for full in paths}  # the folder beside an .mrxs file
+        words = {name, str(below.parent / path.name), *below.parts, *(Path(full).name for full in paths)}
+        return cls(key, name, _longest_first(paths | without_suffix), _longest_first(filter(_identifies, words)))
 
-    def text(self, said: str) -> str:
-        """The text with the id in place of all that would tell the slide."""
+    def redact(self, text: str) -> str:
+        """The text with the pseudonym in place of everything that identifies the slide."""
         for path in self.paths:
-            said = said.replace(path, self.key)
+            text = text.replace(path, self.key)
         for word in self.words:
-            if word in said:
-                said = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", lambda _: self.key, said)
-        return said
+            if word in text:
+                text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", lambda _: self.key, text)
+        return text
 
 
 def redact_error(error: Exception, alias: Pseudonym | None) -> Exception:
-    """The error as it may be told."""
-    return _retold(error, alias.text(str(error))) if alias else error
+    """The error with a redacted message; the error itself when there is nothing to redact."""
+    return _with_message(error, alias.redact(str(error))) if alias else error
 
 
 @dataclass(frozen=True, slots=True)
 class RedactErrors:
-    """What is raised inside leaves in words that may be told (``tidy`` has the last), without the errors before it."""
+    """Context manager that redacts the messages of errors and drops their causes; ``tidy`` is applied last."""
 
     alias: Pseudonym | None
     tidy: Callable[[str], str] = str
@@ -68,23 +71,23 @@ class RedactErrors:
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: TracebackType | None) -> None:
         if isinstance(error, Exception):
-            told = self.tidy(str(redact_error(error, self.alias)))
-            if self.alias or told != str(error):
-                raise _retold(error, told) from None
+            message = self.tidy(str(redact_error(error, self.alias)))
+            if self.alias or message != str(error):
+                raise _with_message(error, message) from None
 
 
-def _retold(error: Exception, told: str) -> Exception:
-    """The error itself when that is what it says, else one of its kind that says it."""
-    if told == str(error):
+def _with_message(error: Exception, message: str) -> Exception:
+    """The error itself when it has this message, else an error of its kind that has it."""
+    if message == str(error):
         return error
     kinds = (kind for kind in type(error).__mro__ if kind.__module__ == OvertileError.__module__)
-    kind = next(kinds, None)  # of the tree, whose errors take a message and nothing else
-    return kind(told) if kind else OvertileError(f"{type(error).__name__}: {told}")
+    kind = next(kinds, None)  # classes of the error tree take a message and nothing else
+    return kind(message) if kind else OvertileError(f"{type(error).__name__}: {message}")
 
 
 def _longest_first(words: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(words, key=lambda word: (-len(word), word)))
 
 
-def _tells(word: str) -> bool:
+def _identifies(word: str) -> bool:
     return len(word) >= (FEWEST_DIGITS if word.isdecimal() else FEWEST_CHARACTERS)

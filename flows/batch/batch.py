@@ -113,16 +113,16 @@ class Batch:
     aliases: tuple[Pseudonym, ...] = ()
     everything: dict[str, Path] = field(default_factory=dict)
 
-    def told(self, text: str) -> str:
+    def redact(self, text: str) -> str:
         """The text without the names of slides that may not be told."""
         for alias in self.aliases:
-            text = alias.text(text)
+            text = alias.redact(text)
         return text
 
     @property
     def shown(self) -> BatchRequest:
         """The request as others may read it."""
-        told = [Path(self.told(str(path))) for path in self.request.inputs]
+        told = [Path(self.redact(str(path))) for path in self.request.inputs]
         return self.request.model_copy(update={"inputs": tuple(told)}) if self.aliases else self.request
 
     def exit_code(self) -> int:
@@ -255,7 +255,7 @@ def _is_left_alone(batch: Batch, outcome: Outcome, candidate: Candidate) -> bool
     key, path, settle_s = candidate.key, candidate.path, batch.request.config.input.settle_s
     strikes = batch.strikes.get(key)
     if settle_s and (why := recently_modified(path, settle_s)):
-        outcome.deferred(candidate.told(why))
+        outcome.deferred(candidate.redact(why))
     elif strikes and strikes.count >= STRIKES and strikes.attempt == outcome.attempt and not batch.request.forces(key):
         outcome.quarantined(strikes, shlex.join(["overtile", "retry", str(batch.request.out), key]))
     elif settle_s:
@@ -272,7 +272,9 @@ def defer_changed(batch: Batch, outcome: Outcome) -> bool:
     if gone:
         outcome.failed(
             outcome.stage,
-            SlideError(f"{plan.shown if plan.alias else gone[0]}: vanished after the slide was planned. Bring it back"),
+            SlideError(
+                f"{plan.display_name if plan.alias else gone[0]}: vanished after the slide was planned. Bring it back"
+            ),
         )
         outcome.attempt = ""
     else:
@@ -285,7 +287,9 @@ def _warned(plan: SlidePlan, asked: RunConfig) -> SlidePlan:
     mpp, general = plan.config.input.mpp, asked.input.mpp
     if not isinstance(mpp, float) or not isinstance(general, float) or abs(mpp / general - 1) <= TOLERANCE:
         return plan
-    warning = f"{plan.shown}: the cases table's {mpp:g} um/px is used; --mpp gives {general:g}, more than 5 % off"
+    warning = (
+        f"{plan.display_name}: the cases table's {mpp:g} um/px is used; --mpp gives {general:g}, more than 5 % off"
+    )
     return replace(plan, warnings=(*plan.warnings, warning))
 
 

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.batch.cost_estimate import PICTURE, Extent, Seen
+from flows.batch.cost_estimate import Extent, Seen
 from pipeline.config import CELL_PX
 from pipeline.errors import DamagedError
 from pipeline.execution.blocks import StageContext, StageReport, serial
@@ -24,6 +24,7 @@ from pipeline.runs.plan import SlidePlan
 from pipeline.runs.stage_runner import ingest_section, run_stage, tissue_params
 from pipeline.slides.channels import choose_channels
 from pipeline.slides.opening import open_slide
+from pipeline.stage_table import OVERLAY as PICTURE
 from pipeline.stages.ingest import read_image
 from pipeline.stages.tissue import area_mean
 from pipeline.storage.layout import IMAGE, OVERVIEW, PROBABILITY, TISSUE_UM
@@ -169,10 +170,10 @@ def _read(plan: SlidePlan, box: Box, store: SlideStore) -> None:
     """What ingest does for a block, for any box of the image."""
     work = StageContext(store.root, box.shape, plan.block_px, plan.hashes["ingest"])
     image_CYX = read_image(ingest_section(plan), box)
-    store.create(ArraySpec(IMAGE, image_CYX.shape, str(image_CYX.dtype), work.block_px, work.plan, codec="lz4"))
-    store.write_block(IMAGE, work.plan, Box.of_shape(box.shape), image_CYX)
-    store.commit(IMAGE, work.plan)
-    store.stamp("ingest", work.plan, {})
+    store.create(ArraySpec(IMAGE, image_CYX.shape, str(image_CYX.dtype), work.block_px, work.plan_hash, codec="lz4"))
+    store.write_block(IMAGE, work.plan_hash, Box.of_shape(box.shape), image_CYX)
+    store.commit(IMAGE, work.plan_hash)
+    store.stamp("ingest", work.plan_hash, {})
 
 
 def _sizes(store: SlideStore) -> dict[str, int]:

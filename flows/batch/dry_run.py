@@ -24,7 +24,7 @@ from flows.batch.cost_estimate import LEVEL_0, OUTSIDE_BYTES, CostEstimate, Exte
 from flows.batch.cost_probe import Look, extent, look, sample, window
 from pipeline.config import CELL_PX, OutputsSection
 from pipeline.errors import OvertileError
-from pipeline.execution.dask_map import resolve_workers
+from pipeline.execution.local_cluster import resolve_workers
 from pipeline.geometry import Box
 from pipeline.printable import printable
 from pipeline.redaction import redact_error

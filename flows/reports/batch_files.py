@@ -193,14 +193,14 @@ def _failures_csv(outcomes: list[Outcome]) -> str:
 def _command(batch: Batch) -> str | None:
     """What was typed, when it was, or does the same."""
     name, *words = batch.request.command or sys.argv
-    return shlex.join(["overtile", *map(batch.told, words)]) if Path(name).name == "overtile" else None
+    return shlex.join(["overtile", *map(batch.redact, words)]) if Path(name).name == "overtile" else None
 
 
 @contextmanager
 def noted(batch: Batch) -> Iterator[None]:
     """Note in the history that this batch begins, and how it ended, if it lives to tell."""
     out, run = batch.request.out, new_run()
-    typed = [batch.told(word) for word in batch.request.command or sys.argv]
+    typed = [batch.redact(word) for word in batch.request.command or sys.argv]
     note(out, "began", {"run": run, **doer(), "command": typed, **_asked_for(batch)})
     try:
         yield

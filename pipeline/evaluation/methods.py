@@ -19,8 +19,7 @@ from pipeline.evaluation.cross_validated import FoldModels, Named
 from pipeline.evaluation.image_scorer import Answer, ImageScorer, ScoringConfig
 from pipeline.geometry import Box
 from pipeline.inference.ensemble import THRESHOLD, Ensemble
-from pipeline.inference.predictor import MirroredRegion, Predictor, resolve_device
-from pipeline.stages.predict import PredictSection, load_network
+from pipeline.inference.predictor import MirroredRegion, Predictor, load_networks, resolve_device
 from pipeline.storage.atomic_files import digest
 from unet_core.data.sampler import AnnotatedImage
 from unet_core.mirror import ArrayLike
@@ -95,10 +94,9 @@ def _folds(run: FoldModels, device: str) -> Method:
 
 def _network(model: Ensemble, device: str) -> Method:
     spec = model.spec
-    section = PredictSection(model.weights, spec.foreground, 1, device, PRECISION, TILE_PX, model.tta)
     threshold = spec.threshold or THRESHOLD
     rules = ScoringConfig(spec.class_names, threshold, least_px(spec))
-    answers = partial(asked, load_network(section))
+    answers = partial(asked, load_networks(model.weights, device, PRECISION, model.tta))
     return Method(model.name, _how(model, rules, device), rules, answers, spec.mpp, model.sha256)
 
 

@@ -1,11 +1,11 @@
-"""Room for a bounded number of blocks in flight, shared by all slides that are open.
+"""A bounded number of blocks at a time, shared by all open slides.
 
-The one decision made here: whoever maps blocks is a *lane* with a rank, the slide's place in the batch, and a place
-that becomes free goes to the waiting lane of the lowest rank. So the oldest slide is done first, a younger one gets
-what the older ones leave, and what is in flight does not grow with the number of slides.
+Each caller that maps blocks has a `SlotQueue` with a rank, the slide's position in the batch. A free slot goes to the
+waiting queue of the lowest rank. So the oldest slide finishes first, younger slides use the slots it leaves, and the
+number of running blocks does not grow with the number of slides.
 
-    lane of slide 1   ask -> | places | -> in the air -> landed -> its inbox
-    lane of slide 2   ask -> |  a few |                    (the place goes to the next in line)
+    slots of slide 1   request -> | slots | -> running -> complete -> its inbox
+    slots of slide 2   request -> | a few |               (the slot goes to the next queue)
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A lane may send one block, or give the place back."""
+    """The right to send one block, or to give the slot back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """There will be no more places, and what is in the air may never land; ``why``, when something went wrong."""
+    """No more slots: running blocks may never complete. ``why`` is the error, if there was one."""
 
     why: Exception | None = None
 
 
 @dataclass(slots=True, order=True)
 class SlotQueue(Generic[T]):
-    """One caller's way into a flight. ``inbox`` holds what is new, in the order it happened.
+    """The slots of one caller of a `BlockQueue`. ``inbox`` holds events in the order in which they happened.
 
-    A lane that flies ``alone`` gets a place when the air is empty, and nobody else one until its block has landed.
+    A queue that is ``alone`` gets its slot when no block runs, and no other queue gets one until that block completes.
     """
 
     rank: int
@@ -50,92 +50,100 @@ class SlotQueue(Generic[T]):
 
 @dataclass(slots=True)
 class BlockQueue(Generic[T]):
-    """At most ``places`` blocks in the air. Safe to call from several threads."""
+    """At most ``slots`` running blocks. Methods may be called from several threads."""
 
-    places: int
+    slots: int
     _held: int = 0
     _alone: bool = False
     _closed: Closed | None = None
-    _line: list[SlotQueue[T]] = field(default_factory=list)
-    _lanes: list[SlotQueue[T]] = field(default_factory=list)
+    _waiting: list[SlotQueue[T]] = field(default_factory=list)
+    _queues: list[SlotQueue[T]] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=count)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
-    def lane(self, rank: int, *, alone: bool = False) -> Iterator[SlotQueue[T]]:
-        """A lane in line for every place there is (one, if alone). What it holds at the end is free for others."""
-        with self._guard:
-            lane: SlotQueue[T] = SlotQueue(rank, next(self._numbers), alone)
-            self._lanes.append(lane)
-        try:
-            for _ in range(1 if alone else self.places):
-                self.ask(lane)
-            yield lane
-        finally:
-            self._leave(lane)
+    def slot_queue(self, rank: int, *, alone: bool = False) -> Iterator[SlotQueue[T]]:
+        """Request every slot there is (one, if alone). Slots that are held at the end become free.
 
-    def ask(self, lane: SlotQueue[T]) -> None:
-        """Stand in line for one more place: a ``Place`` arrives in the inbox when it is there."""
+        Args:
+            rank: Position of the slide in the batch; the lowest is served first.
+            alone: Whether the blocks must run with no other block running.
+
+        Yields:
+            The queue, whose inbox receives `Slot`, `Closed` and completed blocks.
+        """
+        with self._guard:
+            queue: SlotQueue[T] = SlotQueue(rank, next(self._numbers), alone)
+            self._queues.append(queue)
+        try:
+            for _ in range(1 if alone else self.slots):
+                self.request(queue)
+            yield queue
+        finally:
+            self._leave(queue)
+
+    def request(self, queue: SlotQueue[T]) -> None:
+        """Request one more slot: a ``Slot`` arrives in the inbox when one is free."""
         with self._guard:
             if self._closed:
-                lane.inbox.put(self._closed)
+                queue.inbox.put(self._closed)
                 return
-            heapq.heappush(self._line, lane)
+            heapq.heappush(self._waiting, queue)
             self._grant()
 
-    def complete(self, lane: SlotQueue[T], what: T) -> None:
-        """Tell a lane that its block is down, and free the place."""
+    def complete(self, queue: SlotQueue[T], block: T) -> None:
+        """Put a completed block into the inbox, and free its slot."""
         with self._guard:
-            lane.inbox.put(what)
-            self._free(lane)
+            queue.inbox.put(block)
+            self._free(queue)
 
-    def give_back(self, lane: SlotQueue[T]) -> None:
-        """Free a place that the lane had no block for, and take it out of the line."""
+    def give_back(self, queue: SlotQueue[T]) -> None:
+        """Free a slot for which the caller has no block, and withdraw its requests."""
         with self._guard:
-            self._quit_line(lane)
-            self._free(lane)
+            self._withdraw(queue)
+            self._free(queue)
 
-    def resize(self, places: int) -> None:
-        """There are more places now, or fewer: what is in the air stays there."""
+    def resize(self, slots: int) -> None:
+        """Change the number of slots. Running blocks go on."""
         with self._guard:
-            more, self.places = places - self.places, places
-            for lane in self._lanes if not self._closed else ():
-                for _ in range(0 if lane.alone else more):
-                    heapq.heappush(self._line, lane)
+            more, self.slots = slots - self.slots, slots
+            for queue in self._queues if not self._closed else ():
+                for _ in range(0 if queue.alone else more):
+                    heapq.heappush(self._waiting, queue)
             self._grant()
 
     def close(self, why: Exception | None = None) -> None:
-        """No more places: whoever waits is told, and so is who asks later."""
+        """Grant no more slots: `Closed` arrives in every inbox, and after every later request."""
         with self._guard:
             self._closed = self._closed or Closed(why)
-            self._line.clear()
-            for lane in self._lanes:
-                lane.inbox.put(self._closed)
+            self._waiting.clear()
+            for queue in self._queues:
+                queue.inbox.put(self._closed)
 
-    def _leave(self, lane: SlotQueue[T]) -> None:
+    def _leave(self, queue: SlotQueue[T]) -> None:
         with self._guard:
-            self._lanes.remove(lane)
-            self._quit_line(lane)
-            while lane.held:
-                self._free(lane)
+            self._queues.remove(queue)
+            self._withdraw(queue)
+            while queue.held:
+                self._free(queue)
             self._grant()
 
-    def _quit_line(self, lane: SlotQueue[T]) -> None:
-        self._line = [other for other in self._line if other is not lane]
-        heapq.heapify(self._line)
+    def _withdraw(self, queue: SlotQueue[T]) -> None:
+        self._waiting = [other for other in self._waiting if other is not queue]
+        heapq.heapify(self._waiting)
 
-    def _free(self, lane: SlotQueue[T]) -> None:
-        if not lane.held:
-            return  # it has left already, and what it held with it
-        lane.held -= 1
+    def _free(self, queue: SlotQueue[T]) -> None:
+        if not queue.held:
+            return  # the queue has left already, and its slots with it
+        queue.held -= 1
         self._held -= 1
-        self._alone = self._alone and not lane.alone
+        self._alone = self._alone and not queue.alone
         self._grant()
 
     def _grant(self) -> None:
-        while self._line and not self._alone and self._held < (1 if self._line[0].alone else self.places):
-            lane = heapq.heappop(self._line)
-            lane.held += 1
+        while self._waiting and not self._alone and self._held < (1 if self._waiting[0].alone else self.slots):
+            queue = heapq.heappop(self._waiting)
+            queue.held += 1
             self._held += 1
-            self._alone = lane.alone
-            lane.inbox.put(Slot())
+            self._alone = queue.alone
+            queue.inbox.put(Slot())

@@ -35,7 +35,7 @@ def write_ome_tiff(result: CompleteResult, group: str, path: Path) -> None:
     (pyramid,) = read_json(result.store.zarr / group / "zarr.json")["attributes"]["ome"]["multiscales"]
     levels = [result.store.read(f"{group}/{dataset['path']}") for dataset in pyramid["datasets"]]
     um_per_px = pyramid["datasets"][0]["coordinateTransformations"][0]["scale"][-1]
-    names = result.section.class_names if group == PROBABILITY else ()
+    names = result.section.classes.names if group == PROBABILITY else ()
     write_atomic(path, partial(_write, levels, _metadata(levels[0], um_per_px, names)))
 
 

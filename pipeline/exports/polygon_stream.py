@@ -62,7 +62,7 @@ def _last_blocks(work: StageContext, section: ExportSection, ids: Sequence[int])
     if not ids:
         return []
     names = ("bbox_y1_px", "bbox_x1_px")
-    table = read_objects(work.root / TABLE, names, section.class_names, np.array(ids))
+    table = read_objects(work.root / TABLE, names, section.classes.names, np.array(ids))
     row, col = (
         _block_before(table[name] / scale, work.block_px)
         for name, scale in zip(names, section.level0_from_image, strict=True)

@@ -28,6 +28,7 @@ from shapely import MultiPolygon, Polygon
 from pipeline.errors import ConfigError
 from pipeline.execution.blocks import StageContext
 from pipeline.exports.polygon_stream import object_shapes
+from pipeline.image_info import ClassInfo
 from pipeline.objects.polygons import Outline, outlines
 from pipeline.objects.table_reader import as_text, read_groups, read_rows
 from pipeline.rendering.contrast import class_colours
@@ -80,7 +81,8 @@ class CompleteResult:
         names = tuple(spec["class_names"])
         colours = spec["colours"] or class_colours(len(names))
         y, x = plan["image"]["level0_from_image_yx"]
-        return ExportSection(plan["hashes"]["label"], (y, x), names, tuple((r, g, b) for r, g, b in colours))
+        classes = ClassInfo(names, tuple((r, g, b) for r, g, b in colours))
+        return ExportSection(plan["hashes"]["label"], (y, x), classes)
 
     @property
     def work(self) -> StageContext:

@@ -246,7 +246,7 @@ def _member(weights: Weights, device: str, dtype: torch.dtype) -> LoadedNetwork:
 _LOADING = threading.Lock()
 
 
-def load(weights: tuple[Weights, ...], device: str, precision: str, tta: str) -> Predictor:
+def load_networks(weights: tuple[Weights, ...], device: str, precision: str, tta: str) -> Predictor:
     """The networks of some files, loaded once per process.
 
     Raises ModelError when the weights are not the ones the plan was made with.

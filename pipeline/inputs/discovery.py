@@ -56,9 +56,9 @@ class Candidate:
         """Its path for messages; the key when the name is redacted."""
         return Path(self.key) if self.alias else self.path
 
-    def told(self, text: str) -> str:
+    def redact(self, text: str) -> str:
         """The text with the name of the slide redacted where needed."""
-        return self.alias.text(text) if self.alias else text
+        return self.alias.redact(text) if self.alias else text
 
 
 def find_slides(inputs: Sequence[Path], patterns: Sequence[str], out: Path) -> list[Candidate]:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import DamagedError
+from pipeline.image_info import ImageInfo
 from pipeline.inputs.regions import Regions
 from pipeline.objects.moments import BlockSums, Ellipse, Shapes
 from pipeline.objects.perimeter import LENGTHS
@@ -29,21 +30,17 @@ QUARTILES = (0.25, 0.5, 0.75)
 
 @dataclass(frozen=True, slots=True)
 class MeasureSection:
-    """Physical meaning of pixels, and names.
+    """What pixels mean.
 
     Attributes:
-        mpp: Size of a pixel of the image in um.
-        level0_from_image: Pixels of the slide's level 0 that one pixel of the image spans, (y, x).
+        image: Scale and channels of the image.
         class_names: Foreground classes in order.
-        channels: Channels of the image.
-        regions: Regions to which objects were restricted, if any.
+        regions: Regions in which objects were kept; None for the whole image.
     """
 
-    mpp: float
-    level0_from_image: tuple[float, float]
+    image: ImageInfo
     class_names: tuple[str, ...]
-    channels: tuple[str, ...]
-    regions: Regions | None = None
+    regions: Regions | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +115,14 @@ class ObjectTable:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Number and area of objects of each class, and ``rows``: a summary of each region and class."""
-        names, shapes = self.section.class_names, self.merged.shapes
+        """Objects and area of each class."""
+        names, shapes, mpp = self.section.class_names, self.merged.shapes, self.section.image.mpp
         count, area_px = np.zeros((2, len(names) + 1), np.int64)
         np.add.at(count, self.merged.group, 1)
         np.add.at(area_px, self.merged.group, shapes.count)
         return {
             "objects": {name: int(number) for name, number in zip(names, count[1:], strict=True)},
-            "area_um2": {name: int(px) * self.section.mpp**2 for name, px in zip(names, area_px[1:], strict=True)},
+            "area_um2": {name: int(px) * mpp**2 for name, px in zip(names, area_px[1:], strict=True)},
             "rows": list(self._summary()),
         }
 
@@ -143,7 +140,7 @@ class ObjectTable:
             yield {"region": region_names[region], "class": names[name], **self._numbers(order[start:stop])}
 
     def _numbers(self, rows: Array) -> dict[str, Any]:
-        area_px, of_pixel = self.merged.shapes.count[rows], self.section.mpp**2
+        area_px, of_pixel = self.merged.shapes.count[rows], self.section.image.mpp**2
         area, probability = area_px * of_pixel, self.merged.probability[rows] / (255 * area_px)
         some = len(rows) > 0
         return {
@@ -156,9 +153,9 @@ class ObjectTable:
         }
 
     def _region(self, rows: slice) -> Array:
-        """Region of each object by its centroid; -1 for none."""
-        assert self.section.regions is not None, "there are no regions"
-        (y, x), (scale_y, scale_x) = self.merged.shapes.centroid(rows), self.section.level0_from_image
+        """The region of each object, by its centroid; -1 for none."""
+        assert self.section.regions is not None, "asked for where there are regions"
+        (y, x), (scale_y, scale_x) = self.merged.shapes.centroid(rows), self.section.image.level0_from_image
         return self.section.regions.region_of((y + 0.5) * scale_y, (x + 0.5) * scale_x)
 
     def write(self, file: BinaryIO) -> None:
@@ -177,8 +174,8 @@ class ObjectTable:
         objects = len(self.merged.group)
         return (slice(start, min(start + ROW_GROUP, objects)) for start in range(0, objects, ROW_GROUP))
 
-    def _location(self, rows: slice) -> dict[str, Array | pa.Array]:
-        (scale_y, scale_x), mpp = self.section.level0_from_image, self.section.mpp
+    def _place(self, rows: slice) -> dict[str, Array | pa.Array]:
+        (scale_y, scale_x), mpp = self.section.image.level0_from_image, self.section.image.mpp
         (y, x), (y0, x0, y1, x1) = self.merged.shapes.centroid(rows), self.merged.shapes.box[:, rows]
         height, width = self.shape_yx
         names = pa.array(self.section.class_names, pa.string())
@@ -200,9 +197,9 @@ class ObjectTable:
         area_px, ellipse = self.merged.shapes.count[rows], Ellipse.of(self.merged.shapes, rows)
         return {
             "area_px": area_px,
-            "area_um2": area_px * self.section.mpp**2,
-            "major_axis_um": ellipse.major * self.section.mpp,
-            "minor_axis_um": ellipse.minor * self.section.mpp,
+            "area_um2": area_px * self.section.image.mpp**2,
+            "major_axis_um": ellipse.major * self.section.image.mpp,
+            "minor_axis_um": ellipse.minor * self.section.image.mpp,
             "orientation_rad": ellipse.orientation,
             "eccentricity": ellipse.eccentricity,
         }
@@ -212,14 +209,14 @@ class ObjectTable:
         none = perimeter_px == 0
         circularity = 4 * np.pi * area_px / np.where(none, 1.0, perimeter_px) ** 2
         return {
-            "perimeter_um": perimeter_px * self.section.mpp,
+            "perimeter_um": perimeter_px * self.section.image.mpp,
             "solidity": area_px / self.merged.hull[rows],
             "circularity": pa.array(circularity, mask=none),
         }
 
     def _intensity(self, rows: slice) -> dict[str, Array]:
         area_px = self.merged.shapes.count[rows]
-        means = zip(self.section.channels, self.merged.intensity[:, rows] / area_px, strict=True)
+        means = zip(self.section.image.channels, self.merged.intensity[:, rows] / area_px, strict=True)
         return {"mean_probability": self.merged.probability[rows] / (255 * area_px)} | {
             f"mean_intensity_{channel}": mean for channel, mean in means
         }
@@ -254,11 +251,12 @@ _NULLABLE = ("circularity", "region")
 
 
 def table_schema(section: MeasureSection) -> pa.Schema:
-    """Schema of ``objects.parquet``: each column has its unit or meaning as ``description``; channels come last."""
-    grey = [(f"mean_intensity_{channel}", pa.float64(), "grey levels of the image") for channel in section.channels]
+    """Columns of ``objects.parquet``, each with its unit or meaning as ``description``; channels come last."""
+    channels = section.image.channels
+    grey = [(f"mean_intensity_{channel}", pa.float64(), "grey levels of the image") for channel in channels]
     drawn = [("region", pa.dictionary(pa.int32(), pa.string()), "first region that holds its centroid")]
     columns = [
         pa.field(name, kind, nullable=name in _NULLABLE, metadata={"description": text})
         for name, kind, text in (*_COLUMNS, *(drawn if section.regions else []), *grey)
     ]
-    return pa.schema(columns, metadata={"mpp": repr(section.mpp)})
+    return pa.schema(columns, metadata={"mpp": repr(section.image.mpp)})

@@ -15,11 +15,13 @@ from typing import Any
 
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, SlideError
+from pipeline.image_info import ClassInfo, ImageInfo
 from pipeline.inference.ensemble import THRESHOLD, Ensemble
 from pipeline.inputs.discovery import Candidate
 from pipeline.inputs.regions import Regions, find_regions
 from pipeline.inputs.tissue_mask_file import MaskFile, find_mask
 from pipeline.redaction import Pseudonym
+from pipeline.rendering.contrast import class_colours
 from pipeline.slides.channels import channel_numbers, choose_channels
 from pipeline.slides.opening import open_slide
 from pipeline.slides.read_timeout import with_timeout
@@ -65,7 +67,7 @@ class SlidePlan:
     alias: Pseudonym | None = None
 
     @property
-    def shown(self) -> str:
+    def display_name(self) -> str:
         """The slide's path, or its id where that may not be told."""
         return self.key if self.alias else str(self.slide)
 
@@ -89,6 +91,17 @@ class SlidePlan:
     def channels(self) -> int:
         """Channels of the image."""
         return len(self.channel_names)
+
+    @property
+    def image(self) -> ImageInfo:
+        """Scale and channels of the image."""
+        return ImageInfo(self.resolution.mpp, self.resolution.level0_from_image_yx, self.channel_names)
+
+    @property
+    def classes(self) -> ClassInfo:
+        """Names and colours of the model's foreground classes."""
+        spec = self.model.spec
+        return ClassInfo(spec.class_names, spec.colours or class_colours(spec.foreground))
 
     @property
     def threshold(self) -> float:
@@ -115,7 +128,7 @@ class SlidePlan:
         """The plan as JSON: what was run, on what, with what."""
         return {
             "key": self.key,
-            "slide": self.shown,
+            "slide": self.display_name,
             "case": self.case and dict(self.case),
             "facts": dict(self.facts),
             "image": {
@@ -136,16 +149,16 @@ class SlidePlan:
             },
             "threshold": self.threshold,
             "min_area_um2": self.min_area_um2,
-            "config": self._told_config(),
+            "config": self._redacted_config(),
             "hashes": dict(self.hashes),
         }
 
-    def _told_config(self) -> dict[str, Any]:
+    def _redacted_config(self) -> dict[str, Any]:
         """The configuration; files in it may be called after the slide."""
         config = self.config.model_dump(mode="json")
         for section, name in (("input", "regions"), ("tissue", "method")):
             if self.alias and config[section] and config[section][name]:
-                config[section][name] = self.alias.text(config[section][name])
+                config[section][name] = self.alias.redact(config[section][name])
         return config
 
 
@@ -212,7 +225,7 @@ def _plan(candidate: Candidate, model: Ensemble, compute: Compute, config: RunCo
         hashes={},
         regions=regions,
         mask=_mask(candidate, config),
-        warnings=tuple(map(candidate.told, (*resolved.warnings, *reader.warnings, *remarks))),
+        warnings=tuple(map(candidate.redact, (*resolved.warnings, *reader.warnings, *remarks))),
         alias=candidate.alias,
     )
     return replace(plan, hashes=_hashes(source, plan))

@@ -140,7 +140,7 @@ class SlideRun:
         """Leave the cause beside the unfinished result, where the file system still allows it."""
         try:
             write_json(
-                self.store.work / "failure.json", {"stage": stage, "cause": str(error), "slide": self.plan.shown}
+                self.store.work / "failure.json", {"stage": stage, "cause": str(error), "slide": self.plan.display_name}
             )
         except OSError:
             return

@@ -28,9 +28,9 @@ from shapely import MultiPolygon, Polygon
 from pipeline.errors import DamagedError, StoreError
 from pipeline.execution.blocks import Counts, MapBlocks, StageContext, StageReport, run_blocks
 from pipeline.geometry import Box
+from pipeline.image_info import ClassInfo
 from pipeline.objects.polygons import Outline, PolygonParts, join, outlines, trace
 from pipeline.objects.table_reader import count_objects, read_objects
-from pipeline.rendering.contrast import Rgb
 from pipeline.storage.atomic_files import fsync_dir, remove, write_atomic
 from pipeline.storage.layout import GEOJSON, OBJECTS, TABLE
 from pipeline.storage.slide_store import Index, StoredArray
@@ -42,61 +42,63 @@ _COMPRESSION = 4  # four times faster than level 6 for a sixth more bytes
 
 @dataclass(frozen=True, slots=True)
 class ExportSection:
-    """Which labels (by their plan) become features, where level 0 lies, and what classes are called and look like.
+    """What is exported.
 
-    ``level0_from_image`` (y, x) is how many pixels of the slide's level 0 one pixel of the image spans.
+    Attributes:
+        objects_plan: Plan hash of the labels.
+        level0_from_image: Pixels of the slide's level 0 along one pixel of the image, (y, x).
+        classes: Names and colours of the classes.
     """
 
     objects_plan: str
     level0_from_image: tuple[float, float]
-    class_names: tuple[str, ...]
-    class_colours: tuple[Rgb, ...]
+    classes: ClassInfo
 
 
-def export_block(work: StageContext, section: ExportSection, index: Index) -> Counts:
+def export_block(context: StageContext, inputs: ExportSection, index: Index) -> Counts:
     """Keep the features of the objects inside one block, and the pieces of those that reach its neighbours.
 
     Raises StoreError when the labels are of another plan, DamagedError when the table lacks one of the objects.
     """
-    core = work.core(index)
-    labels = labels_of(work, section).read(core)
+    core = context.core(index)
+    labels = labels_of(context, inputs).read(core)
     parts = trace(labels, (core.y0, core.x0))
-    shared = np.isin(parts.ids, ids_on_seams(labels, core, work.shape_yx))
+    shared = np.isin(parts.ids, ids_on_seams(labels, core, context.shape_yx))
     inside = grouped(parts.ids[~shared], parts.polygons()[~shared])
     shapes = {identity: join(pieces, across_blocks=False) for identity, pieces in inside.items()}
-    text = ",\n".join(features_of(work, section, shapes))
+    text = ",\n".join(features_of(context, inputs, shapes))
     result = parts.select(shared).arrays() | {"text": np.frombuffer(zlib.compress(text.encode(), 1), np.uint8)}
-    work.store.save_result(STAGE, work.plan, index, result | {"inside": np.array(len(shapes))})
+    context.store.save_result(STAGE, context.plan_hash, index, result | {"inside": np.array(len(shapes))})
     return {"polygons": len(parts.ids)}
 
 
-def export_slide(work: StageContext, section: ExportSection, map_blocks: MapBlocks) -> StageReport:
+def export_slide(context: StageContext, inputs: ExportSection, map_blocks: MapBlocks) -> StageReport:
     """Write ``objects.geojson.gz``, whole or not at all; the same bytes whatever the order of the blocks."""
-    store = work.store
-    store.sweep_results(STAGE, work.plan)
-    done = store.results(STAGE, work.plan)
-    report = run_blocks(STAGE, work, done, partial(export_block, work, section), map_blocks)
-    seams = Seams.of(work)
-    objects = count_objects(work.root / TABLE)
+    store = context.store
+    store.sweep_results(STAGE, context.plan_hash)
+    done = store.results(STAGE, context.plan_hash)
+    report = run_blocks(STAGE, context, done, partial(export_block, context, inputs), map_blocks)
+    seams = Seams.of(context)
+    objects = count_objects(context.root / TABLE)
     if seams.inside + len(seams.last) != objects:
         raise DamagedError(
-            f"{work.root / TABLE}: expected the {seams.inside + len(seams.last)} objects of {OBJECTS}, found "
+            f"{context.root / TABLE}: expected the {seams.inside + len(seams.last)} objects of {OBJECTS}, found "
             f"{objects}. Run 'overtile verify'"
         )
-    write_atomic(store.root / GEOJSON, partial(_write, work, section, seams))
+    write_atomic(store.root / GEOJSON, partial(_write, context, inputs, seams))
     fsync_dir(store.root)
     report.facts = {"objects": objects}
-    store.stamp(STAGE, work.plan, report.facts)
+    store.stamp(STAGE, context.plan_hash, report.facts)
     remove(store.work / STAGE)
     return report
 
 
-def labels_of(work: StageContext, section: ExportSection) -> StoredArray:
+def labels_of(context: StageContext, inputs: ExportSection) -> StoredArray:
     """The labels, which must be of the plan that is exported. Raises StoreError when they are not."""
-    labels = work.store.read(OBJECTS)
-    if labels.plan != section.objects_plan:
+    labels = context.store.read(OBJECTS)
+    if labels.plan != inputs.objects_plan:
         raise StoreError(
-            f"{labels.location}: expected labels of plan {section.objects_plan[:8]}, found {labels.plan[:8]}. Another "
+            f"{labels.location}: expected labels of plan {inputs.objects_plan[:8]}, found {labels.plan[:8]}. Another "
             f"run changed the plan meanwhile; run segment again"
         )
     return labels
@@ -137,21 +139,21 @@ class Seams:
     inside: int
 
     @classmethod
-    def of(cls, work: StageContext) -> Seams:
+    def of(cls, context: StageContext) -> Seams:
         """From the blocks' results."""
-        indices = [tile.index for tile in work.grid]
+        indices = [tile.index for tile in context.grid]
         last, inside = dict[int, int](), 0
         for number, index in enumerate(indices):
-            result = work.store.load_result(STAGE, work.plan, index)
+            result = context.store.load_result(STAGE, context.plan_hash, index)
             last.update(dict.fromkeys(result["ids"].tolist(), number))
             inside += int(result["inside"])
         return cls(indices, last, inside)
 
-    def features(self, work: StageContext, section: ExportSection) -> Iterator[str]:
+    def features(self, context: StageContext, inputs: ExportSection) -> Iterator[str]:
         """The text of each block's features, in raster order of the blocks; none for a block without."""
         waiting: dict[int, list[Polygon]] = {}
         for number, index in enumerate(self.indices):
-            result = work.store.load_result(STAGE, work.plan, index)
+            result = context.store.load_result(STAGE, context.plan_hash, index)
             if int(result["inside"]):
                 yield zlib.decompress(result["text"].tobytes()).decode()
             parts = PolygonParts.of_arrays(result)
@@ -162,39 +164,41 @@ class Seams:
                     ready[identity] = join(earlier + pieces, across_blocks=bool(earlier))
                 else:
                     waiting[identity] = earlier + pieces
-            yield from features_of(work, section, ready)
+            yield from features_of(context, inputs, ready)
 
 
 # ---- features -------------------------------------------------------------------------------------------------------
 
 
-def features_of(work: StageContext, section: ExportSection, shapes: dict[int, Polygon | MultiPolygon]) -> Iterator[str]:
+def features_of(
+    context: StageContext, inputs: ExportSection, shapes: dict[int, Polygon | MultiPolygon]
+) -> Iterator[str]:
     """One line of JSON for each object, ids ascending as they are in ``shapes``."""
     if not shapes:
         return
     ids, columns = np.fromiter(shapes, np.int64), ("class", "area_um2", "mean_probability")
-    table = read_objects(work.root / TABLE, columns, section.class_names, ids)
+    table = read_objects(context.root / TABLE, columns, inputs.classes.names, ids)
     rows = zip(*(table[name].tolist() for name in columns), strict=True)
     encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
-    rings = outlines(list(shapes.values()), section.level0_from_image)
+    rings = outlines(list(shapes.values()), inputs.level0_from_image)
     for identity, outline, row in zip(shapes, rings, rows, strict=True):
-        yield encode(_feature(section, identity, outline, row))
+        yield encode(_feature(inputs, identity, outline, row))
 
 
-def _feature(section: ExportSection, identity: int, outline: Outline, row: tuple[int, float, float]) -> dict[str, Any]:
+def _feature(inputs: ExportSection, identity: int, outline: Outline, row: tuple[int, float, float]) -> dict[str, Any]:
     """One GeoJSON feature. Its id depends on the labels' plan and the object's id alone."""
     single = len(outline) == 1
     number, area_um2, probability = row
     return {
         "type": "Feature",
-        "id": str(uuid.uuid5(NAMESPACE, f"{section.objects_plan}/{identity}")),
+        "id": str(uuid.uuid5(NAMESPACE, f"{inputs.objects_plan}/{identity}")),
         "geometry": {
             "type": "Polygon" if single else "MultiPolygon",
             "coordinates": outline[0] if single else outline,
         },
         "properties": {
             "objectType": "detection",
-            "classification": {"name": section.class_names[number], "color": section.class_colours[number]},
+            "classification": {"name": inputs.classes.names[number], "color": inputs.classes.colours[number]},
             "measurements": {
                 "Object id": identity,
                 "Area \u00b5m^2": round(area_um2, 4),
@@ -204,10 +208,10 @@ def _feature(section: ExportSection, identity: int, outline: Outline, row: tuple
     }
 
 
-def _write(work: StageContext, section: ExportSection, seams: Seams, file: BinaryIO) -> None:
+def _write(context: StageContext, inputs: ExportSection, seams: Seams, file: BinaryIO) -> None:
     """Stream the FeatureCollection, one feature a line, without time or name in the gzip header."""
     with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0, compresslevel=_COMPRESSION) as packed:
-        write_collection(seams.features(work, section), packed.write)
+        write_collection(seams.features(context, inputs), packed.write)
 
 
 def write_collection(lines: Iterable[str], write: Callable[[bytes], object]) -> None:

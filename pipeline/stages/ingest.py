@@ -6,11 +6,12 @@ how it was cut into blocks. That holds for tiles that cannot be decoded, too, wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import InputSection
 from pipeline.errors import SlideError
 from pipeline.execution.blocks import Counts, MapBlocks, StageContext, StageReport, run_blocks
 from pipeline.geometry import Box
@@ -28,67 +29,77 @@ _COPY = "Copy the slide again from its source"
 
 @dataclass(frozen=True, slots=True)
 class IngestSection:
-    """Which slide, at which level and scale, with how many channels of which sample type; which ones (None: all).
+    """What ``ingest`` reads.
 
-    ``masking``: go on without tiles that cannot be decoded. ``patience_s``: how long reading a block may take.
+    Attributes:
+        slide: The slide's file.
+        resolution: The level that is read, and how it is resampled.
+        channels: Number of channels of the image.
+        dtype: Sample type of the image.
+        channel_numbers: Channels of the slide that are read, counted from 0; None for all.
+        config: The ``input`` section of the configuration.
     """
 
     slide: Path
     resolution: Resolution
     channels: int
     dtype: str
-    channel_numbers: tuple[int, ...] | None = None
-    masking: bool = field(default=False, kw_only=True)
-    patience_s: float = field(default=600.0, kw_only=True)
+    channel_numbers: tuple[int, ...] | None
+    config: InputSection
+
+    @property
+    def masking(self) -> bool:
+        """Whether ingest goes on without tiles that cannot be decoded."""
+        return self.config.on_bad_tile == "mask"
 
 
-def ingest_block(work: StageContext, section: IngestSection, index: Index) -> Counts:
+def ingest_block(context: StageContext, inputs: IngestSection, index: Index) -> Counts:
     """Read, resample and write one block of the image (c, y, x).
 
     Raises SlideError naming slide, level and tile when the slide cannot be decoded there.
     """
-    core = work.core(index)
-    pixels, bad = with_timeout(partial(_read, section, core), section.slide, section.patience_s)
-    if section.masking:
-        work.store.save_result("ingest", work.plan, index, {FACT: as_array(bad)})
-    work.store.write_block(IMAGE, work.plan, core, pixels)
+    core = context.core(index)
+    pixels, bad = with_timeout(partial(_read, inputs, core), inputs.slide, inputs.config.patience_s)
+    if inputs.masking:
+        context.store.save_result("ingest", context.plan_hash, index, {FACT: as_array(bad)})
+    context.store.write_block(IMAGE, context.plan_hash, core, pixels)
     return {"pixels": core.area_px}
 
 
-def read_image(section: IngestSection, box: Box) -> Pixels:
+def read_image(inputs: IngestSection, box: Box) -> Pixels:
     """Any box of the image (c, y, x), from the slide. Raises SlideError as ``ingest_block`` does."""
-    return _read(section, box)[0]
+    return _read(inputs, box)[0]
 
 
-def _read(section: IngestSection, box: Box) -> tuple[Pixels, list[BadTile]]:
+def _read(inputs: IngestSection, box: Box) -> tuple[Pixels, list[BadTile]]:
     """A box of the image, and the tiles that were filled in it."""
-    level, resampling = section.resolution.level, section.resolution.resampling
+    level, resampling = inputs.resolution.level, inputs.resolution.resampling
     source = source_box(resampling, box)
-    reader = choose_channels(open_slide(section.slide), section.channel_numbers)
-    pixels, bad = read_around(reader, level, source) if section.masking else (reader.read(level, source), ())
+    reader = choose_channels(open_slide(inputs.slide), inputs.channel_numbers)
+    pixels, bad = read_around(reader, level, source) if inputs.masking else (reader.read(level, source), ())
     return resample(pixels, resampling, source, box), [BadTile.of(place, resampling) for place in bad]
 
 
-def ingest_slide(work: StageContext, section: IngestSection, map_blocks: MapBlocks) -> StageReport:
+def ingest_slide(context: StageContext, inputs: IngestSection, map_blocks: MapBlocks) -> StageReport:
     """Write the whole image, block by block."""
-    store = work.store
-    shape = (section.channels, *work.shape_yx)
-    store.create(ArraySpec(IMAGE, shape, section.dtype, work.block_px, work.plan, codec="lz4"))
-    done = store.done(IMAGE, work.plan)
-    if section.masking:
-        store.sweep_results("ingest", work.plan)
-        done &= store.results("ingest", work.plan)
-    report = run_blocks("ingest", work, done, partial(ingest_block, work, section), map_blocks)
-    report.facts = _masked(work, section) if section.masking else {}
-    store.commit(IMAGE, work.plan)
-    store.stamp("ingest", work.plan, report.facts)
+    store = context.store
+    shape = (inputs.channels, *context.shape_yx)
+    store.create(ArraySpec(IMAGE, shape, inputs.dtype, context.block_px, context.plan_hash, codec="lz4"))
+    done = store.done(IMAGE, context.plan_hash)
+    if inputs.masking:
+        store.sweep_results("ingest", context.plan_hash)
+        done &= store.results("ingest", context.plan_hash)
+    report = run_blocks("ingest", context, done, partial(ingest_block, context, inputs), map_blocks)
+    report.facts = _masked(context, inputs) if inputs.masking else {}
+    store.commit(IMAGE, context.plan_hash)
+    store.stamp("ingest", context.plan_hash, report.facts)
     return report
 
 
-def _masked(work: StageContext, section: IngestSection) -> dict[str, Any]:
+def _masked(context: StageContext, inputs: IngestSection) -> dict[str, Any]:
     """Every tile that was filled, once, however many blocks it reaches into. Raises SlideError when all were."""
-    kept = (work.store.load_result("ingest", work.plan, tile.index) for tile in work.grid)
+    kept = (context.store.load_result("ingest", context.plan_hash, tile.index) for tile in context.grid)
     bad = sorted({tile for small in kept for tile in from_array(small[FACT])})
-    if sum(Box(*tile.box).area_px for tile in bad) >= work.grid.area.area_px:
-        raise SlideError(f"{section.slide}: none of its {len(bad)} tiles can be decoded. {_COPY}")
+    if sum(Box(*tile.box).area_px for tile in bad) >= context.grid.area.area_px:
+        raise SlideError(f"{inputs.slide}: none of its {len(bad)} tiles can be decoded. {_COPY}")
     return {FACT: [tile.fact() for tile in bad], "flags": [FLAG] * bool(bad)}

@@ -34,27 +34,27 @@ Array = NDArray[Any]
 STAGE = "measure"
 
 
-def measure_block(work: StageContext, section: MeasureSection, index: Index) -> Counts:
+def measure_block(context: StageContext, inputs: MeasureSection, index: Index) -> Counts:
     """Keep the sums of each object in a block: shape, probability of its class, intensity of each channel.
 
     Reads probability and image only where there are objects.
     """
-    store, core = work.store, work.core(index)
+    store, core = context.store, context.core(index)
     plan = store.plan_of(OBJECTS)
     found = object_runs(store, plan, index, core)
     runs, (ids, place) = found.runs, _compact(found.runs.label)
     group = np.zeros(len(ids), np.uint8)
     group[place] = found.group
     shapes = BlockSums.of_runs(runs, place, (core.y0, core.x0))
-    hull, cut = _hulls(work, core, shapes, runs, place)
-    sums = np.zeros((len(Merged.empty(0, len(section.channels)).sums), 0), np.int64)
+    hull, cut = _hulls(context, core, shapes, runs, place)
+    sums = np.zeros((len(Merged.empty(0, len(inputs.image.channels)).sums), 0), np.int64)
     if len(ids):
         probability = _probability_sums(store.read(PROBABILITY).read(core), runs, place, group)
-        image = _checked(store.read(IMAGE).read(core), section)
+        image = _checked(store.read(IMAGE).read(core), inputs)
         intensity = np.stack([total(place, run_sums(channel, runs)) for channel in image])
-        sums = sums_of(probability, hull, _outline(work, plan, index, runs), intensity)
+        sums = sums_of(probability, hull, _outline(context, plan, index, runs), intensity)
     result = {"id": ids, "group": group, "shapes": _stacked(shapes), "sums": sums, "chains": _stacked(cut)}
-    store.save_result(STAGE, work.plan, index, result)
+    store.save_result(STAGE, context.plan_hash, index, result)
     return {"objects_in_blocks": len(ids)}
 
 
@@ -62,10 +62,10 @@ def _stacked(columns: BlockSums | ConvexChains) -> Array:
     return np.stack([getattr(columns, field.name) for field in fields(columns)])
 
 
-def _outline(work: StageContext, plan: str, index: Index, runs: RunLengths) -> Array:
+def _outline(context: StageContext, plan: str, index: Index, runs: RunLengths) -> Array:
     """Pixels of each length in the outline of each object of a block (lengths, objects), ascending by id."""
-    tile = work.grid.tile(*index)
-    around = list(lines_around(work.store, plan, tile, work.grid))
+    tile = context.grid.tile(*index)
+    around = list(lines_around(context.store, plan, tile, context.grid))
     ids, place = _compact(runs.label)
     near = np.union1d(ids, np.concatenate([ids[:0], *(lines[lines > 0] for _, lines in around)]))
     height, width = tile.core.shape
@@ -83,10 +83,10 @@ def _outline(work: StageContext, plan: str, index: Index, runs: RunLengths) -> A
 
 
 def _hulls(
-    work: StageContext, core: Box, shapes: BlockSums, runs: RunLengths, place: Array
+    context: StageContext, core: Box, shapes: BlockSums, runs: RunLengths, place: Array
 ) -> tuple[Array, ConvexChains]:
     """Pixels in the hull of each object; for those that may go on in another block 0, and their chains."""
-    height, width = work.shape_yx
+    height, width = context.shape_yx
     seam = ((shapes.y0 == core.y0) & (core.y0 > 0)) | ((shapes.y1 == core.y1) & (core.y1 < height))
     seam |= ((shapes.x0 == core.x0) & (core.x0 > 0)) | ((shapes.x1 == core.x1) & (core.x1 < width))
     chains = ConvexChains.of_runs(runs, place, (core.y0, core.x0))
@@ -112,10 +112,10 @@ def _compact(labels: Array) -> tuple[Array, Array]:
     return np.flatnonzero(seen).astype(np.uint32) + np.uint32(lowest), (np.cumsum(seen) - 1)[labels - lowest]
 
 
-def _checked(image_CYX: Array, section: MeasureSection) -> Array:
-    if len(image_CYX) != len(section.channels) or image_CYX.dtype not in (np.uint8, np.uint16):
+def _checked(image_CYX: Array, inputs: MeasureSection) -> Array:
+    if len(image_CYX) != len(inputs.image.channels) or image_CYX.dtype not in (np.uint8, np.uint16):
         raise StoreError(
-            f"expected an 8- or 16-bit image with channels {', '.join(section.channels)}, found {len(image_CYX)} "
+            f"expected an 8- or 16-bit image with channels {', '.join(inputs.image.channels)}, found {len(image_CYX)} "
             f"channels of {image_CYX.dtype}: the image belongs to another model. Run segment with --force"
         )
     return image_CYX
@@ -131,24 +131,24 @@ def _probability_sums(probability_KYX: Array, runs: RunLengths, place: Array, gr
     return total(place, of_run)
 
 
-def measure_slide(work: StageContext, section: MeasureSection, map_blocks: MapBlocks) -> StageReport:
+def measure_slide(context: StageContext, inputs: MeasureSection, map_blocks: MapBlocks) -> StageReport:
     """Write ``objects.parquet``: one row for each id of ``labels/objects/0``, ascending.
 
     Byte-identical however the blocks were done. Blocks that were measured under this plan are not measured again.
     """
-    store, plan = work.store, work.plan
+    store, plan = context.store, context.plan_hash
     store.sweep_results(STAGE, plan)
-    report = run_blocks(STAGE, work, store.results(STAGE, plan), partial(measure_block, work, section), map_blocks)
-    merged = Merged.empty(int(store.facts("label")["objects"]), len(section.channels))
+    report = run_blocks(STAGE, context, store.results(STAGE, plan), partial(measure_block, context, inputs), map_blocks)
+    merged = Merged.empty(int(store.facts("label")["objects"]), len(inputs.image.channels))
     cut: list[ConvexChains] = []
-    for tile in work.grid:
+    for tile in context.grid:
         result = store.load_result(STAGE, plan, tile.index)
         merged.add(result)
         cut.append(ConvexChains(*result["chains"]).relabel(result["id"].astype(np.int64) - 1))
     merged.hull[:] += ConvexChains.merged(cut).areas(len(merged.group))
     if (merged.shapes.count == 0).any():
         raise DamagedError(f"{store.zarr / OBJECTS} lacks objects that labelling counted. Run 'overtile verify'")
-    table = ObjectTable(section, work.shape_yx, merged)
+    table = ObjectTable(inputs, context.shape_yx, merged)
     write_atomic(store.root / TABLE, table.write)
     fsync_dir(store.root)
     report.facts = table.facts

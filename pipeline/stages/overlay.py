@@ -22,6 +22,7 @@ from scipy import ndimage
 from pipeline.config import CELL_PX
 from pipeline.execution.blocks import Counts, MapBlocks, StageContext, StageReport, serial
 from pipeline.geometry import Box
+from pipeline.image_info import ClassInfo, ImageInfo
 from pipeline.inputs.regions import Regions
 from pipeline.objects.table_reader import read_objects
 from pipeline.rendering.contrast import Rgb, Window, compose, windows
@@ -60,25 +61,29 @@ _SEEN_PX = 5.0
 
 @dataclass(frozen=True, slots=True)
 class OverlaySection:
-    """What the numbers and colours mean, and what is written above the picture.
+    """What the numbers and colours mean, and what the caption says.
 
-    ``tissue_mm2`` None: no tissue was looked for, the whole image counts. ``objects`` False: there are no labels.
-    ``flags`` is what was said about the slide's quality; ``regions`` what was drawn, ``level0_from_image`` their scale;
-    ``masked`` the pixels of the image that could not be read.
+    Attributes:
+        name: Key of the slide.
+        model: Name of the model.
+        image: Scale and channels of the image.
+        classes: Names and colours of the classes.
+        tissue_mm2: Area of the tissue; None when no tissue was detected and the whole image counts.
+        objects: Whether there are labels.
+        flags: Warnings about the quality of the slide.
+        regions: Regions that were drawn, in pixels of the slide's level 0; None for the whole image.
+        masked: Pixels of the image that could not be read.
     """
 
     name: str
     model: str
-    mpp_um: float
-    channel_names: tuple[str, ...]
-    class_names: tuple[str, ...]
-    class_colours: tuple[Rgb, ...]
+    image: ImageInfo
+    classes: ClassInfo
     tissue_mm2: float | None
-    objects: bool = True
-    flags: tuple[str, ...] = ()
-    regions: Regions | None = None
-    level0_from_image: tuple[float, float] = (1.0, 1.0)
-    masked: tuple[Box, ...] = ()
+    objects: bool
+    flags: tuple[str, ...]
+    regions: Regions | None
+    masked: tuple[Box, ...]
 
     @property
     def searched(self) -> str:
@@ -89,7 +94,7 @@ class OverlaySection:
 
     def area_mm2(self, shape_yx: tuple[int, int]) -> float:
         """Area searched for objects."""
-        image_mm2 = shape_yx[0] * shape_yx[1] * self.mpp_um**2 / 1e6
+        image_mm2 = shape_yx[0] * shape_yx[1] * self.image.mpp**2 / 1e6
         return image_mm2 if self.tissue_mm2 is None else self.tissue_mm2
 
 
@@ -103,15 +108,15 @@ class OverlayObjects:
     diameter_px: float
 
     @classmethod
-    def read(cls, work: StageContext, section: OverlaySection) -> OverlayObjects:
+    def read(cls, context: StageContext, inputs: OverlaySection) -> OverlayObjects:
         """From ``objects.parquet``; none where objects are switched off."""
-        if not section.objects:
+        if not inputs.objects:
             return cls(np.zeros(0, np.uint8), np.zeros(0), np.zeros(0), 0.0)
         names = ("class", "centroid_y_um", "centroid_x_um", "area_um2")
-        columns = read_objects(work.root / TABLE, names, section.class_names)
+        columns = read_objects(context.root / TABLE, names, inputs.classes.names)
         area_um2 = float(np.median(columns["area_um2"])) if len(columns["class"]) else 0.0
-        diameter_px = 2 * (area_um2 / np.pi) ** 0.5 / section.mpp_um
-        y_px, x_px = columns["centroid_y_um"] / section.mpp_um, columns["centroid_x_um"] / section.mpp_um
+        diameter_px = 2 * (area_um2 / np.pi) ** 0.5 / inputs.image.mpp
+        y_px, x_px = columns["centroid_y_um"] / inputs.image.mpp, columns["centroid_x_um"] / inputs.image.mpp
         return cls(columns["class"], y_px, x_px, diameter_px)
 
 
@@ -119,8 +124,8 @@ class OverlayObjects:
 class Scene:
     """All that drawing needs: where to read, what it means, how it is shown. ``dark``: fluorescence, not glass."""
 
-    work: StageContext
-    section: OverlaySection
+    context: StageContext
+    inputs: OverlaySection
     objects: OverlayObjects
     view: View
     windows: tuple[Window, ...]
@@ -129,7 +134,7 @@ class Scene:
     @property
     def colours(self) -> NDArray[np.uint8]:
         """(k, 3) of the classes, lighter on a dark picture."""
-        colours = self.section.class_colours
+        colours = self.inputs.classes.colours
         return lighter(colours) if self.dark else np.asarray(colours, np.uint8)
 
     @property
@@ -138,52 +143,52 @@ class Scene:
         return Palette(self.objects.classes, self.colours)
 
 
-def overlay_slide(work: StageContext, section: OverlaySection, map_blocks: MapBlocks = serial) -> StageReport:
+def overlay_slide(context: StageContext, inputs: OverlaySection, map_blocks: MapBlocks = serial) -> StageReport:
     """Draw ``overview.png`` where blocks are computed: the slide is one block, and whoever maps has other slides to do.
 
     Raises DamagedError when an array or the table it reads is missing or damaged.
     """
     report = StageReport(STAGE, blocks=1)
-    for counts in map_blocks(partial(overlay_block, work, section), [(0, 0)]):
+    for counts in map_blocks(partial(overlay_block, context, inputs), [(0, 0)]):
         report.add(counts)
-    report.facts = work.store.facts(STAGE)
+    report.facts = context.store.facts(STAGE)
     return report
 
 
-def overlay_block(work: StageContext, section: OverlaySection, _whole: Index) -> Counts:
+def overlay_block(context: StageContext, inputs: OverlaySection, _whole: Index) -> Counts:
     """Draw, write and stamp ``overview.png``, whole or not at all; the same bytes every time."""
-    scene, rgb = _scene(work, section)
+    scene, rgb = _scene(context, inputs)
     legend = _draw_overview(scene, rgb)
     objects, view = scene.objects, scene.view
     boxes = choose_fields(np.stack((objects.y_px, objects.x_px)), view, field_side(objects.diameter_px))
     fields = [_field(scene, box) for box in boxes]
     overview = Image.fromarray(rgb)
-    scale_bar(overview, section.mpp_um / view.scale, part=0.2, size_px=22)
+    scale_bar(overview, inputs.image.mpp / view.scale, part=0.2, size_px=22)
     for letter, box, field in zip("ABC", boxes, fields, strict=False):
         _mark(overview, view.overview_from_image(box), letter)
         badge(field.picture, (0, 0), letter, 24)
     page = lay_out(Panel(overview), fields, _caption(scene, legend))
-    write_atomic(work.root / OVERVIEW, lambda file: page.save(file, "PNG", compress_level=3))
-    fsync_dir(work.root)
-    work.store.stamp(STAGE, work.plan, {"fields": [str(box) for box in boxes]})
+    write_atomic(context.root / OVERVIEW, lambda file: page.save(file, "PNG", compress_level=3))
+    fsync_dir(context.root)
+    context.store.stamp(STAGE, context.plan_hash, {"fields": [str(box) for box in boxes]})
     return {"fields": len(boxes)}
 
 
-def _scene(work: StageContext, section: OverlaySection) -> tuple[Scene, NDArray[np.uint8]]:
+def _scene(context: StageContext, inputs: OverlaySection) -> tuple[Scene, NDArray[np.uint8]]:
     """What there is to draw, and the bare overview (y, x, 3)."""
-    view = View.of(work.shape_yx)
-    pixels_CYX = _overview_pixels(work, view)
-    shown = windows(pixels_CYX, section.channel_names)
-    rgb = compose(pixels_CYX, section.channel_names, shown)
-    return Scene(work, section, OverlayObjects.read(work, section), view, shown, bool(rgb.mean() < _DARK)), rgb
+    view = View.of(context.shape_yx)
+    pixels_CYX = _overview_pixels(context, view)
+    shown = windows(pixels_CYX, inputs.image.channels)
+    rgb = compose(pixels_CYX, inputs.image.channels, shown)
+    return Scene(context, inputs, OverlayObjects.read(context, inputs), view, shown, bool(rgb.mean() < _DARK)), rgb
 
 
 # ---- the overview ---------------------------------------------------------------------------------------------------
 
 
-def _overview_pixels(work: StageContext, view: View) -> NDArray[Any]:
+def _overview_pixels(context: StageContext, view: View) -> NDArray[Any]:
     """The image (c, y, x) at the overview's size, from the level above it, one channel at a time."""
-    level = work.store.read(str(view.level))
+    level = context.store.read(str(view.level))
     return np.stack([_resize(level[channel], view) for channel in range(level.shape[0])])
 
 
@@ -203,8 +208,8 @@ def _nearest(array: StoredArray, view: View) -> NDArray[Any]:
 
 def _draw_overview(scene: Scene, rgb: NDArray[np.uint8]) -> Legend | None:
     """Draw objects and tissue border, in place: outlines where they can be seen, else a tint; returns its legend."""
-    store, legend, tissue = scene.work.store, None, None
-    if scene.section.tissue_mm2 is not None:
+    store, legend, tissue = scene.context.store, None, None
+    if scene.inputs.tissue_mm2 is not None:
         tissue = _nearest(store.read(TISSUE), scene.view)
     if scene.objects.diameter_px * scene.view.scale >= _SEEN_PX:
         labels = _nearest(store.read(f"{OBJECTS[:-1]}{scene.view.level}"), scene.view)
@@ -221,7 +226,7 @@ def _draw_overview(scene: Scene, rgb: NDArray[np.uint8]) -> Legend | None:
 
 def _mark_cells(scene: Scene, rgb: NDArray[np.uint8]) -> None:
     """Outline the cells that were found blurred or under ink, in place, each kind in its colour."""
-    quality = Quality(scene.work.store.read(QUALITY)[:], 0.0)
+    quality = Quality(scene.context.store.read(QUALITY)[:], 0.0)
     y, x = (np.arange(side) / scene.view.scale // CELL_PX for side in scene.view.shape_yx)
     for flag, cells in (("blurred", quality.blurred), ("pen", quality.inked)):
         rows, cols = (at.astype(np.int64).clip(0, side - 1) for at, side in zip((y, x), cells.shape, strict=True))
@@ -230,7 +235,7 @@ def _mark_cells(scene: Scene, rgb: NDArray[np.uint8]) -> None:
 
 def _hatch(scene: Scene, rgb: NDArray[np.uint8]) -> None:
     """Hatch what could not be read, in place; a sliver still shows."""
-    for box in scene.section.masked:
+    for box in scene.inputs.masked:
         x0, y0, x1, y1 = scene.view.overview_from_image(box)
         rows, cols = slice(int(y0), max(int(y0) + 2, round(y1))), slice(int(x0), max(int(x0) + 2, round(x1)))
         y, x = np.ogrid[rows, cols]
@@ -241,11 +246,11 @@ def _hatch(scene: Scene, rgb: NDArray[np.uint8]) -> None:
 
 def _draw_regions(scene: Scene, rgb: NDArray[np.uint8]) -> None:
     """Draw the outlines of the regions and of what is excluded from them, in place."""
-    if scene.section.regions is None:
+    if scene.inputs.regions is None:
         return
     picture = Image.fromarray(rgb)
-    scales = [scene.view.scale / scale for scale in scene.section.level0_from_image[::-1]]
-    for ring in scene.section.regions.rings():
+    scales = [scene.view.scale / scale for scale in scene.inputs.image.level0_from_image[::-1]]
+    for ring in scene.inputs.regions.rings():
         corners = [tuple(corner) for corner in (ring * scales).tolist()]
         ImageDraw.Draw(picture).line(corners, fill=_REGION, width=3)
     rgb[:] = np.asarray(picture)
@@ -256,7 +261,7 @@ def _draw_density(scene: Scene, rgb: NDArray[np.uint8], tissue: NDArray[np.bool_
     objects, (height, width) = scene.objects, scene.view.shape_yx
     y = (objects.y_px * scene.view.scale).astype(np.int64).clip(0, height - 1)
     x = (objects.x_px * scene.view.scale).astype(np.int64).clip(0, width - 1)
-    pixel_mm2 = (scene.section.mpp_um / scene.view.scale) ** 2 / 1e6
+    pixel_mm2 = (scene.inputs.image.mpp / scene.view.scale) ** 2 / 1e6
     present = np.unique(objects.classes).tolist()
     layer = Tint.empty((height, width))
     for number in present:
@@ -266,7 +271,7 @@ def _draw_density(scene: Scene, rgb: NDArray[np.uint8], tissue: NDArray[np.bool_
         layer.add(density if tissue is None else density * tissue, scene.colours[number])
     full = nice_length(max(1.0, float(np.percentile(layer.total[y, x], 99, method="nearest"))))
     layer.lay_over(rgb, full)
-    colours = tuple(scene.section.class_colours[number] for number in present[:_LEGEND_CLASSES])
+    colours = tuple(scene.inputs.classes.colours[number] for number in present[:_LEGEND_CLASSES])
     return Legend(colours, "Tint: objects per mm\u00b2, 0 to", f"{full:,.0f} and more")
 
 
@@ -280,18 +285,18 @@ def _mark(overview: Image.Image, box_xyxy: tuple[float, float, float, float], le
 
 def _field(scene: Scene, box: Box) -> Panel:
     """One box at full resolution, enlarged by a whole number when small, with every outline and a scale bar."""
-    store, zoom = scene.work.store, max(1, FIELD_PX // max(box.shape))
-    rgb = compose(store.read(IMAGE).read(box), scene.section.channel_names, scene.windows)
+    store, zoom = scene.context.store, max(1, FIELD_PX // max(box.shape))
+    rgb = compose(store.read(IMAGE).read(box), scene.inputs.image.channels, scene.windows)
     picture = Image.fromarray(rgb).resize((box.shape[1] * zoom, box.shape[0] * zoom), Image.Resampling.BICUBIC)
     text = ""
-    if scene.section.objects:
+    if scene.inputs.objects:
         labels = np.repeat(np.repeat(store.read(OBJECTS).read(box), zoom, axis=0), zoom, axis=1)
         drawn = np.array(picture)
         outline_objects(drawn, labels, scene.palette, 2)
         picture = Image.fromarray(drawn)
         number = len(np.unique(labels[labels > 0]))
         text = f"{number:,} object{'s' * (number != 1)} in view"
-    scale_bar(picture, scene.section.mpp_um / zoom, part=0.25, size_px=18)
+    scale_bar(picture, scene.inputs.image.mpp / zoom, part=0.25, size_px=18)
     return Panel(picture, text)
 
 
@@ -299,19 +304,19 @@ def _field(scene: Scene, box: Box) -> Panel:
 
 
 def _caption(scene: Scene, legend: Legend | None) -> Caption:
-    section, number = scene.section, len(scene.objects.classes)
-    area_mm2 = section.area_mm2(scene.view.image_yx)
+    inputs, number = scene.inputs, len(scene.objects.classes)
+    area_mm2 = inputs.area_mm2(scene.view.image_yx)
     notes = []
-    if section.objects:
-        counts = np.bincount(scene.objects.classes, minlength=len(section.class_names)).tolist()
-        named = zip(section.class_names, section.class_colours, counts, strict=True)
+    if inputs.objects:
+        counts = np.bincount(scene.objects.classes, minlength=len(inputs.classes.names)).tolist()
+        named = zip(inputs.classes.names, inputs.classes.colours, counts, strict=True)
         notes += [Note(f"{name} {count:,}", colour) for name, colour, count in named]
         notes += [Note(f"{_figures(number / area_mm2)} objects/mm\u00b2")] if area_mm2 > 0 else []
-    notes.append(Note(f"{section.searched} {_figures(area_mm2)} mm\u00b2"))
-    notes.append(Note(f"{section.mpp_um:.3g} \u00b5m per pixel"))
-    notes.append(Note(f"model {section.model}"))
-    notes += [Note(flag.replace("_", " "), MARKS.get(flag, ALERT)) for flag in section.flags]
-    return Caption(section.name, notes, legend)
+    notes.append(Note(f"{inputs.searched} {_figures(area_mm2)} mm\u00b2"))
+    notes.append(Note(f"{inputs.image.mpp:.3g} \u00b5m per pixel"))
+    notes.append(Note(f"model {inputs.model}"))
+    notes += [Note(flag.replace("_", " "), MARKS.get(flag, ALERT)) for flag in inputs.flags]
+    return Caption(inputs.name, notes, legend)
 
 
 def _figures(value: float) -> str:

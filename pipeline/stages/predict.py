@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.config import CELL_PX
 from pipeline.execution.blocks import Counts, MapBlocks, StageContext, StageReport, run_blocks
 from pipeline.geometry import Box
-from pipeline.inference.predictor import Colours, MirroredRegion, Predictor, load
+from pipeline.inference.predictor import Colours, MirroredRegion, Predictor, load_networks
 from pipeline.inference.seam_check import Cut, seam_check
 from pipeline.storage.layout import IMAGE, PROBABILITY, TISSUE
 from pipeline.storage.slide_store import Array, ArraySpec, Index, StoredArray
@@ -27,31 +27,39 @@ from unet_core.normalisation import ColourMap
 
 @dataclass(frozen=True, slots=True)
 class PredictSection:
-    """Which networks, on what, in tiles of which core. ``tissue_factor``: image px along one tissue px.
+    """Which networks compute what.
 
-    ``colours``: for each network the map fitted to this slide; none where none asks for one.
-    ``cells`` (rows, cols): which cells of the image to compute, where there is tissue; None: all. ``step_px`` is the
-    networks' own, for the look at seams.
+    Attributes:
+        weights: Files of the networks.
+        tta: Test-time augmentation, ``none`` or ``d4``.
+        foreground: Number of foreground classes.
+        step_px: Step of the networks together, for the seam check.
+        device: Device kind, ``cpu`` or ``cuda``.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        tile_px: Side of the core of one network call.
+        tissue_factor: Image pixels along one tissue pixel.
+        cells: Cells (rows, cols) of the image to compute where there is tissue; None for all.
+        colours: For each network the colour map fitted to this slide; empty when none needs one.
     """
 
     weights: tuple[Weights, ...]
+    tta: str
     foreground: int
-    tissue_factor: int
+    step_px: int
     device: str
     precision: str
     tile_px: int
-    tta: str = "none"
-    cells: NDArray[np.bool_] | None = None
-    colours: Colours = ()
-    step_px: int = 16
+    tissue_factor: int
+    cells: NDArray[np.bool_] | None
+    colours: Colours
 
 
-def load_network(section: PredictSection) -> Predictor:
+def load_network(inputs: PredictSection) -> Predictor:
     """The network of a section, loaded once per process.
 
     Raises ModelError when the weights are not the ones the plan was made with.
     """
-    return load(section.weights, section.device, section.precision, section.tta)
+    return load_networks(inputs.weights, inputs.device, inputs.precision, inputs.tta)
 
 
 def colours_of(tissue: Mapping[str, Any]) -> Colours:
@@ -60,34 +68,34 @@ def colours_of(tissue: Mapping[str, Any]) -> Colours:
     return tuple(None if one is None else ColourMap.model_validate(one) for one in fitted)
 
 
-def predict_block(work: StageContext, section: PredictSection, index: Index) -> Counts:
+def predict_block(context: StageContext, inputs: PredictSection, index: Index) -> Counts:
     """Compute and write one block of probability (k, y, x) uint8; cells not asked for are 0 and cost no call."""
-    core, store = work.core(index), work.store
-    network = load_network(section)
-    wanted = wanted_pixels(store.read(TISSUE), section, core)
+    core, store = context.core(index), context.store
+    network = load_network(inputs)
+    wanted = wanted_pixels(store.read(TISSUE), inputs, core)
     before = network.calls.made
-    pixels = np.zeros((section.foreground, *core.shape), np.uint8)
+    pixels = np.zeros((inputs.foreground, *core.shape), np.uint8)
     if wanted.any():
-        grid = network.grid(core, section.tile_px)
-        region = MirroredRegion.read_around(store.read(IMAGE), grid, section.colours)
+        grid = network.grid(core, inputs.tile_px)
+        region = MirroredRegion.read_around(store.read(IMAGE), grid, inputs.colours)
         for tile in grid:
             place = (slice(None), *tile.core.shift(-core.y0, -core.x0).slices)
             if wanted[place[1:]].any():
-                pixels[place] = network.probability(region, tile.core, section.tile_px)
+                pixels[place] = network.probability(region, tile.core, inputs.tile_px)
         pixels[:, ~wanted] = 0
-    store.write_block(PROBABILITY, work.plan, core, pixels)
+    store.write_block(PROBABILITY, context.plan_hash, core, pixels)
     return {"network_calls": network.calls.made - before, "halved": int(network.largest_px is not None)}
 
 
-def wanted_pixels(tissue: StoredArray, section: PredictSection, box: Box) -> Array:
+def wanted_pixels(tissue: StoredArray, inputs: PredictSection, box: Box) -> Array:
     """Which pixels of the box (h, w) lie in a cell that holds any tissue and, with regions, touches one."""
-    return cell_pixels(wanted_cells(tissue, section, box), box)
+    return cell_pixels(wanted_cells(tissue, inputs, box), box)
 
 
-def wanted_cells(tissue: StoredArray, section: PredictSection, box: Box) -> Array:
+def wanted_cells(tissue: StoredArray, inputs: PredictSection, box: Box) -> Array:
     """Which of the cells (rows, cols) that cover the box hold any tissue and, with regions, touch one."""
-    found = tissue_cells(tissue, box, section.tissue_factor)
-    return found if section.cells is None else found & section.cells[box.cover(CELL_PX).slices]
+    found = tissue_cells(tissue, box, inputs.tissue_factor)
+    return found if inputs.cells is None else found & inputs.cells[box.cover(CELL_PX).slices]
 
 
 def tissue_cells(tissue: StoredArray, box: Box, factor: int) -> Array:
@@ -107,24 +115,24 @@ def cell_pixels(cells: Array, box: Box) -> Array:
     return np.asarray(whole[box.shift(-covered.y0 * CELL_PX, -covered.x0 * CELL_PX).slices])
 
 
-def predict_slide(work: StageContext, section: PredictSection, map_blocks: MapBlocks) -> StageReport:
+def predict_slide(context: StageContext, inputs: PredictSection, map_blocks: MapBlocks) -> StageReport:
     """Write the whole probability, block by block."""
-    store = work.store
-    shape = (section.foreground, *work.shape_yx)
-    store.create(ArraySpec(PROBABILITY, shape, "uint8", work.block_px, work.plan))
-    done = store.done(PROBABILITY, work.plan)
-    report = run_blocks("predict", work, done, partial(predict_block, work, section), map_blocks)
-    store.commit(PROBABILITY, work.plan)
-    report.facts = _facts(work, section)
-    store.stamp("predict", work.plan, report.facts)
+    store = context.store
+    shape = (inputs.foreground, *context.shape_yx)
+    store.create(ArraySpec(PROBABILITY, shape, "uint8", context.block_px, context.plan_hash))
+    done = store.done(PROBABILITY, context.plan_hash)
+    report = run_blocks("predict", context, done, partial(predict_block, context, inputs), map_blocks)
+    store.commit(PROBABILITY, context.plan_hash)
+    report.facts = _facts(context, inputs)
+    store.stamp("predict", context.plan_hash, report.facts)
     return report
 
 
-def _facts(work: StageContext, section: PredictSection) -> dict[str, Any]:
+def _facts(context: StageContext, inputs: PredictSection) -> dict[str, Any]:
     """How much of the image the network was asked about, and whether it shows where the work was cut."""
-    whole = Box.of_shape(work.shape_yx)
-    tissue = work.store.read(TISSUE)
-    alive = sum(int(wanted_pixels(tissue, section, core).sum()) for core in (tile.core for tile in work.grid))
-    cut = Cut(work.shape_yx, work.block_px, section.tile_px, section.step_px)
-    seam = seam_check(work.store.read(PROBABILITY).read, wanted_cells(tissue, section, whole), cut)
+    whole = Box.of_shape(context.shape_yx)
+    tissue = context.store.read(TISSUE)
+    alive = sum(int(wanted_pixels(tissue, inputs, core).sum()) for core in (tile.core for tile in context.grid))
+    cut = Cut(context.shape_yx, context.block_px, inputs.tile_px, inputs.step_px)
+    seam = seam_check(context.store.read(PROBABILITY).read, wanted_cells(tissue, inputs, whole), cut)
     return {"pixels": whole.area_px, "skipped_pixels": whole.area_px - alive, "seam": seam}

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pipeline.errors import DamagedError, StoreError
 from pipeline.execution.blocks import Counts, MapBlocks, StageContext, StageReport, run_blocks
 from pipeline.geometry import Box, TileGrid
-from pipeline.rendering.contrast import Rgb
+from pipeline.image_info import ClassInfo, ImageInfo
 from pipeline.storage.atomic_files import digest, fsync_dir, remove, write_json
 from pipeline.storage.layout import IMAGE, OBJECTS, PROBABILITY
 from pipeline.storage.slide_store import ArraySpec, Index, SlideStore, StoredArray
@@ -40,20 +40,22 @@ COARSEST_PX = 512
 
 @dataclass(frozen=True, slots=True)
 class PyramidSection:
-    """What the pyramid is of: pixel size, names and colours, and the plan of each full-resolution array there is.
+    """What the pyramid is made of.
 
-    ``arrays`` maps IMAGE (required), PROBABILITY and OBJECTS (each where it exists) to the plan that wrote it.
+    Attributes:
+        image: Scale and channels of the image.
+        classes: Names and colours of the classes.
+        arrays: The plan hash of each full-resolution array: IMAGE (required), PROBABILITY and OBJECTS (where they
+            exist).
     """
 
-    mpp_um: float
-    channel_names: tuple[str, ...]
-    class_names: tuple[str, ...]
-    class_colours: tuple[Rgb, ...]
+    image: ImageInfo
+    classes: ClassInfo
     arrays: Mapping[str, str]
 
     def __post_init__(self) -> None:
-        if not self.mpp_um > 0 or IMAGE not in self.arrays or not set(self.arrays) <= {IMAGE, PROBABILITY, OBJECTS}:
-            raise ValueError(f"no pyramid of {sorted(self.arrays)} at {self.mpp_um} um per pixel")
+        if not self.image.mpp > 0 or IMAGE not in self.arrays or not set(self.arrays) <= {IMAGE, PROBABILITY, OBJECTS}:
+            raise ValueError(f"no pyramid of {sorted(self.arrays)} at {self.image.mpp} um per pixel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,22 +101,22 @@ def halve_nearest(labels: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(labels[..., ::2, ::2])
 
 
-def pyramid_block(work: StageContext, level: PyramidLevel, index: Index) -> Counts:
+def pyramid_block(context: StageContext, level: PyramidLevel, index: Index) -> Counts:
     """Make the block at (row, col) of ``level`` from the up to four parent shards below it, and write its shard.
 
-    ``work`` has the level's shape. Raises StoreError when the parent is of another plan, DamagedError when a parent
+    ``context`` has the level's shape. Raises StoreError when the parent is of another plan, DamagedError when a parent
     shard is missing.
     """
-    parent = _parent(work.store, level)
+    parent = _parent(context.store, level)
     halve = halve_nearest if level.path.startswith("labels/") else halve_mean
-    core = work.core(index)
+    core = context.core(index)
     made = np.empty((*parent.shape[:-2], *core.shape), parent.dtype)
     for row, col in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        quarter = _quarter(parent, work.block_px, (2 * index[0] + row, 2 * index[1] + col))
+        quarter = _quarter(parent, context.block_px, (2 * index[0] + row, 2 * index[1] + col))
         if quarter is not None:
             target = Box(*(-(-edge // 2) for edge in (quarter.y0, quarter.x0, quarter.y1, quarter.x1)))
             made[(..., *target.shift(-core.y0, -core.x0).slices)] = halve(parent.read(quarter))
-    work.store.write_block(level.path, level.plan, core, made)
+    context.store.write_block(level.path, level.plan, core, made)
     return {"blocks": 1}
 
 
@@ -138,32 +140,34 @@ def _quarter(parent: StoredArray, block_px: int, index: Index) -> Box | None:
 # ---- the stage ------------------------------------------------------------------------------------------------------
 
 
-def pyramid_slide(work: StageContext, section: PyramidSection, map_blocks: MapBlocks) -> StageReport:
+def pyramid_slide(context: StageContext, inputs: PyramidSection, map_blocks: MapBlocks) -> StageReport:
     """Make every coarser level of every array, write the OME-Zarr metadata, remove levels nobody names, and stamp."""
-    store = work.store
+    store = context.store
     report = StageReport(STAGE)
-    for path, plan in section.arrays.items():
-        for level, shape_yx in _levels(path, plan, work):
-            _add(report, _fill(replace(work, shape_yx=shape_yx, plan=level.plan), level, map_blocks))
-    count = len(level_shapes(work.shape_yx))
-    _remove_unnamed(store, section, count)
-    for group, attributes in _groups(store, section, count):
+    for path, plan in inputs.arrays.items():
+        for level, shape_yx in _levels(path, plan, context):
+            _add(report, _fill(replace(context, shape_yx=shape_yx, plan_hash=level.plan), level, map_blocks))
+    count = len(level_shapes(context.shape_yx))
+    _remove_unnamed(store, inputs, count)
+    for group, attributes in _groups(store, inputs, count):
         write_json(group / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {"ome": attributes}})
         fsync_dir(group)
-    report.facts = {"levels": count, "arrays": sorted(section.arrays)}
-    store.stamp(STAGE, work.plan, report.facts)
+    report.facts = {"levels": count, "arrays": sorted(inputs.arrays)}
+    store.stamp(STAGE, context.plan_hash, report.facts)
     return report
 
 
-def _levels(path: str, plan: str, work: StageContext) -> Iterator[tuple[PyramidLevel, tuple[int, int]]]:
+def _levels(path: str, plan: str, context: StageContext) -> Iterator[tuple[PyramidLevel, tuple[int, int]]]:
     """The levels above ``path``, finest first, with their shapes. Raises StoreError when it is not the image's size."""
-    if (work.store.zarr / path).exists():  # else it was dropped when its levels were complete
-        found = work.store.read(path).shape[-2:]
-        if found != work.shape_yx:
-            raise StoreError(f"{work.store.zarr / path}: expected {work.shape_yx} px like the image, found {found}")
+    location = context.store.zarr / path
+    if location.exists():  # else it was dropped when its levels were complete
+        found = context.store.read(path).shape[-2:]
+        if found != context.shape_yx:
+            raise StoreError(f"{location}: expected {context.shape_yx} px like the image, found {found}")
     parent, parent_plan = path, plan
-    for number, shape_yx in enumerate(level_shapes(work.shape_yx)[1:], start=1):
-        level = PyramidLevel(_level_path(path, number), _level_plan(plan, number, work.block_px), parent, parent_plan)
+    for number, shape_yx in enumerate(level_shapes(context.shape_yx)[1:], start=1):
+        level_plan = _level_plan(plan, number, context.block_px)
+        level = PyramidLevel(_level_path(path, number), level_plan, parent, parent_plan)
         yield level, shape_yx
         parent, parent_plan = level.path, level.plan
 
@@ -189,16 +193,16 @@ def _level_path(path: str, number: int) -> str:
     return f"{path[:-1]}{number}"
 
 
-def _fill(work: StageContext, level: PyramidLevel, map_blocks: MapBlocks) -> StageReport:
+def _fill(context: StageContext, level: PyramidLevel, map_blocks: MapBlocks) -> StageReport:
     """Create one level, compute the blocks it lacks and put it in its place."""
-    if not work.store.holds(level.path, level.plan):  # else its parent may be dropped
-        parent = _parent(work.store, level)
-        shape = (*parent.shape[:-2], *work.shape_yx)
-        spec = ArraySpec(level.path, shape, str(parent.dtype), work.block_px, level.plan)
-        work.store.create(spec if "/" in level.path else replace(spec, codec="lz4"))  # the image's like the image
-    done = work.store.done(level.path, level.plan)
-    report = run_blocks(STAGE, work, done, partial(pyramid_block, work, level), map_blocks)
-    work.store.commit(level.path, level.plan)
+    if not context.store.holds(level.path, level.plan):  # else its parent may be dropped
+        parent = _parent(context.store, level)
+        shape = (*parent.shape[:-2], *context.shape_yx)
+        spec = ArraySpec(level.path, shape, str(parent.dtype), context.block_px, level.plan)
+        context.store.create(spec if "/" in level.path else replace(spec, codec="lz4"))  # the image's like the image
+    done = context.store.done(level.path, level.plan)
+    report = run_blocks(STAGE, context, done, partial(pyramid_block, context, level), map_blocks)
+    context.store.commit(level.path, level.plan)
     return report
 
 
@@ -209,27 +213,28 @@ def _add(total: StageReport, part: StageReport) -> None:
         total.counts[name] = total.counts.get(name, 0) + number
 
 
-def _remove_unnamed(store: SlideStore, section: PyramidSection, count: int) -> None:
+def _remove_unnamed(store: SlideStore, inputs: PyramidSection, count: int) -> None:
     """Remove levels that an earlier, larger image left, and groups of arrays that are no longer made."""
-    for path in section.arrays:
+    for path in inputs.arrays:
         for entry in sorted((store.zarr / path).parent.iterdir()):
             if entry.name.isdigit() and int(entry.name) >= count:
                 remove(entry)
-    for path in {PROBABILITY, OBJECTS} - set(section.arrays):
+    for path in {PROBABILITY, OBJECTS} - set(inputs.arrays):
         group = store.zarr / path.split("/")[0]
         if group.exists():
             remove(group)
 
 
-def _groups(store: SlideStore, section: PyramidSection, count: int) -> Iterator[tuple[Path, dict[str, Any]]]:
+def _groups(store: SlideStore, inputs: PyramidSection, count: int) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Each group's folder and its ``ome`` attributes, the outermost last: it is what makes the rest visible."""
     from pipeline.storage import ome_metadata as ome  # a fifth of a second, and who only reads levels needs none of it
 
-    if PROBABILITY in section.arrays:
-        shown = ome.omero(section.class_names, section.class_colours, [(0.0, 255.0)] * len(section.class_names), 255)
-        yield store.zarr / "probability", ome.image_attributes("probability", section.mpp_um, count, shown)
-    if OBJECTS in section.arrays:
-        yield store.zarr / "labels" / "objects", ome.objects_attributes(section.mpp_um, count)
+    if PROBABILITY in inputs.arrays:
+        classes, mpp = inputs.classes, inputs.image.mpp
+        displayed = ome.omero(classes.names, classes.colours, [(0.0, 255.0)] * len(classes.names), 255)
+        yield store.zarr / "probability", ome.image_attributes("probability", mpp, count, displayed)
+    if OBJECTS in inputs.arrays:
+        yield store.zarr / "labels" / "objects", ome.objects_attributes(inputs.image.mpp, count)
         yield store.zarr / "labels", ome.labels_attributes()
-    shown = ome.image_omero(store.read(_level_path(IMAGE, count - 1)), section.channel_names)
-    yield store.zarr, ome.image_attributes("image", section.mpp_um, count, shown)
+    displayed = ome.image_omero(store.read(_level_path(IMAGE, count - 1)), inputs.image.channels)
+    yield store.zarr, ome.image_attributes("image", inputs.image.mpp, count, displayed)

@@ -32,31 +32,31 @@ WHOLES = "label/wholes"
 _COLUMNS = ("area", "first", "sum_y", "sum_x", "group", "root")
 
 
-def split_block(work: StageContext, splitting: Splitting, index: Index) -> Counts:
+def split_block(context: StageContext, splitting: Splitting, index: Index) -> Counts:
     """Keep the parts of the objects whose root is in a block."""
-    table = work.store.load_result(WHOLES, work.plan, index)
-    parts = split_objects(_gathered(work, index, table), splitting)
+    table = context.store.load_result(WHOLES, context.plan_hash, index)
+    parts = split_objects(_gathered(context, index, table), splitting)
     runs = parts.runs
     columns = {
         "area": total(runs.label, runs.length),
-        "first": lowest(runs.label, runs.y * work.shape_yx[1] + runs.x0),
+        "first": lowest(runs.label, runs.y * context.shape_yx[1] + runs.x0),
         "sum_y": total(runs.label, runs.y * runs.length),
         "sum_x": total(runs.label, (runs.x0 + runs.x1 - 1) * runs.length // 2),
         "group": table["group"][parts.owner],
         "root": parts.owner + int(table["start"]),
     }
     where = {"part": runs.label, "y": runs.y, "x0": runs.x0, "x1": runs.x1}
-    work.store.save_result(PARTS, work.plan, index, columns | where)
+    context.store.save_result(PARTS, context.plan_hash, index, columns | where)
     return {"split_blocks": 1}
 
 
-def _gathered(work: StageContext, index: Index, table: Mapping[str, Array]) -> RunLengths:
+def _gathered(context: StageContext, index: Index, table: Mapping[str, Array]) -> RunLengths:
     """Runs of a block's objects, labelled by root counted in the block from 0, in pixels of the image."""
     start, stop = int(table["start"]), int(table["start"]) + len(table["root"])
     columns: list[tuple[Array, ...]] = []
     for place in [index, *((row, col) for row, col in table["reach"].tolist())]:
-        here = table if place == index else work.store.load_result(WHOLES, work.plan, place)
-        runs, core = load_runs(work.store, work.plan, place), work.core(place)
+        here = table if place == index else context.store.load_result(WHOLES, context.plan_hash, place)
+        runs, core = load_runs(context.store, context.plan_hash, place), context.core(place)
         root = here["root"][runs.label - 1]
         mine = np.flatnonzero((root >= start) & (root < stop) & here["split"][runs.label - 1])
         columns.append((root[mine] - start, runs.y[mine] + core.y0, runs.x0[mine] + core.x0, runs.x1[mine] + core.x0))
@@ -71,7 +71,7 @@ def too_large(whole: MergedObjects, largest_px: int) -> Array:
 
 
 def whole_tables(
-    work: StageContext, joined: BlockGraph, whole: MergedObjects, largest_px: int
+    context: StageContext, joined: BlockGraph, whole: MergedObjects, largest_px: int
 ) -> Iterator[dict[str, Array]]:
     """The table ``label/wholes`` of each block, in order."""
     root = whole.root
@@ -79,7 +79,7 @@ def whole_tables(
     home = _block_of(joined, np.arange(len(root)))
     owner = home[root]
     far = split & (owner != home)
-    index = _indices(work)
+    index = _indices(context)
     reach = _listed(len(index), owner[far], home[far])
     for number, (start, stop) in enumerate(pairwise(joined.starts)):
         slices = {"root": root[start:stop], "split": split[start:stop], "group": joined.group[start:stop]}
@@ -94,11 +94,11 @@ class AllParts:
     starts: Array
 
     @classmethod
-    def load(cls, work: StageContext) -> AllParts:
+    def load(cls, context: StageContext) -> AllParts:
         """From the small files of all blocks."""
         kept = []
-        for tile in work.grid:
-            found = work.store.load_result(PARTS, work.plan, tile.index)
+        for tile in context.grid:
+            found = context.store.load_result(PARTS, context.plan_hash, tile.index)
             kept.append({name: found[name] for name in _COLUMNS})
         columns = {name: np.concatenate([one[name] for one in kept]) for name in _COLUMNS}
         return cls(columns, np.cumsum([0, *(len(one["group"]) for one in kept)]))
@@ -115,14 +115,14 @@ class AllParts:
 
 
 def lookup_tables(
-    work: StageContext, joined: BlockGraph, whole: MergedObjects, ids: Array, parts: AllParts
+    context: StageContext, joined: BlockGraph, whole: MergedObjects, ids: Array, parts: AllParts
 ) -> Iterator[dict[str, Array]]:
     """The table ``label/lookup`` of each block, in order; ``whole`` and ``ids`` are of pieces, then of parts."""
     pieces = len(joined.group)
     gone = np.zeros(len(whole.group), np.bool_)
     gone[parts.columns["root"]] = True
     split = np.flatnonzero(gone[whole.root[:pieces]])
-    index = _indices(work)
+    index = _indices(context)
     owners = _listed(len(index), _block_of(joined, split), _block_of(joined, whole.root[split]))
     for number, (start, stop) in enumerate(pairwise(joined.starts)):
         theirs = [pieces + np.arange(parts.starts[owner], parts.starts[owner + 1]) for owner in owners[number]]
@@ -132,9 +132,9 @@ def lookup_tables(
         yield {**table, "owners": index[owners[number]], "counts": counts}
 
 
-def _indices(work: StageContext) -> Array:
+def _indices(context: StageContext) -> Array:
     """(row, col) of every block, in order."""
-    return np.array([tile.index for tile in work.grid])
+    return np.array([tile.index for tile in context.grid])
 
 
 def _block_of(joined: BlockGraph, piece: Array) -> Array:

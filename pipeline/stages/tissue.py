@@ -9,7 +9,7 @@ here, once, where a network asks for it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from pipeline.config import CELL_PX
 from pipeline.execution.blocks import Counts, MapBlocks, StageContext, StageReport, run_blocks
 from pipeline.geometry import Box, TileGrid
+from pipeline.image_info import ImageInfo
 from pipeline.inputs.regions import Regions
 from pipeline.inputs.tissue_mask_file import MaskFile, tissue_of
 from pipeline.storage.layout import IMAGE, QUALITY, TISSUE
@@ -33,64 +34,68 @@ _ROWS_AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class TissueInputs:
-    """How to look for tissue: by ``how`` (None: everything is tissue) in squares of ``factor`` image px.
+    """How tissue is found.
 
-    ``level0_from_image`` multiplies (y, x) of the image into the coordinates of ``regions``. ``stain``: the colours the
-    network was trained on. ``exclude_qc``: blurred and inked cells are no tissue. ``normalisations``: what each network
-    asks of the slide's colours; empty: nothing.
+    Attributes:
+        how: Parameters of the threshold, or a mask file; None: everything is tissue.
+        factor: Image pixels along one tissue pixel.
+        image: Scale of the image.
+        regions: Regions in which tissue is counted, in pixels of the slide's level 0.
+        stain: Colours that the network was trained on.
+        exclude_qc: Whether blurred and inked cells count as no tissue.
+        normalisations: For each network, the normalisation of colours it needs; empty when none needs any.
     """
 
     how: TissueParams | MaskFile | None
     factor: int
-    mpp: float
-    level0_from_image: tuple[float, float] = (1.0, 1.0)
-    regions: Regions | None = None
-    stain: StainStatistics | None = None
-    exclude_qc: bool = field(default=False, kw_only=True)
-    normalisations: tuple[Normalisation | None, ...] = field(default=(), kw_only=True)
+    image: ImageInfo
+    regions: Regions | None
+    stain: StainStatistics | None
+    exclude_qc: bool
+    normalisations: tuple[Normalisation | None, ...]
 
 
-def tissue_block(work: StageContext, section: TissueInputs, index: Index) -> Counts:
+def tissue_block(context: StageContext, inputs: TissueInputs, index: Index) -> Counts:
     """Keep the area mean and the fine detail of one block of the image as the block's small result."""
-    image_CYX = work.store.read(IMAGE).read(work.core(index))
-    small = {"thumb": area_mean(image_CYX, section.factor), "detail": detail(image_CYX, section.factor)}
-    if section.normalisations:
-        step = sample_step(work.shape_yx)
+    image_CYX = context.store.read(IMAGE).read(context.core(index))
+    small = {"thumb": area_mean(image_CYX, inputs.factor), "detail": detail(image_CYX, inputs.factor)}
+    if inputs.normalisations:
+        step = sample_step(context.shape_yx)
         small["sample"] = image_CYX[:, ::step, ::step]
-    work.store.save_result("tissue", work.plan, index, small)
+    context.store.save_result("tissue", context.plan_hash, index, small)
     return {}
 
 
-def tissue_slide(work: StageContext, section: TissueInputs, map_blocks: MapBlocks) -> StageReport:
+def tissue_slide(context: StageContext, inputs: TissueInputs, map_blocks: MapBlocks) -> StageReport:
     """Write ``tissue`` (y, x) bool: where the slide shows tissue, at about 8 um per pixel, and ``quality`` per cell."""
-    store = work.store
-    store.sweep_results("tissue", work.plan)
-    done = store.results("tissue", work.plan)
-    report = run_blocks("tissue", work, done, partial(tissue_block, work, section), map_blocks)
-    thumb_CYX = _assemble(work, "thumb")
-    found = _found(thumb_CYX, work, section)
-    quality = _quality(thumb_CYX, found.mask, work, section)
-    tissue_px = _image_px(found.mask, work, section)
-    flags = [*found.flags, *quality.flags(tissue_px * section.mpp**2 / 1e6)]
-    fitted = _fitted(work, section)
+    store = context.store
+    store.sweep_results("tissue", context.plan_hash)
+    done = store.results("tissue", context.plan_hash)
+    report = run_blocks("tissue", context, done, partial(tissue_block, context, inputs), map_blocks)
+    thumb_CYX = _assemble(context, "thumb")
+    found = _found(thumb_CYX, context, inputs)
+    quality = _quality(thumb_CYX, found.mask, context, inputs)
+    tissue_px = _image_px(found.mask, context, inputs)
+    flags = [*found.flags, *quality.flags(tissue_px * inputs.image.mpp**2 / 1e6)]
+    fitted = _fitted(context, inputs)
     flags += [NOT_NORMALISED] * any(one is not None and one.kept for one in fitted)
-    if section.exclude_qc:
-        found = replace(found, mask=found.mask & ~_squares(quality.blurred | quality.inked, found.mask, section))
+    if inputs.exclude_qc:
+        found = replace(found, mask=found.mask & ~_squares(quality.blurred | quality.inked, found.mask, inputs))
     for path, pixels in ((TISSUE, found.mask), (QUALITY, quality.measures)):
-        _write(work, path, pixels)
+        _write(context, path, pixels)
     report.facts = {
         "method": found.method,
         "polarity": polarity_of(thumb_CYX),
         "threshold": found.threshold,
         "flags": flags,
         "quality": quality.facts(),
-        "factor": section.factor,
-        "tissue_px": _image_px(found.mask, work, section),
-        **_per_region(found.mask, work, section),
+        "factor": inputs.factor,
+        "tissue_px": _image_px(found.mask, context, inputs),
+        **_per_region(found.mask, context, inputs),
     }
     if fitted:
         report.facts |= {"normalisation": [one and one.model_dump(mode="json") for one in fitted]}
-    store.stamp("tissue", work.plan, report.facts)
+    store.stamp("tissue", context.plan_hash, report.facts)
     return report
 
 
@@ -112,86 +117,86 @@ def _sizes(length: int, factor: int) -> Array:
     return np.diff(np.append(np.arange(0, length, factor), length))
 
 
-def _fitted(work: StageContext, section: TissueInputs) -> tuple[ColourMap | None, ...]:
+def _fitted(context: StageContext, inputs: TissueInputs) -> tuple[ColourMap | None, ...]:
     """The slide's colour map for each network, where any asks for one."""
-    return fits(_assemble(work, "sample"), section.normalisations) if section.normalisations else ()
+    return fits(_assemble(context, "sample"), inputs.normalisations) if inputs.normalisations else ()
 
 
-def _assemble(work: StageContext, name: str) -> Array:
-    return np.concatenate([_row(work, row, name) for row in range(work.grid.rows)], axis=1)
+def _assemble(context: StageContext, name: str) -> Array:
+    return np.concatenate([_row(context, row, name) for row in range(context.grid.rows)], axis=1)
 
 
-def _row(work: StageContext, row: int, name: str) -> Array:
+def _row(context: StageContext, row: int, name: str) -> Array:
     """What a row of blocks kept under ``name``, side by side."""
-    kept = (work.store.load_result("tissue", work.plan, (row, col)) for col in range(work.grid.cols))
+    kept = (context.store.load_result("tissue", context.plan_hash, (row, col)) for col in range(context.grid.cols))
     return np.concatenate([small[name] for small in kept], axis=2)
 
 
-def _found(thumb_CYX: Array, work: StageContext, section: TissueInputs) -> TissueResult:
-    match section.how:
+def _found(thumb_CYX: Array, context: StageContext, inputs: TissueInputs) -> TissueResult:
+    match inputs.how:
         case None:
             return TissueResult(np.ones(thumb_CYX.shape[1:], dtype=bool), "off")
         case TissueParams() as params:
             return find_tissue(thumb_CYX, params)
         case MaskFile() as file:
-            mask = tissue_of(file.read(work.shape_yx), work.shape_yx, section.factor)
+            mask = tissue_of(file.read(context.shape_yx), context.shape_yx, inputs.factor)
             return TissueResult(mask, f"mask {file.path.name}", None, () if mask.any() else ("no tissue found",))
 
 
-def _quality(thumb_CYX: Array, mask: Mask, work: StageContext, section: TissueInputs) -> Quality:
+def _quality(thumb_CYX: Array, mask: Mask, context: StageContext, inputs: TissueInputs) -> Quality:
     """All cells' measures, one row of blocks after the other."""
     bright = polarity_of(thumb_CYX) == "bright-field" and len(thumb_CYX) == 3
-    pen = pen_mask(thumb_CYX, section.factor * section.mpp) if bright else np.zeros_like(mask)
-    height, strips = work.block_px // section.factor, []
-    for row in range(work.grid.rows):
+    pen = pen_mask(thumb_CYX, inputs.factor * inputs.image.mpp) if bright else np.zeros_like(mask)
+    height, strips = context.block_px // inputs.factor, []
+    for row in range(context.grid.rows):
         here = slice(row * height, (row + 1) * height)
-        pixels = thumb_CYX[:, here], _row(work, row, "detail"), mask[here], pen[here]
-        strip = ImageStrip(*pixels, side=CELL_PX // section.factor, bright_field=bright)
-        strips.append(strip.measures(section.stain))
-    return Quality(np.concatenate(strips, axis=1), (CELL_PX * section.mpp) ** 2 / 1e6)
+        pixels = thumb_CYX[:, here], _row(context, row, "detail"), mask[here], pen[here]
+        strip = ImageStrip(*pixels, side=CELL_PX // inputs.factor, bright_field=bright)
+        strips.append(strip.measures(inputs.stain))
+    return Quality(np.concatenate(strips, axis=1), (CELL_PX * inputs.image.mpp) ** 2 / 1e6)
 
 
-def _squares(cells: Mask, mask: Mask, section: TissueInputs) -> Mask:
+def _squares(cells: Mask, mask: Mask, inputs: TissueInputs) -> Mask:
     """What holds for cells, for each tissue pixel."""
-    side = CELL_PX // section.factor
+    side = CELL_PX // inputs.factor
     whole = cells.repeat(side, axis=0).repeat(side, axis=1)
     return np.asarray(whole[: mask.shape[0], : mask.shape[1]])
 
 
-def _write(work: StageContext, path: str, pixels: Array) -> None:
-    work.store.create(ArraySpec(path, pixels.shape, str(pixels.dtype), work.block_px, work.plan))
-    done = work.store.done(path, work.plan)
-    for tile in TileGrid(Box.of_shape((pixels.shape[-2], pixels.shape[-1])), work.block_px):
+def _write(context: StageContext, path: str, pixels: Array) -> None:
+    context.store.create(ArraySpec(path, pixels.shape, str(pixels.dtype), context.block_px, context.plan_hash))
+    done = context.store.done(path, context.plan_hash)
+    for tile in TileGrid(Box.of_shape((pixels.shape[-2], pixels.shape[-1])), context.block_px):
         if tile.index not in done:
-            work.store.write_block(path, work.plan, tile.core, pixels[(..., *tile.core.slices)])
-    work.store.commit(path, work.plan)
+            context.store.write_block(path, context.plan_hash, tile.core, pixels[(..., *tile.core.slices)])
+    context.store.commit(path, context.plan_hash)
 
 
-def _image_px(mask_YX: Array, work: StageContext, section: TissueInputs) -> int:
+def _image_px(mask_YX: Array, context: StageContext, inputs: TissueInputs) -> int:
     """Pixels of the image under the mask; the last row and column of the mask cover what exists."""
-    sizes = [_sizes(length, section.factor) for length in work.shape_yx]
+    sizes = [_sizes(length, inputs.factor) for length in context.shape_yx]
     return int(sizes[0] @ mask_YX.astype(np.int64) @ sizes[1])
 
 
 # ---- regions --------------------------------------------------------------------------------------------------------
 
 
-def _per_region(mask_YX: Mask, work: StageContext, section: TissueInputs) -> dict[str, Any]:
+def _per_region(mask_YX: Mask, context: StageContext, inputs: TissueInputs) -> dict[str, Any]:
     """Image pixels of tissue in each region, in the order of their names: a square lies where its centre lies."""
-    if section.regions is None:
+    if inputs.regions is None:
         return {}
-    counts = np.zeros(len(section.regions.names), np.int64)
-    for y, x, sizes in _tissue_squares(mask_YX, work, section):
-        numbers = section.regions.region_of(y, x)
+    counts = np.zeros(len(inputs.regions.names), np.int64)
+    for y, x, sizes in _tissue_squares(mask_YX, context, inputs):
+        numbers = inputs.regions.region_of(y, x)
         np.add.at(counts, numbers[numbers >= 0], sizes[numbers >= 0])
     return {"region_tissue_px": counts.tolist()}
 
 
-def _tissue_squares(mask_YX: Mask, work: StageContext, section: TissueInputs) -> Iterator[tuple[Array, Array, Array]]:
+def _tissue_squares(mask_YX: Mask, context: StageContext, inputs: TissueInputs) -> Iterator[tuple[Array, Array, Array]]:
     """Centres (y, x; level 0) and image pixels of the squares that are tissue, some rows at a time."""
-    sizes = [_sizes(length, section.factor) for length in work.shape_yx]
+    sizes = [_sizes(length, inputs.factor) for length in context.shape_yx]
     ends = [np.cumsum(one) for one in sizes]
-    centres = [(ends[axis] - sizes[axis] / 2) * section.level0_from_image[axis] for axis in (0, 1)]
+    centres = [(ends[axis] - sizes[axis] / 2) * inputs.image.level0_from_image[axis] for axis in (0, 1)]
     for first in range(0, len(mask_YX), _ROWS_AT_ONCE):
         y, x = np.nonzero(mask_YX[first : first + _ROWS_AT_ONCE])
         y += first

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from machine import QUIET, Clock, describe_machine
 
-from pipeline.execution.dask_map import ENVIRONMENT
+from pipeline.execution.local_cluster import ENVIRONMENT
 
 HERE = Path(__file__).parent
 RESULT = HERE.parents[1] / "bench.json"

@@ -18,6 +18,7 @@ from pathlib import Path
 from tifffile import TiffFile
 from tissue import write_slide
 
+from pipeline.config import InputSection
 from pipeline.execution.blocks import StageContext, serial
 from pipeline.slides.opening import open_slide
 from pipeline.slides.resample import resolution
@@ -61,7 +62,9 @@ def measure_ingest(rounds: int = ROUNDS) -> dict[str, float]:
         folder = Path(name)
         slide = write_slide(folder / "slide.tif", SIDE_PX)
         decode, reader = bare_decode(slide), open_slide(slide)
-        section = IngestSection(slide, resolution(reader, "native", 1.0), reader.channels, str(reader.dtype))
+        section = IngestSection(
+            slide, resolution(reader, "native", 1.0), reader.channels, str(reader.dtype), None, InputSection()
+        )
         for number in range(rounds + 1):  # the first warms up
             work = StageContext(folder / "out", (SIDE_PX, SIDE_PX), BLOCK_PX, f"{number:08d}")
             spent = {

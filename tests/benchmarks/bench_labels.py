@@ -28,7 +28,9 @@ from dask_image.ndmeasure import label as dask_label
 from numpy.typing import NDArray
 from skimage.measure import label, regionprops_table
 
+from pipeline.config import ObjectsSection
 from pipeline.execution.blocks import StageContext, serial
+from pipeline.image_info import ImageInfo
 from pipeline.objects.table_writer import MeasureSection
 from pipeline.stages.label import LabelSection, label_slide
 from pipeline.stages.measure import measure_slide
@@ -69,10 +71,10 @@ def make_slide() -> tuple[Array, Array]:
 def put(work: StageContext, path: str, pixels: Array) -> None:
     """Store an array as an earlier stage would have."""
     codec: Literal["lz4", "zstd"] = "lz4" if path == "0" else "zstd"
-    work.store.create(ArraySpec(path, pixels.shape, str(pixels.dtype), BLOCK_PX, work.plan, codec))
+    work.store.create(ArraySpec(path, pixels.shape, str(pixels.dtype), BLOCK_PX, work.plan_hash, codec))
     for tile in work.grid:
-        work.store.write_block(path, work.plan, tile.core, np.ascontiguousarray(pixels[:, *tile.core.slices]))
-    work.store.commit(path, work.plan)
+        work.store.write_block(path, work.plan_hash, tile.core, np.ascontiguousarray(pixels[:, *tile.core.slices]))
+    work.store.commit(path, work.plan_hash)
 
 
 def ours(root: Path, number: int) -> int:
@@ -80,8 +82,9 @@ def ours(root: Path, number: int) -> int:
     label_work, measure_work = (
         StageContext(root, (SIDE_PX, SIDE_PX), BLOCK_PX, f"{number:08d}{stage}") for stage in "lm"
     )
-    report = label_slide(label_work, LabelSection(threshold=0.5, mpp=MPP), serial)
-    measure_slide(measure_work, MeasureSection(MPP, (1.0, 1.0), ("nucleus",), ("red", "green", "blue")), serial)
+    info = ImageInfo(MPP, (1.0, 1.0), ("red", "green", "blue"))
+    report = label_slide(label_work, LabelSection(ObjectsSection(), info, 0.5, 0.0, (), None), serial)
+    measure_slide(measure_work, MeasureSection(info, ("nucleus",), None), serial)
     return int(report.facts["objects"])
 
 

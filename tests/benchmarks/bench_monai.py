@@ -29,7 +29,7 @@ from bench_predict import BLOCK_PX, INNER, make_slide
 from torch import Tensor
 
 from pipeline.execution.blocks import StageContext
-from pipeline.execution.dask_map import ENVIRONMENT
+from pipeline.execution.local_cluster import ENVIRONMENT
 from pipeline.geometry import Box
 from pipeline.inference.predictor import activate, normalise, quantise, resolve_precision
 from pipeline.stages.predict import PredictSection, predict_block

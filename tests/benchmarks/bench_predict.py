@@ -26,7 +26,7 @@ from tissue import MPP, Tissue
 from torch import Tensor
 
 from pipeline.execution.blocks import MapBlocks, StageContext
-from pipeline.execution.dask_map import local_cluster
+from pipeline.execution.local_cluster import local_cluster
 from pipeline.geometry import Box
 from pipeline.inference.predictor import MirroredRegion, normalise
 from pipeline.stages.predict import PredictSection, load_network, predict_block
@@ -60,8 +60,20 @@ def make_slide(folder: Path) -> tuple[StageContext, PredictSection]:
         store.write_block("0", "ingest!!", tile.core, tissue.cut(tile.core).transpose(2, 0, 1).copy())
     store.create(ArraySpec("tissue", (low_px, low_px), "bool", BLOCK_PX, "tissue!!"))
     store.write_block("tissue", "tissue!!", Box(0, 0, low_px, low_px), np.ones((low_px, low_px), bool))
-    store.create(ArraySpec(PROBABILITY, (1, side_px, side_px), "uint8", BLOCK_PX, work.plan))
-    return work, PredictSection((Weights(weights, sha256(weights)),), 1, TISSUE_FACTOR, "cpu", "fp32", TILE_PX)
+    store.create(ArraySpec(PROBABILITY, (1, side_px, side_px), "uint8", BLOCK_PX, work.plan_hash))
+    inputs = PredictSection(
+        weights=(Weights(weights, sha256(weights)),),
+        tta="none",
+        foreground=1,
+        step_px=16,
+        device="cpu",
+        precision="fp32",
+        tile_px=TILE_PX,
+        tissue_factor=TISSUE_FACTOR,
+        cells=None,
+        colours=(),
+    )
+    return work, inputs
 
 
 def inputs_of(work: StageContext, section: PredictSection, index: Index) -> list[Tensor]:

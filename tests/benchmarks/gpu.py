@@ -25,10 +25,9 @@ from numpy.typing import NDArray
 from tissue import Tissue
 
 from pipeline.errors import ModelError
-from pipeline.execution.dask_map import local_cluster
+from pipeline.execution.local_cluster import local_cluster
 from pipeline.geometry import Box
-from pipeline.inference.predictor import MirroredRegion, Predictor
-from pipeline.stages.predict import PredictSection, load_network
+from pipeline.inference.predictor import MirroredRegion, Predictor, load_networks
 from unet_core.model_file.header import Weights, resolve, sha256
 
 RESULT = Path(__file__).parents[2] / "gpu.json"
@@ -48,8 +47,7 @@ class Subject:
 
     def network(self, device: str, precision: str) -> Predictor:
         """The network on a device, as the predict stage loads it."""
-        section = PredictSection((Weights(self.weights, sha256(self.weights)),), 1, 32, device, precision, SIDES_PX[-1])
-        return load_network(section)
+        return load_networks((Weights(self.weights, sha256(self.weights)),), device, precision, "none")
 
     def answer(self, network: Predictor, side_px: int) -> NDArray[np.uint8]:
         """Probability bytes (k, y, x) of the core in tiles of this side."""

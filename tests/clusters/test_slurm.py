@@ -62,7 +62,8 @@ def test_the_worker_is_this_interpreters_under_tls_and_shows_itself_to_nobody_el
 
 def test_the_worker_is_told_what_a_runs_own_workers_are(script: str) -> None:
     exports = "\n".join(line for line in script.splitlines() if line.startswith("export "))
-    told = "import dask, distributed; from pipeline.execution.dask_map import SETTINGS\nfor k, v in SETTINGS.items():\n"
+    told = "import dask, distributed; from pipeline.execution.local_cluster import SETTINGS\n"
+    told += "for k, v in SETTINGS.items():\n"
     told += "    assert dask.config.get(k) == v, (k, dask.config.get(k))\n"
     done = subprocess.run(
         ["bash", "-ec", f'{exports}\n"{sys.executable}" -c "$0"', told], capture_output=True, text=True

@@ -20,13 +20,12 @@ from pipeline.config import ModelSection, load_config
 from pipeline.errors import ModelError
 from pipeline.evaluation.methods import networks
 from pipeline.execution.blocks import MapBlocks, serial
-from pipeline.execution.dask_map import local_cluster
+from pipeline.execution.local_cluster import local_cluster
 from pipeline.geometry import Box
 from pipeline.inference.ensemble import load_model
-from pipeline.inference.predictor import single_pass
+from pipeline.inference.predictor import load_networks, single_pass
 from pipeline.runs.plan import SlidePlan
 from pipeline.runs.slide_run import SlideRun, slide_root
-from pipeline.stages.predict import PredictSection, load_network
 from pipeline.storage.slide_store import SlideStore
 from tests.exactness.test_exact import write_tiff
 from tests.support import oracle
@@ -174,7 +173,7 @@ def test_what_is_evaluated_is_what_is_segmented(tmp_path: Path, asked: Asked) ->
 
 
 def test_a_network_without_its_colours_is_refused(tmp_path: Path) -> None:
-    network = load_network(PredictSection(chosen(model(tmp_path, Asked("macenko"))), 1, 1, "cpu", "fp32", 64))
+    network = load_networks(chosen(model(tmp_path, Asked("macenko"))), "cpu", "fp32", "none")
     with pytest.raises(ModelError, match="expected a map fitted to the slide"):
         single_pass(network, cut(50, 50), Box(0, 0, 50, 50))
 

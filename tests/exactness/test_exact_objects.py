@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from flows.batch.batch import BatchRequest, plan_batch
 from pipeline.config import load_config
 from pipeline.execution.blocks import MapBlocks, serial
-from pipeline.execution.dask_map import local_cluster
+from pipeline.execution.local_cluster import local_cluster
 from pipeline.runs.slide_run import SlideRun, slide_root
 from pipeline.storage.slide_store import SlideStore
 from tests.exactness.test_exact import write_tiff

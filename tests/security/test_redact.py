@@ -210,14 +210,16 @@ def test_an_alias_takes_out_paths_and_whole_words_and_leaves_short_numbers(tmp_p
         "case/SMITH 12",
         "ELSEWHERE.svs",
     ):
-        assert "SMITH" not in alias.text(f"'{told}' is cut")
-        assert "ELSEWHERE" not in alias.text(f"'{told}' is cut")
+        assert "SMITH" not in alias.redact(f"'{told}' is cut")
+        assert "ELSEWHERE" not in alias.redact(f"'{told}' is cut")
     assert (
-        Pseudonym.of("slide-1", "12", Path("in/12.svs")).text("in/12.svs: row 12 of 12.svs")
+        Pseudonym.of("slide-1", "12", Path("in/12.svs")).redact("in/12.svs: row 12 of 12.svs")
         == "slide-1: row 12 of slide-1"
     )
-    assert Pseudonym.of("slide-1", "2012", Path("in/2012.svs")).text("see 2012, not 20123") == "see slide-1, not 20123"
-    assert Pseudonym.of("slide-1", "le", Path("in/le.svs")).text("level le") == "level slide-1"
+    assert (
+        Pseudonym.of("slide-1", "2012", Path("in/2012.svs")).redact("see 2012, not 20123") == "see slide-1, not 20123"
+    )
+    assert Pseudonym.of("slide-1", "le", Path("in/le.svs")).redact("level le") == "level slide-1"
 
 
 def raise_chained(kind: type[OvertileError], text: str = "in/SMITH.svs: cannot be read") -> None:

@@ -46,8 +46,8 @@ def slow_network(mpx_s: float) -> None:
     """Replace the network's forward pass by a wait of as long as its pixels take; what is dark is foreground."""
     load = predict.load_network
 
-    def load_network(section: predict.PredictSection) -> Predictor:
-        network = load(section)
+    def load_network(inputs: predict.PredictSection) -> Predictor:
+        network = load(inputs)
         (member,) = network.members
         waiting = partial(forward, mpx_s, member.shape.trim_px // 2)
         network.members = (replace(member, forward=waiting),)

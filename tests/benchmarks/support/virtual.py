@@ -25,6 +25,7 @@ from tissue import write_slide
 
 from pipeline.execution.blocks import Counts, StageContext
 from pipeline.geometry import Box, TileGrid
+from pipeline.image_info import ClassInfo, ImageInfo
 from pipeline.rendering.contrast import class_colours
 from pipeline.stages.pyramid import PyramidSection, pyramid_slide
 from pipeline.storage.atomic_files import sha256_file
@@ -70,10 +71,8 @@ def _write_arrays(store: SlideStore, small: SlideStore, manifest: dict[str, Any]
         grid = TileGrid(Box(0, 0, side_px, side_px), source.block_px)
         list(link(store, small, path, (tile.index for tile in grid)))
     section = PyramidSection(
-        mpp_um=plan["image"]["mpp"],
-        channel_names=tuple(plan["image"]["channels"]),
-        class_names=tuple(spec["class_names"]),
-        class_colours=class_colours(len(spec["class_names"])),
+        image=ImageInfo(plan["image"]["mpp"], (1.0, 1.0), tuple(plan["image"]["channels"])),
+        classes=ClassInfo(tuple(spec["class_names"]), class_colours(len(spec["class_names"]))),
         arrays={path: plan["hashes"][stage] for path, stage in MADE_BY.items()},
     )
     work = StageContext(store.root, (SIDE_PX, SIDE_PX), BLOCK_PX, plan["hashes"]["pyramid"])

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from skimage.data import immunohistochemistry
 
 from pipeline.execution.blocks import StageContext, StageReport, serial
-from pipeline.inference.predictor import Predictor
-from pipeline.stages.predict import PredictSection, load_network, predict_slide
+from pipeline.inference.predictor import Predictor, load_networks
+from pipeline.stages.predict import PredictSection, predict_slide
 from pipeline.storage.layout import PROBABILITY
 from tests.support.make_store import put_array
 from unet_core.model_file.checkpoint import load, save
@@ -112,11 +112,23 @@ def slide(
     put_array(work.store, "0", image, "image", block)
     put_array(work.store, "tissue", all_tissue(image.shape[-2:]), "tissue", block)
     foreground = model_of(weights).spec.foreground
-    return Slide(work, PredictSection(chosen(weights), foreground, FACTOR, "cpu", precision, tile))
+    inputs = PredictSection(
+        weights=chosen(weights),
+        tta="none",
+        foreground=foreground,
+        step_px=16,
+        device="cpu",
+        precision=precision,
+        tile_px=tile,
+        tissue_factor=FACTOR,
+        cells=None,
+        colours=(),
+    )
+    return Slide(work, inputs)
 
 
 def network_of(weights: Path) -> Predictor:
-    return load_network(PredictSection(chosen(weights), 1, FACTOR, "cpu", "fp32", 256))
+    return load_networks(chosen(weights), "cpu", "fp32", "none")
 
 
 def forward_of(network: Predictor) -> Callable[[torch.Tensor], torch.Tensor]:

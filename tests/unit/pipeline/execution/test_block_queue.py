@@ -1,4 +1,4 @@
-"""A few places in the air, shared: oldest slide first, never more than there are, nobody left waiting."""
+"""Slots of a block queue: oldest slide first, never more than there are, no slide left waiting."""
 
 from __future__ import annotations
 
@@ -18,194 +18,196 @@ Sent = tuple[int, int]
 """A block: rank of its slide, its number."""
 
 
-def news(lane: SlotQueue[Sent]) -> list[object]:
-    """All that is in a lane's inbox."""
+def events(slots: SlotQueue[Sent]) -> list[object]:
+    """All events in an inbox."""
     found: list[object] = []
-    while not lane.inbox.empty():
-        found.append(lane.inbox.get())
+    while not slots.inbox.empty():
+        found.append(slots.inbox.get())
     return found
 
 
 @contextmanager
-def lanes(flight: BlockQueue[Sent], *ranks: int) -> Iterator[list[SlotQueue[Sent]]]:
-    """A lane for each rank, asking in this order."""
+def slot_queues(queue: BlockQueue[Sent], *ranks: int) -> Iterator[list[SlotQueue[Sent]]]:
+    """A slot queue for each rank, opened in this order."""
     with ExitStack() as stack:
-        yield [stack.enter_context(flight.lane(rank)) for rank in ranks]
+        yield [stack.enter_context(queue.slot_queue(rank)) for rank in ranks]
 
 
-def test_a_free_place_goes_to_the_oldest_slide_that_waits() -> None:
-    flight: BlockQueue[Sent] = BlockQueue(1)
-    with lanes(flight, 3, 2, 1) as (first, second, third):
-        assert [news(lane) for lane in (first, second, third)] == [[Slot()], [], []]
-        flight.complete(first, (3, 0))
-        assert [news(lane) for lane in (first, second, third)] == [[(3, 0)], [], [Slot()]]
-        flight.ask(first)
-        flight.complete(third, (1, 0))
-        assert [news(lane) for lane in (first, second, third)] == [[], [Slot()], [(1, 0)]]
-        flight.complete(second, (2, 0))
-        assert news(first) == [Slot()]
+def test_free_slot_goes_to_oldest_waiting_slide() -> None:
+    queue: BlockQueue[Sent] = BlockQueue(1)
+    with slot_queues(queue, 3, 2, 1) as (first, second, third):
+        assert [events(slots) for slots in (first, second, third)] == [[Slot()], [], []]
+        queue.complete(first, (3, 0))
+        assert [events(slots) for slots in (first, second, third)] == [[(3, 0)], [], [Slot()]]
+        queue.request(first)
+        queue.complete(third, (1, 0))
+        assert [events(slots) for slots in (first, second, third)] == [[], [Slot()], [(1, 0)]]
+        queue.complete(second, (2, 0))
+        assert events(first) == [Slot()]
 
 
-def test_lanes_of_one_rank_take_turns_as_they_came() -> None:
-    flight: BlockQueue[Sent] = BlockQueue(1)
-    with lanes(flight, 1, 0, 0) as (holder, first, second):
-        flight.complete(holder, (1, 0))
-        assert (news(first), news(second)) == ([Slot()], [])
+def test_queues_of_equal_rank_are_served_in_order_of_arrival() -> None:
+    queue: BlockQueue[Sent] = BlockQueue(1)
+    with slot_queues(queue, 1, 0, 0) as (holder, first, second):
+        queue.complete(holder, (1, 0))
+        assert (events(first), events(second)) == ([Slot()], [])
 
 
-def test_places_that_become_free_together_all_go_to_the_oldest() -> None:
-    flight: BlockQueue[Sent] = BlockQueue(3)
-    with lanes(flight, 5, 2) as (young, old):
-        assert news(young) == [Slot()] * 3
+def test_slots_freed_together_all_go_to_oldest_slide() -> None:
+    queue: BlockQueue[Sent] = BlockQueue(3)
+    with slot_queues(queue, 5, 2) as (young, old):
+        assert events(young) == [Slot()] * 3
         for number in range(3):
-            flight.ask(young)
-            flight.complete(young, (5, number))
-        assert news(old) == [Slot()] * 3
+            queue.request(young)
+            queue.complete(young, (5, number))
+        assert events(old) == [Slot()] * 3
 
 
-def test_alone_means_nothing_else_in_the_air() -> None:
-    flight: BlockQueue[Sent] = BlockQueue(2)
-    with lanes(flight, 1) as (others,), flight.lane(0, alone=True) as alone:
-        flight.ask(others)
-        flight.complete(others, (1, 0))
-        assert (news(others), news(alone)) == ([Slot(), Slot(), (1, 0)], []), "one is in the air"
-        flight.complete(others, (1, 1))
-        assert (news(others), news(alone)) == ([(1, 1)], [Slot()])
-        flight.complete(alone, (0, 1))
-        assert news(others) == [Slot()]
+def test_block_sent_alone_runs_with_no_other_block() -> None:
+    queue: BlockQueue[Sent] = BlockQueue(2)
+    with slot_queues(queue, 1) as (others,), queue.slot_queue(0, alone=True) as alone:
+        queue.request(others)
+        queue.complete(others, (1, 0))
+        assert (events(others), events(alone)) == ([Slot(), Slot(), (1, 0)], []), "one block is running"
+        queue.complete(others, (1, 1))
+        assert (events(others), events(alone)) == ([(1, 1)], [Slot()])
+        queue.complete(alone, (0, 1))
+        assert events(others) == [Slot()]
 
 
-def test_an_older_slide_goes_before_a_younger_ones_lonely_block() -> None:
-    flight: BlockQueue[Sent] = BlockQueue(2)
-    with lanes(flight, 0) as (old,), flight.lane(1, alone=True) as alone:
-        flight.ask(old)
-        flight.complete(old, (0, 0))
-        assert (news(old), news(alone)) == ([Slot(), Slot(), (0, 0), Slot()], [])
+def test_older_slide_is_served_before_block_sent_alone_by_younger_slide() -> None:
+    queue: BlockQueue[Sent] = BlockQueue(2)
+    with slot_queues(queue, 0) as (old,), queue.slot_queue(1, alone=True) as alone:
+        queue.request(old)
+        queue.complete(old, (0, 0))
+        assert (events(old), events(alone)) == ([Slot(), Slot(), (0, 0), Slot()], [])
 
 
-def test_who_leaves_frees_what_it_holds_and_its_place_in_line() -> None:
-    flight: BlockQueue[Sent] = BlockQueue(2)
-    with lanes(flight, 1) as (stays,):
-        with lanes(flight, 0) as (leaves,):
-            flight.complete(stays, (1, 0))
-            assert news(leaves) == [Slot()]
-        flight.ask(stays)
-        assert news(stays) == [Slot(), Slot(), (1, 0), Slot()]
-        flight.complete(leaves, (0, 0))
-        flight.ask(stays)
-        assert news(stays) == [], "a block that lands when its lane is gone frees no place of another's"
+def test_queue_that_leaves_frees_its_slots_and_requests() -> None:
+    queue: BlockQueue[Sent] = BlockQueue(2)
+    with slot_queues(queue, 1) as (stays,):
+        with slot_queues(queue, 0) as (leaves,):
+            queue.complete(stays, (1, 0))
+            assert events(leaves) == [Slot()]
+        queue.request(stays)
+        assert events(stays) == [Slot(), Slot(), (1, 0), Slot()]
+        queue.complete(leaves, (0, 0))
+        queue.request(stays)
+        assert events(stays) == [], "a block that completes after its queue has left frees no slot of another queue"
 
 
-def test_who_has_no_more_blocks_is_out_of_the_line() -> None:
-    flight: BlockQueue[Sent] = BlockQueue(2)
-    with lanes(flight, 0, 1) as (old, young):
-        flight.ask(old)
-        flight.give_back(old)
-        assert (news(old), news(young)) == ([Slot(), Slot()], [Slot()])
+def test_slot_given_back_withdraws_requests() -> None:
+    queue: BlockQueue[Sent] = BlockQueue(2)
+    with slot_queues(queue, 0, 1) as (old, young):
+        queue.request(old)
+        queue.give_back(old)
+        assert (events(old), events(young)) == ([Slot(), Slot()], [Slot()])
 
 
-def test_a_closed_flight_tells_everybody_and_who_comes_later() -> None:
-    flight: BlockQueue[Sent] = BlockQueue(1)
-    with lanes(flight, 0, 1) as (first, second):
-        flight.close()
-        with lanes(flight, 2) as (late,):
-            assert [news(lane)[-1] for lane in (first, second, late)] == [Closed()] * 3
+def test_closed_reaches_present_and_later_queues() -> None:
+    queue: BlockQueue[Sent] = BlockQueue(1)
+    with slot_queues(queue, 0, 1) as (first, second):
+        queue.close()
+        with slot_queues(queue, 2) as (late,):
+            assert [events(slots)[-1] for slots in (first, second, late)] == [Closed()] * 3
 
 
 @dataclass(slots=True)
-class Air:
-    """What is in the air, counted by its own means."""
+class Running:
+    """Running blocks, counted independently of the queue."""
 
     now: int = 0
     most: int = 0
     seen: list[Sent] = field(default_factory=list)
     guard: threading.Lock = field(default_factory=threading.Lock)
 
-    def up(self, block: Sent) -> None:
-        """One more."""
+    def start(self, block: Sent) -> None:
+        """Count a block that starts."""
         with self.guard:
             self.now += 1
             self.most = max(self.most, self.now)
             self.seen.append(block)
 
-    def down(self) -> None:
-        """One less."""
+    def end(self) -> None:
+        """Count a block that ends."""
         with self.guard:
             self.now -= 1
 
 
-def fly(flight: BlockQueue[Sent], air: Air, workers: ThreadPoolExecutor, rank: int, blocks: int) -> list[Sent]:
-    """Send blocks as a mapper does; what came back."""
-    todo, landed = iter(range(blocks)), list[Sent]()
+def send_blocks(
+    queue: BlockQueue[Sent], running: Running, workers: ThreadPoolExecutor, rank: int, blocks: int
+) -> list[Sent]:
+    """Send blocks as a mapper does; return the completed blocks."""
+    todo, completed = iter(range(blocks)), list[Sent]()
 
-    def work(lane: SlotQueue[Sent], block: Sent) -> None:
-        air.down()
-        flight.complete(lane, block)
+    def work(slots: SlotQueue[Sent], block: Sent) -> None:
+        running.end()
+        queue.complete(slots, block)
 
-    with flight.lane(rank) as lane:
-        while len(landed) < blocks or lane.held:
-            got = lane.inbox.get(timeout=30)
-            if isinstance(got, tuple):
-                landed.append(got)
+    with queue.slot_queue(rank) as slots:
+        while len(completed) < blocks or slots.held:
+            event = slots.inbox.get(timeout=30)
+            if isinstance(event, tuple):
+                completed.append(event)
                 continue
             number = next(todo, None)
             if number is None:
-                flight.give_back(lane)
+                queue.give_back(slots)
                 continue
-            air.up((rank, number))
-            workers.submit(work, lane, (rank, number))
-            flight.ask(lane)
-    return landed
+            running.start((rank, number))
+            workers.submit(work, slots, (rank, number))
+            queue.request(slots)
+    return completed
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    places=st.integers(1, 5),
+    slots_count=st.integers(1, 5),
     sizes=st.lists(st.integers(0, 30), min_size=1, max_size=6),
     seed=st.integers(0, 2**16),
 )
-def test_all_blocks_of_all_slides_fly_once_and_never_too_many(places: int, sizes: list[int], seed: int) -> None:
-    flight: BlockQueue[Sent] = BlockQueue(places)
-    air = Air()
+def test_every_block_runs_once_within_slot_limit(slots_count: int, sizes: list[int], seed: int) -> None:
+    queue: BlockQueue[Sent] = BlockQueue(slots_count)
+    running = Running()
     order = list(enumerate(sizes))
     random.Random(seed).shuffle(order)
     with ThreadPoolExecutor(4) as workers, ThreadPoolExecutor(len(sizes)) as slides:
-        answers = [slides.submit(fly, flight, air, workers, rank, blocks) for rank, blocks in order]
+        answers = [slides.submit(send_blocks, queue, running, workers, rank, blocks) for rank, blocks in order]
         for (rank, blocks), answer in zip(order, answers, strict=True):
             assert sorted(answer.result(timeout=60)) == [(rank, number) for number in range(blocks)]
-    assert air.most <= places
-    assert sorted(air.seen) == sorted((rank, number) for rank, blocks in order for number in range(blocks))
-    assert flight._held == 0
+    assert running.most <= slots_count
+    assert sorted(running.seen) == sorted((rank, number) for rank, blocks in order for number in range(blocks))
+    assert queue._held == 0
 
 
-# ---- more places, or fewer -------------------------------------------------------------------------------------------
+# ---- more slots, or fewer --------------------------------------------------------------------------------------------
 
 
-def test_workers_that_come_are_used_and_those_that_leave_are_not_missed() -> None:
-    flight: BlockQueue[Sent] = BlockQueue(1)
-    with lanes(flight, 2, 1) as (young, old):
-        assert (news(young), news(old)) == ([Slot()], [])
-        flight.resize(4)
-        assert (news(young), news(old)) == ([], [Slot()] * 3), "the oldest first, as ever"
-        flight.resize(2)
+def test_slot_count_can_grow_and_shrink_during_run() -> None:
+    queue: BlockQueue[Sent] = BlockQueue(1)
+    with slot_queues(queue, 2, 1) as (young, old):
+        assert (events(young), events(old)) == ([Slot()], [])
+        queue.resize(4)
+        assert (events(young), events(old)) == ([], [Slot()] * 3), "the oldest slide first"
+        queue.resize(2)
         for number in range(3):
-            flight.complete(old, (1, number))
-        assert (news(young), news(old)) == ([], [(1, 0), (1, 1), (1, 2), Slot()])
+            queue.complete(old, (1, number))
+        assert (events(young), events(old)) == ([], [(1, 0), (1, 1), (1, 2), Slot()])
 
 
-def test_a_flight_without_places_has_some_when_workers_come() -> None:
-    flight: BlockQueue[Sent] = BlockQueue(0)
-    with lanes(flight, 1) as (lane,):
-        assert news(lane) == []
-        flight.resize(2)
-        assert news(lane) == [Slot()] * 2
+def test_queue_without_slots_is_served_after_resize() -> None:
+    queue: BlockQueue[Sent] = BlockQueue(0)
+    with slot_queues(queue, 1) as (slots,):
+        assert events(slots) == []
+        queue.resize(2)
+        assert events(slots) == [Slot()] * 2
 
 
-def test_who_waits_is_told_why_it_was_closed() -> None:
-    flight: BlockQueue[Sent] = BlockQueue(1)
+def test_closed_carries_first_reason() -> None:
+    queue: BlockQueue[Sent] = BlockQueue(1)
     lost = ConnectionError("gone")
-    with lanes(flight, 1) as (lane,):
-        flight.close(lost)
-        flight.close()
-        flight.ask(lane)
-        assert news(lane) == [Slot(), *[Closed(lost)] * 3]
+    with slot_queues(queue, 1) as (slots,):
+        queue.close(lost)
+        queue.close()
+        queue.request(slots)
+        assert events(slots) == [Slot(), *[Closed(lost)] * 3]

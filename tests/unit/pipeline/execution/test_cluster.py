@@ -19,7 +19,8 @@ from pipeline.config import ClusterSection, load_config
 from pipeline.errors import ClusterError, ConfigError, WorkerError
 from pipeline.execution import cluster
 from pipeline.execution.cluster import WorkerCounts, WorkerPool, open_worker_pool, security_of, watch_pool
-from pipeline.execution.dask_map import RELEASE, SETTINGS, run_block
+from pipeline.execution.dask_map import RELEASE, run_block
+from pipeline.execution.local_cluster import SETTINGS
 from tests.support.commands import REPOSITORY
 from tests.unit.pipeline import worker_blocks as blocks
 
@@ -54,19 +55,19 @@ def test_each_worker_sees_one_device_and_the_network_runs_there_alone(team: Work
 def test_without_gpus_all_stages_share_what_may_be_in_flight() -> None:
     client: Any = Client([{}])
     alone = WorkerPool(client, WorkerCounts({"a": 1, "b": 2}, {}))
-    assert alone.map_for(0, "predict").flight is alone.map_for(0, "label").flight
-    assert (alone.others.places, alone.threads) == (6, 3)
-    alone.count(WorkerCounts({"a": 1}, {}))
-    assert (alone.others.places, alone.threads) == (2, 1)
+    assert alone.map_for(0, "predict").queue is alone.map_for(0, "label").queue
+    assert (alone.others.slots, alone.threads) == (6, 3)
+    alone.update(WorkerCounts({"a": 1}, {}))
+    assert (alone.others.slots, alone.threads) == (2, 1)
 
 
 def test_with_gpus_alone_all_stages_run_there() -> None:
     client: Any = Client([{}])
     team = WorkerPool(client, WorkerCounts({}, {"g": 2}))
-    assert team.map_for(0, "predict").place() == {"resources": {"GPU": 1}}
-    assert team.map_for(0, "label").place() == {}
-    team.count(WorkerCounts({"a": 1}, {"g": 2}))
-    assert team.map_for(0, "label").place() == {"workers": ["a"], "allow_other_workers": True}
+    assert team.map_for(0, "predict").submit_options() == {"resources": {"GPU": 1}}
+    assert team.map_for(0, "label").submit_options() == {}
+    team.update(WorkerCounts({"a": 1}, {"g": 2}))
+    assert team.map_for(0, "label").submit_options() == {"workers": ["a"], "allow_other_workers": True}
 
 
 def test_a_worker_of_another_release_gives_no_answer() -> None:
@@ -118,19 +119,19 @@ def watched(client: Client, until: float) -> tuple[WorkerPool, Clock, list[Excep
 
 
 @pytest.fixture
-def slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flights whose methods can be replaced."""
-    flight: Any = type("Flight", (cluster.Flight,), {})
-    monkeypatch.setattr(cluster, "Flight", flight)
+def patchable_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Block queues whose methods can be replaced."""
+    queue: Any = type("BlockQueue", (cluster.BlockQueue,), {})
+    monkeypatch.setattr(cluster, "BlockQueue", queue)
 
 
-@pytest.mark.usefixtures("slots")
+@pytest.mark.usefixtures("patchable_queue")
 def test_places_follow_the_workers() -> None:
     team, _, closed = watched(Client([ONE, ONE | {"b": {"nthreads": 3, "resources": {}}}]), 5)
-    assert (team.others.places, closed) == (8, [])
+    assert (team.others.slots, closed) == (8, [])
 
 
-@pytest.mark.usefixtures("slots")
+@pytest.mark.usefixtures("patchable_queue")
 def test_a_scheduler_that_is_gone_ends_it_at_once() -> None:
     _, clock, closed = watched(Client([ONE, ONE, None]), 1000)
     assert "scheduler went away" in str(closed[0])
@@ -138,7 +139,7 @@ def test_a_scheduler_that_is_gone_ends_it_at_once() -> None:
     assert clock.now <= 5
 
 
-@pytest.mark.usefixtures("slots")
+@pytest.mark.usefixtures("patchable_queue")
 def test_without_workers_it_ends_after_ten_minutes_not_before() -> None:
     _, clock, closed = watched(Client([{}]), 5000)
     assert 600 <= clock.now <= 610

@@ -25,7 +25,8 @@ from distributed import KilledWorker, Scheduler
 
 from pipeline.errors import DiskError, SlideError, WorkerError
 from pipeline.execution.blocks import Counts, MapBlocks, serial
-from pipeline.execution.dask_map import CEILING_BYTES, DaskMap, _result, local_cluster, resolve_workers
+from pipeline.execution.dask_map import DaskMap, _result
+from pipeline.execution.local_cluster import CEILING_BYTES, local_cluster, resolve_workers
 from pipeline.geometry import Box
 from pipeline.slide_reader import TileError, TilePlace
 from pipeline.storage.slide_store import Index
@@ -349,7 +350,7 @@ def test_workers_compute_on_one_thread(cluster: DaskMap) -> None:
 
 START = """
 import os, signal
-from pipeline.execution.dask_map import local_cluster
+from pipeline.execution.local_cluster import local_cluster
 if __name__ == "__main__":
     with local_cluster(1) as mapper:
         print(*mapper.client.run(os.getpid).values(), flush=True)

@@ -38,7 +38,7 @@ LABELS[505:520, 700:1040] = 0
 
 
 def result_of(
-    root: Path, labels: NDArray[np.uint32], scale: float = SCALE, names: Any = SECTION.class_names
+    root: Path, labels: NDArray[np.uint32], scale: float = SCALE, names: Any = SECTION.classes.names
 ) -> CompleteResult:
     """A complete result with the parts of a manifest that exports read."""
     plan = {

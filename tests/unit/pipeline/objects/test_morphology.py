@@ -18,11 +18,12 @@ from skimage import morphology
 from pipeline.execution.blocks import MapBlocks, StageContext, serial
 from pipeline.geometry import Box, TileGrid
 from pipeline.objects.morphology import Morphology, closing, eroded, opening
-from pipeline.stages.label import LabelSection, label_slide
+from pipeline.stages.label import label_slide
 from pipeline.storage.layout import OBJECTS
 from pipeline.storage.slide_store import SlideStore
 from tests.support import whole_objects
 from tests.support.make_store import StopAfter, StoppedError, backwards, put_array, tree_bytes
+from tests.unit.pipeline.stage_inputs import label_inputs
 
 SEED = 311
 SHAPE_YX = (1100, 1300)  # 3 x 3 blocks of 512, the last ones cut
@@ -112,7 +113,7 @@ def labels_of(work: StageContext) -> Array:
 @pytest.mark.parametrize(("block_px", "order"), [(512, backwards), (1024, serial), (2048, serial)])
 def test_labels_are_those_of_the_opened_and_closed_mask(tmp_path: Path, block_px: int, order: MapBlocks) -> None:
     work = make_work(tmp_path, blobs(1), block_px)
-    report = label_slide(work, LabelSection(0.5, 0.5, discs_um=((1.0, 1.6),)), order)
+    report = label_slide(work, label_inputs(discs_um=((1.0, 1.6),)), order)
     classes = (blobs(1)[0] >= 128).astype(np.uint8)
     expected = whole_objects.numbered(whole_objects.smoothed(classes, [(2, 3)]), 8)
     np.testing.assert_array_equal(labels_of(work), expected)
@@ -123,7 +124,7 @@ def test_labels_are_those_of_the_opened_and_closed_mask(tmp_path: Path, block_px
 @pytest.mark.parametrize("connectivity", [4, 8])
 def test_each_class_has_its_own_discs(tmp_path: Path, connectivity: Any) -> None:
     work = make_work(tmp_path, blobs(3))
-    label_slide(work, LabelSection(0.5, 0.5, connectivity, discs_um=((1.0, 0.5), (0.0, 1.5), (0.5, 0.0))), serial)
+    label_slide(work, label_inputs(connectivity=connectivity, discs_um=((1.0, 0.5), (0.0, 1.5), (0.5, 0.0))), serial)
     wide = blobs(3).astype(np.int16)
     classes = np.argmax(np.concatenate((np.maximum(0, 255 - wide.sum(axis=0))[None], wide)), axis=0).astype(np.uint8)
     expected = whole_objects.numbered(whole_objects.smoothed(classes, [(2, 1), (0, 3), (1, 0)]), connectivity)
@@ -132,7 +133,7 @@ def test_each_class_has_its_own_discs(tmp_path: Path, connectivity: Any) -> None
 
 @pytest.mark.parametrize("stop", [0, 5, 9, 14, 20])
 def test_labelling_resumes_after_any_block(tmp_path: Path, stop: int) -> None:
-    section = LabelSection(0.5, 0.5, fill_holes_um2=100.0, discs_um=((1.0, 1.5),))
+    section = label_inputs(fill_holes_um2=100.0, discs_um=((1.0, 1.5),))
     label_slide(make_work(tmp_path / "undisturbed", blobs(1)), section, serial)
     work = make_work(tmp_path / "stopped", blobs(1))
     with pytest.raises(StoppedError):
@@ -144,4 +145,4 @@ def test_labelling_resumes_after_any_block(tmp_path: Path, stop: int) -> None:
 
 @pytest.mark.parametrize(("um", "px"), [(0.0, 0), (0.24, 0), (0.25, 1), (0.5, 1), (0.74, 1), (0.75, 2)])
 def test_radii_are_rounded_to_whole_pixels(um: float, px: int) -> None:
-    assert LabelSection(0.5, 0.5, discs_um=((um, 0.0),)).morphology == Morphology(((px, 0),))
+    assert label_inputs(discs_um=((um, 0.0),)).morphology == Morphology(((px, 0),))

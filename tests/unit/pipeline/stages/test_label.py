@@ -6,7 +6,6 @@ import pickle
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,16 @@ from skimage.measure import label
 from pipeline.errors import DamagedError
 from pipeline.execution.blocks import Counts, MapBlocks, StageContext, StageReport, serial
 from pipeline.objects.relabel import Limits
-from pipeline.stages.label import FILL, HOLES, LOOKUP, PIECES, LabelSection, label_block, label_slide
+from pipeline.stages.label import FILL, HOLES, LOOKUP, PIECES, label_block, label_slide
 from pipeline.storage.layout import OBJECTS
 from pipeline.storage.slide_store import Index, SlideStore
 from tests.support.make_store import StopAfter, StoppedError, backwards, put_array, tree_bytes
+from tests.unit.pipeline.stage_inputs import image_info, label_inputs
 
 SEED = 4107
 PLAN, UPSTREAM = "1" * 64, "0" * 64
-SECTION = LabelSection(threshold=0.5, mpp=0.5)
-WITH_HOLES = replace(SECTION, fill_holes_um2=100.0)
+SECTION = label_inputs()
+WITH_HOLES = label_inputs(fill_holes_um2=100.0)
 SHAPE_YX = (1100, 1300)  # 3 x 3 blocks of 512, the last ones cut
 BLOCKS = 9
 HOPS = {4: 1, 8: 2}
@@ -82,7 +82,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 def test_noise_is_labelled_as_skimage_does(tmp_path: Path, connectivity: Any, density: float) -> None:
     probability = noise(density)
     work = make_work(tmp_path, probability)
-    report = label_slide(work, replace(SECTION, connectivity=connectivity), shuffled)
+    report = label_slide(work, label_inputs(connectivity=connectivity), shuffled)
     expected = label(probability[0] >= 128, connectivity=HOPS[connectivity])
     np.testing.assert_array_equal(labels_of(work), expected)
     assert report.facts["objects"] == expected.max()
@@ -93,7 +93,7 @@ def test_noise_is_labelled_as_skimage_does(tmp_path: Path, connectivity: Any, de
 def test_class_maps_are_labelled_as_skimage_does(tmp_path: Path, connectivity: Any) -> None:
     probability = np.random.default_rng(SEED).integers(0, 100, (3, *SHAPE_YX), dtype=np.uint8)
     work = make_work(tmp_path, probability)
-    report = label_slide(work, replace(SECTION, connectivity=connectivity), serial)
+    report = label_slide(work, label_inputs(connectivity=connectivity), serial)
     wide = probability.astype(np.int16)
     classes = np.argmax(np.concatenate((np.maximum(0, 255 - wide.sum(axis=0))[None], wide)), axis=0)
     np.testing.assert_array_equal(labels_of(work), label(classes, connectivity=HOPS[connectivity]))
@@ -128,7 +128,7 @@ def test_seams_are_crossed_and_counted(tmp_path: Path) -> None:
 def test_areas_limit_merged_objects(tmp_path: Path) -> None:
     probability = nuclei()
     work = make_work(tmp_path, probability)
-    report = label_slide(work, replace(SECTION, min_area_um2=10.0, max_area_um2=60.0), serial)
+    report = label_slide(work, label_inputs(min_area_um2=10.0, max_area_um2=60.0), serial)
     labels = label(probability[0] >= 128)
     area = np.bincount(labels.ravel())
     kept = (area >= 40) & (area <= 240)
@@ -142,7 +142,7 @@ def test_areas_limit_merged_objects(tmp_path: Path) -> None:
 def test_holes_are_filled_before_labelling(tmp_path: Path, connectivity: Any) -> None:
     probability = nuclei()
     work = make_work(tmp_path, probability)
-    label_slide(work, replace(SECTION, connectivity=connectivity, fill_holes_um2=100.0), serial)
+    label_slide(work, label_inputs(connectivity=connectivity, fill_holes_um2=100.0), serial)
     mask = probability[0] >= 128
     background = label(~mask, connectivity=HOPS[12 - connectivity])
     closed = np.bincount(background.ravel()) <= 400
@@ -158,7 +158,7 @@ def test_holes_between_classes_stay_across_a_seam(tmp_path: Path) -> None:
     probability[0, 300:400, 400:600] = 255
     probability[:, 150, 511] = probability[:, 350, 505:520] = 0
     work = make_work(tmp_path, probability)
-    label_slide(work, replace(SECTION, fill_holes_um2=50.0), serial)
+    label_slide(work, label_inputs(fill_holes_um2=50.0), serial)
     labels = labels_of(work)
     assert labels[150, 511] == 0
     assert np.unique(labels[350, 400:600]).tolist() == [3]
@@ -223,11 +223,11 @@ def test_without_its_small_files_only_those_are_redone(tmp_path: Path) -> None:
 def test_another_plan_starts_anew_and_leaves_nothing_of_the_old(tmp_path: Path) -> None:
     label_slide(make_work(tmp_path, nuclei()), WITH_HOLES, serial)
     work = make_work(tmp_path, nuclei(), plan="2" * 64)
-    changed = replace(SECTION, threshold=0.6)
+    changed = label_inputs(threshold=0.6)
     assert counted(label_slide(work, changed, serial)) == [0, BLOCKS, BLOCKS]
     np.testing.assert_array_equal(labels_of(work), label(nuclei()[0] >= 153))
     assert all(".22222222." in path.name for path in (tmp_path / ".work" / "label").rglob("*.npz"))
-    assert [len(work.store.results(stage, work.plan)) for stage in (HOLES, PIECES)] == [0, BLOCKS]
+    assert [len(work.store.results(stage, work.plan_hash)) for stage in (HOLES, PIECES)] == [0, BLOCKS]
 
 
 @pytest.mark.parametrize("keep", [0, 100])
@@ -255,8 +255,13 @@ def test_block_functions_travel_to_workers(tmp_path: Path) -> None:
 def test_limits_in_pixels_do_not_suffer_from_rounding() -> None:
     for mpp in (0.1, 0.25, 0.2528, 0.3):
         for px in (1, 3, 100, 12345):
-            section = LabelSection(0.5, mpp, 8, px * mpp**2, px * mpp * mpp, px * (mpp * mpp))
+            section = label_inputs(
+                image_info(mpp),
+                min_area_um2=px * mpp**2,
+                max_area_um2=px * mpp * mpp,
+                fill_holes_um2=px * (mpp * mpp),
+            )
             assert section.limits == Limits(px, px)
             assert section.fill_holes_px == px
-    assert LabelSection(0.5, 0.5).limits == Limits(0, None)
-    assert LabelSection(0.5, 0.5, 8, 0.3, 0.3).limits == Limits(2, 1)
+    assert label_inputs().limits == Limits(0, None)
+    assert label_inputs(min_area_um2=0.3, max_area_um2=0.3).limits == Limits(2, 1)

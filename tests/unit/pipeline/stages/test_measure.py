@@ -31,13 +31,14 @@ from pipeline.stages.measure import STAGE, measure_slide, run_sums
 from pipeline.storage.layout import TABLE
 from pipeline.storage.slide_store import SlideStore
 from tests.support.make_store import StopAfter, StoppedError, backwards, put_array
+from tests.unit.pipeline.stage_inputs import image_info, label_inputs
 
 SEED = 90
 SHAPE_YX = (1100, 1300)  # 3 x 3 blocks of 512, the last ones cut
 BLOCKS = 9
 MPP = 0.5
-SECTION = MeasureSection(MPP, (1.0, 1.0), ("nucleus",), ("red", "green", "blue"))
-LABELS = LabelSection(threshold=0.5, mpp=MPP)
+SECTION = MeasureSection(image_info(MPP), ("nucleus",), None)
+LABELS = label_inputs(image_info(MPP))
 PLAN = "3" * 64
 Table = dict[str, NDArray[Any]]
 
@@ -168,7 +169,7 @@ def test_level_0_pixels_and_micrometres(tmp_path: Path) -> None:
     probability, image = np.zeros((1, 40, 50), np.uint8), np.zeros((3, 40, 50), np.uint8)
     probability[0, 10:20, 30:50] = 255
     work = make_work(tmp_path, probability, image)
-    measure_slide(work, replace(SECTION, level0_from_image=(2.0, 4.0)), serial)
+    measure_slide(work, replace(SECTION, image=image_info(MPP, (2.0, 4.0))), serial)
     row = {name: column[0] for name, column in table_of(work).items()}
     assert (row["centroid_y_px"], row["centroid_x_px"]) == (29.5, 159.5)
     assert (row["centroid_y_um"], row["centroid_x_um"]) == (7.5, 20.0)
@@ -220,7 +221,7 @@ def test_an_image_with_other_channels_is_refused(tmp_path: Path) -> None:
     probability, image = slide(1)
     work = make_work(tmp_path, probability, image)
     with pytest.raises(StoreError, match="channels grey, found 3"):
-        measure_slide(work, replace(SECTION, channels=("grey",)), serial)
+        measure_slide(work, replace(SECTION, image=image_info(MPP, channels=("grey",))), serial)
 
 
 masks = hnp.arrays(np.uint16, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.integers(0, 3))
@@ -289,9 +290,10 @@ def test_regions_have_a_column_and_rows_of_their_own(tmp_path: Path) -> None:
     probability, image = slide(2)
     areas = [shapely.box(0, 0, 3000, 1500), shapely.box(2000, 1000, 5200, 2200), shapely.box(-50, -50, -10, -10)]
     regions = Regions(("left", "right", "beside"), ("", "", ""), tuple(shapely.to_wkb(one) for one in areas))
-    labels = replace(LABELS, regions=regions, level0_from_image=(2.0, 4.0))
+    scaled = image_info(MPP, (2.0, 4.0))
+    labels = label_inputs(scaled, regions=regions)
     work = make_work(tmp_path, probability, image, section=labels)
-    section = replace(SECTION, level0_from_image=(2.0, 4.0), class_names=("tumour", "stroma"), regions=regions)
+    section = MeasureSection(scaled, ("tumour", "stroma"), regions)
     report = measure_slide(work, section, serial)
     table, expected = table_of(work), reference(work, image)
     y, x = (expected["centroid-0"] + 0.5) * 2, (expected["centroid-1"] + 0.5) * 4
@@ -327,7 +329,7 @@ def test_without_regions_there_is_a_row_for_each_class(tmp_path: Path) -> None:
 
 def test_shapes_of_objects_that_were_split(tmp_path: Path) -> None:
     probability, image = slide(1)
-    split = replace(LABELS, split="watershed", connectivity=4)
+    split = label_inputs(image_info(MPP), split="watershed", connectivity=4)
     work = make_work(tmp_path, probability, image, section=split)
     measure_slide(work, SECTION, serial)
     assert_shapes_agree(table_of(work), reference(work, image))

@@ -36,11 +36,21 @@ from pipeline.storage.layout import OVERVIEW
 from pipeline.storage.slide_store import SlideStore
 from pipeline.tissue_detection.quality_control import MEASURES
 from tests.support.make_store import put_array, put_objects
+from tests.unit.pipeline.stage_inputs import NUCLEUS_MITOSIS, RGB, image_info
 
 MPP = 0.5
 COLOURS = ((0, 190, 60), (255, 140, 0))
-RGB = ("red", "green", "blue")
-SECTION = OverlaySection("slide <b>one</b>.svs", "nuclei@1", MPP, RGB, ("nucleus", "mitosis"), COLOURS, None)
+SECTION = OverlaySection(
+    name="slide <b>one</b>.svs",
+    model="nuclei@1",
+    image=image_info(MPP),
+    classes=NUCLEUS_MITOSIS,
+    tissue_mm2=None,
+    objects=True,
+    flags=(),
+    regions=None,
+    masked=(),
+)
 
 
 def discs(shape_yx: tuple[int, int], radius: int, number: int, seed: int = 0) -> NDArray[np.uint32]:
@@ -69,8 +79,7 @@ def make_slide(
     count = int(labels.max(initial=0))
     put_objects(store, labels, {"nucleus": range(1, count), "mitosis": range(max(1, count), count + 1)}, MPP)
     work = StageContext(root, labels.shape, 512, "p" * 64)
-    names = section.channel_names
-    pyramid_slide(work, PyramidSection(MPP, names, section.class_names, COLOURS, plans), serial)
+    pyramid_slide(work, PyramidSection(section.image, section.classes, plans), serial)
     return work
 
 
@@ -144,7 +153,7 @@ def test_regions_are_outlined(tmp_path: Path) -> None:
     work = make_slide(tmp_path, glass(labels), labels)
     area = shapely.box(100, 200, 700, 600)
     regions = Regions(("a",), ("",), (shapely.to_wkb(area),))
-    overlay_slide(work, replace(SECTION, regions=regions, level0_from_image=(0.5, 0.5)))
+    overlay_slide(work, replace(SECTION, regions=regions, image=image_info(MPP, (0.5, 0.5))))
     colour = (0, 110, 200)
     page = drawn(tmp_path)
     at = np.argwhere((page == colour).all(axis=2))
@@ -193,7 +202,7 @@ def test_sixteen_bit_channels_are_seen(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(90, 110, (2, 700, 900)).astype(np.uint16)
     image[0][labels > 0] += 400
-    section = replace(SECTION, channel_names=("DAPI", "Cy3"))
+    section = replace(SECTION, image=image_info(MPP, channels=("DAPI", "Cy3")))
     overlay_slide(make_slide(tmp_path, image, labels, section), section)
     page = drawn(tmp_path)
     assert share(page, (127, 222, 157)) > 1000, "outlines are lighter on a dark picture"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from pipeline.inference.ensemble import load_model
 from pipeline.inference.predictor import (
     Predictor,
     activate,
+    load_networks,
     normalise,
     quantise,
     resolve_device,
@@ -26,7 +26,7 @@ from pipeline.inference.predictor import (
     single_pass,
 )
 from pipeline.runs.plan import resolve_tile
-from pipeline.stages.predict import PredictSection, cell_pixels, load_network, tissue_cells
+from pipeline.stages.predict import cell_pixels, tissue_cells
 from pipeline.storage.layout import PROBABILITY
 from pipeline.storage.slide_store import SlideStore, StoredArray
 from tests.support.make_store import StopAfter, StoppedError, put_array, tree_bytes
@@ -280,9 +280,9 @@ def test_weights_that_changed_since_the_plan_are_refused(tmp_path: Path) -> None
 def test_a_network_is_loaded_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[Path] = []
     monkeypatch.setattr(networks.checkpoint, "load", lambda path: (loads.append(path), load(path))[1])
-    section = PredictSection(chosen(CONTEXT), 1, FACTOR, "cpu", "fp32", 256)
-    assert load_network(section) is load_network(replace(section, tile_px=512))
-    assert load_network(replace(section, precision="bf16")) is not load_network(section)
+    network = load_networks(chosen(CONTEXT), "cpu", "fp32", "none")
+    assert load_networks(chosen(CONTEXT), "cpu", "fp32", "none") is network
+    assert load_networks(chosen(CONTEXT), "cpu", "bf16", "none") is not network
     assert len(loads) == 2
 
 

@@ -23,17 +23,12 @@ from pipeline.stages.pyramid import PyramidSection, halve_mean, level_shapes, py
 from pipeline.storage.layout import IMAGE, OBJECTS, PROBABILITY
 from pipeline.storage.slide_store import SlideStore
 from tests.support.make_store import StopAfter, StoppedError, backwards, put_array, tree_bytes
+from tests.unit.pipeline.stage_inputs import NUCLEUS, image_info
 
 SHAPE_YX = (1101, 1300)
 BLOCKS = 3 * (2 * 2) + 3 * 1  # three arrays; level 1 is 551 x 650 (four blocks), level 2 is 276 x 325 (one)
 PLANS = {IMAGE: "a" * 64, PROBABILITY: "b" * 64, OBJECTS: "c" * 64}
-SECTION = PyramidSection(
-    mpp_um=0.25,
-    channel_names=("red", "green", "blue"),
-    class_names=("nucleus",),
-    class_colours=((0, 190, 60),),
-    arrays=PLANS,
-)
+SECTION = PyramidSection(image_info(0.25), NUCLEUS, PLANS)
 
 
 def slide_arrays(shape_yx: tuple[int, int] = SHAPE_YX, seed: int = 0) -> dict[str, NDArray[Any]]:
@@ -146,7 +141,7 @@ def test_changed_objects_leave_the_image_alone(tmp_path: Path) -> None:
     changed = slide_arrays(seed=1)[OBJECTS]
     put_array(work.store, OBJECTS, changed, "d" * 64)
     section = replace(SECTION, arrays={**PLANS, OBJECTS: "d" * 64})
-    report = pyramid_slide(replace(work, plan="q" * 64), section, serial)
+    report = pyramid_slide(replace(work, plan_hash="q" * 64), section, serial)
     assert report.computed == BLOCKS // 3
     np.testing.assert_array_equal(work.store.read("labels/objects/2")[:], changed[::4, ::4])
     after = tree_bytes(work.store.zarr)
@@ -256,7 +251,7 @@ def test_sixteen_bit_channels_get_a_window_from_the_slide(tmp_path: Path) -> Non
     image = np.zeros((2, 40, 50), np.uint16)
     image[0, 5:, :], image[1, :, 5:] = rng.integers(300, 900, (35, 50)), 5000
     put_array(SlideStore(tmp_path), IMAGE, image, PLANS[IMAGE])
-    section = replace(SECTION, channel_names=("DAPI", "Cy3"), arrays={IMAGE: PLANS[IMAGE]})
+    section = replace(SECTION, image=image_info(0.25, channels=("DAPI", "Cy3")), arrays={IMAGE: PLANS[IMAGE]})
     pyramid_slide(StageContext(tmp_path, (40, 50), 512, "p" * 64), section, serial)
     first, second = ome(SlideStore(tmp_path).zarr)["omero"]["channels"]
     assert 300 <= first["window"]["start"] < first["window"]["end"] < 900

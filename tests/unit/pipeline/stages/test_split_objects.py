@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pipeline.execution.blocks import MapBlocks, StageContext, serial
-from pipeline.execution.dask_map import local_cluster
+from pipeline.execution.local_cluster import local_cluster
 from pipeline.inputs.regions import Regions
 from pipeline.stages.label import LabelSection, label_slide
 from pipeline.storage.layout import OBJECTS
@@ -22,6 +22,7 @@ from pipeline.storage.slide_store import SlideStore
 from tests.support import whole_objects
 from tests.support.make_store import StopAfter, StoppedError, backwards, put_array, tree_bytes
 from tests.unit.pipeline.killing import KILLED, killed_at
+from tests.unit.pipeline.stage_inputs import image_info, label_inputs
 
 SEED = 5
 SHAPE_YX = (1100, 1300)  # 3 x 3 blocks of 512, the last ones cut
@@ -67,14 +68,12 @@ def inside(one: Any) -> bool:
 
 
 def section(connectivity: Any = 8, **keys: Any) -> LabelSection:
-    return LabelSection(
-        0.5,
-        MPP,
-        connectivity,
+    return label_inputs(
+        image_info(MPP, SCALE),
+        connectivity=connectivity,
         split="watershed",
         split_depth_um=DEPTH / 256 * MPP,
         split_max_um=LARGEST_PX * MPP,
-        level0_from_image=SCALE,
         **keys,
     )
 
@@ -157,7 +156,7 @@ def test_everything_at_once(tmp_path: Path, classes: int, how: str, request: pyt
 
 def test_regions_alone(tmp_path: Path) -> None:
     work = make_work(tmp_path, probability(1))
-    label_slide(work, LabelSection(0.5, MPP, regions=REGIONS, level0_from_image=SCALE), serial)
+    label_slide(work, label_inputs(image_info(MPP, SCALE), regions=REGIONS), serial)
     labels = whole_objects.numbered(class_map(probability(1)), 8)
     np.testing.assert_array_equal(labels_of(work), whole_objects.kept(labels, inside))
 

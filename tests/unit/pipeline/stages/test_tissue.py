@@ -24,6 +24,7 @@ from pipeline.storage.layout import tissue_factor
 from pipeline.tissue_detection.quality_control import MEASURES, ImageStrip, Quality, detail, pen_mask
 from pipeline.tissue_detection.threshold import TissueParams, find_tissue
 from tests.support.make_store import StopAfter, StoppedError, backwards, put_array, tree_bytes
+from tests.unit.pipeline.stage_inputs import image_info
 
 PLAN = "7" * 64
 
@@ -38,7 +39,7 @@ def slide() -> NDArray[np.uint8]:
 def section(mpp: float = 0.5) -> TissueInputs:
     factor = tissue_factor(mpp)
     how = TissueParams(mpp * factor, min_area_um2=4000, fill_holes_um2=40000, dilate_px=2)
-    return TissueInputs(how, factor, mpp)
+    return TissueInputs(how, factor, image_info(mpp), regions=None, stain=None, exclude_qc=False, normalisations=())
 
 
 def work(root: Path, image: NDArray[np.uint8], block_px: int) -> StageContext:
@@ -88,7 +89,7 @@ def test_facts_count_image_pixels_exactly(tmp_path: Path) -> None:
 
 def test_switched_off_everything_is_tissue(tmp_path: Path) -> None:
     made = work(tmp_path, slide(), 1024)
-    tissue_slide(made, TissueInputs(None, 16, 0.5), serial)
+    tissue_slide(made, replace(section(), how=None, factor=16), serial)
     assert made.store.read("tissue")[:].all()
     assert made.store.facts("tissue")["tissue_px"] == 1337 * 1777
 
@@ -124,7 +125,7 @@ def test_tissue_of_each_region_is_counted_square_by_square(tmp_path: Path) -> No
     scale, image = (1.9, 2.1), slide()
     counts = []
     for block_px in (512, 1024):
-        how = replace(section(), regions=regions, level0_from_image=scale)
+        how = replace(section(), regions=regions, image=image_info(0.5, scale))
         made = work(tmp_path / str(block_px), image, block_px)
         counts.append(tissue_slide(made, how, serial).facts["region_tissue_px"])
     mask, factor = made.store.read("tissue")[:], how.factor
@@ -158,7 +159,7 @@ def test_quality_is_that_of_the_whole_picture_whatever_the_block(tmp_path: Path,
     made = work(tmp_path, image, block_px)
     report = tissue_slide(made, how, serial)
     thumb, tissue = area_mean(image, how.factor), made.store.read("tissue")[:]
-    pen = pen_mask(thumb, how.factor * how.mpp)
+    pen = pen_mask(thumb, how.factor * how.image.mpp)
     strip = ImageStrip(thumb, detail(image, how.factor), tissue, pen, 512 // how.factor, bright_field=True)
     stored = made.store.read("quality")[:]
     assert stored.shape == (len(MEASURES), 3, 4)

@@ -1,0 +1,34 @@
+"""Inputs of stages with the values that most tests use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.config import ObjectsSection
+from pipeline.image_info import ClassInfo, ImageInfo
+from pipeline.inputs.regions import Regions
+from pipeline.stages.label import LabelSection
+
+RGB = ("red", "green", "blue")
+NUCLEUS = ClassInfo(("nucleus",), ((0, 190, 60),))
+NUCLEUS_MITOSIS = ClassInfo(("nucleus", "mitosis"), ((0, 190, 60), (255, 140, 0)))
+
+
+def image_info(
+    mpp: float = 0.5, level0_from_image: tuple[float, float] = (1.0, 1.0), channels: tuple[str, ...] = RGB
+) -> ImageInfo:
+    """An image in RGB at the resolution of the slide."""
+    return ImageInfo(mpp, level0_from_image, channels)
+
+
+def label_inputs(
+    image: ImageInfo | None = None,
+    *,
+    threshold: float = 0.5,
+    min_area_um2: float = 0.0,
+    discs_um: tuple[tuple[float, float], ...] = (),
+    regions: Regions | None = None,
+    **config: Any,
+) -> LabelSection:
+    """Label objects of any area; ``config`` holds keys of the ``objects`` section."""
+    return LabelSection(ObjectsSection(**config), image or image_info(), threshold, min_area_um2, discs_um, regions)
