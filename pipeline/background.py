@@ -1,7 +1,7 @@
-"""Something done again and again beside the work: a sign of life, a look at who is still there.
+"""Run a periodic task (heartbeat, worker check) in a background thread.
 
-The one decision made here: it is given a way to wait that answers whether the work has ended, so that no thread
-outlives its block and nobody waits for one that sleeps.
+The task waits through a function that returns as soon as the ``with`` block ends, so no thread outlives its block and
+the end of the block never waits for a sleeping thread.
 """
 
 from __future__ import annotations
@@ -11,12 +11,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Wait = Callable[[float], bool]
-"""Wait so many seconds, or until the work has ended: whether it has."""
+"""Wait for a number of seconds or until the block ends; return whether it has ended."""
 
 
 @contextmanager
 def background_thread(name: str, task: Callable[[Wait], object]) -> Iterator[None]:
-    """Run a task in a thread of that name while the block runs. It is to return once its wait answers true."""
+    """Run a task in a thread during the ``with`` block.
+
+    Args:
+        name: Name of the thread.
+        task: Called with a `Wait` function; must return when that returns True.
+    """
     ended = threading.Event()
     thread = threading.Thread(target=task, args=(ended.wait,), name=name, daemon=True)
     thread.start()

@@ -1,7 +1,7 @@
 """The configuration: one YAML file, validated once into frozen models.
 
-The one decision made here: defaults live in these models and nowhere else; an unknown key is refused with the
-nearest known one named, and nothing is ever corrected silently.
+Defaults are defined in these models only. An unknown key is an error that names the nearest known key, and no value is
+corrected silently.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pipeline.errors import ConfigError
 
 MOST_SLIDES_ASKED = 64
-"""As many slides as may be asked to be open at once: each takes a thread, a lock and its tables in memory."""
+"""Largest number of slides that may be open at once: each takes a thread, a lock and its tables in memory."""
 
 CELL_PX = 512
 """Side of an inner zarr chunk and of the cells in which tissue is decided."""
@@ -28,7 +28,7 @@ SLIDE_PATTERNS = (
     *("*.svs", "*.tif", "*.tiff", "*.ndpi", "*.btf", "*.mrxs", "*.dcm", "*.scn", "*.bif", "*.vms", "*.vmu"),
     *("*.svslide", "*.zarr", "*.png", "*.jpg", "*.jpeg", "*.czi", "*.vsi", "*.isyntax", "*.i2syntax", "*.lif", "*.nd2"),
 )
-"""Those of the second line from ``*.czi`` on cannot be read: they are found so that they fail by name."""
+"""Formats of the second line from ``*.czi`` on cannot be read: they are found so that their error names the format."""
 
 Configuration = TypeVar("Configuration", bound=BaseModel)
 Length = Annotated[int, Field(gt=0)]
@@ -36,15 +36,17 @@ Radius = Annotated[float, Field(ge=0, le=50)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: frozen, unknown keys refused, nothing coerced ("2048" is no number)."""
+    """A section of the configuration: frozen, no unknown keys, no coercion ("2048" is not a number)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ModelSection(Section):
-    """Which network; of several weights the probabilities are averaged.
+    """The network.
 
-    ``tta``, test-time augmentation: ``d4`` averages over the eight flips and quarter turns of each tile.
+    Attributes:
+        weights: Name or file of a network; the probabilities of several are averaged.
+        tta: Test-time augmentation; ``d4`` averages over the eight flips and quarter turns of each tile.
     """
 
     weights: str | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = "nuclei"
@@ -52,19 +54,23 @@ class ModelSection(Section):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The weights, be it one."""
+        """The weights as a tuple, also of a single network."""
         return (self.weights,) if isinstance(self.weights, str) else self.weights
 
 
 class InputSection(Section):
-    """Which slides and which parts of them, at which resolution.
+    """Slides to process, regions in them, and their resolution.
 
-    ``mpp`` overrides what slides say (micrometres per pixel); ``cases`` is a CSV that names and orders the slides, and
-    replaces model and resolution for one of them; ``regions`` is a folder of ``<key>.geojson``, or one such file.
-    ``channels``: numbers, counted from 1, or names of the channels to use, in the model's order; null for all.
-    ``order``: which slides come first; ``settle_s``: so long must a slide's files have been left alone.
-    ``on_bad_tile``: what a tile that cannot be decoded does to its slide: it fails, or goes on without the tile.
-    ``patience_s``: so long may opening a slide, or reading the pixels of a block, take.
+    Attributes:
+        pattern: Names of slide files.
+        mpp: Micrometres per pixel; overrides what slides state.
+        cases: CSV that selects and orders slides, and may set model and resolution of a slide.
+        regions: Folder of ``<key>.geojson``, or one such file.
+        channels: Numbers, counted from 1, or names of the channels to use, in the model's order; null for all.
+        order: Which slides come first.
+        settle_s: Time for which a slide's files must have been unchanged.
+        on_bad_tile: Whether a tile that cannot be decoded fails its slide, or is masked.
+        patience_s: Time limit for opening a slide and for reading the pixels of a block.
     """
 
     pattern: Annotated[tuple[str, ...], Field(strict=False)] = SLIDE_PATTERNS  # not strict: YAML has lists only
@@ -79,9 +85,13 @@ class InputSection(Section):
 
 
 class TissueSection(Section):
-    """Where there is anything to compute: ``method`` is ``otsu``, a mask file, or a folder of ``<key>.png``.
+    """Tissue detection.
 
-    ``exclude_qc``: cells found blurred or under ink are no tissue.
+    Attributes:
+        method: ``otsu``, a mask file, or a folder of ``<key>.png``.
+        min_area_um2: Smaller pieces of tissue are dropped.
+        fill_holes_um2: Smaller holes in tissue are filled.
+        exclude_qc: Whether cells found blurred or under ink count as no tissue.
     """
 
     method: str = "otsu"
@@ -91,24 +101,33 @@ class TissueSection(Section):
 
 
 class TilesSection(Section):
-    """Side of one network call's core (``tile``) and of one shard (``block``), in pixels."""
+    """Sides, in pixels, of the core of one network call (``tile``) and of one shard (``block``)."""
 
     tile: Length | Literal["auto"] = "auto"
     block: Annotated[int, Field(ge=CELL_PX, multiple_of=CELL_PX, le=16384)] = 2048
 
 
 class ComputeSection(Section):
-    """Where and how precisely the network runs."""
+    """Device and precision of the network."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 
 
 class ObjectsSection(Section):
-    """What is one object. Null means the model's own; several classes use the largest probability, no threshold.
+    """What is one object. Null selects the model's own value.
 
-    ``open_um`` and ``close_um`` are radii of discs, one for all classes or one for each class named. With ``split``,
-    objects up to ``split_max_um`` long are parted where they narrow by ``split_depth_um`` on either side.
+    Attributes:
+        threshold: Of a single class; several classes use the largest probability.
+        connectivity: Neighbours of a pixel.
+        min_area_um2: Smaller objects are dropped.
+        max_area_um2: Larger objects are dropped.
+        open_um: Radius of the disc that opens the mask, for all classes or by class name.
+        close_um: Radius of the disc that closes the mask, for all classes or by class name.
+        fill_holes_um2: Holes up to this area are filled.
+        split: Whether touching objects are split by watershed.
+        split_depth_um: Objects are split where they narrow by this much on either side.
+        split_max_um: Longer objects are not split.
     """
 
     threshold: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -124,10 +143,17 @@ class ObjectsSection(Section):
 
 
 class OutputsSection(Section):
-    """What is written, and which full-resolution arrays a complete slide keeps; their coarser levels always stay.
+    """Outputs, and which full-resolution arrays a complete slide keeps; their coarser levels are always kept.
 
-    With ``redact`` slides go by ids, and that file alone tells their names. ``group_writable``: the group of the output
-    folder may change what is in it.
+    Attributes:
+        image: Whether the full-resolution image is kept.
+        probability: Whether the full-resolution probability is kept.
+        scratch: Folder on a local disk in which slides are made before they are copied to the output folder.
+        max_gb: Disk quota of the output folder.
+        redact: File that maps pseudonyms to slides; slides are named by pseudonyms when it is set.
+        group_writable: Whether the group of the output folder may change its content.
+        geojson: Whether objects are exported as GeoJSON.
+        overview: Whether an overview picture is drawn.
     """
 
     image: Literal["keep", "drop"] = "keep"
@@ -141,10 +167,16 @@ class OutputsSection(Section):
 
 
 class ClusterSection(Section):
-    """Who computes: dask workers on this machine, those of a scheduler at ``address``, jobs, or this process alone.
+    """Workers.
 
-    With ``slurm`` the scheduler is the run's own, listens at ``address``, and its workers are jobs, submitted with the
-    options in ``sbatch``. ``tls`` is a folder with ca.pem, cert.pem and key.pem; ``slides_at_once`` are open at a time.
+    Attributes:
+        kind: Dask workers on this machine, workers of the scheduler at ``address``, Slurm jobs, or this process alone.
+            With ``slurm`` the run starts its own scheduler, which listens at ``address``.
+        workers: Number of workers; ``auto`` is one for each core.
+        slides_at_once: Number of open slides.
+        address: Address of the scheduler.
+        tls: Folder with ca.pem, cert.pem and key.pem.
+        sbatch: Options of the jobs' submission.
     """
 
     kind: Literal["local", "serial", "address", "slurm"] = "local"
@@ -156,7 +188,7 @@ class ClusterSection(Section):
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether workers may run on other machines, or be started in other folders."""
+        """Whether workers may run on other machines or in other working directories."""
         return self.kind in ("address", "slurm")
 
     @model_validator(mode="after")
@@ -179,7 +211,7 @@ class ClusterSection(Section):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine is reached at that host."""
+    """Whether a host name or address is this machine's loopback."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -196,7 +228,7 @@ def _scheme_and_host(address: str | None) -> tuple[str, str]:
 
 
 class RunConfig(Section):
-    """Everything a run can be told. A section set to null is switched off."""
+    """All settings of a run. A section set to null is switched off."""
 
     model: ModelSection = ModelSection()
     input: InputSection = InputSection()
@@ -209,7 +241,7 @@ class RunConfig(Section):
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML without its traps: a key given twice and aliases (which can expand without bound) are refused."""
+    """YAML without duplicate keys and without aliases, which can expand without bound."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.events.AliasEvent):
@@ -225,14 +257,20 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration of `segment` in ``path`` (None: all defaults) with ``section.key=value`` overrides applied."""
+    """Read the configuration of `segment` from ``path`` (None: defaults) and apply ``section.key=value`` overrides."""
     return load_as(RunConfig, path, overrides)
 
 
 def load_as(kind: type[Configuration], path: Path | None, overrides: Sequence[str] = ()) -> Configuration:
-    """A configuration of any kind whose fields are sections and have defaults.
+    """Read a configuration whose fields are sections with defaults.
 
-    Raises ConfigError for a missing file, bad YAML, an unknown key (naming the nearest known one) or a bad value.
+    Args:
+        kind: The model of the configuration.
+        path: A YAML file; None for all defaults.
+        overrides: ``section.key=value`` each.
+
+    Raises:
+        ConfigError: Missing file, bad YAML, unknown key (names the nearest known key) or bad value.
     """
     return validated(kind, read_settings(path, overrides), str(path or "configuration"))
 
@@ -250,9 +288,10 @@ def validated(kind: type[Configuration], content: Mapping[str, Any], source: str
 
 
 def read_settings(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The keys in a YAML (or JSON) file, None: none, with ``key=value`` or ``section.key=value`` applied; unchecked.
+    """Read the unchecked keys of a YAML or JSON file and apply ``key=value`` or ``section.key=value`` overrides.
 
-    Raises ConfigError for a missing file and for what is not plain YAML.
+    Raises:
+        ConfigError: The file is missing or is not plain YAML.
     """
     content = _read_yaml(path) if path is not None else {}
     for override in overrides:

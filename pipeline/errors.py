@@ -1,7 +1,7 @@
-"""The error tree: what can go wrong, whose fault it is, and which exit code it earns.
+"""The error tree, with the exit code of each kind of error.
 
-A message names what was expected, what was found, the likely cause and what to do. Each class is also the builtin
-it stands for, so that library users can catch what they know.
+A message names what was expected, what was found, the likely cause and what to do. Each class also inherits the
+matching builtin, so that library users can catch that.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from typing import ClassVar
 
 
 class OvertileError(Exception):
-    """Anything overtile refuses or gives up on, with a message meant for a person (exit 4)."""
+    """Base of all errors that overtile raises on purpose, with a message for the user (exit 4)."""
 
     exit_code: ClassVar[int] = 4
 
 
 class ConfigError(OvertileError, ValueError):
-    """Usage or configuration: nothing was started (exit 2)."""
+    """Invalid usage or configuration: nothing was started (exit 2)."""
 
     exit_code = 2
 
 
 class TableError(ConfigError):
-    """A cases table that cannot be meant: ``where`` it is wrong, in file and line, and how, which quotes its cells."""
+    """An invalid cases table: ``where`` (file and line) it is wrong, and ``what`` is wrong, which quotes its cells."""
 
     def __init__(self, where: str, what: str) -> None:
         super().__init__(where, what)
@@ -39,11 +39,11 @@ class ModelError(OvertileError, ValueError):
 
 
 class SlideError(OvertileError, ValueError):
-    """A slide that cannot be read as what it claims to be, or lacks what is needed (such as its resolution)."""
+    """A slide that cannot be read as its format says, or lacks required metadata (such as its resolution)."""
 
 
 class ReadTimeoutError(SlideError):
-    """A slide that gives no answer: no block of it is begun any more."""
+    """Reading a slide took too long: no further block of it is started."""
 
 
 class StoreError(OvertileError, RuntimeError):
@@ -51,7 +51,7 @@ class StoreError(OvertileError, RuntimeError):
 
 
 class DamagedError(StoreError):
-    """A file of an output that cannot be what was written: missing, empty, cut or changed."""
+    """A file of an output is not what was written: missing, empty, cut or changed."""
 
 
 class DiskError(OvertileError, OSError):
@@ -61,7 +61,7 @@ class DiskError(OvertileError, OSError):
 
 
 class LockedError(OvertileError, RuntimeError):
-    """Another live run holds the slide (exit 75 when it holds all slides asked for)."""
+    """Another live run holds the slide (exit 75 when that is so for all requested slides)."""
 
     exit_code = 75
 
@@ -71,10 +71,10 @@ class WorkerError(OvertileError, RuntimeError):
 
 
 class ClusterError(OvertileError, ConnectionError):
-    """The dask scheduler or its workers went away, or are not fit: no slide's fault, the next run goes on (exit 3)."""
+    """The dask scheduler or its workers are gone or unsuitable. No slide is at fault; the next run resumes (exit 3)."""
 
     exit_code = 3
 
 
 class ServerError(OvertileError, ConnectionError):
-    """Prefect's server does not answer, or no longer does: what was computed lies on disk, whatever it knows of it."""
+    """Prefect's server does not respond. Everything that was computed is on disk all the same."""

@@ -1,8 +1,8 @@
-"""Boxes, tiles and grids: which pixels a piece of work owns, and which it must see.
+"""Boxes, tiles and grids: the pixels that a tile owns and the pixels that it reads.
 
-Pure integers. Boxes are half-open and every pair is in the order (y, x) or (row, col). The one decision made
-here: cores partition the image without overlap, so nothing is ever blended, and every read of a grid has the same
-shape, edges included (what lies beyond the image is mirrored by the reader, and cropped after the network).
+Integers only. Boxes are half-open, and every pair is in the order (y, x) or (row, col). Cores partition the image
+without overlap, so nothing is blended. Every read of a grid has the same shape, also at the edges: the reader mirrors
+what lies beyond the image, and the result is cropped after the network.
 
       read  +-----------------------+
             | halo                  |     read = core + 2 * halo + surplus (surplus on the lower right)
@@ -36,7 +36,7 @@ class Box:
 
     @classmethod
     def of_shape(cls, shape_yx: tuple[int, int]) -> Box:
-        """The box of a whole image."""
+        """The box of an image of this shape."""
         return cls(0, 0, *shape_yx)
 
     @property
@@ -51,7 +51,7 @@ class Box:
 
     @property
     def slices(self) -> tuple[slice, slice]:
-        """Index of the last two axes of an array. Only meaningful inside it."""
+        """Index of the last two axes of an array that contains the box."""
         return slice(self.y0, self.y1), slice(self.x0, self.x1)
 
     def expand(self, before_px: int, after_px: int | None = None) -> Box:
@@ -60,17 +60,17 @@ class Box:
         return Box(self.y0 - before_px, self.x0 - before_px, self.y1 + after, self.x1 + after)
 
     def shift(self, dy: int, dx: int) -> Box:
-        """Moved by (dy, dx)."""
+        """Move by (dy, dx)."""
         return Box(self.y0 + dy, self.x0 + dx, self.y1 + dy, self.x1 + dx)
 
     def intersect(self, other: Box) -> Box | None:
-        """The common pixels, or None when there are none."""
+        """The common pixels; None when there are none."""
         y0, x0 = max(self.y0, other.y0), max(self.x0, other.x0)
         y1, x1 = min(self.y1, other.y1), min(self.x1, other.x1)
         return Box(y0, x0, y1, x1) if y0 < y1 and x0 < x1 else None
 
     def scale(self, factor: int) -> Box:
-        """Every coordinate multiplied by ``factor``: a box of cells as a box of pixels."""
+        """Multiply every coordinate by ``factor``: turns a box of cells into a box of pixels."""
         return Box(self.y0 * factor, self.x0 * factor, self.y1 * factor, self.x1 * factor)
 
     def cover(self, cell_px: int) -> Box:
@@ -80,7 +80,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One cell of a grid: ``row`` and ``col`` in the grid, the core it owns and the read it must see, in pixels."""
+    """One tile of a grid: ``row`` and ``col`` in the grid, the core that it owns and the read, in pixels."""
 
     row: int
     col: int
@@ -102,8 +102,8 @@ class Tile:
 class TileGrid:
     """Partition of a box into cores of ``core_px``, each read with ``halo_px`` around and ``surplus_px`` after.
 
-    The grid starts at ``area``'s upper left corner. Every read has the side ``core_px + 2 * halo_px + surplus_px``
-    whatever the core's own size, so a network sees one input shape only.
+    The grid starts at the upper left corner of ``area``. Every read has the side ``core_px + 2 * halo_px + surplus_px``
+    whatever the size of its core, so that a network sees a single input shape.
     """
 
     area: Box

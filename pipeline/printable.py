@@ -1,11 +1,8 @@
-"""Text that came from outside, made fit for terminals and logs.
-
-The one decision made here: names of files are data. Whatever they hold, they are shown and never obeyed.
-"""
+"""Escape control sequences in untrusted text, such as file names, before printing or logging it."""
 
 from __future__ import annotations
 
 
 def printable(text: str) -> str:
-    """Text without line breaks, terminal escapes and other control characters: safe on a terminal and in a log."""
+    """Replace line breaks, terminal escapes and other control characters by ``?``."""
     return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)

@@ -1,8 +1,8 @@
-"""What a slide is to the rest of the pipeline: levels of pixels, a resolution, a fingerprint.
+"""The interface of an open slide: levels of pixels, a resolution, a fingerprint.
 
-Pure: no file is opened here. The one decision made here: a level's downsample is the whole number it was made with
-whenever its size allows that number, not the quotient of two rounded sizes. Writers crop the last column, they do
-not stretch the image, so 2967 px halved to 1483 is 2, not 2.0007 (which is off by 30 px at the far end of a slide).
+No file is opened here. A level's downsample is the integer with which the level was made whenever its size allows that
+integer, not the quotient of two rounded sizes. Writers crop the last column, they do not stretch the image, so 2967 px
+halved to 1483 px is 2, not 2.0007 (an error of 30 px at the far end of a slide).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NAME_CHARS = 60
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One level of the pyramid: its (y, x) shape and how many level-0 pixels one of its pixels spans."""
+    """One level of the pyramid: its (y, x) shape, and the level-0 pixels along one of its pixels."""
 
     shape_yx: tuple[int, int]
     downsample_yx: tuple[float, float]
@@ -44,7 +44,7 @@ def hashed_levels(levels: Sequence[Level]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TilePlace:
-    """Where a tile or strip lies: its level, its (row, col) there and the pixels of the level it covers."""
+    """Position of a tile or strip: its level, its (row, col) there and the pixels of the level that it covers."""
 
     level: int
     row: int
@@ -56,7 +56,7 @@ class TilePlace:
 
 
 class TileError(SlideError):
-    """One tile cannot be decoded; ``place`` says which. The rest of the slide may be sound."""
+    """One tile, at ``place``, cannot be decoded. The rest of the slide may be intact."""
 
     def __init__(self, message: str, place: TilePlace) -> None:
         super().__init__(message, place)
@@ -67,7 +67,7 @@ class TileError(SlideError):
 
 
 class SlideReader(Protocol):
-    """An open slide. Safe to use from several threads; never pickled (send the path)."""
+    """An open slide. Safe to use from several threads; not picklable (send the path)."""
 
     @property
     def path(self) -> Path:
@@ -83,11 +83,11 @@ class SlideReader(Protocol):
 
     @property
     def channels(self) -> int:
-        """Number of channels ``read`` returns."""
+        """Number of channels that ``read`` returns."""
 
     @property
     def channel_names(self) -> tuple[str, ...]:
-        """One distinct name a channel, as the file states them; see ``name_channels``."""
+        """A distinct name for each channel, as the file states them; see ``name_channels``."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -95,29 +95,35 @@ class SlideReader(Protocol):
 
     @property
     def mpp_yx(self) -> tuple[float, float] | None:
-        """Micrometres per pixel of level 0 as the file states them, however absurd; None when it does not."""
+        """Micrometres per pixel of level 0 as the file states them, unchecked; None when it does not."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a person should know about the file although it can be read; mostly nothing."""
+        """Remarks for the user about a file that can be read; usually none."""
 
     def read(self, level: int, box: Box) -> Pixels:
-        """Pixels of ``box`` (in pixels of ``level``, inside it) as a new (c, y, x) array.
+        """Read pixels as a new (c, y, x) array.
 
-        Raises TileError when a tile it needs is damaged.
+        Args:
+            level: Index of the level.
+            box: Box in pixels of the level, inside it.
+
+        Raises:
+            TileError: A tile that covers part of the box is damaged.
         """
 
     def fingerprint(self) -> str:
-        """Digest of what the file holds: its size, its tile tables and samples of its bytes. Not its name or date."""
+        """Digest of the file's size, tile tables and samples of its bytes; its name and date do not enter."""
 
     def describe(self) -> dict[str, Any]:
-        """Facts about the file that say nothing about a person: no label, user, date or name. JSON types only."""
+        """Facts about the file without personal data: no label, user, date or name. JSON types only."""
 
 
 def name_channels(stated: Sequence[str], channels: int) -> tuple[str, ...]:
-    """A name for each of ``channels``: as stated when the file names them all, each once; else by colour or number.
+    """Name each channel.
 
-    A stated name is shortened to one line of 60 characters; one that is empty or comes twice is its number instead.
+    Stated names are used when the file names all channels, else colours or numbers. A stated name is shortened to one
+    line of 60 characters; an empty or repeated one is replaced by its number.
     """
     numbered = tuple(f"channel {number}" for number in range(1, channels + 1))
     if len(stated) != channels or not any(stated):
@@ -129,10 +135,10 @@ def name_channels(stated: Sequence[str], channels: int) -> tuple[str, ...]:
 
 
 def downsample_yx(base_yx: tuple[int, int], shape_yx: tuple[int, int]) -> tuple[float, float]:
-    """How many pixels of ``base_yx`` one pixel of ``shape_yx`` spans, as (y, x).
+    """Pixels of ``base_yx`` along one pixel of ``shape_yx``, as (y, x).
 
-    The whole number k, the same for both axes, when ``shape_yx`` is ``base_yx / k`` rounded either way;
-    else the quotients.
+    Returns:
+        The integer k for both axes when ``shape_yx`` is ``base_yx / k`` rounded up or down, else the quotients.
     """
     whole = round(max(base / side for base, side in zip(base_yx, shape_yx, strict=True)))
     for k in (whole, whole - 1, whole + 1):
@@ -142,7 +148,7 @@ def downsample_yx(base_yx: tuple[int, int], shape_yx: tuple[int, int]) -> tuple[
 
 
 def is_reduction(base_yx: tuple[int, int], shape_yx: tuple[int, int]) -> bool:
-    """True when ``shape_yx`` is ``base_yx`` made smaller: no side longer, same proportions to a pixel of rounding."""
+    """Whether ``shape_yx`` is ``base_yx`` made smaller: no side longer, same proportions up to a pixel of rounding."""
     (base_y, base_x), (y, x) = base_yx, shape_yx
     return (
         (y, x) != (base_y, base_x) and y <= base_y and x <= base_x and abs(y * base_x - x * base_y) <= base_x + base_y
