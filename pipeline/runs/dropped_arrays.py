@@ -1,10 +1,10 @@
-"""Full-resolution arrays that a complete result leaves out, and what it takes to have them back.
+"""Dropping full-resolution arrays (outputs.image=drop) and recomputing them when they are needed.
 
-The one decision made here: what is dropped is a fact of the disk, not of a plan. Hashes do not know of it; a stage that
-has to run and finds its input dropped has it made again under the same plan, to the same bytes, by the stage that makes
-it. Dropping is a rename out of the result after the OME metadata has ceased to name the level, so that a kill leaves
-the array either whole or gone. Labels then lose their coarsest level: OME-Zarr wants as many levels of them as of the
-image, and full resolution is what labels are for.
+Dropped arrays are a property of the disk, not of the plan, and enter no hash. When a stage has to run and its input was
+dropped, the stage that writes the input runs again under the same plan and makes the same bytes. An array is dropped by
+renaming it out of the result after the OME metadata no longer name the level, so that a kill leaves the array whole or
+gone. Labels then lose their coarsest level: OME-Zarr requires as many levels of labels as of the image, and labels are
+needed at full resolution.
 
     slide.ome.zarr/0              outputs.image: drop           ->  levels 1.. stay and are what the metadata lists
     slide.ome.zarr/probability/0  outputs.probability: drop     ->  the same
@@ -26,22 +26,22 @@ from pipeline.storage.layout import ARRAYS, IMAGE, LEVELS, PROBABILITY
 from pipeline.storage.slide_store import SlideStore
 
 MAKERS = {ARRAYS[artifact]: WRITER[artifact] for artifact in ("image", "probability")}
-"""The arrays that can be dropped, and the stage that makes each."""
+"""The arrays that can be dropped, and the stage that writes each."""
 
 
 @dataclass(frozen=True, slots=True)
 class StagesToRerun:
-    """Stages that were complete and have to run again, because what they make was dropped and is wanted."""
+    """Complete stages that have to run again, because an array that they write was dropped and is needed."""
 
     stages: tuple[str, ...] = ()
 
     @property
     def network(self) -> bool:
-        """Whether the network would run again."""
+        """Whether the network has to run again."""
         return PREDICT in self.stages
 
     def cost(self, blocks: int) -> str:
-        """In words."""
+        """The cost in words."""
         reading = [f"the slide is read again ({blocks} blocks)"] if INGEST in self.stages else []
         calling = [f"the network runs again ({blocks} blocks)"] if self.network else []
         return " and ".join(reading + calling)
@@ -49,36 +49,42 @@ class StagesToRerun:
 
 def unwanted(outputs: OutputsSection) -> frozenset[str]:
     """The arrays that the configuration drops."""
-    asked = {IMAGE: outputs.image, PROBABILITY: outputs.probability}
-    return frozenset(path for path, kept in asked.items() if kept == "drop")
+    settings = {IMAGE: outputs.image, PROBABILITY: outputs.probability}
+    return frozenset(path for path, setting in settings.items() if setting == "drop")
 
 
 def unwanted_before(manifest: Mapping[str, Any]) -> frozenset[str]:
     """The arrays that the configuration of a complete result dropped."""
-    asked = manifest["plan"]["config"]["outputs"]
-    return unwanted(OutputsSection(image=asked.get("image", "keep"), probability=asked.get("probability", "keep")))
+    outputs = manifest["plan"]["config"]["outputs"]
+    return unwanted(OutputsSection(image=outputs.get("image", "keep"), probability=outputs.get("probability", "keep")))
 
 
 def stages_to_rerun(store: SlideStore, hashes: Mapping[str, str], outputs: OutputsSection) -> StagesToRerun:
-    """What has to run beside the stages that are not complete under these hashes. Only looks."""
-    gone = {path for path in MAKERS if not (store.zarr / path / "zarr.json").exists()}
-    wanted = set(MAKERS) - unwanted(outputs)
-    again = []
-    for stage in reversed(list(hashes)):  # a stage comes after all that it reads
-        makes = {path for path, maker in MAKERS.items() if maker == stage}
+    """The complete stages that have to run again, beside those that are not complete under these hashes. Read-only.
+
+    Args:
+        store: The slide's folder.
+        hashes: Plan hash of each stage, in the order in which stages run.
+        outputs: Arrays that the result must keep.
+    """
+    dropped = {path for path in MAKERS if not (store.zarr / path / "zarr.json").exists()}
+    needed = set(MAKERS) - unwanted(outputs)
+    stages = []
+    for stage in reversed(list(hashes)):  # a stage comes after all stages whose arrays it reads
+        writes = {path for path, maker in MAKERS.items() if maker == stage}
         complete = _is_complete(store, stage, hashes[stage])
-        if complete and makes & gone & wanted:
-            again.append(stage)
+        if complete and writes & dropped & needed:
+            stages.append(stage)
             complete = False
         if not complete:
-            wanted |= _read_by(store, stage, hashes)
-    return StagesToRerun(tuple(reversed(again)))
+            needed |= _read_by(store, stage, hashes)
+    return StagesToRerun(tuple(reversed(stages)))
 
 
 def _is_complete(store: SlideStore, stage: str, plan: str) -> bool:
     try:
         return store.stamped(stage) == plan
-    except DamagedError:  # the stage itself will come upon it
+    except DamagedError:  # the stage itself will raise it
         return False
 
 
@@ -90,34 +96,34 @@ def _read_by(store: SlideStore, stage: str, hashes: Mapping[str, str]) -> set[st
 
 
 def mark_for_rerun(store: SlideStore, again: StagesToRerun) -> None:
-    """Let the stages run again, and the pyramid, whose metadata has to name the arrays."""
+    """Unstamp the stages, and the pyramid, whose metadata have to name the arrays."""
     if again.stages:
         store.unstamp([*again.stages, WRITER[LEVELS]])
 
 
 def drop(store: SlideStore, outputs: OutputsSection) -> None:
-    """Take out of a finished result what is not wanted; an array that has no coarser level stays.
+    """Drop arrays from a finished result as configured; an array that has no coarser level stays.
 
-    Killed at any moment and done again, it comes to the same end.
+    The end is the same when the call is killed at any moment and repeated.
     """
     for path in sorted(unwanted(outputs)):
         group = (store.zarr / path).parent
         _list_only(group, [level for level in _listed(group) if level != "0"])
         _take_unlisted(store, group)
     labels = store.zarr / "labels" / "objects"
-    if IMAGE in unwanted(outputs) and labels.exists():  # which OME-Zarr wants to have as many levels as the image
+    if IMAGE in unwanted(outputs) and labels.exists():  # OME-Zarr requires as many levels as of the image
         _list_only(labels, _listed(labels)[: len(_listed(store.zarr))])
         _take_unlisted(store, labels)
 
 
 def _listed(group: Path) -> list[str]:
-    """The levels that the group's metadata names, the finest first."""
+    """The levels that the metadata of the group name, finest first."""
     scales = read_json(group / "zarr.json")["attributes"]["ome"]["multiscales"][0]
     return [dataset["path"] for dataset in scales["datasets"]]
 
 
 def _list_only(group: Path, levels: list[str]) -> None:
-    """Let the group's metadata name these levels alone, as long as there are any."""
+    """Let the metadata of the group name only these levels, if there are any."""
     content = read_json(group / "zarr.json")
     scales = content["attributes"]["ome"]["multiscales"][0]
     if levels and levels != _listed(group):
@@ -127,7 +133,7 @@ def _list_only(group: Path, levels: list[str]) -> None:
 
 
 def _take_unlisted(store: SlideStore, group: Path) -> None:
-    """Remove the levels that are not named, each at once: by a rename to where no result is looked for."""
+    """Remove the levels that are not named, each atomically: by a rename to a folder outside the result."""
     listed = _listed(group)
     aside = store.work / "old" / group.relative_to(store.zarr)
     for level in sorted(entry for entry in group.iterdir() if entry.name.isdigit() and entry.name not in listed):
@@ -135,4 +141,4 @@ def _take_unlisted(store: SlideStore, group: Path) -> None:
         aside.mkdir(parents=True, exist_ok=True)
         level.replace(aside / level.name)
         fsync_dir(group)
-    remove(aside)  # also what a drop that was killed left there
+    remove(aside)  # also left there by a drop that was killed

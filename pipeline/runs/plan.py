@@ -1,8 +1,8 @@
-"""The plan of one slide: everything that decides its pixels, resolved once, hashed as a chain.
+"""The plan of one slide: everything that decides its pixels, resolved once and hashed as a chain.
 
-The one decision made here: a stage's hash covers its own settings, its code's version and the hashes of what it reads,
-and nothing else. So a changed threshold redoes labels and what follows without a network call, and what cannot change
-pixels (tile side, workers, progress) changes no hash.
+A stage's hash covers its own settings, its code version and the hashes of the stages it reads from, and nothing else.
+So a changed threshold redoes labels and later stages without a network call, and settings that cannot change pixels
+(tile side, workers, progress) change no hash.
 """
 
 from __future__ import annotations
@@ -44,9 +44,25 @@ class Compute:
 
 @dataclass(frozen=True, slots=True)
 class SlidePlan:
-    """What one slide's run will do. ``hashes`` has one entry for each stage that will run, in order.
+    """What one slide's run will do.
 
-    ``case`` is what a cases table says of the slide, for the results only; None without such a table.
+    Attributes:
+        key: Key of the slide, which is its folder below OUT.
+        slide: The slide's file.
+        facts: Facts about the file.
+        channel_names: Names of the image's channels.
+        channel_numbers: Channels of the slide that are read, counted from 1; None for all.
+        dtype: Sample type of the image.
+        resolution: The level that is read, and how it is resampled.
+        model: The networks.
+        compute: Device, precision and tile side.
+        config: The configuration of this slide.
+        hashes: Plan hash of each stage that will run, in order.
+        case: The slide's row of the cases table, for the results only; None without such a table.
+        regions: Regions to process; None for the whole image.
+        mask: The slide's own tissue mask, if tissue is read from masks.
+        warnings: Remarks about the slide for the user.
+        alias: Pseudonym of the slide, if names are redacted.
     """
 
     key: str
@@ -68,28 +84,28 @@ class SlidePlan:
 
     @property
     def display_name(self) -> str:
-        """The slide's path, or its id where that may not be told."""
+        """The slide's path, or its pseudonym where names are redacted."""
         return self.key if self.alias else str(self.slide)
 
     @property
     def shape_yx(self) -> tuple[int, int]:
-        """Of the image at the model's resolution."""
+        """(height, width) of the image at the model's resolution, in pixels."""
         return self.resolution.out_yx
 
     @property
     def block_px(self) -> int:
-        """Side of a shard."""
+        """Side of a shard in pixels."""
         return self.config.tiles.block
 
     @property
     def blocks(self) -> int:
-        """How many blocks the image has."""
+        """Number of blocks of the image."""
         rows, cols = (-(-length // self.block_px) for length in self.shape_yx)
         return rows * cols
 
     @property
     def channels(self) -> int:
-        """Channels of the image."""
+        """Number of channels of the image."""
         return len(self.channel_names)
 
     @property
@@ -106,26 +122,26 @@ class SlidePlan:
     @property
     def threshold(self) -> float:
         """The user's threshold, else the model's own, else one half."""
-        asked = self.config.objects.threshold if self.config.objects else None
-        return asked if asked is not None else self.model.spec.threshold or THRESHOLD
+        requested = self.config.objects.threshold if self.config.objects else None
+        return requested if requested is not None else self.model.spec.threshold or THRESHOLD
 
     @property
     def min_area_um2(self) -> float:
         """The user's smallest area of an object, else the model's own."""
-        asked = self.config.objects.min_area_um2 if self.config.objects else None
-        return asked if asked is not None else self.model.spec.min_area_um2
+        requested = self.config.objects.min_area_um2 if self.config.objects else None
+        return requested if requested is not None else self.model.spec.min_area_um2
 
     @property
     def discs_um(self) -> tuple[tuple[float, float], ...]:
-        """For each class the radii of the discs that open and close its mask."""
+        """For each class the radii of the discs that open and close its mask; empty without objects."""
         if self.config.objects is None:
             return ()
-        asked = {"open_um": self.config.objects.open_um, "close_um": self.config.objects.close_um}
-        opens, closes = (_per_class(key, value, self.model.spec.class_names) for key, value in asked.items())
+        radii = {"open_um": self.config.objects.open_um, "close_um": self.config.objects.close_um}
+        opens, closes = (_per_class(key, value, self.model.spec.class_names) for key, value in radii.items())
         return tuple(zip(opens, closes, strict=True))
 
     def summary(self) -> dict[str, Any]:
-        """The plan as JSON: what was run, on what, with what."""
+        """The plan as JSON."""
         return {
             "key": self.key,
             "slide": self.display_name,
@@ -154,7 +170,7 @@ class SlidePlan:
         }
 
     def _redacted_config(self) -> dict[str, Any]:
-        """The configuration; files in it may be called after the slide."""
+        """The configuration, with redacted names of files that may be called after the slide."""
         config = self.config.model_dump(mode="json")
         for section, name in (("input", "regions"), ("tissue", "method")):
             if self.alias and config[section] and config[section][name]:
@@ -163,7 +179,11 @@ class SlidePlan:
 
 
 def resolve_tile(config: RunConfig, model: Ensemble, device: str) -> int:
-    """Core side of one network call. Raises ConfigError, naming the nearest legal sizes, off the step grid."""
+    """Side of the core of one network call, in pixels.
+
+    Raises:
+        ConfigError: ``tiles.tile`` is not on the network's step grid. Names the nearest legal sizes.
+    """
     block, step = config.tiles.block, model.shape.step
     if config.tiles.tile == "auto":
         return min(2048 if device == "cuda" else 1024, block) // step * step
@@ -180,8 +200,9 @@ def resolve_tile(config: RunConfig, model: Ensemble, device: str) -> int:
 def plan_slide(candidate: Candidate, model: Ensemble, compute: Compute, config: RunConfig) -> SlidePlan:
     """Open the slide, choose its level and hash every stage.
 
-    Raises SlideError when the slide cannot be read, not even in time, lacks its resolution, or has the wrong number of
-    channels.
+    Raises:
+        SlideError: The slide cannot be read (in time), lacks its resolution, or has the wrong number of channels.
+        ConfigError: The configuration does not fit the model or the slide.
     """
     if candidate.refused is not None:
         raise candidate.refused
@@ -234,7 +255,7 @@ def _plan(candidate: Candidate, model: Ensemble, compute: Compute, config: RunCo
 def _regions(
     candidate: Candidate, config: RunConfig, shape_yx: tuple[int, int]
 ) -> tuple[Regions | None, tuple[str, ...]]:
-    """The slide's regions, if it is to have any, and remarks on those that reach beyond it."""
+    """The slide's regions, if regions are configured, and remarks on those that reach beyond the slide."""
     if config.input.regions is None:
         return None, ()
     regions = Regions.read(find_regions(Path(config.input.regions), candidate.name))
@@ -242,7 +263,7 @@ def _regions(
 
 
 def _mask(candidate: Candidate, config: RunConfig) -> MaskFile | None:
-    """The slide's own mask of its tissue, if that is how tissue is found."""
+    """The slide's own tissue mask, if tissue is read from masks."""
     if config.tissue is None or config.tissue.method == OTSU:
         return None
     return find_mask(Path(config.tissue.method), candidate.name)
@@ -259,17 +280,17 @@ def _hashes(source: Mapping[str, Any], plan: SlidePlan) -> dict[str, str]:
         list(plan.channel_names),
     ]
     chain.add("ingest", [source])
-    looked = _dump(config.tissue) | ({} if plan.mask is None else {"method": plan.mask.sha256})
+    tissue = _dump(config.tissue) | ({} if plan.mask is None else {"method": plan.mask.sha256})
     stain = [model.spec.stain_mean, model.spec.stain_covariance]
-    fitted = [one and [FIT_VERSION, one.stain, one.target, one.equalise] for one in model.normalisations]
-    chain.add("tissue", [looked, mpp, model.shape.halo, stain, *drawn, *fitted])
+    fits = [fit and [FIT_VERSION, fit.stain, fit.target, fit.equalise] for fit in model.normalisations]
+    chain.add("tissue", [tissue, mpp, model.shape.halo, stain, *drawn, *fits])
     chain.add("predict", [*model.pixels_depend_on, compute.device, compute.precision])
     if config.objects is not None:
-        chosen: dict[str, Any] = {"threshold": plan.threshold, "min_area_um2": plan.min_area_um2}
-        chosen |= {"open_um": None, "close_um": None, "discs_um": plan.discs_um}
+        resolved: dict[str, Any] = {"threshold": plan.threshold, "min_area_um2": plan.min_area_um2}
+        resolved |= {"open_um": None, "close_um": None, "discs_um": plan.discs_um}
         if config.objects.split == "none":
-            chosen |= {"split_depth_um": None, "split_max_um": None}
-        chain.add("label", [_dump(config.objects) | chosen, mpp])
+            resolved |= {"split_depth_um": None, "split_max_um": None}
+        chain.add("label", [_dump(config.objects) | resolved, mpp])
         chain.add("measure", [names, mpp, *named])
     chain.add("pyramid", [names, mpp])
     if config.objects is not None and config.outputs.geojson:
@@ -279,14 +300,14 @@ def _hashes(source: Mapping[str, Any], plan: SlidePlan) -> dict[str, str]:
     return chain.hashes
 
 
-def _per_class(key: str, asked: float | Mapping[str, float], class_names: Sequence[str]) -> list[float]:
-    if not isinstance(asked, Mapping):
-        return [asked] * len(class_names)
-    if unknown := set(asked) - set(class_names):
+def _per_class(key: str, radius: float | Mapping[str, float], class_names: Sequence[str]) -> list[float]:
+    if not isinstance(radius, Mapping):
+        return [radius] * len(class_names)
+    if unknown := set(radius) - set(class_names):
         raise ConfigError(
             f"objects.{key}: expected classes of the model ({', '.join(class_names)}), found {', '.join(unknown)}"
         )
-    return [asked.get(name, 0.0) for name in class_names]
+    return [radius.get(name, 0.0) for name in class_names]
 
 
 def _dump(section: Any) -> dict[str, Any]:

@@ -1,14 +1,14 @@
-"""Parts of complete results that are given up to make room, and whole results that are taken away.
+"""Prune parts of complete results to save space, and delete whole results.
 
-The one decision made here: the manifest says first what is meant to go, then it goes. So a result of which parts were
-pruned is complete as it stands: nothing is missing from it, and nothing is made again until somebody asks. Before that
-its stages cease to count as complete, so that whatever becomes of the manifest later, no stamp vouches for an array
-that went. Killed at any moment, the same again comes to the same end.
+The manifest lists what is pruned before anything is removed. So a pruned result stays complete: no listed file is
+missing, and no stage runs again until the user requests it. The stamps are removed first, so that no stamp stands for a
+removed array, whatever happens to the manifest later. The end is the same when the call is killed at any moment and
+repeated.
 
-    1. stamps go                  the result is whole; its stages would look for their shards before trusting them
-    2. manifest.json is replaced  by one that lists what stays, and names what goes under ``pruned``
-    3. what it names goes         each array at once, by a rename to where no result is looked for; then the small
-                                  results of its blocks, of which a shard is never without
+    1. remove stamps          the result is whole; without stamps its stages check their shards
+    2. replace manifest.json  by one that lists what stays, and what is pruned under ``pruned``
+    3. remove what it lists   each array atomically, by a rename to a folder outside the result; then the small results
+                              of its blocks, without which there is never a shard
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ ARTIFACTS = {
     "tissue": ("tissue", "quality"),
     "image": ("image",),
 }
-"""What can be kept, and which artifacts of the stage table it is."""
+"""The parts that can be kept, and their artifacts in the stage table."""
 
 PARTS = {part: tuple(entry_of(path_of(name)) for name in names) for part, names in ARTIFACTS.items()}
 PARTS["image"] = (ZARR,)
-"""Where each part lies. All else in the OME-Zarr is the image's: its levels and what describes them."""
+"""Paths of each part. Everything else in the OME-Zarr belongs to the image: its levels and metadata."""
 
 MAKERS = {part: WRITER[names[0]] for part, names in ARTIFACTS.items() if part not in ("overview", "geojson")}
 """The stage whose blocks' small results are of no use without a part. Overlay and export keep none."""
@@ -49,7 +49,7 @@ MAKERS = {part: WRITER[names[0]] for part, names in ARTIFACTS.items() if part no
 
 @dataclass(frozen=True, slots=True)
 class Going:
-    """What goes of a complete result: the parts, where they lie below its folder, and how many bytes they are."""
+    """What is removed of a complete result: parts, their paths below its folder, and their size in bytes."""
 
     parts: tuple[str, ...]
     entries: tuple[str, ...]
@@ -57,7 +57,11 @@ class Going:
 
 
 def read_parts(text: str) -> frozenset[str]:
-    """Names of parts, separated by commas. Raises ConfigError for others, naming the nearest."""
+    """Read names of parts, separated by commas.
+
+    Raises:
+        ConfigError: Unknown part. Names the nearest known part.
+    """
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in PARTS:
@@ -77,13 +81,13 @@ def _is_below(name: str, folder: str) -> bool:
 
 
 def pruned_parts(manifest: Mapping[str, Any]) -> list[str]:
-    """The parts that were given up of a complete result."""
+    """The parts that were pruned of a complete result."""
     gone = {part_of(entry) for entry in manifest.get("pruned", {}).get("entries", ())}
     return [part for part in PARTS if part in gone]
 
 
 def going(manifest: Mapping[str, Any], keep: Collection[str]) -> Going:
-    """What goes of a complete result when these parts are kept."""
+    """What is removed of a complete result when these parts are kept."""
     files = {name: entry["size"] for name, entry in manifest["files"].items() if part_of(name) not in keep}
     entries = sorted({entry_of(name) for name in files}, key=lambda entry: (not entry.endswith("zarr.json"), entry))
     found = {part_of(name) for name in files}
@@ -91,20 +95,26 @@ def going(manifest: Mapping[str, Any], keep: Collection[str]) -> Going:
 
 
 def is_unfinished(store: SlideStore, manifest: Mapping[str, Any]) -> bool:
-    """Whether a prune was killed before all went that was meant to."""
+    """Whether a prune was killed before everything that it lists was removed."""
     return "pruned" in manifest and any(path.exists() for path in (*_places(store, manifest), _aside(store)))
 
 
 def _places(store: SlideStore, manifest: Mapping[str, Any]) -> list[Path]:
-    """What a prune takes: entries of the result, then folders of small results."""
+    """What a prune removes: entries of the result, then folders of small results."""
     stages = [MAKERS[part] for part in pruned_parts(manifest) if part in MAKERS]
     return [*(store.root / entry for entry in manifest["pruned"]["entries"]), *(store.work / stage for stage in stages)]
 
 
 def prune_slide(store: SlideStore, keep: Collection[str]) -> Going:
-    """Give up all but ``keep`` of a complete result, or end what was begun; under the slide's lock.
+    """Prune all parts but ``keep`` of a complete result, or complete a prune that was killed.
 
-    Raises StoreError, and changes nothing, when the result is not complete or what is to stay is damaged.
+    The caller holds the slide's lock.
+
+    Returns:
+        What was removed.
+
+    Raises:
+        StoreError: The result is not complete, or a part that is kept is damaged. Nothing was changed.
     """
     manifest = read_manifest(store)
     if manifest is None:
@@ -119,7 +129,7 @@ def prune_slide(store: SlideStore, keep: Collection[str]) -> Going:
 
 
 def _give_up(store: SlideStore, manifest: dict[str, Any], meant: Going) -> dict[str, Any]:
-    """Let the manifest tell what stays."""
+    """Let the manifest list what stays, and what is pruned."""
     before: Mapping[str, Any] = manifest.get("pruned", {"entries": [], "bytes": 0})
     pruned = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -138,7 +148,7 @@ def _give_up(store: SlideStore, manifest: dict[str, Any], meant: Going) -> dict[
 
 
 def _unstamp(store: SlideStore) -> None:
-    """Let no stage count as complete."""
+    """Remove all stamps: no stage counts as complete."""
     store.unstamp([path.stem for path in store.work.glob("*.stamp")])
 
 
@@ -162,15 +172,15 @@ def _take(store: SlideStore, places: Sequence[Path]) -> None:
 
 
 def own_places(store: SlideStore) -> list[Path]:
-    """The files and folders that a slide's folder has of a run, the manifest first and ``.work`` last."""
+    """The files and folders that runs wrote into a slide's folder, the manifest first and ``.work`` last."""
     names = ("manifest.json", ZARR, *RESULTS, ".work")
     return [path for name in names if (path := store.root / name).exists()]
 
 
 def delete_slide(store: SlideStore, others: Sequence[Path]) -> None:
-    """Remove what runs wrote into a slide's folder, and ``others``; under its lock. What somebody else left stays.
+    """Remove what runs wrote into a slide's folder, and ``others``. Other files stay.
 
-    The manifest goes first, then what says that stages are complete: what a kill leaves is a slide that was begun.
+    The caller holds the slide's lock. Manifest and stamps are removed first: a kill leaves an incomplete slide.
     """
     remove(store.manifest)
     _unstamp(store)

@@ -1,14 +1,14 @@
-"""A slide's folder on a local disk while it is worked on (``outputs.scratch``), and its way into OUT.
+"""Make a slide on a local disk (``outputs.scratch``), then copy it to OUT.
 
-The one decision made here: a slide that is begun afresh is made on the scratch disk, whole, by the same protocol as
-anywhere, and copied into OUT once it is finished; its lock and its manifest are never anywhere but in OUT. So a scratch
-disk that is lost costs work and nothing else, and a copy that was killed is copied again.
+A slide that is started afresh is made completely on the scratch disk, by the same protocol as in OUT, and copied to OUT
+when it is finished. Lock and manifest exist only in OUT. So losing the scratch disk costs computing time and nothing
+else, and a copy that was killed is repeated.
 
-    SCRATCH/overtile-<digest of OUT's slide folder>/    what OUT/<key>/ will be, but for lock and manifest
+    SCRATCH/overtile-<digest of OUT's slide folder>/    the later OUT/<key>/ without lock and manifest
     OUT/<key>/                                          lock; then files, each whole; then stamps; then the manifest
 
-Files that a killed copy left in OUT are what a run in OUT would have left there: shards of a plan, without a stamp. A
-run that finds them and no scratch goes on from them.
+A killed copy leaves in OUT what a run in OUT would leave: shards of a plan, without a stamp. A later run without
+scratch resumes from them.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from pipeline.storage.slide_store import SlideStore
 
 STAMP = ".stamp"
 OWN = ("lock", "failure.json")
-"""Files of ``.work`` that belong to OUT alone."""
+"""Files of ``.work`` that exist in OUT only."""
 
 
 def staged_store(scratch: Path, final: SlideStore) -> SlideStore:
-    """Where the slide of ``final`` is made on this scratch disk."""
+    """The folder on the scratch disk in which the slide of ``final`` is made."""
     return SlideStore(scratch / f"overtile-{digest(str(final.root.resolve()))[:24]}")
 
 
 def place_of_work(final: SlideStore, scratch: str | None) -> SlideStore:
-    """Where a slide that is not complete is worked on: where it was begun, else on the scratch disk."""
+    """The folder in which an incomplete slide is made: where it was started, else on the scratch disk."""
     if scratch is None:
         return final
     staged = staged_store(Path(scratch), final)
@@ -41,13 +41,13 @@ def place_of_work(final: SlideStore, scratch: str | None) -> SlideStore:
 
 
 def leftover(final: SlideStore, scratch: str | None) -> SlideStore | None:
-    """What lies on the scratch disk of a slide that is complete in OUT: it was killed before it was removed."""
+    """Folder on the scratch disk of a slide that is complete in OUT: its run was killed before removing it."""
     staged = None if scratch is None else staged_store(Path(scratch), final)
     return staged if staged is not None and staged.root.exists() else None
 
 
 def publish(staged: SlideStore, final: SlideStore) -> None:
-    """Copy a finished slide into OUT: files first, made durable, then the stamps that vouch for them."""
+    """Copy a finished slide to OUT: files first, made durable, then the stamps."""
     _clear(final)
     files = [path for path in sorted(staged.root.rglob("*")) if path.is_file() and not path.name.endswith(PARTIAL)]
     files = [path for path in files if path.parent != staged.work or path.name not in OWN]
@@ -58,7 +58,7 @@ def publish(staged: SlideStore, final: SlideStore) -> None:
 
 
 def _clear(final: SlideStore) -> None:
-    """Remove what an earlier copy left, stamps first: nothing may vouch for what is replaced."""
+    """Remove what an earlier copy left, stamps first: no stamp may stand for a file that is replaced."""
     for stamp in sorted(final.work.glob(f"*{STAMP}")):
         remove(stamp)
     for entry in sorted(final.work.iterdir()):

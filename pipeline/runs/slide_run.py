@@ -1,8 +1,8 @@
-"""One slide's run from lock to manifest: what is there, what is asked, and what has to happen between the two.
+"""The run of one slide from lock to manifest: compare the disk with the plan, run stages, complete the result.
 
-The one decision made here: a complete result is only ever given up on purpose. It is used as it is when nothing
-changed, kept and named when the network's part would change, and its manifest is removed before anything else is
-touched otherwise, so a killed run leaves a result that is either whole or plainly incomplete.
+A complete result is never discarded without ``--force``. It is used as it is when nothing changed, and kept, with a
+notice, when the network's part would change. In all other cases its manifest is removed before anything else, so that
+a killed run leaves a result that is either whole or marked incomplete.
 """
 
 from __future__ import annotations
@@ -34,14 +34,21 @@ from pipeline.storage.layout import ARRAYS, entry_of, path_of
 from pipeline.storage.manifest import previous_plan, read_manifest, rewrite_case, write_manifest
 from pipeline.storage.slide_store import SlideStore
 
-Standing = Literal["complete", "kept", "todo"]
+RunState = Literal["complete", "kept", "todo"]
+"""``kept``: complete under another plan, and not to be changed without ``--force``."""
 
 
 @dataclass(slots=True)
 class SlideRun:
-    """A slide being worked on under its lock. ``notices`` are for the user, ``reports`` are what this run did.
+    """The run of a slide. The caller holds the slide's lock.
 
-    ``store`` is the slide's folder in OUT, ``place`` where its stages work: the same, or a folder on a scratch disk.
+    Attributes:
+        plan: The slide's plan.
+        store: The slide's folder in OUT.
+        notices: Messages for the user.
+        reports: What this run did, by stage.
+        damaged: Files to repair, and their required digests.
+        working: Where stages write: ``store``, or a folder on the scratch disk.
     """
 
     plan: SlidePlan
@@ -49,40 +56,47 @@ class SlideRun:
     notices: list[str] = field(default_factory=list)
     reports: dict[str, StageReport] = field(default_factory=dict)
     damaged: Mapping[str, str] = field(default_factory=dict)
-    place: SlideStore = field(init=False)
+    working: SlideStore = field(init=False)
 
     def __post_init__(self) -> None:
-        self.place = self.store
+        self.working = self.store
 
-    def prepare(self, *, forced: bool = False) -> Standing:
-        """Compare what is on disk with the plan, and clear the way for what has to be done again."""
+    def prepare(self, *, forced: bool = False) -> RunState:
+        """Compare the disk with the plan, and prepare what has to be done again.
+
+        Args:
+            forced: Whether a complete result may be replaced though the network would run again.
+
+        Returns:
+            ``todo`` when stages have to run.
+        """
         manifest = self._manifest()
         if manifest is None:
-            self.place = place_of_work(self.store, self._scratch)
-            self.damaged = pending_repair(self.place)
-            self._notice_changes(previous_plan(self.place))
+            self.working = place_of_work(self.store, self._scratch)
+            self.damaged = pending_repair(self.working)
+            self._notice_changes(previous_plan(self.working))
         else:
             self._clear_scratch()
-            standing = self._compare(manifest, forced=forced)
-            if standing != "todo":
+            state = self._compare(manifest, forced=forced)
+            if state != "todo":
                 if self.plan.case is not None and self._case_changed(manifest):
                     rewrite_case(self.store, manifest, self.plan.case)
-                return standing
+                return state
             self.store.manifest.unlink(missing_ok=True)
             fsync_dir(self.store.root)
-        self._bring_back()
-        for place in dict.fromkeys((self.store, self.place)):
-            sweep_partials(place.root)
-            write_json(place.work / "plan.json", self.plan.summary())
+        self._mark_for_rerun()
+        for store in dict.fromkeys((self.store, self.working)):
+            sweep_partials(store.root)
+            write_json(store.work / "plan.json", self.plan.summary())
         return "todo"
 
     def is_complete(self) -> bool:
-        """Whether the slide is complete under this very plan and case, with every file there. Only looks."""
+        """Whether the slide is complete under this plan and case, and no file is missing. Read-only."""
         try:
             manifest = read_manifest(self.store)
         except DamagedError:
             return False
-        if manifest is None or not self._is_as_asked(manifest) or self._case_changed(manifest):
+        if manifest is None or not self._is_up_to_date(manifest) or self._case_changed(manifest):
             return False
         return leftover(self.store, self._scratch) is None and not damaged_files(self.store, manifest)
 
@@ -91,53 +105,60 @@ class SlideRun:
         return self.plan.config.outputs.scratch
 
     def _clear_scratch(self) -> None:
-        """Remove what a run that was killed after its manifest left on the scratch disk."""
+        """Remove what a run that was killed after writing its manifest left on the scratch disk."""
         staged = leftover(self.store, self._scratch)
         if staged is not None:
             remove(staged.root)
 
     def step(self, stage: str, map_blocks: MapBlocks) -> StageReport:
-        """Run one stage and note what it did. What is found damaged on the way is removed for the next run to make."""
-        from pipeline.runs.stage_runner import run_stage  # torch takes a second to import; only a run needs it
+        """Run one stage and record what it did.
+
+        I/O errors outside blocks are retried here; those of blocks are retried by ``map_blocks``.
+
+        Raises:
+            DamagedError: A file that the stage reads is damaged. Damaged files were removed: the next run makes them.
+            OvertileError: What the stage raises.
+        """
+        from pipeline.runs.stage_runner import run_stage  # imports torch, which takes a second
 
         began = time.monotonic()
         try:
-            report = retry_io(lambda: run_stage(stage, self.plan, self.place.root, map_blocks))
+            report = retry_io(lambda: run_stage(stage, self.plan, self.working.root, map_blocks))
         except DamagedError:
-            remove_damaged(self.place, self.plan.hashes)
+            remove_damaged(self.working, self.plan.hashes)
             raise
         self.reports[stage] = report
         self._record(report, time.monotonic() - began)
-        if repaired_differs(self.place, stage, self.damaged):
+        if repaired_differs(self.working, stage, self.damaged):
             self._redo_after(stage)
         return report
 
     def finish(self) -> None:
-        """Remove what the plan no longer makes, then write the manifest: the slide is complete."""
+        """Remove what the plan no longer makes, then write the manifest, which completes the slide."""
         for stage in (stage for stage in STAGE_TABLE if stage.name not in self.plan.hashes):
             for artifact in stage.writes:
-                remove(self.place.root / entry_of(path_of(artifact)))
-            self.place.unstamp([stage.name])
+                remove(self.working.root / entry_of(path_of(artifact)))
+            self.working.unstamp([stage.name])
         self._require_whole()
-        retry_io(lambda: drop(self.place, self.plan.config.outputs))
+        retry_io(lambda: drop(self.working, self.plan.config.outputs))
         remove(self.store.work / "failure.json")
-        remove(self.place.work / WRITER["geojson"])  # left by a kill between its stamp and their removal
-        end_repair(self.place)
-        sweep_partials(self.place.root, age_s=0)
-        if self.place != self.store:
-            publish(self.place, self.store)
+        remove(self.working.work / WRITER["geojson"])  # left by a kill between its stamp and their removal
+        end_repair(self.working)
+        sweep_partials(self.working.root, age_s=0)
+        if self.working != self.store:
+            publish(self.working, self.store)
         retry_io(lambda: write_manifest(self.store, self.plan.summary(), self._stage_records()))
         self._clear_scratch()
 
     def _require_whole(self) -> None:
         try:
-            require_whole(self.place)
+            require_whole(self.working)
         except DamagedError:
-            remove_damaged(self.place, self.plan.hashes)
+            remove_damaged(self.working, self.plan.hashes)
             raise
 
     def fail(self, stage: str, error: BaseException) -> None:
-        """Leave the cause beside the unfinished result, where the file system still allows it."""
+        """Write the cause into the unfinished result, where the file system still allows it."""
         try:
             write_json(
                 self.store.work / "failure.json", {"stage": stage, "cause": str(error), "slide": self.plan.display_name}
@@ -145,7 +166,7 @@ class SlideRun:
         except OSError:
             return
 
-    # ---- what was there before ----------------------------------------------------------------------------------
+    # ---- the state on disk ---------------------------------------------------------------------------------------
 
     def _manifest(self) -> dict[str, Any] | None:
         try:
@@ -155,7 +176,7 @@ class SlideRun:
             remove(self.store.manifest)
             return None
 
-    def _compare(self, manifest: Mapping[str, Any], *, forced: bool) -> Standing:
+    def _compare(self, manifest: Mapping[str, Any], *, forced: bool) -> RunState:
         before, now = manifest["plan"]["hashes"], self.plan.hashes
         changed = [stage for stage in NETWORK_STAGES if before.get(stage) != now[stage]]
         if changed and not forced:
@@ -173,9 +194,9 @@ class SlideRun:
             )
             prepare_repair(self.store, self.damaged, manifest["metadata"])
             return "todo"
-        if self._is_as_asked(manifest):
+        if self._is_up_to_date(manifest):
             return "complete"
-        again = self._made_again()
+        again = self._stages_to_rerun()
         if again.network and not forced:
             self.notices.append(
                 f"{self.plan.key}: kept: what is asked for now needs an array that was dropped when the slide was "
@@ -184,9 +205,9 @@ class SlideRun:
             return "kept"
         return "todo"
 
-    def _compare_pruned(self, manifest: Mapping[str, Any], *, forced: bool) -> Standing:
-        """A result of which parts were pruned is used as it is or, when that is forced, made from its slide anew."""
-        if not self.damaged and self._is_as_asked(manifest):
+    def _compare_pruned(self, manifest: Mapping[str, Any], *, forced: bool) -> RunState:
+        """A pruned result is used as it is or, with ``forced``, made again from its slide."""
+        if not self.damaged and self._is_up_to_date(manifest):
             return "complete"
         if not forced:
             why = f"{next(iter(self.damaged))} is damaged" if self.damaged else "it was made with other settings"
@@ -200,29 +221,29 @@ class SlideRun:
         self.damaged = {}
         return "todo"
 
-    def _is_as_asked(self, manifest: Mapping[str, Any]) -> bool:
-        """Whether a complete result is of this plan and leaves out what the configuration drops, no more.
+    def _is_up_to_date(self, manifest: Mapping[str, Any]) -> bool:
+        """Whether a complete result has this plan, and lacks exactly the arrays that the configuration drops.
 
-        One of which parts were pruned leaves out what somebody chose.
+        A pruned result may lack any part.
         """
         same = manifest["plan"]["hashes"] == dict(self.plan.hashes)
         return same and ("pruned" in manifest or unwanted_before(manifest) == unwanted(self.plan.config.outputs))
 
-    def _made_again(self) -> StagesToRerun:
-        return stages_to_rerun(self.place, self.plan.hashes, self.plan.config.outputs)
+    def _stages_to_rerun(self) -> StagesToRerun:
+        return stages_to_rerun(self.working, self.plan.hashes, self.plan.config.outputs)
 
     def _cost(self, again: StagesToRerun) -> str:
         return again.cost(self.plan.blocks)
 
-    def _bring_back(self) -> None:
-        """Let what was dropped and is needed be made again."""
-        again = self._made_again()
+    def _mark_for_rerun(self) -> None:
+        """Let stages run again whose dropped arrays are needed."""
+        again = self._stages_to_rerun()
         if again.stages:
             self.notices.append(f"{self.plan.key}: an array that was dropped is needed again: {self._cost(again)}")
-            mark_for_rerun(self.place, again)
+            mark_for_rerun(self.working, again)
 
     def _case_changed(self, manifest: Mapping[str, Any]) -> bool:
-        """Whether a cases table says something else of the slide than it did."""
+        """Whether the slide's row of the cases table changed."""
         return self.plan.case is not None and manifest["plan"].get("case") != dict(self.plan.case)
 
     def _notice_changes(self, previous: Mapping[str, Any] | None) -> None:
@@ -239,11 +260,11 @@ class SlideRun:
         stages = list(self.plan.hashes)
         later = stages[stages.index(stage) + 1 :]
         self.notices.append(f"{self.plan.key}: {stage} was repaired to other bytes than before; redoing what follows")
-        self.place.unstamp(later)
+        self.working.unstamp(later)
         for artifact in (artifact for name in later for artifact in STAGE[name].writes if artifact in ARRAYS):
-            remove(self.place.root / entry_of(path_of(artifact)))
+            remove(self.working.root / entry_of(path_of(artifact)))
         for name in later:
-            remove(self.place.work / name)
+            remove(self.working.work / name)
 
     # ---- what this run did --------------------------------------------------------------------------------------
 
@@ -257,13 +278,13 @@ class SlideRun:
             "seconds": round(seconds, 3),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        append_json(self.place.work / "history.jsonl", line)
+        append_json(self.working.work / "history.jsonl", line)
 
     def _stage_records(self) -> dict[str, Any]:
-        lines = read_json_lines(self.place.work / "history.jsonl")
+        lines = read_json_lines(self.working.work / "history.jsonl")
         return {
             stage: {
-                "facts": self.place.facts(stage),
+                "facts": self.working.facts(stage),
                 "runs": [line for line in lines if line["stage"] == stage and line["plan"] == plan],
             }
             for stage, plan in self.plan.hashes.items()
@@ -271,7 +292,7 @@ class SlideRun:
 
 
 def _difference(before: Mapping[str, Any], plan: SlidePlan) -> str:
-    """In words: which of the slide, the model, the device or the configuration is not what it was."""
+    """What changed, in words: the slide, the model, the device or the configuration."""
     now = plan.summary()
     parts = []
     if before["facts"] != now["facts"] or before["hashes"].get("ingest") != now["hashes"].get("ingest"):

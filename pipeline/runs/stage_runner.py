@@ -1,7 +1,6 @@
-"""The stages of one slide in order, each handed just what it needs of the plan.
+"""Run one stage of a slide with the inputs that it needs from the plan.
 
-The one decision made here: a stage runs when its stamp is not of this plan, and never otherwise; what inside it is
-already done is the stage's own business.
+A stage runs unless its stamp matches the plan hash. Resuming within a stage is up to the stage.
 """
 
 from __future__ import annotations
@@ -24,9 +23,23 @@ from pipeline.tissue_detection.threshold import TissueParams
 
 
 def run_stage(stage: str, plan: SlidePlan, root: Path, map_blocks: MapBlocks) -> StageReport:
-    """Run one stage of one slide, or report that it was complete already.
+    """Run one stage of one slide unless it is complete.
 
-    Raises what the stage raises: SlideError, ModelError, StoreError, DiskError, WorkerError.
+    Args:
+        stage: Name of the stage.
+        plan: The slide's plan.
+        root: The slide's folder.
+        map_blocks: Maps the stage's blocks.
+
+    Returns:
+        What was computed; no blocks when the stage was complete.
+
+    Raises:
+        SlideError: The slide cannot be read.
+        ModelError: The network cannot be used, or its output is not finite.
+        StoreError: An array that the stage reads is missing, damaged or of another plan.
+        DiskError: The disk is full or read-only.
+        WorkerError: A block failed, or its worker died.
     """
     context = StageContext(root, plan.shape_yx, plan.block_px, plan.hashes[stage])
     if context.store.stamped(stage) == context.plan_hash:
@@ -172,3 +185,4 @@ RUNNERS: dict[str, Callable[[StageContext, SlidePlan, MapBlocks], StageReport]] 
     "export": _export,
     "overlay": _overlay,
 }
+"""The function that runs each stage; the same stages, in the same order, as in the stage table."""

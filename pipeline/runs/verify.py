@@ -1,7 +1,7 @@
-"""Verify: is a finished result still what was written? And what must be made again if it is not.
+"""Verify that a finished result is still what was written, and prepare the repair of damaged files.
 
-The one decision made here: verifying only reads (and leaves a note in ``.work``); repairing is the business of the next
-segment run, which makes the damaged files again and demands the digests the manifest promised.
+``verify`` only reads, and notes damage in ``.work``. The next segment run repairs: it makes the damaged files again and
+requires the digests in the manifest.
 """
 
 from __future__ import annotations
@@ -23,16 +23,19 @@ from pipeline.storage.slide_store import SlideStore, StoredArray, shard_path
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """One file that is not what the manifest says, and in which way."""
+    """A file that differs from the manifest, and in which way."""
 
     path: str
     reason: str
 
 
 def verify_slide(store: SlideStore) -> list[Damage] | None:
-    """Check every file against the manifest, contents included; None when the slide is not complete.
+    """Check every file of a slide, contents included, against the manifest.
 
-    What is damaged is also noted in ``.work/damage.json`` for the next segment run, where the file system allows.
+    Damage is also noted in ``.work/damage.json`` for the next segment run, where the file system allows it.
+
+    Returns:
+        The damaged files; None when the slide is not complete.
     """
     try:
         manifest = read_manifest(store)
@@ -46,7 +49,7 @@ def verify_slide(store: SlideStore) -> list[Damage] | None:
 
 
 def check_files(root: Path, files: Mapping[str, Any], *, contents: bool) -> list[Damage]:
-    """Files that are missing, of another size or (with ``contents``) of another digest."""
+    """Files that are missing, have another size or (with ``contents``) another digest."""
     found = (
         Damage(name, reason)
         for name, entry in files.items()
@@ -66,7 +69,7 @@ def _fault(path: Path, entry: Mapping[str, Any], *, contents: bool) -> str:
 
 
 def _unexpected(store: SlideStore, manifest: Mapping[str, Any]) -> Iterable[Damage]:
-    """Files that nobody knows; those of a prune that was killed are known, and on their way out."""
+    """Files that are not in the manifest; those that a killed prune has yet to remove do not count."""
     for path in result_files(store):
         name = path.relative_to(store.root).as_posix()
         if name not in manifest["files"] and not is_pruned(manifest, name):
@@ -81,18 +84,18 @@ def _note(store: SlideStore, damaged: list[Damage]) -> None:
         else:
             path.unlink(missing_ok=True)
     except (DiskError, PermissionError):
-        pass  # a read-only result can be verified all the same; what is damaged is also the return value
+        pass  # a read-only result can be verified too: the damage is also the return value
 
 
 def damaged_files(store: SlideStore, manifest: Mapping[str, Any]) -> dict[str, str]:
-    """What segment must make again, with the digest it must have: noted by verify, missing, or of another size."""
+    """Files that segment must make again, with the required digest: noted by verify, missing, or of another size."""
     names = _noted(store, manifest)
     names |= {damage.path for damage in check_files(store.root, manifest["files"], contents=False)}
     return {name: manifest["files"].get(name, {}).get("sha256", "") for name in sorted(names)}
 
 
 def _noted(store: SlideStore, manifest: Mapping[str, Any]) -> set[str]:
-    """Files of this result that verify found damaged; a note that cannot be read is made again."""
+    """Files of this result that verify noted as damaged; when the note cannot be read, the files are checked again."""
     note = store.work / "damage.json"
     if not note.exists():
         return set()
@@ -104,10 +107,14 @@ def _noted(store: SlideStore, manifest: Mapping[str, Any]) -> set[str]:
 
 
 def prepare_repair(store: SlideStore, damaged: Mapping[str, str], metadata: Mapping[str, str]) -> None:
-    """Drop manifest, affected stamps and damaged files, so that the stages make just those again.
+    """Remove the manifest, the affected stamps and the damaged files, so that the stages make only those again.
 
-    ``metadata`` holds the text of small files that are simply written again. What is to be made again, and the digests
-    it must have, is noted first: a repair killed half-way is taken up by ``pending_repair``.
+    The files to repair and their digests are noted first: ``pending_repair`` resumes a repair that was killed.
+
+    Args:
+        store: The slide's folder.
+        damaged: Required digest of each damaged file.
+        metadata: Text of the zarr.json files, which are written again from it.
     """
     texts = {name: text for name, text in metadata.items() if name in damaged}
     write_json(_repair_note(store), {"damaged": dict(damaged), "metadata": texts})
@@ -118,7 +125,7 @@ def prepare_repair(store: SlideStore, damaged: Mapping[str, str], metadata: Mapp
 
 
 def pending_repair(store: SlideStore) -> dict[str, str]:
-    """Clear the way for the repair that was begun, if one was; the files to be made again and their digests."""
+    """Prepare the repair that was started, if one was; return the files to make again and their digests."""
     if not _repair_note(store).exists():
         return {}
     note = read_json(_repair_note(store))
@@ -133,7 +140,7 @@ def pending_repair(store: SlideStore) -> dict[str, str]:
 
 
 def end_repair(store: SlideStore) -> None:
-    """The repair is done: forget what was to be made again."""
+    """Remove the note of a repair that is done."""
     remove(_repair_note(store))
 
 
@@ -142,7 +149,7 @@ def _repair_note(store: SlideStore) -> Path:
 
 
 def repaired_differs(store: SlideStore, stage: str, damaged: Mapping[str, str]) -> bool:
-    """Whether a file that ``stage`` made again is not the one the manifest promised."""
+    """Whether a file that ``stage`` made again has another digest than in the manifest."""
     promised = {name: sha256 for name, sha256 in damaged.items() if sha256 and stage_of(name) == stage}
     return any(
         not (store.root / name).exists() or sha256_file(store.root / name) != sha256
@@ -151,7 +158,7 @@ def repaired_differs(store: SlideStore, stage: str, damaged: Mapping[str, str]) 
 
 
 def remove_damaged(store: SlideStore, stages: Iterable[str]) -> None:
-    """Remove whatever of an unfinished result cannot be read, and forget what was built on it.
+    """Remove everything of an unfinished result that cannot be read, and the stamps and small results of its stages.
 
     Shards that can be read stay: the next run makes only the others again, and the blocks' small results.
     """
@@ -163,7 +170,11 @@ def remove_damaged(store: SlideStore, stages: Iterable[str]) -> None:
 
 
 def require_whole(store: SlideStore) -> None:
-    """Raise DamagedError naming the first shard that is missing from a result about to be called complete."""
+    """Check that no shard is missing before a result is declared complete.
+
+    Raises:
+        DamagedError: A shard is missing. Names the first.
+    """
     for metadata in store.zarr.rglob("zarr.json"):
         array = _array_of(store, metadata)
         for shard, _ in _shards(array) if array else ():
@@ -182,7 +193,7 @@ def _undecodable(store: SlideStore) -> Iterator[Path]:
 
 
 def _array_of(store: SlideStore, metadata: Path) -> StoredArray | None:
-    """The array to which a zarr.json belongs, None when it is a group's. Raises DamagedError when it is neither's."""
+    """The array to which a zarr.json belongs; None for a group. Raises DamagedError when it belongs to neither."""
     content = read_json(metadata)
     if isinstance(content, dict) and content.get("node_type") == "group":
         return None
@@ -196,7 +207,7 @@ def _shards(array: StoredArray) -> Iterator[tuple[Path, Box]]:
 
 
 def _reads(array: StoredArray, shard: Path, core: Box) -> bool:
-    """Whether a shard can be decoded, or is not there yet."""
+    """Whether a shard can be decoded or does not exist yet."""
     try:
         return not shard.exists() or array.read(core).size > 0
     except DamagedError:
@@ -204,5 +215,5 @@ def _reads(array: StoredArray, shard: Path, core: Box) -> bool:
 
 
 def stage_of(name: str) -> str:
-    """The stage that writes the file at this path below the slide's folder."""
+    """The stage that writes the file at a path below the slide's folder."""
     return WRITER[artifact_of(name)]

@@ -1,10 +1,9 @@
-"""Objects as GeoJSON that QuPath opens: ``objects.geojson.gz``, exact outlines in level-0 pixels.
+"""Export: objects as GeoJSON for QuPath in ``objects.geojson.gz``, exact outlines in level-0 pixels.
 
-A block traces its objects and writes the features of those that lie inside it; pieces of objects that reach a
-neighbouring block are joined in one pass over the blocks. The one decision made here: an object is written as soon as
-the last block that holds a piece of it has been seen, so only objects on seams ever wait in memory. Hence the order of
-features, whatever the order of mapping: block by block in raster order, first the objects inside it, by id, then those
-it completes, by id.
+A block traces its objects and writes the features of those that lie inside it. Pieces of objects that reach a
+neighbouring block are joined in one pass over the blocks. An object is written as soon as the last block with a piece
+of it was read, so only objects on seams wait in memory. The order of features does not depend on the order of mapping:
+block by block in raster order, first the objects inside the block by id, then those that it completes by id.
 
 Format: RFC 7946 geometry with QuPath's properties (objectType, classification, measurements), coordinates in pixels
 of the full-resolution slide with the origin at its upper left corner, y down, as QuPath reads them.
@@ -56,9 +55,11 @@ class ExportSection:
 
 
 def export_block(context: StageContext, inputs: ExportSection, index: Index) -> Counts:
-    """Keep the features of the objects inside one block, and the pieces of those that reach its neighbours.
+    """Write the features of the objects inside one block, and the pieces of those that reach its neighbours.
 
-    Raises StoreError when the labels are of another plan, DamagedError when the table lacks one of the objects.
+    Raises:
+        StoreError: The labels have another plan.
+        DamagedError: The table lacks one of the objects.
     """
     core = context.core(index)
     labels = labels_of(context, inputs).read(core)
@@ -73,7 +74,11 @@ def export_block(context: StageContext, inputs: ExportSection, index: Index) -> 
 
 
 def export_slide(context: StageContext, inputs: ExportSection, map_blocks: MapBlocks) -> StageReport:
-    """Write ``objects.geojson.gz``, whole or not at all; the same bytes whatever the order of the blocks."""
+    """Write ``objects.geojson.gz`` atomically; the bytes do not depend on the order of the blocks.
+
+    Raises:
+        DamagedError: Labels and table have different numbers of objects.
+    """
     store = context.store
     store.sweep_results(STAGE, context.plan_hash)
     done = store.results(STAGE, context.plan_hash)
@@ -94,7 +99,7 @@ def export_slide(context: StageContext, inputs: ExportSection, map_blocks: MapBl
 
 
 def labels_of(context: StageContext, inputs: ExportSection) -> StoredArray:
-    """The labels, which must be of the plan that is exported. Raises StoreError when they are not."""
+    """The labels; raises StoreError when they do not have the plan that is exported."""
     labels = context.store.read(OBJECTS)
     if labels.plan != inputs.objects_plan:
         raise StoreError(
@@ -108,7 +113,7 @@ def labels_of(context: StageContext, inputs: ExportSection) -> StoredArray:
 
 
 def ids_on_seams(labels_YX: NDArray[np.uint32], core: Box, shape_yx: tuple[int, int]) -> NDArray[np.uint32]:
-    """Ids on those sides of the block that have a neighbour. Objects are connected, so no other can go on there."""
+    """Ids on the sides of the block that have a neighbour. Objects are connected, so only these reach other blocks."""
     height, width = shape_yx
     sides = [
         labels_YX[0] if core.y0 > 0 else None,
@@ -120,7 +125,7 @@ def ids_on_seams(labels_YX: NDArray[np.uint32], core: Box, shape_yx: tuple[int, 
 
 
 def grouped(ids: NDArray[np.uint32], polygons: NDArray[Any]) -> dict[int, list[Polygon]]:
-    """Pieces of each object, ids in the order given."""
+    """Pieces of each object, in the order of ``ids``."""
     pieces: dict[int, list[Polygon]] = {}
     for identity, polygon in zip(ids.tolist(), polygons, strict=True):
         pieces.setdefault(identity, []).append(polygon)
@@ -129,9 +134,9 @@ def grouped(ids: NDArray[np.uint32], polygons: NDArray[Any]) -> dict[int, list[P
 
 @dataclass(frozen=True, slots=True)
 class Seams:
-    """The objects that reach over blocks: for each id, the number of the last block that holds a piece.
+    """Objects on seams: for each id, the number of the last block that holds a piece of it.
 
-    ``inside`` counts the other objects. Some 100 bytes for each object on a seam.
+    ``inside`` counts the other objects. Takes some 100 bytes for each object on a seam.
     """
 
     indices: list[Index]
@@ -140,7 +145,7 @@ class Seams:
 
     @classmethod
     def of(cls, context: StageContext) -> Seams:
-        """From the blocks' results."""
+        """Read the results of all blocks."""
         indices = [tile.index for tile in context.grid]
         last, inside = dict[int, int](), 0
         for number, index in enumerate(indices):
@@ -150,7 +155,7 @@ class Seams:
         return cls(indices, last, inside)
 
     def features(self, context: StageContext, inputs: ExportSection) -> Iterator[str]:
-        """The text of each block's features, in raster order of the blocks; none for a block without."""
+        """The text of each block's features, in raster order of the blocks; nothing for a block without objects."""
         waiting: dict[int, list[Polygon]] = {}
         for number, index in enumerate(self.indices):
             result = context.store.load_result(STAGE, context.plan_hash, index)
@@ -173,7 +178,13 @@ class Seams:
 def features_of(
     context: StageContext, inputs: ExportSection, shapes: dict[int, Polygon | MultiPolygon]
 ) -> Iterator[str]:
-    """One line of JSON for each object, ids ascending as they are in ``shapes``."""
+    """Yield one line of JSON for each object.
+
+    Args:
+        context: The slide.
+        inputs: Scale and classes.
+        shapes: Shape of each object by id, ids ascending, in pixels of the image.
+    """
     if not shapes:
         return
     ids, columns = np.fromiter(shapes, np.int64), ("class", "area_um2", "mean_probability")
@@ -186,7 +197,7 @@ def features_of(
 
 
 def _feature(inputs: ExportSection, identity: int, outline: Outline, row: tuple[int, float, float]) -> dict[str, Any]:
-    """One GeoJSON feature. Its id depends on the labels' plan and the object's id alone."""
+    """One GeoJSON feature. Its id depends only on the plan of the labels and the object's id."""
     single = len(outline) == 1
     number, area_um2, probability = row
     return {
@@ -215,7 +226,7 @@ def _write(context: StageContext, inputs: ExportSection, seams: Seams, file: Bin
 
 
 def write_collection(lines: Iterable[str], write: Callable[[bytes], object]) -> None:
-    """A FeatureCollection from the text of its features."""
+    """Write a FeatureCollection from the text of its features."""
     write(b'{"type":"FeatureCollection","features":[')
     for piece in _separated(lines):
         write(piece.encode())

@@ -1,7 +1,7 @@
-"""Ingest: the slide's pixels at the model's resolution, as an array every later stage can read by block.
+"""Ingest: write the slide's pixels at the model's resolution as an array that later stages read by block.
 
-The one decision made here: pixels are resampled in the output's *global* coordinates, so an image does not depend on
-how it was cut into blocks. That holds for tiles that cannot be decoded, too, where a run is to go on without them.
+Pixels are resampled in the *global* coordinates of the image, so the image does not depend on its blocks. The same
+holds for masked tiles, which cannot be decoded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class IngestSection:
         resolution: The level that is read, and how it is resampled.
         channels: Number of channels of the image.
         dtype: Sample type of the image.
-        channel_numbers: Channels of the slide that are read, counted from 0; None for all.
+        channel_numbers: Channels of the slide that are read, counted from 1; None for all.
         config: The ``input`` section of the configuration.
     """
 
@@ -56,7 +56,8 @@ class IngestSection:
 def ingest_block(context: StageContext, inputs: IngestSection, index: Index) -> Counts:
     """Read, resample and write one block of the image (c, y, x).
 
-    Raises SlideError naming slide, level and tile when the slide cannot be decoded there.
+    Raises:
+        SlideError: The slide cannot be decoded there. Names slide, level and tile.
     """
     core = context.core(index)
     pixels, bad = with_timeout(partial(_read, inputs, core), inputs.slide, inputs.config.patience_s)
@@ -67,12 +68,12 @@ def ingest_block(context: StageContext, inputs: IngestSection, index: Index) -> 
 
 
 def read_image(inputs: IngestSection, box: Box) -> Pixels:
-    """Any box of the image (c, y, x), from the slide. Raises SlideError as ``ingest_block`` does."""
+    """Read any box of the image (c, y, x) from the slide; raises SlideError as ``ingest_block`` does."""
     return _read(inputs, box)[0]
 
 
 def _read(inputs: IngestSection, box: Box) -> tuple[Pixels, list[BadTile]]:
-    """A box of the image, and the tiles that were filled in it."""
+    """A box of the image, and the tiles that were masked in it."""
     level, resampling = inputs.resolution.level, inputs.resolution.resampling
     source = source_box(resampling, box)
     reader = choose_channels(open_slide(inputs.slide), inputs.channel_numbers)
@@ -81,7 +82,7 @@ def _read(inputs: IngestSection, box: Box) -> tuple[Pixels, list[BadTile]]:
 
 
 def ingest_slide(context: StageContext, inputs: IngestSection, map_blocks: MapBlocks) -> StageReport:
-    """Write the whole image, block by block."""
+    """Write the whole image, block by block; raises SlideError when no tile can be decoded."""
     store = context.store
     shape = (inputs.channels, *context.shape_yx)
     store.create(ArraySpec(IMAGE, shape, inputs.dtype, context.block_px, context.plan_hash, codec="lz4"))
@@ -97,7 +98,7 @@ def ingest_slide(context: StageContext, inputs: IngestSection, map_blocks: MapBl
 
 
 def _masked(context: StageContext, inputs: IngestSection) -> dict[str, Any]:
-    """Every tile that was filled, once, however many blocks it reaches into. Raises SlideError when all were."""
+    """Facts about the masked tiles, each listed once. Raises SlideError when all tiles were masked."""
     kept = (context.store.load_result("ingest", context.plan_hash, tile.index) for tile in context.grid)
     bad = sorted({tile for small in kept for tile in from_array(small[FACT])})
     if sum(Box(*tile.box).area_px for tile in bad) >= context.grid.area.area_px:

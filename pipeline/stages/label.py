@@ -1,16 +1,16 @@
-"""Objects: connected components of the stored probabilities, found block by block, out of core.
+"""Label: connected components of the stored probabilities, found block by block, out of core.
 
-The one decision made here: every shard is written once. First passes keep only small files (runs, piece sums and border
-lines), this process joins them into one small table a block, and the last pass paints the runs through the table and
-writes its shard. So a shard that exists is a block that is done, here too, and probabilities are read once.
+Every shard is written once. The first passes write only small files (runs, sums of pieces, border lines). This process
+joins them into one small table for each block. The last pass rasterizes the runs through the table and writes the
+shard. So a shard that exists is a block that is done, here too, and probabilities are read once.
 
     probability --hole_block--> holes --join--> fill                                  only when holes are filled
     probability + fill --piece_block--> runs, pieces --join--> lookup                 ids of pieces
                               pieces --join--> wholes --split_block--> parts          only when objects are split
     runs + lookup (+ parts) --label_block--> labels/objects/0
 
-Block results ``label/lookup`` hold the final ids and classes of each of a block's pieces: whoever reads the objects
-finds their classes there, and with the runs the objects themselves (``object_runs``).
+Block results ``label/lookup`` hold the final id and class of each piece of a block. Together with the runs they define
+the objects (``object_runs``).
 """
 
 from __future__ import annotations
@@ -96,19 +96,19 @@ class LabelSection:
 
     @property
     def morphology(self) -> Morphology:
-        """Radii of discs in whole pixels, the nearest."""
+        """Radii of discs, rounded to whole pixels."""
         return Morphology(tuple((self._nearest(opens), self._nearest(closes)) for opens, closes in self.discs_um))
 
     @property
     def limits(self) -> Limits:
-        """Areas in pixels; a limit that is a whole number of pixels but for rounding is that number."""
+        """Area limits in pixels; a limit that is an integer up to rounding is that integer."""
         smallest = math.ceil(self._px(self.min_area_um2) * (1 - _ROUNDING))
         largest_um2 = self.config.max_area_um2
         return Limits(smallest, None if largest_um2 is None else self._at_most(largest_um2))
 
     @property
     def fill_holes_px(self) -> int:
-        """Largest hole that is filled; 0 fills none."""
+        """Area of the largest hole that is filled, in pixels; 0 fills none."""
         return self._at_most(self.config.fill_holes_um2)
 
     def _nearest(self, length_um: float) -> int:
@@ -122,14 +122,14 @@ class LabelSection:
 
 
 def hole_block(context: StageContext, inputs: LabelSection, index: Index) -> Counts:
-    """Keep a block's background pieces, whose holes may reach into other blocks."""
+    """Write a block's background pieces: holes may reach into other blocks."""
     part = hole_part(_read_classes(context, inputs, index), context.core(index), context.shape_yx, inputs.connectivity)
     context.store.save_result(HOLES, context.plan_hash, index, part.arrays())
     return {"holes_blocks": 1}
 
 
 def piece_block(context: StageContext, inputs: LabelSection, index: Index) -> Counts:
-    """Keep a block's object pieces: their runs, class, area, first pixel, borders."""
+    """Write a block's object pieces: runs, class, area, first pixel, borders."""
     classes, core = _filled_classes(context, inputs, index), context.core(index)
     pieces = label_pieces(classes, inputs.connectivity)
     part = object_part(pieces, classes, core, context.shape_yx[1])
@@ -143,13 +143,13 @@ def piece_block(context: StageContext, inputs: LabelSection, index: Index) -> Co
 
 
 def label_block(context: StageContext, index: Index) -> Counts:
-    """Write a block's shard of final ids, and before it the outermost lines that measuring asks for."""
+    """Write a block's shard of final ids, and before it the outermost lines that measure reads."""
     context.store.write_block(OBJECTS, context.plan_hash, context.core(index), _painted(context, index))
     return {"label_blocks": 1}
 
 
 def edges_block(context: StageContext, index: Index) -> Counts:
-    """Keep the outermost lines of a block whose shard is there, but not its small files."""
+    """Write the outermost lines of a block whose shard exists but whose small files do not."""
     _painted(context, index)
     return {"edges_blocks": 1}
 
@@ -165,9 +165,11 @@ def _painted(context: StageContext, index: Index) -> Array:
 def label_slide(context: StageContext, inputs: LabelSection, map_blocks: MapBlocks) -> StageReport:
     """Label the slide: ``labels/objects/0`` equals ``skimage.measure.label`` of the whole class map.
 
-    Masks are opened and closed and holes filled before, objects outside the area limits dropped and the rest
-    renumbered after. Work that exists under this plan is not done again. Raises SlideError for more than 2**32 - 1
-    objects.
+    Before labelling, masks are opened and closed and holes are filled. After it, objects outside the area limits are
+    dropped and the others renumbered. Results of this plan that exist are not computed again.
+
+    Raises:
+        SlideError: There are more than 2**32 - 1 objects.
     """
     store, plan = context.store, context.plan_hash
     for stage in (HOLES, FILL, PIECES, RUNS, WHOLES, PARTS, LOOKUP, EDGES):
@@ -195,7 +197,7 @@ def label_slide(context: StageContext, inputs: LabelSection, map_blocks: MapBloc
 
 
 def _read_classes(context: StageContext, inputs: LabelSection, index: Index) -> Array:
-    """The class map of a block, opened and closed as the whole slide would be: with what lies around the block."""
+    """The class map of a block, opened and closed together with its surroundings, as in the whole slide."""
     core, morphology = context.core(index), inputs.morphology
     read = core.expand(morphology.halo_px).intersect(context.grid.area)
     assert read is not None, "a block lies in the image"
@@ -211,7 +213,7 @@ def _filled_classes(context: StageContext, inputs: LabelSection, index: Index) -
 
 
 def _find_fill(context: StageContext, inputs: LabelSection, map_blocks: MapBlocks) -> Counts:
-    """One small table a block: what fills each of its background pieces."""
+    """Write one small table for each block: the class that fills each of its background pieces."""
     done = context.store.results(HOLES, context.plan_hash)
     report = run_blocks(STAGE, context, done, partial(hole_block, context, inputs), map_blocks)
     if len(context.store.results(FILL, context.plan_hash)) < len(context.grid):
@@ -224,7 +226,7 @@ def _find_fill(context: StageContext, inputs: LabelSection, map_blocks: MapBlock
 def _split(
     context: StageContext, joined: BlockGraph, whole: MergedObjects, splitting: Splitting, map_blocks: MapBlocks
 ) -> Counts:
-    """The parts of split objects, in one small file a block."""
+    """Write the parts of split objects, in one small file for each block."""
     _save_tables(context, WHOLES, whole_tables(context, joined, whole, splitting.largest_px))
     done = context.store.results(PARTS, context.plan_hash)
     return run_blocks(STAGE, context, done, partial(split_block, context, splitting), map_blocks).counts
@@ -232,7 +234,7 @@ def _split(
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """Objects after splitting, which of them have a fitting area and a centroid inside the regions, and their ids."""
+    """Objects after splitting, which of them lie within the area limits and the regions, and their ids."""
 
     whole: MergedObjects
     fitting: Array
@@ -257,7 +259,7 @@ def _rows(context: StageContext, stage: str) -> Iterator[list[BlockPart]]:
 
 
 def _save_tables(context: StageContext, stage: str, tables: Iterable[dict[str, Array]]) -> None:
-    """Keep a small table for each block, in order, where there is none yet."""
+    """Write a small table for each block, in order, where there is none yet."""
     done = context.store.results(stage, context.plan_hash)
     for tile, table in zip(context.grid, tables, strict=True):
         if tile.index not in done:
@@ -292,5 +294,5 @@ def _facts(
 
 
 def _per_class(column: Array, classes: int) -> list[int]:
-    """Numbers of classes 1.. from a column that starts with background and ends with the last class found."""
+    """Values of classes 1.. from a column that starts with background and ends with the last class that occurs."""
     return [int(column[number]) if number < len(column) else 0 for number in range(1, classes + 1)]

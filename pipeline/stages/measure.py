@@ -1,10 +1,10 @@
-"""The object table: one row an object, from integer sums that every block takes of its own pixels.
+"""Measure: write the object table, one row for each object, from integer sums over blocks.
 
-The one decision made here: what leaves a block are sums, never rows, so an object cut by any number of seams gets the
-row it would have had in one piece. Sums are kept in a small file a block and merged in raster order of the blocks.
+A block returns sums, never rows, so an object that is cut by any number of seams gets the same row as in one piece. The
+sums are stored in one small file for each block and merged in raster order of the blocks.
 
-Memory of the merge: 122 bytes an object and 8 for each image channel, 1 kB for one that touches a seam, plus the rows
-of one row group.
+Memory of the merge: 122 bytes an object and 8 for each image channel, 1 kB for an object on a seam, plus the rows of
+one row group.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ STAGE = "measure"
 
 
 def measure_block(context: StageContext, inputs: MeasureSection, index: Index) -> Counts:
-    """Keep the sums of each object in a block: shape, probability of its class, intensity of each channel.
+    """Write the sums of each object in a block: shape, probability of its class, intensity of each channel.
 
-    Reads probability and image only where there are objects.
+    Probability and image are read only where there are objects.
     """
     store, core = context.store, context.core(index)
     plan = store.plan_of(OBJECTS)
@@ -69,7 +69,7 @@ def _outline(context: StageContext, plan: str, index: Index, runs: RunLengths) -
     ids, place = _compact(runs.label)
     near = np.union1d(ids, np.concatenate([ids[:0], *(lines[lines > 0] for _, lines in around)]))
     height, width = tile.core.shape
-    # Numbered anew, in the smallest type: most of the time goes into comparing neighbours.
+    # Renumbered in the smallest type, because comparing neighbours takes most of the time.
     numbers = np.zeros((height + 2 * EDGE_PX, width + 2 * EDGE_PX), np.min_scalar_type(len(near)))
     for where, lines in around:
         numbers[where] = np.where(lines > 0, np.searchsorted(near, lines) + 1, 0)
@@ -85,7 +85,7 @@ def _outline(context: StageContext, plan: str, index: Index, runs: RunLengths) -
 def _hulls(
     context: StageContext, core: Box, shapes: BlockSums, runs: RunLengths, place: Array
 ) -> tuple[Array, ConvexChains]:
-    """Pixels in the hull of each object; for those that may go on in another block 0, and their chains."""
+    """Pixels in the convex hull of each object; 0 for objects that reach a seam, whose chains are returned."""
     height, width = context.shape_yx
     seam = ((shapes.y0 == core.y0) & (core.y0 > 0)) | ((shapes.y1 == core.y1) & (core.y1 < height))
     seam |= ((shapes.x0 == core.x0) & (core.x0 > 0)) | ((shapes.x1 == core.x1) & (core.x1 < width))
@@ -94,16 +94,16 @@ def _hulls(
 
 
 def run_sums(pixels_YX: Array, runs: RunLengths) -> Array:
-    """Sum of unsigned 8- or 16-bit pixels over each run (uint32: a run lies in one row of a block)."""
+    """Sum of unsigned 8- or 16-bit pixels over each run; uint32 suffices, because a run lies in one row of a block."""
     width = pixels_YX.shape[1]
     start = runs.y * width + runs.x0
     bounds = np.stack((start, start + runs.length), axis=1).ravel()
-    inside = bounds[:-1] if bounds[-1] == pixels_YX.size else bounds  # reduceat takes no end of the array
+    inside = bounds[:-1] if bounds[-1] == pixels_YX.size else bounds  # reduceat does not accept the end of the array
     return np.asarray(np.add.reduceat(pixels_YX.ravel(), inside, dtype=np.uint32)[::2])
 
 
 def _compact(labels: Array) -> tuple[Array, Array]:
-    """Distinct labels in ascending order, and the place of each label among them. 9 bytes for each id in range."""
+    """Distinct labels in ascending order, and the index of each label among them. 9 bytes for each id in range."""
     if not len(labels):
         return np.zeros(0, np.uint32), np.zeros(0, np.int64)
     lowest = int(labels.min())
@@ -122,7 +122,7 @@ def _checked(image_CYX: Array, inputs: MeasureSection) -> Array:
 
 
 def _probability_sums(probability_KYX: Array, runs: RunLengths, place: Array, group: Array) -> Array:
-    """Of each object, the sum of stored bytes of its own class."""
+    """Sum, over each object, of the stored bytes of its own class."""
     of_run = np.zeros(len(place), np.int64)
     for number, plane in enumerate(probability_KYX, start=1):
         mine = np.flatnonzero(group[place] == number)
@@ -134,7 +134,11 @@ def _probability_sums(probability_KYX: Array, runs: RunLengths, place: Array, gr
 def measure_slide(context: StageContext, inputs: MeasureSection, map_blocks: MapBlocks) -> StageReport:
     """Write ``objects.parquet``: one row for each id of ``labels/objects/0``, ascending.
 
-    Byte-identical however the blocks were done. Blocks that were measured under this plan are not measured again.
+    The bytes do not depend on the order of blocks. Blocks that were measured under this plan are not measured again.
+
+    Raises:
+        DamagedError: The labels lack objects that the label stage counted.
+        StoreError: The image has other channels than the model.
     """
     store, plan = context.store, context.plan_hash
     store.sweep_results(STAGE, plan)

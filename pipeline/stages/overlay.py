@@ -1,9 +1,9 @@
-"""``overview.png``: one picture by which a pathologist sees whether a slide was segmented well.
+"""Overlay: draw ``overview.png``, in which a pathologist sees whether a slide was segmented well.
 
-The slide with its tissue border, where the objects are, up to three fields at full resolution with every outline, scale
-bars, and the numbers. The one decision made here: the picture shows what can be seen. Where an object would be smaller
-than a few pixels on the overview, its place is taken by a tint of objects per mm2, and the outlines are left to the
-fields, which are the densest ones, so they can be found again.
+The picture shows the slide with its tissue border and objects, up to three fields at full resolution with every
+outline, scale bars, and the numbers. Where objects would be smaller than a few pixels on the overview, a tint of
+objects per mm2 replaces their outlines. Outlines are then drawn in the fields only, which are the densest ones, so that
+they can be found again.
 
 Memory: one pyramid level of at most 3,200 px a side, the fields, and 17 bytes an object.
 """
@@ -54,9 +54,9 @@ MARKS: dict[str, Rgb] = {"blurred": (230, 120, 0), "pen": (0, 160, 60)}
 ALERT: Rgb = (200, 30, 30)
 _REGION: Rgb = (0, 110, 200)
 _HATCH_PX = 9
-"""Between two lines of a hatching."""
+"""Distance between two lines of the hatching."""
 _SEEN_PX = 5.0
-"""Diameter on the overview from which an outline says more than a tint."""
+"""Diameter on the overview from which objects are drawn as outlines instead of a tint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,20 +87,20 @@ class OverlaySection:
 
     @property
     def searched(self) -> str:
-        """Where objects were looked for, in words."""
+        """The area in which objects were searched, in words."""
         if self.regions is not None:
             return "regions"
         return "image" if self.tissue_mm2 is None else "tissue"
 
     def area_mm2(self, shape_yx: tuple[int, int]) -> float:
-        """Area searched for objects."""
+        """Area in which objects were searched."""
         image_mm2 = shape_yx[0] * shape_yx[1] * self.image.mpp**2 / 1e6
         return image_mm2 if self.tissue_mm2 is None else self.tissue_mm2
 
 
 @dataclass(frozen=True, slots=True)
 class OverlayObjects:
-    """Class, place (pixels of the image) and typical diameter of the objects; row i is object i + 1."""
+    """Class, position (pixels of the image) and typical diameter of the objects; row i is object i + 1."""
 
     classes: NDArray[np.uint8]
     y_px: NDArray[np.float64]
@@ -109,7 +109,7 @@ class OverlayObjects:
 
     @classmethod
     def read(cls, context: StageContext, inputs: OverlaySection) -> OverlayObjects:
-        """From ``objects.parquet``; none where objects are switched off."""
+        """Read ``objects.parquet``; no objects where they are switched off."""
         if not inputs.objects:
             return cls(np.zeros(0, np.uint8), np.zeros(0), np.zeros(0), 0.0)
         names = ("class", "centroid_y_um", "centroid_x_um", "area_um2")
@@ -122,7 +122,7 @@ class OverlayObjects:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """All that drawing needs: where to read, what it means, how it is shown. ``dark``: fluorescence, not glass."""
+    """Everything that drawing needs. ``dark``: the background is dark, as in fluorescence."""
 
     context: StageContext
     inputs: OverlaySection
@@ -133,7 +133,7 @@ class Scene:
 
     @property
     def colours(self) -> NDArray[np.uint8]:
-        """(k, 3) of the classes, lighter on a dark picture."""
+        """Colours (k, 3) of the classes, lighter on a dark picture."""
         colours = self.inputs.classes.colours
         return lighter(colours) if self.dark else np.asarray(colours, np.uint8)
 
@@ -144,9 +144,10 @@ class Scene:
 
 
 def overlay_slide(context: StageContext, inputs: OverlaySection, map_blocks: MapBlocks = serial) -> StageReport:
-    """Draw ``overview.png`` where blocks are computed: the slide is one block, and whoever maps has other slides to do.
+    """Draw ``overview.png`` in a worker, as a single block, so that this process can go on with other slides.
 
-    Raises DamagedError when an array or the table it reads is missing or damaged.
+    Raises:
+        DamagedError: An array or the table is missing or damaged.
     """
     report = StageReport(STAGE, blocks=1)
     for counts in map_blocks(partial(overlay_block, context, inputs), [(0, 0)]):
@@ -156,7 +157,7 @@ def overlay_slide(context: StageContext, inputs: OverlaySection, map_blocks: Map
 
 
 def overlay_block(context: StageContext, inputs: OverlaySection, _whole: Index) -> Counts:
-    """Draw, write and stamp ``overview.png``, whole or not at all; the same bytes every time."""
+    """Draw ``overview.png``, write it atomically and stamp the stage; the bytes are the same every time."""
     scene, rgb = _scene(context, inputs)
     legend = _draw_overview(scene, rgb)
     objects, view = scene.objects, scene.view
@@ -175,7 +176,7 @@ def overlay_block(context: StageContext, inputs: OverlaySection, _whole: Index) 
 
 
 def _scene(context: StageContext, inputs: OverlaySection) -> tuple[Scene, NDArray[np.uint8]]:
-    """What there is to draw, and the bare overview (y, x, 3)."""
+    """What is drawn, and the overview (y, x, 3) without drawings."""
     view = View.of(context.shape_yx)
     pixels_CYX = _overview_pixels(context, view)
     shown = windows(pixels_CYX, inputs.image.channels)
@@ -207,7 +208,7 @@ def _nearest(array: StoredArray, view: View) -> NDArray[Any]:
 
 
 def _draw_overview(scene: Scene, rgb: NDArray[np.uint8]) -> Legend | None:
-    """Draw objects and tissue border, in place: outlines where they can be seen, else a tint; returns its legend."""
+    """Draw objects and tissue border in place: outlines where they are visible, else a tint; return its legend."""
     store, legend, tissue = scene.context.store, None, None
     if scene.inputs.tissue_mm2 is not None:
         tissue = _nearest(store.read(TISSUE), scene.view)
@@ -225,7 +226,7 @@ def _draw_overview(scene: Scene, rgb: NDArray[np.uint8]) -> Legend | None:
 
 
 def _mark_cells(scene: Scene, rgb: NDArray[np.uint8]) -> None:
-    """Outline the cells that were found blurred or under ink, in place, each kind in its colour."""
+    """Outline blurred and inked cells in place, each kind in its colour."""
     quality = Quality(scene.context.store.read(QUALITY)[:], 0.0)
     y, x = (np.arange(side) / scene.view.scale // CELL_PX for side in scene.view.shape_yx)
     for flag, cells in (("blurred", quality.blurred), ("pen", quality.inked)):
@@ -234,7 +235,7 @@ def _mark_cells(scene: Scene, rgb: NDArray[np.uint8]) -> None:
 
 
 def _hatch(scene: Scene, rgb: NDArray[np.uint8]) -> None:
-    """Hatch what could not be read, in place; a sliver still shows."""
+    """Hatch the pixels that could not be read, in place; at least 2 px wide, so that slivers are visible."""
     for box in scene.inputs.masked:
         x0, y0, x1, y1 = scene.view.overview_from_image(box)
         rows, cols = slice(int(y0), max(int(y0) + 2, round(y1))), slice(int(x0), max(int(x0) + 2, round(x1)))
@@ -257,7 +258,7 @@ def _draw_regions(scene: Scene, rgb: NDArray[np.uint8]) -> None:
 
 
 def _draw_density(scene: Scene, rgb: NDArray[np.uint8], tissue: NDArray[np.bool_] | None) -> Legend:
-    """Tint by objects per mm2, smoothed over about 1 % of the overview; full where all but 1 % of objects lie below."""
+    """Tint by objects per mm2, smoothed over about 1 % of the overview; saturated at the 99th percentile."""
     objects, (height, width) = scene.objects, scene.view.shape_yx
     y = (objects.y_px * scene.view.scale).astype(np.int64).clip(0, height - 1)
     x = (objects.x_px * scene.view.scale).astype(np.int64).clip(0, width - 1)
@@ -300,7 +301,7 @@ def _field(scene: Scene, box: Box) -> Panel:
     return Panel(picture, text)
 
 
-# ---- the words ------------------------------------------------------------------------------------------------------
+# ---- the caption ---------------------------------------------------------------------------------------------------
 
 
 def _caption(scene: Scene, legend: Legend | None) -> Caption:
@@ -320,5 +321,5 @@ def _caption(scene: Scene, legend: Legend | None) -> Caption:
 
 
 def _figures(value: float) -> str:
-    """Three figures, or all of them before the decimal point."""
+    """Three significant figures, or all figures before the decimal point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

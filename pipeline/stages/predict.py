@@ -1,7 +1,7 @@
-"""Predict: the network over the image, tile by tile, giving what one forward pass over the whole slide would give.
+"""Predict: run the network tile by tile, with the result of one forward pass over the whole slide.
 
-The one decision made here: a tile is read with the network's halo (mirrored beyond the slide), started on a multiple of
-its step, and cropped to its core. So blocks meet without a seam, and a cell without tissue costs no call.
+A tile is read with the network's halo (mirrored beyond the slide), starts on a multiple of the network's step, and is
+cropped to its core. So blocks meet without a seam, and cells without tissue cost no call.
 """
 
 from __future__ import annotations
@@ -55,21 +55,22 @@ class PredictSection:
 
 
 def load_network(inputs: PredictSection) -> Predictor:
-    """The network of a section, loaded once per process.
+    """The networks of the inputs, loaded once per process.
 
-    Raises ModelError when the weights are not the ones the plan was made with.
+    Raises:
+        ModelError: The weights are not those of the plan.
     """
     return load_networks(inputs.weights, inputs.device, inputs.precision, inputs.tta)
 
 
 def colours_of(tissue: Mapping[str, Any]) -> Colours:
-    """What the tissue stage has fitted, by its facts."""
+    """The colour maps in the facts of the tissue stage."""
     fitted = tissue.get("normalisation", ())
     return tuple(None if one is None else ColourMap.model_validate(one) for one in fitted)
 
 
 def predict_block(context: StageContext, inputs: PredictSection, index: Index) -> Counts:
-    """Compute and write one block of probability (k, y, x) uint8; cells not asked for are 0 and cost no call."""
+    """Compute and write one block of probability (k, y, x) uint8; cells that are not computed are 0."""
     core, store = context.core(index), context.store
     network = load_network(inputs)
     wanted = wanted_pixels(store.read(TISSUE), inputs, core)
@@ -79,27 +80,36 @@ def predict_block(context: StageContext, inputs: PredictSection, index: Index) -
         grid = network.grid(core, inputs.tile_px)
         region = MirroredRegion.read_around(store.read(IMAGE), grid, inputs.colours)
         for tile in grid:
-            place = (slice(None), *tile.core.shift(-core.y0, -core.x0).slices)
-            if wanted[place[1:]].any():
-                pixels[place] = network.probability(region, tile.core, inputs.tile_px)
+            index = (slice(None), *tile.core.shift(-core.y0, -core.x0).slices)
+            if wanted[index[1:]].any():
+                pixels[index] = network.probability(region, tile.core, inputs.tile_px)
         pixels[:, ~wanted] = 0
     store.write_block(PROBABILITY, context.plan_hash, core, pixels)
     return {"network_calls": network.calls.made - before, "halved": int(network.largest_px is not None)}
 
 
 def wanted_pixels(tissue: StoredArray, inputs: PredictSection, box: Box) -> Array:
-    """Which pixels of the box (h, w) lie in a cell that holds any tissue and, with regions, touches one."""
+    """Pixels of the box (h, w) in cells that hold tissue and, with regions, touch a region."""
     return cell_pixels(wanted_cells(tissue, inputs, box), box)
 
 
 def wanted_cells(tissue: StoredArray, inputs: PredictSection, box: Box) -> Array:
-    """Which of the cells (rows, cols) that cover the box hold any tissue and, with regions, touch one."""
+    """Cells (rows, cols), of those that cover the box, that hold tissue and, with regions, touch a region."""
     found = tissue_cells(tissue, box, inputs.tissue_factor)
     return found if inputs.cells is None else found & inputs.cells[box.cover(CELL_PX).slices]
 
 
 def tissue_cells(tissue: StoredArray, box: Box, factor: int) -> Array:
-    """Which of the cells (rows, cols) that cover the box hold any tissue. ``factor`` image px make a tissue px."""
+    """Cells that hold any tissue.
+
+    Args:
+        tissue: The tissue mask.
+        box: Pixels of the image.
+        factor: Image pixels along one tissue pixel.
+
+    Returns:
+        (rows, cols) of the cells that cover the box.
+    """
     cells = box.cover(CELL_PX)
     low = cells.scale(CELL_PX // factor).intersect(Box.of_shape((tissue.shape[0], tissue.shape[1])))
     assert low is not None, "the box lies in the image"
@@ -109,14 +119,14 @@ def tissue_cells(tissue: StoredArray, box: Box, factor: int) -> Array:
 
 
 def cell_pixels(cells: Array, box: Box) -> Array:
-    """What holds for the cells (rows, cols) that cover a box, for each of its pixels (h, w)."""
+    """Expand a mask of the cells (rows, cols) that cover a box to the pixels (h, w) of the box."""
     covered = box.cover(CELL_PX)
     whole = np.repeat(np.repeat(cells, CELL_PX, axis=0), CELL_PX, axis=1)
     return np.asarray(whole[box.shift(-covered.y0 * CELL_PX, -covered.x0 * CELL_PX).slices])
 
 
 def predict_slide(context: StageContext, inputs: PredictSection, map_blocks: MapBlocks) -> StageReport:
-    """Write the whole probability, block by block."""
+    """Write the whole probability, block by block, and check it for seams."""
     store = context.store
     shape = (inputs.foreground, *context.shape_yx)
     store.create(ArraySpec(PROBABILITY, shape, "uint8", context.block_px, context.plan_hash))
@@ -129,7 +139,7 @@ def predict_slide(context: StageContext, inputs: PredictSection, map_blocks: Map
 
 
 def _facts(context: StageContext, inputs: PredictSection) -> dict[str, Any]:
-    """How much of the image the network was asked about, and whether it shows where the work was cut."""
+    """Number of computed and skipped pixels, and the seam check."""
     whole = Box.of_shape(context.shape_yx)
     tissue = context.store.read(TISSUE)
     alive = sum(int(wanted_pixels(tissue, inputs, core).sum()) for core in (tile.core for tile in context.grid))

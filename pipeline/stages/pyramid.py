@@ -1,8 +1,8 @@
-"""The coarser levels of every array, and the groups that make them one OME-Zarr.
+"""Pyramid: write the coarser levels of every array, and the groups that make them one OME-Zarr.
 
-A level is written like any other array: one block is one shard, whatever resumes finds its shards. The one decision
-made here: the plan of a level follows from the plan of the full-resolution array it summarises, not from the stage's,
-so when only the objects changed, the levels of image and probability are found complete and left alone.
+A level is written like any other array: one block is one shard, and existing shards are not made again. The plan hash
+of a level derives from that of its full-resolution array, not from the stage's. So when only the objects change, the
+levels of image and probability are found complete and kept.
 
       level l     +----+----+                          level l+1   +----+
       (parent)    | 00 | 01 |  four whole shards,                  | 00 |   one whole shard
@@ -32,7 +32,7 @@ from pipeline.storage.slide_store import ArraySpec, Index, SlideStore, StoredArr
 
 STAGE = "pyramid"
 VERSION = 1
-"""Of the code that makes a level: raised when its pixels would change."""
+"""Version of the code that makes a level; raised by one when its pixels would change."""
 
 COARSEST_PX = 512
 """Levels are added until both sides are at most this."""
@@ -60,7 +60,7 @@ class PyramidSection:
 
 @dataclass(frozen=True, slots=True)
 class PyramidLevel:
-    """One array of a pyramid: which it is made from, and the plans of both."""
+    """One array of a pyramid, the array from which it is made, and the plan hashes of both."""
 
     path: str
     plan: str
@@ -72,7 +72,7 @@ class PyramidLevel:
 
 
 def level_shapes(shape_yx: tuple[int, int]) -> list[tuple[int, int]]:
-    """(y, x) of every level, the full resolution first, each half of the one before, rounded up."""
+    """(y, x) of every level, full resolution first; each is half of the previous one, rounded up."""
     shapes = [shape_yx]
     while max(shapes[-1]) > COARSEST_PX:
         shapes.append((-(-shapes[-1][0] // 2), -(-shapes[-1][1] // 2)))
@@ -80,10 +80,10 @@ def level_shapes(shape_yx: tuple[int, int]) -> list[tuple[int, int]]:
 
 
 def halve_mean(pixels: NDArray[Any]) -> NDArray[Any]:
-    """Mean of each 2x2 square of ((c,) y, x) unsigned integers, rounded half up; at an odd edge, of what exists.
+    """Mean of each 2x2 square of ((c,) y, x) unsigned integers, rounded half up; at an odd edge, of existing pixels.
 
-    Integers throughout, so every machine gives the same bytes. Repeating an odd edge weighs what exists equally, and
-    (2a + 2b + 2) // 4 is (a + b + 1) // 2.
+    Integer arithmetic gives the same bytes on every machine. Repeating an odd edge weighs existing pixels equally:
+    (2a + 2b + 2) // 4 equals (a + b + 1) // 2.
     """
     if pixels.dtype not in (np.uint8, np.uint16):
         raise TypeError(f"expected uint8 or uint16 pixels to average, found {pixels.dtype}")
@@ -97,15 +97,18 @@ def halve_mean(pixels: NDArray[Any]) -> NDArray[Any]:
 
 
 def halve_nearest(labels: NDArray[Any]) -> NDArray[Any]:
-    """Every second pixel of every second row: ids are never mixed."""
+    """Every second pixel of every second row, so that ids are never mixed."""
     return np.ascontiguousarray(labels[..., ::2, ::2])
 
 
 def pyramid_block(context: StageContext, level: PyramidLevel, index: Index) -> Counts:
     """Make the block at (row, col) of ``level`` from the up to four parent shards below it, and write its shard.
 
-    ``context`` has the level's shape. Raises StoreError when the parent is of another plan, DamagedError when a parent
-    shard is missing.
+    ``context`` has the level's shape.
+
+    Raises:
+        StoreError: The parent has another plan.
+        DamagedError: A parent shard is missing.
     """
     parent = _parent(context.store, level)
     halve = halve_nearest if level.path.startswith("labels/") else halve_mean
@@ -131,7 +134,7 @@ def _parent(store: SlideStore, level: PyramidLevel) -> StoredArray:
 
 
 def _quarter(parent: StoredArray, block_px: int, index: Index) -> Box | None:
-    """Pixels of the parent's shard at (row, col), None beyond its edge."""
+    """Pixels of the parent's shard at (row, col); None beyond its edge."""
     shard = Box(index[0], index[1], index[0] + 1, index[1] + 1).scale(block_px)
     height, width = parent.shape[-2:]
     return shard.intersect(Box(0, 0, height, width))
@@ -141,7 +144,7 @@ def _quarter(parent: StoredArray, block_px: int, index: Index) -> Box | None:
 
 
 def pyramid_slide(context: StageContext, inputs: PyramidSection, map_blocks: MapBlocks) -> StageReport:
-    """Make every coarser level of every array, write the OME-Zarr metadata, remove levels nobody names, and stamp."""
+    """Make every coarser level of every array, write the OME-Zarr metadata, remove unnamed levels, and stamp."""
     store = context.store
     report = StageReport(STAGE)
     for path, plan in inputs.arrays.items():
@@ -158,7 +161,7 @@ def pyramid_slide(context: StageContext, inputs: PyramidSection, map_blocks: Map
 
 
 def _levels(path: str, plan: str, context: StageContext) -> Iterator[tuple[PyramidLevel, tuple[int, int]]]:
-    """The levels above ``path``, finest first, with their shapes. Raises StoreError when it is not the image's size."""
+    """The levels above ``path``, finest first, with shapes; raises StoreError when ``path`` has another size."""
     location = context.store.zarr / path
     if location.exists():  # else it was dropped when its levels were complete
         found = context.store.read(path).shape[-2:]
@@ -177,7 +180,7 @@ def _level_plan(plan: str, number: int, block_px: int) -> str:
 
 
 def lacks_levels(store: SlideStore, path: str, plan: str) -> bool:
-    """Whether the level above ``path`` is not there whole, so that ``path`` itself is needed to make it."""
+    """Whether the level above ``path`` is missing or incomplete, so that ``path`` is needed to make it."""
     above = _level_path(path, 1)
     try:
         level = store.read(above)
@@ -194,12 +197,13 @@ def _level_path(path: str, number: int) -> str:
 
 
 def _fill(context: StageContext, level: PyramidLevel, map_blocks: MapBlocks) -> StageReport:
-    """Create one level, compute the blocks it lacks and put it in its place."""
-    if not context.store.holds(level.path, level.plan):  # else its parent may be dropped
+    """Create one level, compute its missing blocks and commit it."""
+    if not context.store.holds(level.path, level.plan):  # otherwise its parent may have been dropped
         parent = _parent(context.store, level)
         shape = (*parent.shape[:-2], *context.shape_yx)
         spec = ArraySpec(level.path, shape, str(parent.dtype), context.block_px, level.plan)
-        context.store.create(spec if "/" in level.path else replace(spec, codec="lz4"))  # the image's like the image
+        is_image = "/" not in level.path  # its levels are compressed like the image itself
+        context.store.create(replace(spec, codec="lz4") if is_image else spec)
     done = context.store.done(level.path, level.plan)
     report = run_blocks(STAGE, context, done, partial(pyramid_block, context, level), map_blocks)
     context.store.commit(level.path, level.plan)
@@ -214,7 +218,7 @@ def _add(total: StageReport, part: StageReport) -> None:
 
 
 def _remove_unnamed(store: SlideStore, inputs: PyramidSection, count: int) -> None:
-    """Remove levels that an earlier, larger image left, and groups of arrays that are no longer made."""
+    """Remove levels of an earlier, larger image, and groups of arrays that are no longer made."""
     for path in inputs.arrays:
         for entry in sorted((store.zarr / path).parent.iterdir()):
             if entry.name.isdigit() and int(entry.name) >= count:
@@ -226,8 +230,8 @@ def _remove_unnamed(store: SlideStore, inputs: PyramidSection, count: int) -> No
 
 
 def _groups(store: SlideStore, inputs: PyramidSection, count: int) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Each group's folder and its ``ome`` attributes, the outermost last: it is what makes the rest visible."""
-    from pipeline.storage import ome_metadata as ome  # a fifth of a second, and who only reads levels needs none of it
+    """Folder and ``ome`` attributes of each group, the outermost last, because it makes the others visible."""
+    from pipeline.storage import ome_metadata as ome  # takes 0.2 s, and readers of levels do not need it
 
     if PROBABILITY in inputs.arrays:
         classes, mpp = inputs.classes, inputs.image.mpp

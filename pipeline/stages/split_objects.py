@@ -1,9 +1,9 @@
-"""Splitting, out of core: each object is split once, by the block that holds its root, whatever blocks it lies in.
+"""Split objects out of core, as a pass of the label stage: each object is split once, by the block with its root.
 
-The one decision made here: between the pass that finds pieces and the table of final ids stand two small files a block.
-``label/wholes`` says which object each piece is (its ``root``, counted over the slide), whether its box is small enough
-to be ``split``, and which other blocks this block's objects ``reach`` into; with it a block gathers the runs of its
-objects from those that the first pass kept, and writes their parts to ``label/parts``. No pixel is read.
+Two small files for each block stand between the pass that finds pieces and the table of final ids. ``label/wholes``
+holds the object of each piece (its ``root``, counted over the slide), whether its box is small enough to be ``split``,
+and the other blocks into which the block's objects ``reach``. With it a block gathers the runs of its objects from the
+results of the first pass, and writes their parts to ``label/parts``. No pixel is read.
 
 Memory of the tables: 100 bytes a piece and 100 a part.
 """
@@ -33,7 +33,7 @@ _COLUMNS = ("area", "first", "sum_y", "sum_x", "group", "root")
 
 
 def split_block(context: StageContext, splitting: Splitting, index: Index) -> Counts:
-    """Keep the parts of the objects whose root is in a block."""
+    """Write the parts of the objects whose root is in a block."""
     table = context.store.load_result(WHOLES, context.plan_hash, index)
     parts = split_objects(_gathered(context, index, table), splitting)
     runs = parts.runs
@@ -64,7 +64,7 @@ def _gathered(context: StageContext, index: Index, table: Mapping[str, Array]) -
 
 
 def too_large(whole: MergedObjects, largest_px: int) -> Array:
-    """Which objects, at their roots, have a box longer than that."""
+    """Objects, marked at their roots, whose box is longer than ``largest_px``."""
     columns = whole.columns
     longest = np.maximum(columns["y1"] - columns["y0"], columns["x1"] - columns["x0"])
     return np.asarray(whole.stands & (longest > largest_px))
@@ -88,14 +88,14 @@ def whole_tables(
 
 @dataclass(frozen=True, slots=True)
 class AllParts:
-    """Columns of the parts of all blocks, in block order; ``starts`` is where each block's begin."""
+    """Columns of the parts of all blocks, in block order; ``starts`` is the index of each block's first part."""
 
     columns: dict[str, Array]
     starts: Array
 
     @classmethod
     def load(cls, context: StageContext) -> AllParts:
-        """From the small files of all blocks."""
+        """Read the small files of all blocks."""
         kept = []
         for tile in context.grid:
             found = context.store.load_result(PARTS, context.plan_hash, tile.index)
@@ -105,11 +105,11 @@ class AllParts:
 
     @classmethod
     def none(cls, blocks: int) -> AllParts:
-        """When nothing is split."""
+        """No parts, for slides whose objects are not split."""
         return cls({name: np.zeros(0, np.int64) for name in _COLUMNS}, np.zeros(blocks + 1, np.int64))
 
     def instead(self, whole: MergedObjects) -> MergedObjects:
-        """The objects with parts in place of those that were split."""
+        """The objects, with parts in place of those that were split."""
         columns = {name: column for name, column in self.columns.items() if name not in ("group", "root")}
         return whole.with_parts(self.columns["root"], self.columns["group"].astype(np.uint8), columns)
 
@@ -117,7 +117,7 @@ class AllParts:
 def lookup_tables(
     context: StageContext, joined: BlockGraph, whole: MergedObjects, ids: Array, parts: AllParts
 ) -> Iterator[dict[str, Array]]:
-    """The table ``label/lookup`` of each block, in order; ``whole`` and ``ids`` are of pieces, then of parts."""
+    """The table ``label/lookup`` of each block, in order; ``whole`` and ``ids`` hold pieces first, then parts."""
     pieces = len(joined.group)
     gone = np.zeros(len(whole.group), np.bool_)
     gone[parts.columns["root"]] = True
@@ -138,12 +138,12 @@ def _indices(context: StageContext) -> Array:
 
 
 def _block_of(joined: BlockGraph, piece: Array) -> Array:
-    """The number of the block that each piece is in."""
+    """Number of the block that holds each piece."""
     return np.searchsorted(joined.starts, piece, side="right") - 1
 
 
 def _listed(blocks: int, block: Array, other: Array) -> list[Array]:
-    """For each block the other ones that stand beside it in one of the pairs."""
+    """For each block, the blocks that are paired with it."""
     pairs = np.unique(np.stack((block, other)), axis=1)
     edges = np.searchsorted(pairs[0], np.arange(blocks + 1))
     return [pairs[1, start:stop] for start, stop in pairwise(edges)]

@@ -1,9 +1,8 @@
-"""Tissue: where there is anything to compute, and how good it looks, from one low-resolution picture of the slide.
+"""Tissue: detect tissue and measure image quality on a thumbnail of the slide.
 
-The one decision made here: the picture is the image itself, averaged over squares of a fixed number of pixels, so it
-depends on no pyramid a scanner happened to write and on no block. What is too fine for it is done in the same pass:
-sharpness is measured and kept for the same squares, and pixels are picked for the slide's colours, whose map is fitted
-here, once, where a network asks for it.
+The thumbnail is the image averaged over squares of a fixed number of pixels, so it depends neither on the pyramid that
+the scanner wrote nor on the blocks. The same pass measures sharpness for the same squares, and samples pixels for the
+slide's colour map, which is fitted here once where a network needs it.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ class TissueInputs:
 
 
 def tissue_block(context: StageContext, inputs: TissueInputs, index: Index) -> Counts:
-    """Keep the area mean and the fine detail of one block of the image as the block's small result."""
+    """Write the area mean and the fine detail of one block of the image as the block's small result."""
     image_CYX = context.store.read(IMAGE).read(context.core(index))
     small = {"thumb": area_mean(image_CYX, inputs.factor), "detail": detail(image_CYX, inputs.factor)}
     if inputs.normalisations:
@@ -67,7 +66,7 @@ def tissue_block(context: StageContext, inputs: TissueInputs, index: Index) -> C
 
 
 def tissue_slide(context: StageContext, inputs: TissueInputs, map_blocks: MapBlocks) -> StageReport:
-    """Write ``tissue`` (y, x) bool: where the slide shows tissue, at about 8 um per pixel, and ``quality`` per cell."""
+    """Write ``tissue`` (y, x) bool, at about 8 um per pixel, and ``quality``, whose measures are per cell."""
     store = context.store
     store.sweep_results("tissue", context.plan_hash)
     done = store.results("tissue", context.plan_hash)
@@ -100,7 +99,12 @@ def tissue_slide(context: StageContext, inputs: TissueInputs, map_blocks: MapBlo
 
 
 def area_mean(image_CYX: Array, factor: int) -> Array:
-    """Mean of every ``factor`` x ``factor`` square (edges: of what exists), rounded half up, same dtype."""
+    """Mean of every ``factor`` x ``factor`` square (at edges: of its existing pixels), rounded half up, same dtype.
+
+    Args:
+        image_CYX: Unsigned integers.
+        factor: Side of a square in pixels.
+    """
     channels, *lengths = image_CYX.shape
     beyond = [-length % factor for length in lengths]
     if any(beyond):
@@ -113,12 +117,12 @@ def area_mean(image_CYX: Array, factor: int) -> Array:
 
 
 def _sizes(length: int, factor: int) -> Array:
-    """Image pixels along each square: ``factor``, and what is left for the last one."""
+    """Image pixels along each square: ``factor``, and the remainder for the last square."""
     return np.diff(np.append(np.arange(0, length, factor), length))
 
 
 def _fitted(context: StageContext, inputs: TissueInputs) -> tuple[ColourMap | None, ...]:
-    """The slide's colour map for each network, where any asks for one."""
+    """The slide's colour map for each network, where any network needs one."""
     return fits(_assemble(context, "sample"), inputs.normalisations) if inputs.normalisations else ()
 
 
@@ -127,7 +131,7 @@ def _assemble(context: StageContext, name: str) -> Array:
 
 
 def _row(context: StageContext, row: int, name: str) -> Array:
-    """What a row of blocks kept under ``name``, side by side."""
+    """The results ``name`` of a row of blocks, side by side."""
     kept = (context.store.load_result("tissue", context.plan_hash, (row, col)) for col in range(context.grid.cols))
     return np.concatenate([small[name] for small in kept], axis=2)
 
@@ -144,7 +148,7 @@ def _found(thumb_CYX: Array, context: StageContext, inputs: TissueInputs) -> Tis
 
 
 def _quality(thumb_CYX: Array, mask: Mask, context: StageContext, inputs: TissueInputs) -> Quality:
-    """All cells' measures, one row of blocks after the other."""
+    """Quality of all cells, measured one row of blocks after the other."""
     bright = polarity_of(thumb_CYX) == "bright-field" and len(thumb_CYX) == 3
     pen = pen_mask(thumb_CYX, inputs.factor * inputs.image.mpp) if bright else np.zeros_like(mask)
     height, strips = context.block_px // inputs.factor, []
@@ -157,7 +161,7 @@ def _quality(thumb_CYX: Array, mask: Mask, context: StageContext, inputs: Tissue
 
 
 def _squares(cells: Mask, mask: Mask, inputs: TissueInputs) -> Mask:
-    """What holds for cells, for each tissue pixel."""
+    """Expand a mask of cells to tissue pixels."""
     side = CELL_PX // inputs.factor
     whole = cells.repeat(side, axis=0).repeat(side, axis=1)
     return np.asarray(whole[: mask.shape[0], : mask.shape[1]])
@@ -182,7 +186,7 @@ def _image_px(mask_YX: Array, context: StageContext, inputs: TissueInputs) -> in
 
 
 def _per_region(mask_YX: Mask, context: StageContext, inputs: TissueInputs) -> dict[str, Any]:
-    """Image pixels of tissue in each region, in the order of their names: a square lies where its centre lies."""
+    """Image pixels of tissue in each region, in the order of the names. A square counts where its centre lies."""
     if inputs.regions is None:
         return {}
     counts = np.zeros(len(inputs.regions.names), np.int64)
@@ -193,7 +197,7 @@ def _per_region(mask_YX: Mask, context: StageContext, inputs: TissueInputs) -> d
 
 
 def _tissue_squares(mask_YX: Mask, context: StageContext, inputs: TissueInputs) -> Iterator[tuple[Array, Array, Array]]:
-    """Centres (y, x; level 0) and image pixels of the squares that are tissue, some rows at a time."""
+    """Centres (y, x; level 0) and image pixels of the tissue squares, some rows at a time."""
     sizes = [_sizes(length, inputs.factor) for length in context.shape_yx]
     ends = [np.cumsum(one) for one in sizes]
     centres = [(ends[axis] - sizes[axis] / 2) * inputs.image.level0_from_image[axis] for axis in (0, 1)]

@@ -99,7 +99,7 @@ def test_changes_of_a_complete_slide_are_made_in_out(plan: Plan, tmp_path: Path,
     run(plan(on(scratch)), tmp_path / "discs")
     slide = begun(plan(on(scratch), larger), tmp_path / "discs", 8)
     assert "predict" not in computed(slide)
-    assert slide.place == slide.store
+    assert slide.working == slide.store
     assert empty(scratch)
     slide.finish()
     run(plan(larger), tmp_path / "other")
@@ -144,8 +144,8 @@ def test_killed_at_any_step_of_the_copy_nothing_is_lost_or_told_wrongly(
         root = Path(shutil.copytree(made / "discs", tmp_path / "discs"))
         slide = SlideRun(wanted, SlideStore(root))
         slide.prepare()
-        shutil.rmtree(slide.place.root)
-        shutil.copytree(staged, slide.place.root)
+        shutil.rmtree(slide.working.root)
+        shutil.copytree(staged, slide.working.root)
         with killed_at(step, monkeypatch) as steps:
             slide.finish()
         complete = assert_consistent(root)
