@@ -1,9 +1,9 @@
-"""What answers for a slide: one network, or several that are averaged.
+"""The model of a run: one network or an averaged ensemble.
 
-The one decision made here: an ensemble is a model like any other, with a name, a digest, a spec and a shape, so whoever
-plans, prices or reports need not ask how many networks there are. Members must agree in what a slide is resampled to,
-its channels and the classes; each keeps its own normalisation, halo and step. Threshold and smallest area are the means
-of the members' own. A model of one network has that network's digest, and hashes as it did before there were others.
+An ensemble has a name, a digest, a spec and a shape like a single network, so plans, estimates and reports need not
+distinguish the two. Members must agree in resolution, channels and classes. Each keeps its own normalisation, halo and
+step. Threshold and smallest area are the means of the members' values. A model of one network has the digest of that
+network, so its plan hashes are those of a plain network.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from unet_core.spec import UNetSpec
 from unet_core.tta import SYMMETRIES
 
 COMMON = ("mpp", "in_channels", "class_names")
-"""What members must agree in."""
+"""Fields of the spec in which members must agree."""
 THRESHOLD = 0.5
-"""Of a model that does not state its own."""
+"""Threshold of a model that does not state its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class EnsembleMember:
-    """One network: what it is called, which bytes it is, what it says about itself."""
+    """One network: its name, its weights file and its spec."""
 
     name: str
     weights: Weights
@@ -40,41 +40,46 @@ class EnsembleMember:
 
     @property
     def threshold(self) -> float:
-        """Its own, else one half."""
+        """The network's own threshold, else one half."""
         return self.spec.threshold or THRESHOLD
 
 
 @dataclass(frozen=True, slots=True)
 class Ensemble:
-    """The networks of a run, at least one, and the test-time augmentation under which they are asked."""
+    """The networks of a run, averaged.
+
+    Attributes:
+        members: At least one network.
+        tta: Test-time augmentation, ``none`` or ``d4``.
+    """
 
     members: tuple[EnsembleMember, ...]
     tta: str = "none"
 
     @property
     def name(self) -> str:
-        """Of all members."""
+        """Names of all members."""
         return " + ".join(one.name for one in self.members)
 
     @property
     def sha256(self) -> str:
-        """Of the weights; of several, a digest of theirs."""
+        """Digest of the weights; for several networks, the digest of their digests."""
         digests = [one.weights.sha256 for one in self.members]
         return digests[0] if len(digests) == 1 else digest(digests)
 
     @property
     def weights(self) -> tuple[Weights, ...]:
-        """The files."""
+        """The weights files."""
         return tuple(one.weights for one in self.members)
 
     @property
     def specs(self) -> tuple[UNetSpec, ...]:
-        """What each member says about itself."""
+        """The spec of each member."""
         return tuple(one.spec for one in self.members)
 
     @property
     def spec(self) -> UNetSpec:
-        """What holds for all: the first member's, with the mean threshold and smallest area."""
+        """The spec of the ensemble: the first member's, with the mean threshold and smallest area."""
         first = self.members[0].spec
         if len(self.members) == 1:
             return first
@@ -86,27 +91,27 @@ class Ensemble:
 
     @property
     def shape(self) -> JointShape:
-        """Step and halo."""
+        """Step and halo of all members together."""
         return JointShape(tuple(ValidShape.of(spec) for spec in self.specs))
 
     @property
     def normalisations(self) -> tuple[Normalisation | None, ...]:
-        """What each member asks of a slide's colours; empty where none asks for anything."""
-        asked = tuple(spec.normalisation for spec in self.specs)
-        return asked if any(asked) else ()
+        """Colour normalisation of each member; empty when no member has one."""
+        requested = tuple(spec.normalisation for spec in self.specs)
+        return requested if any(requested) else ()
 
     @property
     def passes(self) -> int:
-        """How often each member is asked for one tile."""
+        """Forward passes of each member for one tile."""
         return len(SYMMETRIES[self.tta])
 
     @property
     def pixels_depend_on(self) -> list[str]:
-        """What decides its answer: the weights, and the augmentation where there is one."""
+        """What the probabilities depend on: the weights, and the augmentation where there is one."""
         return [self.sha256] if self.tta == "none" else [self.sha256, self.tta]
 
     def summary(self) -> dict[str, Any]:
-        """As JSON; what only some models have is left out of the others'."""
+        """The model as JSON; keys that only some models have are left out elsewhere."""
         known: dict[str, Any] = {
             "name": self.name,
             "sha256": self.sha256,
@@ -130,9 +135,12 @@ class Ensemble:
 
 
 def load_model(section: ModelSection) -> Ensemble:
-    """Find and describe the networks without loading their weights. Raises ModelError when they cannot be used.
+    """Find and describe the networks without loading their weights.
 
-    Members are taken in the order of their digests: the same ones are the same model, however they were listed.
+    Members are sorted by their digests, so the order in which they are listed does not matter.
+
+    Raises:
+        ModelError: A network is not found or cannot be used, or the members do not fit together.
     """
     members = sorted((_member(name) for name in section.names), key=lambda one: one.weights.sha256)
     _demand_agreement(members)
@@ -140,7 +148,7 @@ def load_model(section: ModelSection) -> Ensemble:
 
 
 def names_of(word: str) -> tuple[str, ...]:
-    """The networks that ``a+b`` names: each, unless there is a file of that very name."""
+    """The networks that ``a+b`` names, unless a file has that name."""
     return (word,) if Path(word).is_file() else tuple(word.split("+"))
 
 

@@ -1,12 +1,11 @@
-"""The networks that answer for a tile: how they are fed, asked and averaged, on one device at one precision.
+"""Run networks on tiles and average their probabilities, on one device at one precision.
 
-The one decision made here: nothing depends on a tile's other pixels, and nothing is blended: each network is given the
-tile with its halo and cropped to the core, so tile size is free. When the device runs out of memory the tile is halved
-and the pixels stay the same.
+Each network receives the tile with its halo, and the result is cropped to the core; nothing is blended. So the result
+does not depend on the tile size. When the device runs out of memory the tile is halved, with the same result.
 
-Precision lives here too: fp32 on one thread, bf16 or fp16, with the logits cast to fp32 before the activation. Where
-several networks answer for a tile, or one for the tile turned eight ways, their probabilities are averaged in fp32 and
-rounded once; each network finds its own legal square in the tile's read, on its own step and with its own halo.
+Precision is fp32 on one thread, bf16 or fp16; logits are cast to fp32 before the activation. The probabilities of
+several networks, or of one network for the eight orientations of a tile, are averaged in fp32 and rounded once. Each
+network crops its own legal square from the tile's read, on its own step and with its own halo.
 """
 
 from __future__ import annotations
@@ -42,18 +41,18 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Array = NDArray[Any]
 Colours = tuple[ColourMap | None, ...]
-"""For each network the map of its slide's colours."""
+"""For each network its colour map of the slide."""
 
 
 class CallCounter(threading.local):
-    """Network calls the present thread has made: tiles answered, in however many passes."""
+    """Number of network calls of the current thread: tiles, whatever the number of passes."""
 
     made = 0
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedNetwork:
-    """A network: ``forward`` maps normalised x_NCHW to logits."""
+    """A network in memory: ``forward`` maps normalised x_NCHW to logits."""
 
     forward: Callable[[Tensor], Tensor]
     spec: UNetSpec
@@ -64,7 +63,7 @@ class LoadedNetwork:
         return ValidShape.of(self.spec)
 
     def shown(self, pixels_CYX: Tensor, colours: ColourMap | None) -> Tensor:
-        """Pixels in the colours the network was trained on. Raises ModelError where it asks for a map and has none."""
+        """Pixels in the colours on which the network was trained; raises ModelError when its map is missing."""
         if colours is not None:
             return recolour(pixels_CYX, colours)
         if self.spec.normalisation is not None:
@@ -74,10 +73,16 @@ class LoadedNetwork:
 
 @dataclass(slots=True)
 class Predictor:
-    """Networks ready to answer for cores of any size: (c, h, w) integers in, the mean of their answers out as bytes.
+    """Networks in memory, which map (c, h, w) integers to their mean probability as bytes.
 
-    Each is asked for the tile laid in every way of ``symmetries``. ``largest_px`` shrinks when the device runs out of
-    memory; the lock lets one thread compute while others read and write.
+    Attributes:
+        members: The networks.
+        symmetries: Orientations of a tile; each network runs once for each.
+        device: Device kind.
+        dtype: Precision.
+        largest_px: Largest side of a tile that fits in memory; None until the device runs out of memory.
+        lock: Lets one thread compute while others read and write.
+        calls: Counts network calls of each thread.
     """
 
     members: tuple[LoadedNetwork, ...]
@@ -90,19 +95,27 @@ class Predictor:
 
     @property
     def spec(self) -> UNetSpec:
-        """Of the first; all agree in channels and classes."""
+        """Spec of the first network; all agree in channels and classes."""
         return self.members[0].spec
 
     @property
     def shape(self) -> JointShape:
-        """Step, halo and reads."""
+        """Step, halo and reads of all networks together."""
         return JointShape(tuple(one.shape for one in self.members))
 
     def probability(self, region: MirroredRegion, core: Box, tile_px: int) -> Array:
-        """Foreground probabilities of ``core`` as bytes (k, h, w): p * 255, rounded.
+        """Foreground probabilities as bytes: p * 255, rounded.
 
-        ``tile_px`` is the core side of one call, halved as often as the device runs out of memory.
-        Raises ModelError when the network's output is not finite, or when even the smallest tile does not fit.
+        Args:
+            region: The image.
+            core: Pixels to compute.
+            tile_px: Side of the core of one network call; halved each time the device runs out of memory.
+
+        Returns:
+            (k, h, w) uint8 of the core.
+
+        Raises:
+            ModelError: The network's output is not finite, or even the smallest tile does not fit in memory.
         """
         side = tile_px if self.largest_px is None else min(tile_px, self.largest_px)
         while True:
@@ -117,7 +130,11 @@ class Predictor:
                 torch.cuda.empty_cache()
 
     def grid(self, area: Box, tile_px: int) -> TileGrid:
-        """Tiles over an area, each with the network's halo. Raises ValueError off the step grid: other pixels."""
+        """Tiles over an area, each with the halo of the networks.
+
+        Raises:
+            ValueError: ``area`` or ``tile_px`` is not on the step grid, which would change the pixels.
+        """
         step = self.shape.step
         if area.y0 % step or area.x0 % step or tile_px % step:
             raise ValueError(
@@ -141,7 +158,7 @@ class Predictor:
             return quantise(summed.div_(len(self.members) * len(self.symmetries))).cpu().numpy()
 
     def _passes(self, pixels_CYX: Tensor, side: int, colours: Colours) -> Iterator[Tensor]:
-        """The core's probabilities (k, side, side) by each network, for each way to lay what it reads."""
+        """Probabilities (k, side, side) of the core by each network for each orientation of the tile."""
         for member, own_colours in zip(self.members, colours or (None,) * len(self.members), strict=True):
             own = self.shape.window(member.shape, side)
             crop = slice(member.shape.crop_px, member.shape.crop_px + side)
@@ -161,9 +178,13 @@ class Predictor:
 
 @dataclass(frozen=True, slots=True)
 class MirroredRegion:
-    """An image (c, y, x) of which the pixels of ``box``, mirrored where it leaves the image, are already in memory.
+    """A box of an image in memory, mirrored where it leaves the image.
 
-    ``colours``: how each network is shown them, fitted to the whole image; none: as they are.
+    Attributes:
+        image: The whole image (c, y, x).
+        box: The box, which may reach beyond the image.
+        pixels: Pixels of the box (c, h, w).
+        colours: Colour map of each network, fitted to the whole image; empty to leave colours as they are.
     """
 
     image: ArrayLike
@@ -173,13 +194,13 @@ class MirroredRegion:
 
     @classmethod
     def read_around(cls, image: ArrayLike, grid: TileGrid, colours: Colours = ()) -> MirroredRegion:
-        """Read all that the grid's tiles will see, once."""
+        """Read once the pixels that all tiles of a grid read."""
         first, last = grid.tile(0, 0).read, grid.tile(grid.rows - 1, grid.cols - 1).read
         box = Box(first.y0, first.x0, last.y1, last.x1)
         return cls(image, box, read_mirrored(image, box), colours)
 
     def read(self, box: Box) -> Array:
-        """The pixels of a box (c, h, w): from memory, or from the image where a halved tile reaches further."""
+        """Pixels of a box (c, h, w): from memory, or from the image where a halved tile reaches further."""
         if box.intersect(self.box) != box:
             return read_mirrored(self.image, box)
         return self.pixels[(slice(None), *box.shift(-self.box.y0, -self.box.x0).slices)]
@@ -247,16 +268,23 @@ _LOADING = threading.Lock()
 
 
 def load_networks(weights: tuple[Weights, ...], device: str, precision: str, tta: str) -> Predictor:
-    """The networks of some files, loaded once per process.
+    """Load networks, once per process.
 
-    Raises ModelError when the weights are not the ones the plan was made with.
+    Args:
+        weights: Files and digests of the networks.
+        device: ``cpu`` or ``cuda``.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        tta: Test-time augmentation, ``none`` or ``d4``.
+
+    Raises:
+        ModelError: A file does not have its digest.
     """
     with _LOADING:
         return _loaded(weights, device, precision, tta)
 
 
 def keep_freed_memory() -> None:
-    """Keep freed memory, which glibc returns at every layer, and faults in again."""
+    """Keep freed memory in the process: glibc would return it at every layer and fault it in again."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "gnu_get_libc_version"):
@@ -265,7 +293,7 @@ def keep_freed_memory() -> None:
 
 
 def exact_gpu_arithmetic() -> None:
-    """No TF32 and no algorithm chosen by timing: the same pixels on every run."""
+    """Disable TF32 and algorithms chosen by timing, so that every run computes the same pixels."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
@@ -273,13 +301,13 @@ def exact_gpu_arithmetic() -> None:
 
 
 def single_pass(network: Predictor, image: ArrayLike, box: Box, colours: Colours = ()) -> Array:
-    """The answer of one network call for the whole box, which must start on the step grid: what tiles must equal."""
+    """Probabilities of a box in one network call, which tiles must equal; the box must start on the step grid."""
     side = -(-max(box.shape) // network.shape.step) * network.shape.step
     return network.probability(MirroredRegion.read_around(image, network.grid(box, side), colours), box, side)
 
 
 def resolve_device(device: str) -> str:
-    """As `unet_core.device` settles it. Raises ModelError when CUDA is asked for and absent."""
+    """Resolve ``auto`` as `unet_core.device` does; raises ModelError when CUDA is requested but absent."""
     try:
         return settled(device)
     except DeviceError as error:
@@ -287,7 +315,7 @@ def resolve_device(device: str) -> str:
 
 
 def resolve_precision(precision: str, device: str) -> str:
-    """``auto`` is fp16 on CUDA, bf16 on a CPU that multiplies it natively (AVX512-BF16, AMX), else fp32."""
+    """Resolve ``auto``: fp16 on CUDA, bf16 on a CPU that multiplies it natively (AVX512-BF16, AMX), else fp32."""
     if precision != "auto":
         return precision
     if device == "cuda":

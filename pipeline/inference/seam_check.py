@@ -1,15 +1,15 @@
-"""Can the lines along which the work was cut be seen in the probability? One number a slide, about 1 when they cannot.
+"""Check whether block and tile borders are visible in the probability: one ratio a slide, about 1 when they are not.
 
-Short pieces of block and tile lines are looked at, and the same pieces of control lines beside them. The one decision
-made here: pieces are counted, not measured. One counts when the probability bends more sharply across its line than
-anywhere near on either side, so a wrong grey level in a quiet place weighs as much as the edge of a nucleus, which no
-cut has made. The number is the share of such pieces on the lines over the share on the controls.
+The check compares short pieces of block and tile borders with the same pieces of control lines beside them. It counts
+pieces and does not measure them. A piece counts when the probability bends more sharply across its line than anywhere
+near on either side, so a wrong grey level in a flat area weighs as much as the edge of a nucleus, which no border has
+caused. The ratio is the share of such pieces on borders over the share on control lines.
 
       ..  c-6 c-5 c-4 c-3 c-2 c-1 | c  c+1 c+2 c+3 c+4 c+5  ..     the bend at c is seen in the two pixels on each side,
           [ at c-4 ]  ..  [ at c-2 ]  [ at c+2 ]  ..  [ at c+4 ]   the others in pixels of one side alone
 
-Controls lie whole steps of the network away: its answer repeats the texture of its up-sampling with that period.
-Sampled lines only: at most 1,024 sides of cells, one in memory at a time.
+Control lines lie whole steps of the network away, because its output repeats the texture of its up-sampling with that
+period. At most 1,024 sides of cells are sampled, one in memory at a time.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ Array = NDArray[Any]
 Index = tuple[int, int]
 
 PIECE_PX = 4
-"""Length of a piece of line: what a wrong cut changes is as coarse as the network's deep levels, noise is not."""
+"""Length of a piece: the effect of a wrong border is as coarse as the network's deep levels, noise is not."""
 ASIDE_PX = (2, 3, 4)
-"""How far from the line, on each side, a bend must be smaller."""
+"""Distances from the line, on each side, at which the bend must be smaller."""
 REACH_PX = max(ASIDE_PX) + 2
 CONTROLS = 8
-"""Control lines on each side, at most."""
+"""Largest number of control lines on each side."""
 PLACES, FEWEST_PLACES = 1024, 8
-"""Cell sides looked at, at most; and with how few nothing is said."""
+"""Largest number of sampled cell sides, and the smallest for which there is a result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """How the work was cut: the image (y, x), sides of blocks and of tiles, which start anew in each, and the step."""
+    """How the image is divided: its shape, the sides of blocks and of tiles, which restart in each block, the step."""
 
     shape_yx: tuple[int, int]
     block_px: int
@@ -48,7 +48,7 @@ class Cut:
     step_px: int
 
     def lines(self, axis: int) -> list[int]:
-        """Where along an axis a block or tile starts that has one before it."""
+        """Positions along an axis at which a block or tile starts, without the first."""
         length = self.shape_yx[axis]
         starts = {block + tile for block in range(0, length, self.block_px) for tile in self._tiles}
         return sorted(start for start in starts if 0 < start < length)
@@ -60,7 +60,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class SeamSample:
-    """The part of a line in one cell's side: its axis (0: between rows), where, its controls, and what to read."""
+    """Part of a line along one side of a cell: axis (0: between rows), position, control lines, pixels to read."""
 
     axis: int
     line: int
@@ -69,10 +69,15 @@ class SeamSample:
 
 
 def seam_check(read: Callable[[Box], Array], computed: NDArray[np.bool_], cut: Cut) -> dict[str, Any] | None:
-    """The number, its standard error and the places looked at; None where there are too few to tell.
+    """Compute the seam ratio of a slide.
 
-    ``read`` gives the probability (k, h, w) uint8 of a box, ``computed`` (rows, cols) which cells hold an answer: the
-    others are zero, and where one begins is no seam.
+    Args:
+        read: Returns the probability (k, h, w) uint8 of a box.
+        computed: Cells (rows, cols) that the network computed; the others are zero, and their edge is not a seam.
+        cut: How the image is divided.
+
+    Returns:
+        Ratio, standard error and number of sampled places; None when there are too few places.
     """
     found = [counted for place in places(computed, cut) if any(counted := _count(read, place))]
     on, beside = np.array(found, np.float64).reshape(-1, 2).T
@@ -84,7 +89,7 @@ def seam_check(read: Callable[[Box], Array], computed: NDArray[np.bool_], cut: C
 
 
 def places(computed: NDArray[np.bool_], cut: Cut) -> Iterator[SeamSample]:
-    """Places where both sides of a line were computed and a control lies: at most PLACES, evenly among all."""
+    """Evenly sampled places, at most PLACES, at which both sides of a line were computed and a control line exists."""
     sides = [(axis, line, *one) for axis in (0, 1) for line in cut.lines(axis) for one in _sides(computed, axis, line)]
     lines = [frozenset(cut.lines(axis)) for axis in (0, 1)]
     for number in np.unique(np.linspace(0, max(0, len(sides) - 1), PLACES).astype(np.int64))[: len(sides)].tolist():
@@ -103,20 +108,20 @@ def places(computed: NDArray[np.bool_], cut: Cut) -> Iterator[SeamSample]:
 
 
 def _sides(computed: NDArray[np.bool_], axis: int, line: int) -> list[Index]:
-    """First cell (row, col) of the one or two across a line, wherever along it all of them were computed."""
+    """First (row, col) of the one or two cells across a line, wherever all of them were computed."""
     first, last = (line - 1) // CELL_PX, line // CELL_PX
     along = np.flatnonzero(computed.take(range(first, last + 1), axis).all(axis)).tolist()
     return [(first, place) if axis == 0 else (place, first) for place in along]
 
 
 def _narrow(box: Box, axis: int, lines: tuple[int, ...]) -> Box:
-    """Of a box what the bends around these lines are seen in."""
+    """The part of a box that is needed for the bends around these lines."""
     start, stop = min(lines) - REACH_PX, max(lines) + REACH_PX
     return Box(start, box.x0, stop, box.x1) if axis == 0 else Box(box.y0, start, box.y1, stop)
 
 
 def _count(read: Callable[[Box], Array], place: SeamSample) -> tuple[float, float]:
-    """Pieces that bend most on the line, and on the controls (their mean)."""
+    """Number of pieces that bend most on the line, and the mean number on the control lines."""
     pixels = read(place.box)
     across = pixels.swapaxes(1, 2) if place.axis == 0 else pixels
     start = place.box.y0 if place.axis == 0 else place.box.x0
@@ -126,9 +131,9 @@ def _count(read: Callable[[Box], Array], place: SeamSample) -> tuple[float, floa
 
 
 def sharpest(pixels_KYX: Array) -> NDArray[np.bool_]:
-    """For each class, piece (of rows) and x whether the bend between x - 1 and x exceeds those near it (k, n, w).
+    """Whether the bend between x - 1 and x exceeds the bends near it, for each class, piece (of rows) and x (k, n, w).
 
-    False where the pixels end before all of them are seen, and wherever nothing bends.
+    False near the ends, where not all neighbours exist, and wherever nothing bends.
     """
     classes, height, width = pixels_KYX.shape
     whole = pixels_KYX[:, : height // PIECE_PX * PIECE_PX].astype(np.int32)
