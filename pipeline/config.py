@@ -202,7 +202,7 @@ class ClusterSection(Section):
         scheme, host = _scheme_and_host(self.address)
         if scheme == "tcp" and not is_loopback(host):
             raise ValueError(
-                f"address {self.address} leaves this machine without TLS: whoever reaches a dask scheduler can run "
+                f"address {self.address} leaves this machine without TLS: anyone who reaches a dask scheduler can run "
                 "anything as you. Start it with --protocol tls, say tls:// and name the certificates' folder in tls"
             )
         if (scheme == "tls") != (self.tls is not None):
@@ -334,10 +334,10 @@ def _apply(content: dict[str, Any], override: str) -> None:
 def _explain(error: ValidationError, sections: Mapping[str, Sequence[str]]) -> Iterable[str]:
     everything = set(sections) | {key for keys in sections.values() for key in keys}
     for fault in error.errors():
-        place = [str(part) for part in fault["loc"] if part in everything or fault["type"] == "extra_forbidden"]
-        where = ".".join(place) or "the file"
+        key_path = [str(part) for part in fault["loc"] if part in everything or fault["type"] == "extra_forbidden"]
+        where = ".".join(key_path) or "the file"
         if fault["type"] == "extra_forbidden":
-            known = sections.get(place[0], list(sections)) if len(place) > 1 else list(sections)
+            known = sections.get(key_path[0], list(sections)) if len(key_path) > 1 else list(sections)
             near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             yield f"unknown key {where!r}: {hint}"

@@ -139,7 +139,7 @@ def run_block_with_retry(function: Callable[[Index], Counts], index: Index) -> C
         raise WorkerError(f"{block}: {error}, {RETRIES + 1} times in a row") from error
     except MemoryError as error:
         raise WorkerError(
-            f"{block}: it asks for more memory than a worker may have: {error}. Use a smaller tiles.block"
+            f"{block}: it needs more memory than a worker may have: {error}. Use a smaller tiles.block"
         ) from error
 
 

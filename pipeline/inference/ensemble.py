@@ -59,23 +59,23 @@ class Ensemble:
     @property
     def name(self) -> str:
         """Names of all members."""
-        return " + ".join(one.name for one in self.members)
+        return " + ".join(member.name for member in self.members)
 
     @property
     def sha256(self) -> str:
         """Digest of the weights; for several networks, the digest of their digests."""
-        digests = [one.weights.sha256 for one in self.members]
+        digests = [member.weights.sha256 for member in self.members]
         return digests[0] if len(digests) == 1 else digest(digests)
 
     @property
     def weights(self) -> tuple[Weights, ...]:
         """The weights files."""
-        return tuple(one.weights for one in self.members)
+        return tuple(member.weights for member in self.members)
 
     @property
     def specs(self) -> tuple[UNetSpec, ...]:
         """The spec of each member."""
-        return tuple(one.spec for one in self.members)
+        return tuple(member.spec for member in self.members)
 
     @property
     def spec(self) -> UNetSpec:
@@ -84,8 +84,8 @@ class Ensemble:
         if len(self.members) == 1:
             return first
         means = {
-            "threshold": fmean(one.threshold for one in self.members),
-            "min_area_um2": fmean(one.spec.min_area_um2 for one in self.members),
+            "threshold": fmean(member.threshold for member in self.members),
+            "min_area_um2": fmean(member.spec.min_area_um2 for member in self.members),
         }
         return first.model_copy(update=means)
 
@@ -124,12 +124,12 @@ class Ensemble:
         if len(self.members) > 1:
             known["members"] = [
                 {
-                    "name": one.name,
-                    "sha256": one.weights.sha256,
-                    "threshold": one.threshold,
-                    "min_area_um2": one.spec.min_area_um2,
+                    "name": member.name,
+                    "sha256": member.weights.sha256,
+                    "threshold": member.threshold,
+                    "min_area_um2": member.spec.min_area_um2,
                 }
-                for one in self.members
+                for member in self.members
             ]
         return known
 
@@ -142,7 +142,7 @@ def load_model(section: ModelSection) -> Ensemble:
     Raises:
         ModelError: A network is not found or cannot be used, or the members do not fit together.
     """
-    members = sorted((_member(name) for name in section.names), key=lambda one: one.weights.sha256)
+    members = sorted((_member(name) for name in section.names), key=lambda member: member.weights.sha256)
     _demand_agreement(members)
     return Ensemble(tuple(members), section.tta)
 
@@ -163,18 +163,18 @@ def _member(name: str) -> EnsembleMember:
 
 def _demand_agreement(members: Sequence[EnsembleMember]) -> None:
     first, *others = members
-    for before, one in zip(members, others, strict=False):
-        if before.weights.sha256 == one.weights.sha256:
+    for previous, member in zip(members, others, strict=False):
+        if previous.weights.sha256 == member.weights.sha256:
             raise ModelError(
-                f"{before.weights.path} and {one.weights.path}: expected different weights to average, found the same. "
-                "Name each once"
+                f"{previous.weights.path} and {member.weights.path}: expected different weights to average, found the "
+                "same. Name each once"
             )
-    for one in others:
+    for member in others:
         for name in COMMON:
-            expected, found = getattr(first.spec, name), getattr(one.spec, name)
+            expected, found = getattr(first.spec, name), getattr(member.spec, name)
             if expected != found:
                 raise ModelError(
-                    f"{first.weights.path} and {one.weights.path}: expected the same {name} to average their "
+                    f"{first.weights.path} and {member.weights.path}: expected the same {name} to average their "
                     f"probabilities, found {_plain(expected)} and {_plain(found)}. Run them apart, or train them alike"
                 )
 

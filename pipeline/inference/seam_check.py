@@ -79,7 +79,7 @@ def seam_check(read: Callable[[Box], Array], computed: NDArray[np.bool_], cut: C
     Returns:
         Ratio, standard error and number of sampled places; None when there are too few places.
     """
-    found = [counted for place in places(computed, cut) if any(counted := _count(read, place))]
+    found = [counted for sample in places(computed, cut) if any(counted := _count(read, sample))]
     on, beside = np.array(found, np.float64).reshape(-1, 2).T
     if len(found) < FEWEST_PLACES or not beside.sum():
         return None
@@ -111,7 +111,7 @@ def _sides(computed: NDArray[np.bool_], axis: int, line: int) -> list[Index]:
     """First (row, col) of the one or two cells across a line, wherever all of them were computed."""
     first, last = (line - 1) // CELL_PX, line // CELL_PX
     along = np.flatnonzero(computed.take(range(first, last + 1), axis).all(axis)).tolist()
-    return [(first, place) if axis == 0 else (place, first) for place in along]
+    return [(first, cell) if axis == 0 else (cell, first) for cell in along]
 
 
 def _narrow(box: Box, axis: int, lines: tuple[int, ...]) -> Box:
@@ -120,13 +120,13 @@ def _narrow(box: Box, axis: int, lines: tuple[int, ...]) -> Box:
     return Box(start, box.x0, stop, box.x1) if axis == 0 else Box(box.y0, start, box.y1, stop)
 
 
-def _count(read: Callable[[Box], Array], place: SeamSample) -> tuple[float, float]:
+def _count(read: Callable[[Box], Array], sample: SeamSample) -> tuple[float, float]:
     """Number of pieces that bend most on the line, and the mean number on the control lines."""
-    pixels = read(place.box)
-    across = pixels.swapaxes(1, 2) if place.axis == 0 else pixels
-    start = place.box.y0 if place.axis == 0 else place.box.x0
+    pixels = read(sample.box)
+    across = pixels.swapaxes(1, 2) if sample.axis == 0 else pixels
+    start = sample.box.y0 if sample.axis == 0 else sample.box.x0
     count = sharpest(across).sum(axis=(0, 1))
-    on, *beside = (int(count[at - start]) for at in (place.line, *place.controls))
+    on, *beside = (int(count[at - start]) for at in (sample.line, *sample.controls))
     return float(on), float(np.mean(beside))
 
 

@@ -66,8 +66,8 @@ def read_parts(text: str) -> frozenset[str]:
     for name in names:
         if name not in PARTS:
             near = difflib.get_close_matches(name, list(PARTS), n=1, cutoff=0.5)
-            meant = f" (did you mean {near[0]}?)" if near else ""
-            raise ConfigError(f"--keep {name or text!r}: expected some of {', '.join(PARTS)}{meant}")
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise ConfigError(f"--keep {name or text!r}: expected some of {', '.join(PARTS)}{hint}")
     return frozenset(names)
 
 
@@ -119,22 +119,22 @@ def prune_slide(store: SlideStore, keep: Collection[str]) -> Going:
     manifest = read_manifest(store)
     if manifest is None:
         raise StoreError(f"{store.root} is not complete: nothing is pruned of it")
-    meant = going(manifest, keep)
-    if meant.entries:
-        manifest = _give_up(store, manifest, meant)
+    removed = going(manifest, keep)
+    if removed.entries:
+        manifest = _give_up(store, manifest, removed)
         sweep_partials(store.root, age_s=0)
     if is_unfinished(store, manifest):
         _take(store, _places(store, manifest))
-    return meant
+    return removed
 
 
-def _give_up(store: SlideStore, manifest: dict[str, Any], meant: Going) -> dict[str, Any]:
+def _give_up(store: SlideStore, manifest: dict[str, Any], removed: Going) -> dict[str, Any]:
     """Let the manifest list what stays, and what is pruned."""
     before: Mapping[str, Any] = manifest.get("pruned", {"entries": [], "bytes": 0})
     pruned = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "entries": [*before["entries"], *meant.entries],
-        "bytes": before["bytes"] + meant.bytes,
+        "entries": [*before["entries"], *removed.entries],
+        "bytes": before["bytes"] + removed.bytes,
     }
     content = {**manifest, "pruned": pruned}
     for listing in ("files", "metadata"):

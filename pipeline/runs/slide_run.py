@@ -199,7 +199,7 @@ class SlideRun:
         again = self._stages_to_rerun()
         if again.network and not forced:
             self.notices.append(
-                f"{self.plan.key}: kept: what is asked for now needs an array that was dropped when the slide was "
+                f"{self.plan.key}: kept: the requested outputs need an array that was dropped when the slide was "
                 f"complete: {self._cost(again)}. Add --force {self.plan.key} to do it"
             )
             return "kept"
@@ -310,7 +310,7 @@ def _difference(before: Mapping[str, Any], plan: SlidePlan) -> str:
         parts.append("the tissue settings")
     drawn_before, drawn = ((summary.get("regions") or {}).get("digest") for summary in (before, now))
     if drawn_before != drawn:
-        parts.append("the regions, all of which would be computed anew")
+        parts.append("the regions, all of which would be computed again")
     return ", ".join(parts) or "the code of a stage"
 
 

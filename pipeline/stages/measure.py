@@ -42,16 +42,16 @@ def measure_block(context: StageContext, inputs: MeasureSection, index: Index) -
     store, core = context.store, context.core(index)
     plan = store.plan_of(OBJECTS)
     found = object_runs(store, plan, index, core)
-    runs, (ids, place) = found.runs, _compact(found.runs.label)
+    runs, (ids, object_index) = found.runs, _compact(found.runs.label)
     group = np.zeros(len(ids), np.uint8)
-    group[place] = found.group
-    shapes = BlockSums.of_runs(runs, place, (core.y0, core.x0))
-    hull, cut = _hulls(context, core, shapes, runs, place)
+    group[object_index] = found.group
+    shapes = BlockSums.of_runs(runs, object_index, (core.y0, core.x0))
+    hull, cut = _hulls(context, core, shapes, runs, object_index)
     sums = np.zeros((len(Merged.empty(0, len(inputs.image.channels)).sums), 0), np.int64)
     if len(ids):
-        probability = _probability_sums(store.read(PROBABILITY).read(core), runs, place, group)
+        probability = _probability_sums(store.read(PROBABILITY).read(core), runs, object_index, group)
         image = _checked(store.read(IMAGE).read(core), inputs)
-        intensity = np.stack([total(place, run_sums(channel, runs)) for channel in image])
+        intensity = np.stack([total(object_index, run_sums(channel, runs)) for channel in image])
         sums = sums_of(probability, hull, _outline(context, plan, index, runs), intensity)
     result = {"id": ids, "group": group, "shapes": _stacked(shapes), "sums": sums, "chains": _stacked(cut)}
     store.save_result(STAGE, context.plan_hash, index, result)
@@ -66,7 +66,7 @@ def _outline(context: StageContext, plan: str, index: Index, runs: RunLengths) -
     """Pixels of each length in the outline of each object of a block (lengths, objects), ascending by id."""
     tile = context.grid.tile(*index)
     around = list(lines_around(context.store, plan, tile, context.grid))
-    ids, place = _compact(runs.label)
+    ids, object_index = _compact(runs.label)
     near = np.union1d(ids, np.concatenate([ids[:0], *(lines[lines > 0] for _, lines in around)]))
     height, width = tile.core.shape
     # Renumbered in the smallest type, because comparing neighbours takes most of the time.
@@ -75,7 +75,7 @@ def _outline(context: StageContext, plan: str, index: Index, runs: RunLengths) -
         numbers[where] = np.where(lines > 0, np.searchsorted(near, lines) + 1, 0)
     mine = np.searchsorted(near, ids)
     numbers[EDGE_PX:-EDGE_PX, EDGE_PX:-EDGE_PX] = rasterize(
-        runs, (mine + 1).astype(numbers.dtype)[place], tile.core.shape
+        runs, (mine + 1).astype(numbers.dtype)[object_index], tile.core.shape
     )
     number, length = count_outline(numbers)
     counts = np.bincount(length.astype(np.int64) * (len(near) + 1) + number, minlength=len(LENGTHS) * (len(near) + 1))
@@ -83,13 +83,13 @@ def _outline(context: StageContext, plan: str, index: Index, runs: RunLengths) -
 
 
 def _hulls(
-    context: StageContext, core: Box, shapes: BlockSums, runs: RunLengths, place: Array
+    context: StageContext, core: Box, shapes: BlockSums, runs: RunLengths, object_index: Array
 ) -> tuple[Array, ConvexChains]:
     """Pixels in the convex hull of each object; 0 for objects that reach a seam, whose chains are returned."""
     height, width = context.shape_yx
     seam = ((shapes.y0 == core.y0) & (core.y0 > 0)) | ((shapes.y1 == core.y1) & (core.y1 < height))
     seam |= ((shapes.x0 == core.x0) & (core.x0 > 0)) | ((shapes.x1 == core.x1) & (core.x1 < width))
-    chains = ConvexChains.of_runs(runs, place, (core.y0, core.x0))
+    chains = ConvexChains.of_runs(runs, object_index, (core.y0, core.x0))
     return chains.of_objects(~seam).areas(len(seam)), chains.of_objects(seam)
 
 
@@ -121,14 +121,14 @@ def _checked(image_CYX: Array, inputs: MeasureSection) -> Array:
     return image_CYX
 
 
-def _probability_sums(probability_KYX: Array, runs: RunLengths, place: Array, group: Array) -> Array:
+def _probability_sums(probability_KYX: Array, runs: RunLengths, object_index: Array, group: Array) -> Array:
     """Sum, over each object, of the stored bytes of its own class."""
-    of_run = np.zeros(len(place), np.int64)
+    of_run = np.zeros(len(object_index), np.int64)
     for number, plane in enumerate(probability_KYX, start=1):
-        mine = np.flatnonzero(group[place] == number)
+        mine = np.flatnonzero(group[object_index] == number)
         if len(mine):
             of_run[mine] = run_sums(plane, RunLengths(runs.label[mine], runs.y[mine], runs.x0[mine], runs.x1[mine]))
-    return total(place, of_run)
+    return total(object_index, of_run)
 
 
 def measure_slide(context: StageContext, inputs: MeasureSection, map_blocks: MapBlocks) -> StageReport:

@@ -179,9 +179,9 @@ def _scene(context: StageContext, inputs: OverlaySection) -> tuple[Scene, NDArra
     """What is drawn, and the overview (y, x, 3) without drawings."""
     view = View.of(context.shape_yx)
     pixels_CYX = _overview_pixels(context, view)
-    shown = windows(pixels_CYX, inputs.image.channels)
-    rgb = compose(pixels_CYX, inputs.image.channels, shown)
-    return Scene(context, inputs, OverlayObjects.read(context, inputs), view, shown, bool(rgb.mean() < _DARK)), rgb
+    displayed = windows(pixels_CYX, inputs.image.channels)
+    rgb = compose(pixels_CYX, inputs.image.channels, displayed)
+    return Scene(context, inputs, OverlayObjects.read(context, inputs), view, displayed, bool(rgb.mean() < _DARK)), rgb
 
 
 # ---- the overview ---------------------------------------------------------------------------------------------------

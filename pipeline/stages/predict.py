@@ -73,17 +73,17 @@ def predict_block(context: StageContext, inputs: PredictSection, index: Index) -
     """Compute and write one block of probability (k, y, x) uint8; cells that are not computed are 0."""
     core, store = context.core(index), context.store
     network = load_network(inputs)
-    wanted = wanted_pixels(store.read(TISSUE), inputs, core)
+    computed = wanted_pixels(store.read(TISSUE), inputs, core)
     before = network.calls.made
     pixels = np.zeros((inputs.foreground, *core.shape), np.uint8)
-    if wanted.any():
+    if computed.any():
         grid = network.grid(core, inputs.tile_px)
         region = MirroredRegion.read_around(store.read(IMAGE), grid, inputs.colours)
         for tile in grid:
             index = (slice(None), *tile.core.shift(-core.y0, -core.x0).slices)
-            if wanted[index[1:]].any():
+            if computed[index[1:]].any():
                 pixels[index] = network.probability(region, tile.core, inputs.tile_px)
-        pixels[:, ~wanted] = 0
+        pixels[:, ~computed] = 0
     store.write_block(PROBABILITY, context.plan_hash, core, pixels)
     return {"network_calls": network.calls.made - before, "halved": int(network.largest_px is not None)}
 

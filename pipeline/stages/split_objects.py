@@ -54,11 +54,11 @@ def _gathered(context: StageContext, index: Index, table: Mapping[str, Array]) -
     """Runs of a block's objects, labelled by root counted in the block from 0, in pixels of the image."""
     start, stop = int(table["start"]), int(table["start"]) + len(table["root"])
     columns: list[tuple[Array, ...]] = []
-    for place in [index, *((row, col) for row, col in table["reach"].tolist())]:
-        here = table if place == index else context.store.load_result(WHOLES, context.plan_hash, place)
-        runs, core = load_runs(context.store, context.plan_hash, place), context.core(place)
-        root = here["root"][runs.label - 1]
-        mine = np.flatnonzero((root >= start) & (root < stop) & here["split"][runs.label - 1])
+    for other in [index, *((row, col) for row, col in table["reach"].tolist())]:
+        other_table = table if other == index else context.store.load_result(WHOLES, context.plan_hash, other)
+        runs, core = load_runs(context.store, context.plan_hash, other), context.core(other)
+        root = other_table["root"][runs.label - 1]
+        mine = np.flatnonzero((root >= start) & (root < stop) & other_table["split"][runs.label - 1])
         columns.append((root[mine] - start, runs.y[mine] + core.y0, runs.x0[mine] + core.x0, runs.x1[mine] + core.x0))
     return RunLengths(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 

@@ -118,9 +118,9 @@ def _owner(path: Path) -> dict[str, str | int]:
 
 def _describe(path: Path) -> str:
     owner = _owner(path)
-    who = " ".join(f"{word} {owner.get(key, '?')}" for word, key in WORDS) if owner else "another process"
-    seen = f"last sign of life {_age_s(path):.0f} s ago"
-    return f"{path.parent.parent} is being worked on by {who}, {seen}. Wait for it, or stop it"
+    holder = " ".join(f"{word} {owner.get(key, '?')}" for word, key in WORDS) if owner else "another process"
+    seen = f"last heartbeat {_age_s(path):.0f} s ago"
+    return f"{path.parent.parent} is being worked on by {holder}, {seen}. Wait for it, or stop it"
 
 
 def _age_s(path: Path) -> float:

@@ -67,13 +67,13 @@ def image_omero(coarsest: StoredArray, channel_names: Sequence[str]) -> Omero:
     return omero(channel_names, colours, windows(pixels, channel_names), limit)
 
 
-def omero(names: Sequence[str], colours: Sequence[Rgb], shown: Sequence[tuple[float, float]], limit: int) -> Omero:
+def omero(names: Sequence[str], colours: Sequence[Rgb], displayed: Sequence[tuple[float, float]], limit: int) -> Omero:
     """How viewers display channels: label, colour, contrast window.
 
     Args:
         names: Name of each channel.
         colours: Colour of each channel.
-        shown: (start, end) of the contrast window of each channel.
+        displayed: (start, end) of the contrast window of each channel.
         limit: Largest value of a pixel.
     """
     channels = [
@@ -85,7 +85,7 @@ def omero(names: Sequence[str], colours: Sequence[Rgb], shown: Sequence[tuple[fl
                 "window": Window(min=0, max=limit, start=start, end=end),
             }
         )
-        for name, colour, (start, end) in zip(names, colours, shown, strict=True)
+        for name, colour, (start, end) in zip(names, colours, displayed, strict=True)
     ]
     return Omero(channels=channels)
 

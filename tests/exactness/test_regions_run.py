@@ -191,7 +191,7 @@ def test_other_regions_keep_a_complete_slide_unless_forced_and_say_what_it_costs
     batch = planned(slide, tmp_path / "out", *settings)
     assert open_slide_run(batch, batch.outcomes[0]) is None
     assert batch.outcomes[0].state == "kept"
-    assert "tissue would change (the regions, all of which would be computed anew)" in batch.outcomes[0].cause
+    assert "tissue would change (the regions, all of which would be computed again)" in batch.outcomes[0].cause
     assert "Add --force slide" in batch.outcomes[0].cause
     forced = planned(slide, tmp_path / "out", *settings, force=True)
     again = open_slide_run(forced, forced.outcomes[0])

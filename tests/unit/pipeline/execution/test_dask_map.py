@@ -97,7 +97,7 @@ def test_fault_50_a_block_that_asks_for_the_machines_memory_fails_alone(cluster:
     assert {soft for soft, _ in limits.values()} == {CEILING_BYTES}
     found, error = consume(cluster(partial(blocks.hoard, CEILING_BYTES), GRID))
     assert isinstance(error, WorkerError)
-    assert "block (row 0, col 0): it asks for more memory than a worker may have" in str(error)
+    assert "block (row 0, col 0): it needs more memory than a worker may have" in str(error)
     assert "tiles.block" in str(error)
     assert len(found) == len(GRID) - 1
     assert set(cluster.client.run(resource.getrlimit, resource.RLIMIT_DATA)) == set(limits), "no worker died of it"
