@@ -80,9 +80,9 @@ def predict_block(context: StageContext, inputs: PredictSection, index: Index) -
         grid = network.grid(core, inputs.tile_px)
         region = MirroredRegion.read_around(store.read(IMAGE), grid, inputs.colours)
         for tile in grid:
-            index = (slice(None), *tile.core.shift(-core.y0, -core.x0).slices)
-            if computed[index[1:]].any():
-                pixels[index] = network.probability(region, tile.core, inputs.tile_px)
+            window = tile.core.shift(-core.y0, -core.x0).slices
+            if computed[window].any():
+                pixels[(slice(None), *window)] = network.probability(region, tile.core, inputs.tile_px)
         pixels[:, ~computed] = 0
     store.write_block(PROBABILITY, context.plan_hash, core, pixels)
     return {"network_calls": network.calls.made - before, "halved": int(network.largest_px is not None)}

@@ -1,4 +1,4 @@
-"""Networks for the proofs of the predict stage."""
+"""Networks for tests of the predict stage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unet_core.spec import UNetSpec
 
 @pytest.fixture(autouse=True)
 def _fresh_networks() -> Iterator[None]:
-    """A network remembers calls and shrunken tiles; every test starts with a new one."""
+    """A loaded network keeps its call count and largest tile; every test starts with a new one."""
     networks._loaded.cache_clear()
     yield
     networks._loaded.cache_clear()
@@ -28,5 +28,5 @@ def network() -> Predictor:
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of 16 channels and more: narrower layers are computed by other kernels for other sizes."""
+    """Weights of 16 channels and more: for narrower layers the kernel depends on the input size."""
     return weights_of(tmp_path_factory.mktemp("wide"), UNetSpec(width=16))

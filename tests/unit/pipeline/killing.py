@@ -1,4 +1,4 @@
-"""Die before any chosen change to the file system, in this process: as kill -9 would leave things, but repeatable."""
+"""Stop before a chosen change to the file system, in this process: leaves what kill -9 leaves, but reproducibly."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ KILLED = "killed"
 
 
 class KilledError(BaseException):
-    """Stands for kill -9: nothing in the code under test handles it."""
+    """Replaces kill -9: no code under test handles it."""
 
 
 @contextmanager
 def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Die before the ``step``-th change (from 0) inside the block; the changes made, then KILLED if it came to that."""
+    """Stop before the ``step``-th change (from 0) in the block; yield the changes made, then KILLED if stopped."""
     steps: list[str] = []
 
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:

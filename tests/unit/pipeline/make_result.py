@@ -1,4 +1,4 @@
-"""A finished slide folder with every kind of file, made from noise: for tests of the manifest and of verifying it."""
+"""A finished slide folder with every kind of file, made from noise, for tests of the manifest and of verify."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FILES = {path: WRITER[artifact] for artifact, path in layout.FILES.items()}
 
 
 def finished_slide(root: Path) -> SlideStore:
-    """Arrays, groups, whole files, stamps and a manifest over it all."""
+    """Make arrays, groups, files, stamps and the manifest."""
     store = SlideStore(root)
     rng = np.random.default_rng(7)
     for path, (stage, shape) in ARRAYS.items():

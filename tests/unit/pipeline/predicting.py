@@ -1,4 +1,4 @@
-"""Slides to predict and the whole pass to compare with: what the proofs of the predict stage share."""
+"""Slides to predict and the whole pass to compare with, for tests of the predict stage."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def assert_equal_to_rounding(found: Image, expected: Image, share: float = 1e-4)
 
 @lru_cache
 def tissue_image() -> Image:
-    """Real tissue, (3, y, x), repeated with a period that is no multiple of any step."""
+    """Real tissue (3, y, x), repeated with a period that is not a multiple of any step."""
     crop = immunohistochemistry()[:501, :487].transpose(2, 0, 1)
     return np.tile(crop, (1, 3, 3))
 
@@ -101,7 +101,7 @@ def all_tissue(shape_yx: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 def chosen(*files: Path) -> tuple[Weights, ...]:
-    """Weights as a plan names them."""
+    """Weights as in a plan."""
     return tuple(Weights(path, sha256(path)) for path in files)
 
 
@@ -132,13 +132,13 @@ def network_of(weights: Path) -> Predictor:
 
 
 def forward_of(network: Predictor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What a network of one member computes with."""
+    """The forward function of a network with one member."""
     (member,) = network.members
     return member.forward
 
 
 def with_forward(network: Predictor, forward: Callable[[torch.Tensor], torch.Tensor]) -> Predictor:
-    """The same network, computing with something else."""
+    """The same network with another forward function."""
     (member,) = network.members
     return replace(network, members=(replace(member, forward=forward),))
 

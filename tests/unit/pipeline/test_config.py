@@ -1,4 +1,4 @@
-"""Defaults in one place, nothing corrected silently, every refusal names what was found and what was meant."""
+"""Defaults in one place, no silent correction, and every error names what was found and what is expected."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_unknown_key_is_refused_with_the_nearest_named(tmp_path: Path, text: str
     assert "run.yaml" in str(caught.value)
 
 
-def test_unknown_key_like_nothing_lists_what_there_is(tmp_path: Path) -> None:
+def test_unknown_key_without_similar_key_lists_known_keys(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown key 'tiles.zzz': known: tile, block"):
         load_config(write(tmp_path, "tiles: {zzz: 1}"))
 
@@ -298,7 +298,7 @@ def test_override_takes_yaml(override: str, expected: tuple[str, Any]) -> None:
     assert load_config(None, [override]).model_dump()[section] == values
 
 
-def test_a_section_that_was_off_comes_back_with_one_key(tmp_path: Path) -> None:
+def test_section_that_was_off_is_enabled_by_one_key(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, "objects: null\n"), ["objects.threshold=0.5"])
     assert config.objects is not None
     assert config.objects.threshold == 0.5
@@ -332,7 +332,7 @@ def test_override_does_not_hide_a_section_of_the_wrong_kind(tmp_path: Path) -> N
 
 
 @given(st.text(max_size=30), st.text(max_size=30))
-def test_whatever_is_given_is_a_configuration_or_a_config_error(key: str, value: str) -> None:
+def test_any_override_gives_configuration_or_config_error(key: str, value: str) -> None:
     try:
         load_config(None, [f"{key}={value}"])
     except ConfigError:
@@ -340,7 +340,7 @@ def test_whatever_is_given_is_a_configuration_or_a_config_error(key: str, value:
 
 
 @given(st.binary(max_size=60))
-def test_whatever_a_file_holds_is_a_configuration_or_a_config_error(content: bytes) -> None:
+def test_any_file_gives_configuration_or_config_error(content: bytes) -> None:
     path = Path("/dev/shm") / f"overtile-config-{os.getpid()}.yaml"
     path.write_bytes(content)
     try:

@@ -17,7 +17,7 @@ lengths = st.integers(0, 9)
 
 @st.composite
 def boxes(draw: st.DrawFn) -> Box:
-    """Small boxes anywhere around the origin, empty ones too."""
+    """Small boxes around the origin, also empty ones."""
     y, x = draw(coordinates), draw(coordinates)
     return Box(y, x, y + draw(lengths), x + draw(lengths))
 

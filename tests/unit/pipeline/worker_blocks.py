@@ -1,4 +1,4 @@
-"""Blocks for tests of who maps them. In a module of their own, so that worker processes can import them."""
+"""Block functions for tests of mappers, in a module that worker processes can import."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from pipeline.storage.slide_store import Index
 
 
 def count(index: Index) -> Counts:
-    """Some work whose answer tells which block it was."""
+    """Return counts that identify the block."""
     return {"blocks": 1, "sum": 1000 * index[0] + index[1]}
 
 
 def heaps(index: Index) -> Counts:
-    """How many heaps glibc keeps in this process while four threads ask for memory; -1 for another C library."""
+    """Number of heaps of glibc in this process while four threads allocate memory; -1 for another C library."""
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "malloc_info"):
         return {"heaps": -1}
@@ -39,7 +39,7 @@ def heaps(index: Index) -> Counts:
 
 
 def noted(folder: Path, index: Index) -> Counts:
-    """Leave a trace of every attempt in ``folder``."""
+    """Leave a file for every attempt in ``folder``."""
     name = f"{index[0]}.{index[1]}"
     attempts = len(list(folder.glob(f"{name}.*")))
     (folder / f"{name}.{attempts}.{os.getpid()}").touch()
@@ -47,7 +47,7 @@ def noted(folder: Path, index: Index) -> Counts:
 
 
 def fails_first(folder: Path, times: int, number: int, index: Index) -> Counts:
-    """Raise an OSError ``number`` the first ``times`` times that block (1, 1) is tried."""
+    """Raise an OSError ``number`` the first ``times`` times that block (1, 1) is run."""
     attempts = noted(folder, index)["attempt"]
     if index == (1, 1) and attempts < times:
         raise OSError(number, os.strerror(number))
@@ -81,7 +81,7 @@ def bad_tile(folder: Path, bad: tuple[Index, ...], index: Index) -> Counts:
 
 
 def bug(folder: Path, bad: tuple[Index, ...], index: Index) -> Counts:
-    """A mistake in the code shows at the blocks ``bad``."""
+    """Raise an unexpected error in the blocks ``bad``."""
     noted(folder, index)
     if index in bad:
         raise ZeroDivisionError("somebody divided")
@@ -89,7 +89,7 @@ def bug(folder: Path, bad: tuple[Index, ...], index: Index) -> Counts:
 
 
 def poison(folder: Path, bad: tuple[Index, ...], times: int, index: Index) -> Counts:
-    """Kill the process at the blocks ``bad``, the first ``times`` times each is tried."""
+    """Kill the process at the blocks ``bad``, the first ``times`` times each is run."""
     attempts = noted(folder, index)["attempt"]
     if index in bad and attempts < times:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -97,7 +97,7 @@ def poison(folder: Path, bad: tuple[Index, ...], times: int, index: Index) -> Co
 
 
 def ordered(folder: Path, slide: int, index: Index) -> Counts:
-    """Append which slide the block is of to a file that all workers share."""
+    """Append the slide of the block to a file that all workers share."""
     with (folder / "order").open("a") as file:
         file.write(f"{slide}\n")
     return {"blocks": 1, "work": sum(range(1_000_000))}  # long beside what it takes to send the next one
@@ -107,11 +107,11 @@ DEVICES = "CUDA_VISIBLE_DEVICES"
 
 
 def seen(folder: Path, stage: str, index: Index) -> Counts:
-    """Leaves a file that tells which devices the process saw, which process it was, and the block."""
+    """Leave a file named after the visible devices, the process and the block."""
     (folder / f"{stage}@{os.environ.get(DEVICES)} {os.getpid()} {index}").touch()
     return count(index)
 
 
 def hoard(wanted_bytes: int, index: Index) -> Counts:
-    """Ask for memory, of which nothing is touched: the system gives what the process may ask for."""
+    """Allocate memory without touching it: the system grants as much as the process may allocate."""
     return {"got": len(bytearray(wanted_bytes)) if index == (0, 0) else 0}

@@ -1,4 +1,4 @@
-"""Workers that come and go: where blocks run, how many are in flight, when a run has nobody left to work for it."""
+"""Workers that join and leave: where blocks run, how many are in flight, when a run without workers ends."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ GRID = [(row, col) for row in range(6) for col in range(6)]
 
 @pytest.fixture(scope="module")
 def team() -> Iterator[WorkerPool]:
-    """One worker without a GPU, and one for each device of a list that nobody has."""
+    """One worker without a GPU, and one for each of four devices that do not exist."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(blocks.DEVICES, "0,1,2,3")
         with open_worker_pool(ClusterSection(workers=1), (), on_gpu=True) as found:
             yield found
 
 
-def test_each_worker_sees_one_device_and_the_network_runs_there_alone(team: WorkerPool, tmp_path: Path) -> None:
-    """While four workers do the network's blocks, another stage's run on the fifth."""
+def test_each_gpu_worker_sees_one_device_and_runs_network_blocks_only(team: WorkerPool, tmp_path: Path) -> None:
+    """While four workers run the network's blocks, those of another stage run on the fifth."""
     with ThreadPoolExecutor(2) as stages:
         network = stages.submit(list, team.map_for(0, "predict")(partial(blocks.seen, tmp_path, "network"), GRID))
         labels = stages.submit(list, team.map_for(0, "label")(partial(blocks.seen, tmp_path, "labels"), GRID))
@@ -52,7 +52,7 @@ def test_each_worker_sees_one_device_and_the_network_runs_there_alone(team: Work
     assert team.threads == 8
 
 
-def test_without_gpus_all_stages_share_what_may_be_in_flight() -> None:
+def test_without_gpus_all_stages_share_slots() -> None:
     client: Any = Client([{}])
     alone = WorkerPool(client, WorkerCounts({"a": 1, "b": 2}, {}))
     assert alone.map_for(0, "predict").queue is alone.map_for(0, "label").queue
@@ -61,7 +61,7 @@ def test_without_gpus_all_stages_share_what_may_be_in_flight() -> None:
     assert (alone.others.slots, alone.threads) == (2, 1)
 
 
-def test_with_gpus_alone_all_stages_run_there() -> None:
+def test_with_gpu_workers_only_all_stages_run_on_them() -> None:
     client: Any = Client([{}])
     team = WorkerPool(client, WorkerCounts({}, {"g": 2}))
     assert team.map_for(0, "predict").submit_options() == {"resources": {"GPU": 1}}
@@ -70,18 +70,18 @@ def test_with_gpus_alone_all_stages_run_there() -> None:
     assert team.map_for(0, "label").submit_options() == {"workers": ["a"], "allow_other_workers": True}
 
 
-def test_a_worker_of_another_release_gives_no_answer() -> None:
+def test_worker_of_another_release_refuses_blocks() -> None:
     assert run_block(RELEASE, blocks.count, (1, 2)) == blocks.count((1, 2))
     with pytest.raises(ClusterError, match="this is older"):
         run_block("older", blocks.count, (1, 2))
 
 
-# ---- who is there ----------------------------------------------------------------------------------------------------
+# ---- present workers-------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Client:
-    """Stands for dask's: what the scheduler answers, one after the other; None: it is gone."""
+    """Replaces dask's client: the scheduler's successive answers; None: the scheduler is gone."""
 
     answers: list[dict[str, Any] | None]
     status: str = "running"
@@ -94,7 +94,7 @@ class Client:
 
 @dataclass
 class Clock:
-    """Time that passes while somebody waits."""
+    """Time that passes only while a task waits."""
 
     until: float
     now: float = 0.0
@@ -110,10 +110,10 @@ ONE = {"a": {"nthreads": 1, "resources": {}}}
 
 
 def watched(client: Client, until: float) -> tuple[WorkerPool, Clock, list[Exception | None]]:
-    """A team that was watched, and why it was closed, once for each of its flights."""
+    """A pool that was watched, and the reason for which each of its queues was closed."""
     dask: Any = client
     team, clock, closed = WorkerPool(dask, WorkerCounts({"a": 1}, {})), Clock(until), list[Exception | None]()
-    team.others.close = closed.append  # type: ignore[method-assign]  # to be told
+    team.others.close = closed.append  # type: ignore[method-assign]  # records the reason
     watch_pool(team, clock.wait, lambda: clock.now)
     return team, clock, closed
 
@@ -126,13 +126,13 @@ def patchable_queue(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("patchable_queue")
-def test_places_follow_the_workers() -> None:
+def test_slots_follow_number_of_workers() -> None:
     team, _, closed = watched(Client([ONE, ONE | {"b": {"nthreads": 3, "resources": {}}}]), 5)
     assert (team.others.slots, closed) == (8, [])
 
 
 @pytest.mark.usefixtures("patchable_queue")
-def test_a_scheduler_that_is_gone_ends_it_at_once() -> None:
+def test_lost_scheduler_closes_pool_at_once() -> None:
     _, clock, closed = watched(Client([ONE, ONE, None]), 1000)
     assert "scheduler went away" in str(closed[0])
     assert isinstance(closed[0], ClusterError)
@@ -140,7 +140,7 @@ def test_a_scheduler_that_is_gone_ends_it_at_once() -> None:
 
 
 @pytest.mark.usefixtures("patchable_queue")
-def test_without_workers_it_ends_after_ten_minutes_not_before() -> None:
+def test_pool_without_workers_closes_after_ten_minutes() -> None:
     _, clock, closed = watched(Client([{}]), 5000)
     assert 600 <= clock.now <= 610
     assert "no worker for 10 minutes" in str(closed[0])
@@ -148,7 +148,7 @@ def test_without_workers_it_ends_after_ten_minutes_not_before() -> None:
     assert closed == []
 
 
-def test_workers_that_went_away_are_no_fault_of_the_slide(tmp_path: Path) -> None:
+def test_lost_workers_leave_slide_resumable(tmp_path: Path) -> None:
     outcome = Outcome("slide", Path("slide.svs"), attempt="asked for like this")
     outcome.failed("predict", ClusterError("gone"))
     assert (outcome.state, outcome.stage, outcome.cause, outcome.attempt) == ("resumable", "predict", "gone", "")
@@ -159,7 +159,7 @@ def test_workers_that_went_away_are_no_fault_of_the_slide(tmp_path: Path) -> Non
     assert (outcome.state, outcome.attempt) == ("failed", "asked for like this")
 
 
-def test_who_is_started_by_hand_is_told_what_a_runs_own_workers_are() -> None:
+def test_dask_yaml_has_settings_of_own_workers() -> None:
     (told,) = dask.config.collect_yaml([REPOSITORY / "configs" / "dask.yaml"])
     for key, value in SETTINGS.items():
         assert dask.config.get(key, config=told) == value
@@ -189,14 +189,14 @@ ADDRESS = "cluster.kind=address"
         (["cluster.tls=t"], "begins with tls:// together with tls"),
     ],
 )
-def test_a_scheduler_off_this_machine_is_reached_through_tls_or_not_at_all(settings: list[str], said: str) -> None:
+def test_remote_scheduler_requires_tls(settings: list[str], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(None, settings)
     assert said in str(caught.value)
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "tcp://localhost:1", "tcp://[::1]:1", "tcp://127.3.2.1:1"])
-def test_on_this_machine_none_is_needed(address: str) -> None:
+def test_loopback_scheduler_needs_no_tls(address: str) -> None:
     assert load_config(None, [ADDRESS, f"cluster.address={address}"]).cluster.is_elsewhere
 
 
@@ -215,7 +215,7 @@ def certificates(tmp_path: Path) -> Path:
         (lambda folder: (folder / "key.pem").chmod(0o604), "chmod 600"),
     ],
 )
-def test_certificates_are_whole_and_the_key_is_secret(
+def test_tls_folder_needs_all_certificates_and_private_key(
     certificates: Path, harm: Callable[[Path], None], said: str
 ) -> None:
     assert security_of(certificates).require_encryption
@@ -224,7 +224,7 @@ def test_certificates_are_whole_and_the_key_is_secret(
         security_of(certificates)
 
 
-def test_a_worker_that_does_not_see_the_output_is_named(tmp_path: Path) -> None:
+def test_worker_without_access_to_output_is_named(tmp_path: Path) -> None:
     class Blind(Client):
         def run_on_scheduler(self, function: Callable[[], Any]) -> Any:
             return function()
@@ -241,7 +241,7 @@ def test_a_worker_that_does_not_see_the_output_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("answer", "said"), [("older", "has overtile older"), (None, "has no overtile")])
-def test_another_release_elsewhere_is_refused(answer: str | None, said: str) -> None:
+def test_workers_of_another_release_are_refused_at_start(answer: str | None, said: str) -> None:
     class Old(Client):
         def run_on_scheduler(self, function: Callable[[], Any]) -> Any:
             return function()

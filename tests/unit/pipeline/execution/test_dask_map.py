@@ -1,4 +1,4 @@
-"""Dask workers of this machine give what this process alone gives, whatever dies in between."""
+"""Dask workers of this machine give the results of a plain loop, also when workers die."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ GRID = [(row, col) for row in range(4) for col in range(5)]
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskMap]:
-    """Two workers for the whole file; when they are gone, nothing of them is left."""
+    """Two workers for the whole file; no process or file of them is left at the end."""
     before = set(psutil.Process().children(recursive=True))
     scratch = tmp_path_factory.mktemp("scratch")
     with pytest.MonkeyPatch.context() as patch:
@@ -54,24 +54,24 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskMap]:
 
 @pytest.fixture
 def cluster(started: DaskMap) -> DaskMap:
-    """The file's cluster, all its workers back whatever the test before did to them."""
+    """The cluster of this file, with all its workers restarted after the previous test."""
     started.client.wait_for_workers(WORKERS, timeout=180)
     return started
 
 
 @pytest.fixture(params=["serial", "dask"])
 def mapper(request: pytest.FixtureRequest) -> MapBlocks:
-    """Both ways to map."""
+    """Both mappers."""
     return serial if request.param == "serial" else request.getfixturevalue("cluster")
 
 
 def tried(folder: Path) -> Counter[str]:
-    """How often each block was tried."""
+    """Number of attempts at each block."""
     return Counter(path.name.rpartition(".")[0].rpartition(".")[0] for path in folder.iterdir())
 
 
 def consume(answers: Iterator[Counts]) -> tuple[list[Counts], BaseException | None]:
-    """All answers, and the error at the end."""
+    """All counts, and the error at the end."""
     found: list[Counts] = []
     try:
         for answer in answers:
@@ -86,12 +86,12 @@ def totals(answers: list[Counts]) -> Counter[str]:
 
 
 def test_all_threads_of_a_worker_share_one_heap(cluster: DaskMap) -> None:
-    """With a heap for each, every thread keeps the memory of its largest block."""
+    """With one heap for each thread, every thread keeps the memory of its largest block."""
     assert {answer["heaps"] for answer in cluster(blocks.heaps, GRID[:4])} <= {1, -1}
 
 
-def test_fault_50_a_block_that_asks_for_the_machines_memory_fails_alone(cluster: DaskMap) -> None:
-    """Also in workers that were started anew after others died."""
+def test_fault_50_block_that_needs_too_much_memory_fails_alone(cluster: DaskMap) -> None:
+    """The limit also holds in restarted workers."""
     cluster.client.restart(timeout=60)
     limits = cluster.client.run(resource.getrlimit, resource.RLIMIT_DATA)
     assert {soft for soft, _ in limits.values()} == {CEILING_BYTES}
@@ -103,17 +103,17 @@ def test_fault_50_a_block_that_asks_for_the_machines_memory_fails_alone(cluster:
     assert set(cluster.client.run(resource.getrlimit, resource.RLIMIT_DATA)) == set(limits), "no worker died of it"
 
 
-# ---- the same answers ----------------------------------------------------------------------------------------------
+# ---- the same results ---------------------------------------------------------------------------------------------
 
 
-def test_answers_equal_the_plain_loop(mapper: MapBlocks) -> None:
+def test_counts_equal_those_of_plain_loop(mapper: MapBlocks) -> None:
     found = list(mapper(blocks.count, GRID))
     assert sorted(map(sorted, (answer.items() for answer in found))) == sorted(
         map(sorted, (blocks.count(index).items() for index in GRID))
     )
 
 
-def test_no_blocks_are_no_answers(mapper: MapBlocks) -> None:
+def test_no_blocks_give_no_counts(mapper: MapBlocks) -> None:
     assert list(mapper(blocks.count, [])) == []
 
 
@@ -125,15 +125,15 @@ def test_every_block_runs_once_and_all_workers_take_part(cluster: DaskMap, tmp_p
     assert f".{os.getpid()}" not in processes
 
 
-def test_the_same_block_given_twice_is_done_twice(cluster: DaskMap, tmp_path: Path) -> None:
-    """Nothing is remembered between calls: shards are the ledger, not dask."""
+def test_same_block_given_twice_runs_twice(cluster: DaskMap, tmp_path: Path) -> None:
+    """Dask caches nothing between calls: shards record what is done."""
     assert len(list(cluster(blocks.count, [(0, 0), (0, 0)]))) == 2
 
 
 # ---- bounded -------------------------------------------------------------------------------------------------------
 
 
-def test_few_blocks_are_in_flight_however_many_there_are(cluster: DaskMap) -> None:
+def test_number_of_blocks_in_flight_is_bounded(cluster: DaskMap) -> None:
     drawn = 0
 
     def source() -> Iterator[Index]:
@@ -152,11 +152,11 @@ def test_few_blocks_are_in_flight_however_many_there_are(cluster: DaskMap) -> No
 
 
 def in_flight(dask_scheduler: Scheduler) -> int:
-    """Tasks that the scheduler knows and that have not ended."""
+    """Number of tasks that have not ended, from the scheduler."""
     return sum(task.state in ("queued", "no-worker", "processing") for task in dask_scheduler.tasks.values())
 
 
-def test_slides_share_what_may_be_in_flight(cluster: DaskMap) -> None:
+def test_slides_share_slots(cluster: DaskMap) -> None:
     """Three slides at once have no more in flight than one, and every block is done."""
     most = [0]
 
@@ -173,8 +173,8 @@ def test_slides_share_what_may_be_in_flight(cluster: DaskMap) -> None:
     assert 1 < max(most) <= IN_FLIGHT
 
 
-def test_the_oldest_slides_blocks_go_first(cluster: DaskMap, tmp_path: Path) -> None:
-    """A young slide that is mapped first stands back as soon as an older one comes."""
+def test_blocks_of_oldest_slide_run_first(cluster: DaskMap, tmp_path: Path) -> None:
+    """A younger slide that is mapped first yields as soon as an older one is mapped."""
     grid = [(0, number) for number in range(40)]
     young = cluster.ranked(7)(partial(blocks.ordered, tmp_path, 7), grid)
     next(young)
@@ -193,7 +193,7 @@ def test_serial_draws_one_at_a_time() -> None:
     assert drawn == [0]
 
 
-def test_a_caller_who_stops_listening_leaves_the_cluster_usable(cluster: DaskMap) -> None:
+def test_closed_iterator_leaves_cluster_usable(cluster: DaskMap) -> None:
     answers = cluster(blocks.count, GRID)
     next(answers)
     answers.close()  # type: ignore[attr-defined]  # it is a generator
@@ -204,16 +204,14 @@ def test_a_caller_who_stops_listening_leaves_the_cluster_usable(cluster: DaskMap
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_an_io_error_that_passes_is_no_failure(mapper: MapBlocks, tmp_path: Path, times: int) -> None:
+def test_transient_io_error_is_retried(mapper: MapBlocks, tmp_path: Path, times: int) -> None:
     answers = list(mapper(partial(blocks.fails_first, tmp_path, times, errno.EIO), GRID))
     assert totals(answers) == totals([blocks.count(index) for index in GRID])
     assert tried(tmp_path)["1.1"] == times + 1
     assert sum(tried(tmp_path).values()) == len(GRID) + times
 
 
-def test_an_io_error_that_stays_is_raised_after_three_attempts_and_names_the_block(
-    mapper: MapBlocks, tmp_path: Path
-) -> None:
+def test_persistent_io_error_is_raised_after_three_attempts_and_names_block(mapper: MapBlocks, tmp_path: Path) -> None:
     _, error = consume(mapper(partial(blocks.fails_first, tmp_path, 99, errno.EIO), GRID))
     assert isinstance(error, WorkerError)
     assert "row 1, col 1" in str(error)
@@ -222,12 +220,12 @@ def test_an_io_error_that_stays_is_raised_after_three_attempts_and_names_the_blo
     assert tried(tmp_path)["1.1"] == 3
 
 
-def test_an_io_error_that_stays_costs_its_block_only(cluster: DaskMap, tmp_path: Path) -> None:
+def test_persistent_io_error_fails_its_block_only(cluster: DaskMap, tmp_path: Path) -> None:
     found, _ = consume(cluster(partial(blocks.fails_first, tmp_path, 99, errno.EIO), GRID))
     assert len(found) == len(GRID) - 1
 
 
-def test_a_full_disk_is_not_tried_again_and_stops_new_blocks(mapper: MapBlocks, tmp_path: Path) -> None:
+def test_full_disk_is_not_retried_and_stops_new_blocks(mapper: MapBlocks, tmp_path: Path) -> None:
     found, error = consume(mapper(partial(blocks.disk_full, tmp_path), [(0, number) for number in range(1000)]))
     assert isinstance(error, DiskError)
     assert "No space left" in str(error)
@@ -239,12 +237,12 @@ def test_a_full_disk_is_not_tried_again_and_stops_new_blocks(mapper: MapBlocks, 
 def test_one_bad_block_does_not_stop_the_others(cluster: DaskMap, tmp_path: Path) -> None:
     found, error = consume(cluster(partial(blocks.bad_slide, tmp_path, ((0, 2),)), GRID))
     assert type(error) is SlideError
-    assert str(error) == "slide.svs: tile (0, 2) is damaged", "the stage's own words"
+    assert str(error) == "slide.svs: tile (0, 2) is damaged", "the message of the stage"
     assert len(found) == len(GRID) - 1
     assert set(tried(tmp_path).values()) == {1}
 
 
-def test_of_several_bad_blocks_the_first_is_raised_and_the_others_counted(cluster: DaskMap, tmp_path: Path) -> None:
+def test_first_of_several_failures_is_raised_with_number_of_others(cluster: DaskMap, tmp_path: Path) -> None:
     found, error = consume(cluster(partial(blocks.bad_slide, tmp_path, ((3, 1), (0, 2), (2, 4))), GRID))
     assert type(error) is SlideError
     assert "tile (0, 2)" in str(error)
@@ -252,7 +250,7 @@ def test_of_several_bad_blocks_the_first_is_raised_and_the_others_counted(cluste
     assert len(found) == len(GRID) - 3
 
 
-def test_an_error_that_carries_more_than_words_arrives_whole(cluster: DaskMap, tmp_path: Path) -> None:
+def test_error_arrives_with_all_its_arguments(cluster: DaskMap, tmp_path: Path) -> None:
     for bad in [((0, 2),), ((0, 2), (1, 1))]:
         _, error = consume(cluster(partial(blocks.bad_tile, tmp_path, bad), GRID))
         assert isinstance(error, TileError)
@@ -262,7 +260,7 @@ def test_an_error_that_carries_more_than_words_arrives_whole(cluster: DaskMap, t
     assert error.errno == errno.ENOSPC
 
 
-def test_a_bug_names_its_block_and_kind(cluster: DaskMap, tmp_path: Path) -> None:
+def test_unexpected_error_names_block_and_type(cluster: DaskMap, tmp_path: Path) -> None:
     found, error = consume(cluster(partial(blocks.bug, tmp_path, ((2, 3),)), GRID))
     assert isinstance(error, WorkerError)
     assert "row 2, col 3" in str(error)
@@ -274,15 +272,15 @@ def test_a_bug_names_its_block_and_kind(cluster: DaskMap, tmp_path: Path) -> Non
 # ---- death ---------------------------------------------------------------------------------------------------------
 
 
-def test_fault_6_a_worker_that_dies_once_costs_nothing_but_time(cluster: DaskMap, tmp_path: Path) -> None:
+def test_fault_6_worker_that_dies_once_changes_no_result(cluster: DaskMap, tmp_path: Path) -> None:
     answers = list(cluster(partial(blocks.poison, tmp_path, ((1, 3),), 1), GRID))
     assert totals(answers) == totals([blocks.count(index) for index in GRID])
 
 
-def test_fault_11_13_a_block_that_always_kills_its_worker_is_named_and_the_innocent_complete(
+def test_fault_11_13_block_that_always_kills_its_worker_is_named_and_others_complete(
     cluster: DaskMap, tmp_path: Path
 ) -> None:
-    """And whoever looks after the workers starts each anew: one that is just starting must not be ended."""
+    """Dead workers are restarted, and a worker that is just starting is not replaced."""
     assert cluster.client.cluster is not None
     team = dict(cluster.client.cluster.workers)
     found, error = consume(cluster(partial(blocks.poison, tmp_path, ((0, 1),), 99), GRID))
@@ -295,8 +293,8 @@ def test_fault_11_13_a_block_that_always_kills_its_worker_is_named_and_the_innoc
     assert cluster.client.cluster.workers == team
 
 
-def test_fault_13_a_block_that_kills_costs_the_other_slides_nothing(cluster: DaskMap, tmp_path: Path) -> None:
-    """It is tried again with nothing of any slide beside it."""
+def test_fault_13_block_that_kills_its_worker_does_not_affect_other_slides(cluster: DaskMap, tmp_path: Path) -> None:
+    """It is retried while no block of any slide runs."""
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
     with ThreadPoolExecutor(2) as slides:
@@ -308,8 +306,8 @@ def test_fault_13_a_block_that_kills_costs_the_other_slides_nothing(cluster: Das
     assert "row 0, col 1" in str(error)
 
 
-def test_fault_13_an_answer_that_died_with_its_worker_is_tried_alone() -> None:
-    """The block was done, its worker died before it was asked, and so did those that computed it again."""
+def test_fault_13_result_lost_with_its_worker_is_retried_alone() -> None:
+    """The block was done, but its worker died before the result was fetched, and so did those that recomputed it."""
 
     def gone() -> None:
         raise KilledWorker("block", None, 2)
@@ -319,8 +317,8 @@ def test_fault_13_an_answer_that_died_with_its_worker_is_tried_alone() -> None:
 
 
 @pytest.mark.long
-def test_fault_13_workers_that_were_given_up_are_started_anew() -> None:
-    """As dask does when one dies before it was ready, where it would leave none for ever."""
+def test_fault_13_workers_given_up_by_dask_are_replaced() -> None:
+    """dask gives up a worker that dies before it is ready, and would never start another."""
     with local_cluster(1) as mapper:
         assert mapper.client.cluster is not None
         mapper.client.cluster.sync(mapper.client.cluster.workers[0].close)
@@ -328,7 +326,7 @@ def test_fault_13_workers_that_were_given_up_are_started_anew() -> None:
         assert totals(answers.result(timeout=60)) == totals([blocks.count(index) for index in GRID])
 
 
-# ---- who can reach it ----------------------------------------------------------------------------------------------
+# ---- network sockets ----------------------------------------------------------------------------------------------
 
 
 def test_every_listening_socket_is_on_this_machine_only(cluster: DaskMap) -> None:
@@ -358,7 +356,7 @@ if __name__ == "__main__":
 """
 
 
-def test_workers_of_a_killed_run_die_too(tmp_path: Path) -> None:
+def test_workers_end_when_run_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "start.py"
     script.write_text(START)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[4]), "TMPDIR": str(tmp_path)}

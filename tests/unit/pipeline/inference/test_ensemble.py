@@ -1,4 +1,4 @@
-"""What answers for a slide: one network as ever, or several that agree; and which stages hash what of it."""
+"""The model of a run: one network or several that agree, and its part in the hashes of stages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SPEC = UNetSpec(depth=1, width=2, mpp=0.5, class_names=("cell",), threshold=0.3,
 
 
 def weights(folder: Path, name: str, spec: UNetSpec = SPEC, **changes: object) -> str:
-    """A network's file; equal specs give different weights for different names."""
+    """A network's file; files of other names have other weights, also for equal specs."""
     torch.manual_seed(sum(name.encode()))
     path = folder / f"{name}.safetensors"
     save(path, build(UNetSpec.model_validate(spec.model_dump() | changes)), {"name": name})
@@ -37,7 +37,7 @@ def weights(folder: Path, name: str, spec: UNetSpec = SPEC, **changes: object) -
 # ---- one -----------------------------------------------------------------------------------------------------------
 
 
-def test_one_network_is_a_model_as_ever(tmp_path: Path) -> None:
+def test_single_network_has_its_own_digest_and_summary(tmp_path: Path) -> None:
     path = weights(tmp_path, "one")
     for asked in (path, (path,)):
         model = load_model(ModelSection(weights=asked))
@@ -50,7 +50,7 @@ def test_one_network_is_a_model_as_ever(tmp_path: Path) -> None:
 # ---- several -------------------------------------------------------------------------------------------------------
 
 
-def test_several_are_one_model_however_they_are_listed(tmp_path: Path) -> None:
+def test_ensemble_does_not_depend_on_order_of_members(tmp_path: Path) -> None:
     gated = preset("attention", width=2, depth=2, mpp=0.5, class_names=("cell",))
     files = [weights(tmp_path, "one"), weights(tmp_path, "two", gated), weights(tmp_path, "three", threshold=0.4)]
     models = [load_model(ModelSection(weights=tuple(order))) for order in (files, files[::-1])]
@@ -77,7 +77,7 @@ def test_several_are_one_model_however_they_are_listed(tmp_path: Path) -> None:
         ({"in_channels": 1, "mean": (0.5,), "std": (0.2,)}, "same in_channels"),
     ],
 )
-def test_members_that_disagree_are_refused_naming_both(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+def test_members_that_disagree_are_refused_by_name(tmp_path: Path, changes: dict[str, object], words: str) -> None:
     files = (weights(tmp_path, "one"), weights(tmp_path, "two", **changes))
     with pytest.raises(ModelError, match=words) as caught:
         load_model(ModelSection(weights=files))
@@ -91,7 +91,7 @@ def test_the_same_weights_twice_are_refused(tmp_path: Path) -> None:
         load_model(ModelSection(weights=(path, str(tmp_path / "copy.safetensors"))))
 
 
-def test_a_member_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_member_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no model 'gone'"):
         load_model(ModelSection(weights=(weights(tmp_path, "one"), "gone")))
 
@@ -102,7 +102,7 @@ def test_no_weights_at_all_and_unknown_augmentations_are_refused() -> None:
             load_config(None, [setting])
 
 
-def test_a_case_with_a_model_of_its_own_keeps_the_augmentation(tmp_path: Path) -> None:
+def test_model_of_a_case_keeps_augmentation(tmp_path: Path) -> None:
     config = RunConfig(model=ModelSection(weights=("a", "b"), tta="d4"), input=InputSection(mpp=0.5))
     case = Case(tmp_path / "cases.csv", 2, "slide", {"model": "nuclei"})
     assert case.config(config).model == ModelSection(weights="nuclei", tta="d4")
@@ -130,8 +130,8 @@ def planned(folder: Path, *settings: str) -> SlidePlan:
     return plan
 
 
-def test_the_hashes_of_one_plain_network_are_those_of_the_first_version(folder: Path) -> None:
-    """Written out as they have always been, so results that lie somewhere stay complete."""
+def test_hashes_of_single_network_are_those_of_first_version(folder: Path) -> None:
+    """The hashes are written out, so that existing results stay complete."""
     plan = planned(folder)
     hashes, tissue = plan.hashes, plan.config.tissue
     assert tissue is not None
@@ -143,7 +143,7 @@ def test_the_hashes_of_one_plain_network_are_those_of_the_first_version(folder: 
     assert planned(folder, f"model.weights=[{CONTEXT}]", "model.tta=none").hashes == hashes
 
 
-def test_augmentation_and_members_change_the_network_s_stage_and_what_follows(folder: Path) -> None:
+def test_augmentation_and_members_change_hashes_from_predict_on(folder: Path) -> None:
     plain, turned = planned(folder), planned(folder, "model.tta=d4")
     several = planned(folder, f"model.weights=[{CONTEXT}, {folder / 'other.safetensors'}]")
     both = planned(folder, f"model.weights=[{folder / 'other.safetensors'}, {CONTEXT}]", "model.tta=d4")

@@ -1,4 +1,4 @@
-"""What the network cannot compute: memory that runs out halves the tile, a number that is none is an error."""
+"""Failures of the network: running out of memory halves the tile, a non-finite output is an error."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from unet_core.spec import UNetSpec
 
 
 def without_memory_above(network: Predictor, side_px: int) -> tuple[Predictor, list[int]]:
-    """The same network on a device that cannot take inputs wider than ``side_px``; and the widths it was given."""
+    """The same network on a device that runs out of memory above ``side_px``; and the widths of its inputs."""
     given: list[int] = []
 
     def forward(x_NCHW: torch.Tensor) -> torch.Tensor:
@@ -88,7 +88,7 @@ def test_out_of_memory_in_the_middle_of_a_block_leaves_no_trace_in_it(wide: Path
     assert np.array_equal(found, network.probability(region, core, 256))
 
 
-def test_fault_12_a_halved_run_writes_the_bytes_of_an_undisturbed_one_and_says_so(
+def test_fault_12_run_with_halved_tiles_writes_same_bytes_and_reports_it(
     tmp_path: Path, wide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = cut(300, 600)
@@ -100,7 +100,7 @@ def test_fault_12_a_halved_run_writes_the_bytes_of_an_undisturbed_one_and_says_s
     assert tree_bytes(halved.work.store.zarr) == tree_bytes(undisturbed.work.store.zarr)
 
 
-def test_fault_12_no_memory_at_all_is_an_error_not_a_background(
+def test_fault_12_no_memory_for_smallest_tile_is_an_error(
     tmp_path: Path, network: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = slide(tmp_path, cut(100, 100))
@@ -113,7 +113,7 @@ def test_fault_12_no_memory_at_all_is_an_error_not_a_background(
     assert made.work.store.stamped("predict") is None
 
 
-def test_other_errors_of_the_device_are_not_taken_for_want_of_memory(network: Predictor) -> None:
+def test_other_device_errors_do_not_halve_tile(network: Predictor) -> None:
     def forward(_: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("device-side assert")
 
@@ -130,7 +130,7 @@ def test_other_errors_of_the_device_are_not_taken_for_want_of_memory(network: Pr
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("channel", [0, 1])
 @pytest.mark.parametrize("place", [(0, 0), (99, 99), (50, 3)])
-def test_fault_57_one_number_that_is_not_finite_fails_the_slide(
+def test_fault_57_single_non_finite_logit_fails_slide(
     tmp_path: Path,
     network: Predictor,
     monkeypatch: pytest.MonkeyPatch,
@@ -158,7 +158,7 @@ def test_infinities_of_both_signs_do_not_cancel() -> None:
         activate(logits, UNetSpec(), torch.float32)
 
 
-def test_an_overflow_in_half_precision_names_the_way_out() -> None:
+def test_overflow_in_half_precision_names_remedy() -> None:
     logits = torch.full((2, 4, 4), 70_000.0).to(torch.float16).float()
     with pytest.raises(ModelError, match=r"overflow.*bf16 or fp32"):
         activate(logits, UNetSpec(), torch.float16)

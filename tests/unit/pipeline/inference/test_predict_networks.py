@@ -32,7 +32,7 @@ SHALLOW = preset("attention", width=4, depth=1, head="sigmoid")
 
 @dataclass(frozen=True)
 class Case:
-    """Networks that answer together, and how the tile is laid for them."""
+    """Networks that are averaged, and the test-time augmentation."""
 
     specs: tuple[UNetSpec, ...]
     tta: str = "none"
@@ -105,7 +105,7 @@ def files_of(folder: Path, case: Case) -> tuple[Path, ...]:
 
 
 def ready(root: Path, image: Image, files: tuple[Path, ...], case: Case, **sizes: int) -> Slide:
-    """A slide to be predicted by all of the networks."""
+    """A slide to be predicted by all networks of a case."""
     made = slide(root, image, weights=files[0], **sizes)
     return replace(made, section=replace(made.section, weights=chosen(*files), tta=case.tta))
 
@@ -133,8 +133,8 @@ def test_tiles_of_every_size_equal_the_whole_pass(tmp_path: Path, case: Case) ->
     prove(tmp_path, case, cut(601, 1125), [(64, 512), (160, 512), (256, 512), (512, 512), (384, 1024), (1024, 1024)])
 
 
-def test_each_turn_and_each_network_counts(tmp_path: Path) -> None:
-    """Control: the mean is neither the upright answer nor one network's."""
+def test_every_orientation_and_every_network_changes_result(tmp_path: Path) -> None:
+    """Control: the mean differs from the result of one orientation and from that of one network."""
     case, image = CASES["two, turned"], cut(133, 200)
     files = files_of(tmp_path, case)
     expected = whole_pass(files, image, case.turns)
@@ -145,7 +145,7 @@ def test_each_turn_and_each_network_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["unet++", "attention", "two"])
-def test_control_a_halo_one_step_short_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_control_halo_one_step_short_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     case, image = CASES[name], cut(133, 547)
     files = files_of(tmp_path, case)
     made = ready(tmp_path / "slide", image, files, case, tile=64)
@@ -198,8 +198,8 @@ def test_out_of_memory_halves_the_tile_of_all_networks(tmp_path: Path) -> None:
     assert_equal_to_rounding(short.probability, plain.probability, share=1e-3)
 
 
-def test_a_network_alone_writes_what_it_wrote_before_there_were_others(tmp_path: Path) -> None:
-    """One member, not turned: its own sizes, one pass, its own bytes."""
+def test_single_network_writes_bytes_of_plain_predictor(tmp_path: Path) -> None:
+    """One member without augmentation: its own sizes, one pass, its own bytes."""
     case, image = Case((VALID,)), cut(133, 300)
     files = files_of(tmp_path, case)
     made = ready(tmp_path / "slide", image, files, case, tile=128)
@@ -217,7 +217,7 @@ def test_a_network_alone_writes_what_it_wrote_before_there_were_others(tmp_path:
     assert network.shape == JointShape((member.shape,))
 
 
-def test_the_same_networks_are_loaded_once_and_turned_ones_apart(tmp_path: Path) -> None:
+def test_networks_are_loaded_once_for_each_augmentation(tmp_path: Path) -> None:
     case = CASES["two"]
     section = ready(tmp_path / "slide", cut(60, 60), files_of(tmp_path, case), case, tile=64).section
     network = load_network(section)

@@ -1,4 +1,4 @@
-"""Two threads of a worker, as CUDA has them: one reads and writes while the other computes, and no byte changes."""
+"""Two threads of a worker, as for CUDA: one reads and writes while the other computes, and no byte changes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def two_threads(function: Callable[[Index], Counts], indices: Iterable[Index]) -
 
 @pytest.fixture
 def network() -> Iterator[Predictor]:
-    """The one of this process, as it was at the end."""
+    """The network of this process, restored at the end."""
     network = network_of(CONTEXT)
     members = network.members
     yield network
@@ -46,7 +46,7 @@ def test_two_threads_write_what_one_writes(tmp_path: Path) -> None:
     assert written[0] == written[1]
 
 
-def test_one_thread_reads_while_the_other_computes_and_never_do_both_compute(
+def test_threads_overlap_reading_and_computing_but_never_compute_together(
     tmp_path: Path, network: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first call of the network ends only when a second block has been read."""

@@ -1,4 +1,4 @@
-"""Whether seams can be seen: counted as a plain loop would, 1 where nothing was cut, more where something was."""
+"""The seam check: the ratio equals that of a plain loop, is 1 without seams, and larger with seams."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check(pixels_KYX: Image, cut: Cut, computed: Image | None = None) -> dict[st
 
 
 def field(shape_yx: tuple[int, int], seed: int = SEED) -> Image:
-    """A probability with blobs and a little noise (1, y, x), nothing of it cut."""
+    """A probability with blobs and a little noise (1, y, x), without seams."""
     rng = np.random.default_rng(seed)
     logits = ndimage.gaussian_filter(rng.standard_normal(shape_yx, np.float32), 4) * 28
     logits += 0.05 * rng.standard_normal(shape_yx, np.float32)
@@ -37,7 +37,7 @@ def field(shape_yx: tuple[int, int], seed: int = SEED) -> Image:
 
 
 def bends_most(line: list[int], x: int) -> bool:
-    """One piece of four rows added up, pixel by pixel."""
+    """One piece of four rows, summed pixel by pixel."""
 
     def bend(at: int) -> int:
         return abs(3 * (line[at] - line[at - 1]) - (line[at + 1] - line[at - 2]))
@@ -72,7 +72,7 @@ def test_the_sharpest_bend_is_found_as_a_loop_finds_it(seed: int, k: int, height
 
 
 @pytest.mark.parametrize(("tile", "block", "step"), [(512, 1024, 96), (384, 512, 80), (512, 2048, 128)])
-def test_the_number_is_the_one_of_a_plain_loop(tile: int, block: int, step: int) -> None:
+def test_ratio_equals_plain_loop(tile: int, block: int, step: int) -> None:
     shape = 1100, 1060
     pixels = field(shape)
     starts = {n * block + t for n in range(3) for t in range(0, block, tile)}
@@ -102,7 +102,7 @@ def whole() -> Image:
     return field((2300, 2400))
 
 
-def test_where_nothing_was_cut_it_is_one(whole: Image) -> None:
+def test_ratio_is_one_without_seams(whole: Image) -> None:
     found = check(whole, Cut((2300, 2400), 1024, 64, 16))
     assert found is not None
     print(found)
@@ -111,7 +111,7 @@ def test_where_nothing_was_cut_it_is_one(whole: Image) -> None:
     assert found["places"] <= PLACES
 
 
-def test_tiles_that_do_not_fit_together_show(whole: Image) -> None:
+def test_mismatched_tiles_raise_ratio(whole: Image) -> None:
     cut = Cut((2300, 2400), 1024, 256, 16)
     rng = np.random.default_rng(SEED)
     brighter = np.kron(rng.integers(0, 3, (9, 10)), np.ones((256, 256), int))[None, :2300, :2400]
@@ -124,7 +124,7 @@ def test_tiles_that_do_not_fit_together_show(whole: Image) -> None:
     assert found["ratio"] > 1.2
 
 
-def test_a_cell_that_was_not_computed_is_no_seam(whole: Image) -> None:
+def test_edge_of_uncomputed_cell_is_no_seam(whole: Image) -> None:
     computed = np.indices((5, 5)).sum(axis=0) % 3 > 0
     asked = np.kron(computed, np.ones((CELL, CELL), bool))[:2300, :2400]
     found = check(whole * asked, Cut((2300, 2400), 1024, 128, 16), computed)
@@ -133,7 +133,7 @@ def test_a_cell_that_was_not_computed_is_no_seam(whole: Image) -> None:
     assert found["error"] < 0.04
 
 
-def test_where_there_is_too_little_it_says_nothing() -> None:
+def test_too_few_places_give_no_result() -> None:
     flat = np.full((1, 1100, 1100), 7, np.uint8)
     assert check(flat, Cut((1100, 1100), 512, 256, 16)) is None
     assert check(field((600, 600)), Cut((600, 600), 512, 512, 16)) is None
@@ -141,8 +141,8 @@ def test_where_there_is_too_little_it_says_nothing() -> None:
     assert check(field((1100, 1100)), Cut((1100, 1100), 512, 512, 16), np.zeros((3, 3), bool)) is None
 
 
-def test_only_so_many_places_are_read_whatever_the_size() -> None:
-    """A slide of 100,000 px: what is read is bounded, in all and at once."""
+def test_number_of_sampled_places_is_bounded() -> None:
+    """A slide of 100,000 px: the pixels that are read are bounded, in total and at a time."""
     boxes: list[Box] = []
 
     def read(box: Box) -> Image:
@@ -155,7 +155,7 @@ def test_only_so_many_places_are_read_whatever_the_size() -> None:
     assert max(box.area_px for box in boxes) <= CELL * (2 * CONTROLS * 16 + 12)
 
 
-def test_lines_start_anew_in_each_block_and_controls_lie_on_none() -> None:
+def test_tile_lines_restart_in_each_block_and_controls_avoid_them() -> None:
     cut = Cut((1300, 1000), 512, 384, 16)
     assert cut.lines(0) == [384, 512, 896, 1024]
     assert cut.lines(1) == [384, 512, 896]

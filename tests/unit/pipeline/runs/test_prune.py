@@ -1,4 +1,4 @@
-"""Making room: what is kept stays as it was, a kill never tells, and nothing that somebody else left is touched."""
+"""Pruning and deleting: kept parts do not change, a kill changes no result, and foreign files are not touched."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KEEP = frozenset({"tables", "overview"})
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> SlideStore:
-    """To be copied, never to be changed."""
+    """A finished slide to copy, never to change."""
     store = finished_slide(tmp_path_factory.mktemp("whole") / "slide")
     for stage in STAGES:
         store.save_result(stage, "a" * 64, (0, 0), {})
@@ -58,7 +58,7 @@ def of(store: SlideStore) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("keep", [KEEP, {"labels"}, {"image", "tissue"}, {"probability", "geojson"}, set(), set(WHERE)])
-def test_what_is_kept_stays_as_it_was_and_all_else_goes(store: SlideStore, whole: SlideStore, keep: set[str]) -> None:
+def test_kept_parts_are_unchanged_and_others_removed(store: SlideStore, whole: SlideStore, keep: set[str]) -> None:
     before = parts_on_disk(whole)
     kept = tuple(place for part in keep for place in WHERE[part])
     went = prune_slide(store, keep)
@@ -70,10 +70,10 @@ def test_what_is_kept_stays_as_it_was_and_all_else_goes(store: SlideStore, whole
     assert pruned_parts(manifest) == list(went.parts)
     assert {path.relative_to(store.root).as_posix() for path in result_files(store)} == set(manifest["files"])  # type: ignore[call-overload]  # a mapping
     unstamped = {stage for stage in STAGES if store.stamped(stage) is None}
-    assert unstamped == (set(STAGES) if went.entries else set()), "no stamp vouches for what went"
+    assert unstamped == (set(STAGES) if went.entries else set()), "no stamp stands for a removed array"
 
 
-def test_a_shard_that_stays_has_its_small_result_and_one_that_went_has_none(store: SlideStore) -> None:
+def test_small_results_are_removed_with_their_shards(store: SlideStore) -> None:
     prune_slide(store, {"labels", "tables"})
     assert {path.parent.name for path in store.work.glob("*/*.npz")} == {
         "label",
@@ -84,7 +84,7 @@ def test_a_shard_that_stays_has_its_small_result_and_one_that_went_has_none(stor
     }
 
 
-def test_pruning_again_prunes_what_is_left_and_nothing_twice(store: SlideStore) -> None:
+def test_pruning_again_removes_only_what_is_left(store: SlideStore) -> None:
     first = prune_slide(store, {"tables", "overview", "labels"})
     assert prune_slide(store, {"tables", "overview", "labels"}).entries == ()
     second = prune_slide(store, KEEP)
@@ -94,7 +94,7 @@ def test_pruning_again_prunes_what_is_left_and_nothing_twice(store: SlideStore) 
     assert not store.zarr.exists()
 
 
-def test_killed_at_any_step_the_result_is_complete_and_the_same_again_ends_it(
+def test_prune_killed_at_any_step_leaves_complete_result_and_can_be_repeated(
     whole: SlideStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed = SlideStore(Path(shutil.copytree(whole.root, tmp_path / "undisturbed")))
@@ -105,11 +105,11 @@ def test_killed_at_any_step_the_result_is_complete_and_the_same_again_ends_it(
         with killed_at(step, monkeypatch) as steps:
             prune_slide(store, KEEP)
         manifest = read_manifest(store)
-        assert manifest is not None, "it never ceases to be complete"
+        assert manifest is not None, "the result is complete at every step"
         assert verify_slide(store) == []
         assert damaged_files(store, manifest) == {}
         stamps = list(store.work.glob("*.stamp"))
-        assert "pruned" not in manifest or not stamps, "no stamp vouches for what went"
+        assert "pruned" not in manifest or not stamps, "no stamp stands for a removed array"
         arrays = {path.parent for path in store.zarr.rglob("zarr.json")}
         done = len(parts_on_disk(store)) == len(KEEP)
         assert done or arrays
@@ -125,7 +125,7 @@ def test_killed_at_any_step_the_result_is_complete_and_the_same_again_ends_it(
     assert struck > 35
 
 
-def test_what_is_not_complete_or_is_damaged_is_left_as_it_is(store: SlideStore) -> None:
+def test_incomplete_or_damaged_result_is_not_pruned(store: SlideStore) -> None:
     (store.root / "objects.parquet").unlink()
     before = tree_bytes(store.root)
     with pytest.raises(StoreError, match=r"objects\.parquet is damaged: nothing is pruned"):
@@ -140,7 +140,7 @@ def test_what_is_not_complete_or_is_damaged_is_left_as_it_is(store: SlideStore) 
     assert tree_bytes(store.root) == before
 
 
-def test_verify_still_finds_what_nobody_knows_in_a_pruned_result(store: SlideStore) -> None:
+def test_verify_finds_unexpected_file_in_pruned_result(store: SlideStore) -> None:
     prune_slide(store, KEEP | {"image"})
     (store.zarr / "0" / "mine").write_text("mine")
     (store.zarr / "probability").mkdir()
@@ -150,14 +150,14 @@ def test_verify_still_finds_what_nobody_knows_in_a_pruned_result(store: SlideSto
     assert found == {"slide.ome.zarr/0/mine", "overview.png"}
 
 
-def test_nothing_is_counted_that_stays(whole: SlideStore) -> None:
+def test_kept_parts_are_not_counted(whole: SlideStore) -> None:
     manifest = of(whole)
     assert going(manifest, frozenset(PARTS)).entries == ()
     assert going(manifest, frozenset(PARTS)).bytes == 0
 
 
 @pytest.mark.parametrize(("words", "near"), [("table", "tables"), ("tables,labls", "labels"), ("Image", "image")])
-def test_a_part_that_there_is_not_is_refused_by_the_nearest(words: str, near: str) -> None:
+def test_unknown_part_is_refused_with_nearest_name(words: str, near: str) -> None:
     with pytest.raises(ConfigError, match=rf"expected some of tables, .*image \(did you mean {near}\?\)"):
         read_parts(words)
     assert read_parts("tables, overview") == KEEP
@@ -166,7 +166,7 @@ def test_a_part_that_there_is_not_is_refused_by_the_nearest(words: str, near: st
 # ---- deleting --------------------------------------------------------------------------------------------------------
 
 
-def test_killed_while_deleting_it_is_a_slide_that_was_begun_and_the_same_again_ends_it(
+def test_delete_killed_at_any_step_leaves_incomplete_slide_and_can_be_repeated(
     whole: SlideStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     struck = 0
@@ -180,7 +180,7 @@ def test_killed_while_deleting_it_is_a_slide_that_was_begun_and_the_same_again_e
         if read_manifest(store) is None:
             begun = {json.loads(path.read_text())["plan"] for path in store.work.glob("*.stamp")}
             whole_still = len(parts_on_disk(store)) == len(parts_on_disk(whole)) + 2
-            assert whole_still or not begun, "no stamp vouches for what went"
+            assert whole_still or not begun, "no stamp stands for a removed array"
         else:
             assert verify_slide(store) == []
         delete_slide(store, [path for path in store.root.glob("exports/*") if path.exists()])

@@ -1,4 +1,4 @@
-"""One small slide through every stage in this process: what is redone, what is kept, what is proven by the manifest."""
+"""One small slide through every stage in this process: what is redone, what is kept, what the manifest proves."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def plan(tmp_path: Path) -> Plan:
 
 
 def run(plan: SlidePlan, out: Path, *, forced: bool = False) -> SlideRun:
-    """Run what has to be done below OUT, to the manifest."""
+    """Run everything that has to be done below OUT, up to the manifest."""
     return run_slide.run(plan, slide_root(out, plan.key), forced=forced)
 
 
@@ -64,13 +64,13 @@ def changed(before: SlidePlan, after: SlidePlan) -> set[str]:
 # ---- the plan --------------------------------------------------------------------------------------------------------
 
 
-def test_a_change_reaches_all_that_reads_it(plan: Plan) -> None:
+def test_changed_setting_changes_hashes_of_dependent_stages(plan: Plan) -> None:
     everything = set(plan().hashes)
     assert changed(plan(), plan("compute.precision=bf16")) == everything - {"ingest", "tissue"}
     assert changed(plan(), plan("objects.min_area_um2=3")) == everything - {"ingest", "tissue", "predict"}
 
 
-def test_the_smallest_object_is_the_models_own_unless_said(plan: Plan) -> None:
+def test_smallest_object_is_that_of_model_unless_configured(plan: Plan) -> None:
     own = plan(model=resolve("nuclei@1"))
     assert own.min_area_um2 == own.model.spec.min_area_um2 == 2.9
     assert not changed(own, plan("objects.min_area_um2=2.9", model=resolve("nuclei@1")))
@@ -97,7 +97,7 @@ def test_other_pixels_in_the_slide_change_everything(plan: Plan, tmp_path: Path)
 
 
 @pytest.mark.parametrize("mpp", ["0.5", "0.4", "0.11"])
-def test_the_image_is_one_piece_of_the_chosen_level_resampled(plan: Plan, tmp_path: Path, mpp: str) -> None:
+def test_image_equals_chosen_level_resampled_in_one_piece(plan: Plan, tmp_path: Path, mpp: str) -> None:
     planned = plan(f"input.mpp={mpp}")
     slide = SlideRun(planned, SlideStore(tmp_path / "out" / "discs"))
     slide.prepare()
@@ -111,7 +111,7 @@ def test_the_image_is_one_piece_of_the_chosen_level_resampled(plan: Plan, tmp_pa
     assert np.array_equal(stored, expected)
 
 
-def test_the_tissue_picture_is_the_mean_of_whole_squares_whatever_the_block() -> None:
+def test_tissue_thumbnail_does_not_depend_on_blocks() -> None:
     image = np.random.default_rng(3).integers(0, 256, (3, 75, 50), np.uint8)
     mean = area_mean(image, 16)
     for row, col in np.ndindex(mean.shape[1:]):
@@ -126,7 +126,7 @@ def test_the_tissue_picture_is_the_mean_of_whole_squares_whatever_the_block() ->
 # ---- running again ---------------------------------------------------------------------------------------------------
 
 
-def test_a_complete_slide_is_left_alone(plan: Plan, tmp_path: Path) -> None:
+def test_complete_slide_is_not_changed(plan: Plan, tmp_path: Path) -> None:
     run(plan(), tmp_path / "out")
     before = tree_bytes(tmp_path / "out")
     again = run(plan(), tmp_path / "out")
@@ -134,7 +134,7 @@ def test_a_complete_slide_is_left_alone(plan: Plan, tmp_path: Path) -> None:
     assert tree_bytes(tmp_path / "out") == before
 
 
-def test_a_changed_setting_gives_what_a_fresh_run_gives_without_a_network_call(plan: Plan, tmp_path: Path) -> None:
+def test_changed_object_setting_gives_result_of_fresh_run_without_network_call(plan: Plan, tmp_path: Path) -> None:
     run(plan(), tmp_path / "out")
     again = run(plan("objects.min_area_um2=340"), tmp_path / "out")
     fresh = run(plan("objects.min_area_um2=340", out="fresh"), tmp_path / "fresh")
@@ -146,7 +146,7 @@ def test_a_changed_setting_gives_what_a_fresh_run_gives_without_a_network_call(p
     assert results[0] == results[1]
 
 
-def test_what_the_network_made_is_given_up_only_when_forced(plan: Plan, tmp_path: Path) -> None:
+def test_network_result_is_kept_unless_forced(plan: Plan, tmp_path: Path) -> None:
     run(plan(), tmp_path / "out")
     before = tree_bytes(tmp_path / "out")
     other = plan("tiles.block=1024")
@@ -159,7 +159,7 @@ def test_what_the_network_made_is_given_up_only_when_forced(plan: Plan, tmp_path
     assert verify_slide(forced.store) == []
 
 
-def test_the_manifest_goes_before_anything_is_redone(plan: Plan, tmp_path: Path) -> None:
+def test_manifest_is_removed_before_anything_is_redone(plan: Plan, tmp_path: Path) -> None:
     done = run(plan(), tmp_path / "out")
     again = SlideRun(plan("objects.min_area_um2=1"), done.store)
     assert again.prepare() == "todo"
@@ -171,7 +171,7 @@ def test_the_manifest_goes_before_anything_is_redone(plan: Plan, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["slide.ome.zarr/probability/0/c/0/1/1", "objects.parquet", "objects.geojson.gz"])
-def test_one_flipped_bit_is_found_named_and_only_that_file_made_again(plan: Plan, tmp_path: Path, name: str) -> None:
+def test_flipped_bit_is_found_and_only_that_file_is_repaired(plan: Plan, tmp_path: Path, name: str) -> None:
     done = run(plan(), tmp_path / "out")
     path, sound = done.store.root / name, tree_bytes(done.store.root, without=(".work", "manifest.json"))
     content = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Verify names every damaged file and changes nothing; repair drops just what has to be made again."""
+"""Verify names every damaged file and changes nothing; repair removes only what has to be made again."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> SlideStore:
 
 @pytest.fixture
 def store(template: SlideStore, tmp_path: Path) -> SlideStore:
-    """A copy to be damaged."""
+    """A copy to damage."""
     shutil.copytree(template.root, tmp_path / "slide")
     return SlideStore(tmp_path / "slide")
 
@@ -83,7 +83,7 @@ def note(store: SlideStore) -> dict[str, str] | None:
 # ---- verify --------------------------------------------------------------------------------------------------------
 
 
-def test_a_sound_result_is_sound_and_untouched(store: SlideStore) -> None:
+def test_intact_result_has_no_damage_and_is_not_changed(store: SlideStore) -> None:
     before = tree_bytes(store.root)
     assert verify_slide(store) == []
     assert tree_bytes(store.root) == before
@@ -130,12 +130,12 @@ def test_a_file_that_does_not_belong_is_named(store: SlideStore, name: str) -> N
     assert [(one.path, one.reason) for one in verify_slide(store) or []] == [(name, "not in the manifest")]
 
 
-def test_a_note_somebody_left_beside_the_result_is_theirs(store: SlideStore) -> None:
+def test_foreign_file_beside_result_is_ignored(store: SlideStore) -> None:
     (store.root / "my notes.txt").write_text("looks good")
     assert verify_slide(store) == []
 
 
-def test_reasons_say_what_is_wrong(store: SlideStore) -> None:
+def test_damage_states_its_reason(store: SlideStore) -> None:
     size = (store.root / "overview.png").stat().st_size
     DAMAGES["cut"](store.root / "overview.png")
     DAMAGES["deleted"](store.root / "objects.parquet")
@@ -215,7 +215,7 @@ def test_the_stages_of_a_whole_result_are_those_that_wrote_it(store: SlideStore)
 # ---- repair --------------------------------------------------------------------------------------------------------
 
 
-def test_what_was_noted_and_what_is_plainly_gone_must_be_made_again(store: SlideStore) -> None:
+def test_noted_and_missing_files_are_repaired(store: SlideStore) -> None:
     promised = {name: sha256_file(store.root / name) for name in results(store)}
     flip(store.root / "overview.png")
     assert damaged_files(store, manifest_of(store)) == {}, "without verify nobody reads every byte"
@@ -230,7 +230,7 @@ def test_what_was_noted_and_what_is_plainly_gone_must_be_made_again(store: Slide
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"7", b"null", b"\0\0"])
-def test_a_note_that_cannot_be_read_is_made_again(store: SlideStore, content: bytes) -> None:
+def test_unreadable_damage_note_is_replaced_by_new_check(store: SlideStore, content: bytes) -> None:
     flip(store.root / "overview.png")
     (store.work / "damage.json").write_bytes(content)
     assert set(damaged_files(store, manifest_of(store))) == {"overview.png"}
@@ -262,9 +262,7 @@ def stamps(store: SlideStore) -> set[str]:
     ],
 )
 @pytest.mark.parametrize("damage", ["flipped", "cut", "deleted"])
-def test_repair_drops_the_file_its_stage_s_stamp_and_the_manifest(
-    store: SlideStore, name: str, stage: str, damage: str
-) -> None:
+def test_repair_removes_file_stamp_and_manifest(store: SlideStore, name: str, stage: str, damage: str) -> None:
     before = tree_bytes(store.root, without=(".work",))
     DAMAGES[damage](store.root / name)
     verify_slide(store)
@@ -277,7 +275,7 @@ def test_repair_drops_the_file_its_stage_s_stamp_and_the_manifest(
 
 
 @pytest.mark.parametrize("damage", ["flipped", "emptied", "deleted"])
-def test_lost_metadata_is_written_again_and_costs_no_block(store: SlideStore, damage: str) -> None:
+def test_lost_metadata_is_restored_without_computing_blocks(store: SlideStore, damage: str) -> None:
     before = tree_bytes(store.root, without=(".work",))
     for path in store.zarr.rglob("zarr.json"):
         DAMAGES[damage](path)
@@ -288,10 +286,10 @@ def test_lost_metadata_is_written_again_and_costs_no_block(store: SlideStore, da
     assert stamps(store) == set(STAGES)
 
 
-def test_killed_at_any_step_a_repair_never_trusts_what_is_damaged(
+def test_repair_killed_at_any_step_never_trusts_damaged_files(
     template: SlideStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Either the manifest still stands, and the repair begins anew; or it is gone, and the repair is taken up."""
+    """Either the manifest still exists and the repair starts again, or it is gone and the repair is resumed."""
     damaged = {
         "slide.ome.zarr/probability/0/c/0/0/1": "predict",
         "slide.ome.zarr/labels/objects/0/c/1/1": "label",
@@ -323,7 +321,7 @@ def test_killed_at_any_step_a_repair_never_trusts_what_is_damaged(
     assert step >= 8
 
 
-def test_what_was_made_again_must_be_what_was_promised(store: SlideStore) -> None:
+def test_repaired_file_must_have_digest_of_manifest(store: SlideStore) -> None:
     name = "slide.ome.zarr/probability/0/c/0/0/1"
     sound = (store.root / name).read_bytes()
     damaged = {name: sha256_file(store.root / name), "stray": ""}
@@ -338,7 +336,7 @@ def test_what_was_made_again_must_be_what_was_promised(store: SlideStore) -> Non
 # ---- damage met in the middle of a run -----------------------------------------------------------------------------
 
 
-def test_what_cannot_be_read_is_removed_and_what_can_stays(store: SlideStore) -> None:
+def test_unreadable_files_are_removed_and_readable_ones_kept(store: SlideStore) -> None:
     store.manifest.unlink()
     before = tree_bytes(store.root, without=(".work",))
     bad = ["slide.ome.zarr/0/c/0/0/1", "slide.ome.zarr/labels/objects/0/c/0/0", "slide.ome.zarr/tissue/zarr.json"]

@@ -1,4 +1,4 @@
-"""GeoJSON: outlines that give the label image back, whatever the blocks, and a file QuPath's rules accept."""
+"""GeoJSON: outlines that reproduce the label image for any blocks, and a file that follows QuPath's rules."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_ids_beyond_int32_are_kept() -> None:
 # ---- the file -------------------------------------------------------------------------------------------------------
 
 
-def test_the_file_gives_the_labels_back(finished: Path) -> None:
+def test_file_reproduces_labels(finished: Path) -> None:
     labels = blobs()
     found = by_object(finished)
     count = int(labels.max())
@@ -209,7 +209,7 @@ def test_one_pixel(tmp_path: Path) -> None:
     assert feature["geometry"] == {"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]]}
 
 
-def test_nothing_in_the_header_depends_on_the_day(finished: Path) -> None:
+def test_gzip_header_has_no_time(finished: Path) -> None:
     header = (finished / GEOJSON).read_bytes()[:10]
     assert header[3] == 0, "no name, no comment"
     assert header[4:8] == bytes(4), "no time"

@@ -1,4 +1,4 @@
-"""The label stage on disk: skimage's labels, whatever the blocks, their order and where it was stopped."""
+"""The label stage on disk: labels of scikit-image, for any blocks, any order and after any stop."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def nuclei() -> Bytes:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Every file of a run with holes that nothing disturbed."""
+    """Every file of an uninterrupted run with holes."""
     root = tmp_path_factory.mktemp("undisturbed")
     label_slide(make_work(root, nuclei()), WITH_HOLES, serial)
     return tree_bytes(root)
@@ -186,7 +186,7 @@ def counted(report: StageReport) -> list[int]:
 
 
 @pytest.mark.parametrize("stop", [0, 1, 8, 9, 13, 18, 26, 27])
-def test_stopped_anywhere_it_goes_on_where_it_was(tmp_path: Path, undisturbed: dict[str, bytes], stop: int) -> None:
+def test_stopped_stage_resumes_where_it_was(tmp_path: Path, undisturbed: dict[str, bytes], stop: int) -> None:
     work = make_work(tmp_path, nuclei())
     with pytest.raises(StoppedError) if stop < 3 * BLOCKS else nullcontext():
         label_slide(work, WITH_HOLES, StopAfter(stop))
@@ -198,7 +198,7 @@ def test_stopped_anywhere_it_goes_on_where_it_was(tmp_path: Path, undisturbed: d
     assert tree_bytes(tmp_path) == undisturbed
 
 
-def test_stopped_between_tables_it_goes_on(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+def test_stage_stopped_between_tables_resumes(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     work = make_work(tmp_path, nuclei())
     label_slide(work, WITH_HOLES, serial)
     for stage in (FILL, LOOKUP):
@@ -208,7 +208,7 @@ def test_stopped_between_tables_it_goes_on(tmp_path: Path, undisturbed: dict[str
     assert tree_bytes(tmp_path) == undisturbed
 
 
-def test_without_its_small_files_only_those_are_redone(tmp_path: Path) -> None:
+def test_missing_small_files_are_redone_alone(tmp_path: Path) -> None:
     work = make_work(tmp_path, nuclei())
     facts = label_slide(work, SECTION, serial).facts
     before = tree_bytes(tmp_path / "slide.ome.zarr")
@@ -220,7 +220,7 @@ def test_without_its_small_files_only_those_are_redone(tmp_path: Path) -> None:
     assert tree_bytes(tmp_path / "slide.ome.zarr") == before
 
 
-def test_another_plan_starts_anew_and_leaves_nothing_of_the_old(tmp_path: Path) -> None:
+def test_another_plan_restarts_and_removes_results_of_old_plan(tmp_path: Path) -> None:
     label_slide(make_work(tmp_path, nuclei()), WITH_HOLES, serial)
     work = make_work(tmp_path, nuclei(), plan="2" * 64)
     changed = label_inputs(threshold=0.6)
@@ -247,12 +247,12 @@ def test_a_missing_probability_shard_is_never_background(tmp_path: Path) -> None
         label_slide(work, SECTION, serial)
 
 
-def test_block_functions_travel_to_workers(tmp_path: Path) -> None:
+def test_block_functions_are_picklable(tmp_path: Path) -> None:
     function = partial(label_block, StageContext(tmp_path, (5, 5), 512, PLAN))
     assert pickle.loads(pickle.dumps(function)).args == function.args
 
 
-def test_limits_in_pixels_do_not_suffer_from_rounding() -> None:
+def test_area_limits_in_pixels_are_exact() -> None:
     for mpp in (0.1, 0.25, 0.2528, 0.3):
         for px in (1, 3, 100, 12345):
             section = label_inputs(

@@ -179,7 +179,7 @@ def test_level_0_pixels_and_micrometres(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [0, 4, 8])
-def test_stopped_anywhere_it_writes_the_same_bytes(tmp_path: Path, stop: int) -> None:
+def test_stopped_stage_resumes_to_same_bytes(tmp_path: Path, stop: int) -> None:
     probability, image = slide(1)
     work = make_work(tmp_path, probability, image)
     with pytest.raises(StoppedError):

@@ -1,4 +1,4 @@
-"""The overview picture: what lies where on it, for any slide, and the same bytes every time."""
+"""The overview picture: its content for any slide, and the same bytes every time."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def discs(shape_yx: tuple[int, int], radius: int, number: int, seed: int = 0) ->
 
 
 def measures(shape_yx: tuple[int, int]) -> NDArray[np.float32]:
-    """Quality of all cells: nothing but tissue, sharp and clean."""
+    """Quality of all cells: all tissue, sharp and clean."""
     clean = np.zeros((len(MEASURES), *(-(-side // 512) for side in shape_yx)), np.float32)
     clean[:2] = 1
     return clean
@@ -130,7 +130,7 @@ def test_large_objects_are_outlined_on_the_overview(tmp_path: Path) -> None:
     assert share(page, INK) - share(drawn(tmp_path), INK) > 0.8 * border_px, "the tissue's border is drawn"
 
 
-def test_blurred_and_inked_cells_are_outlined_and_flags_are_said(tmp_path: Path) -> None:
+def test_blurred_and_inked_cells_are_outlined_and_flags_are_in_caption(tmp_path: Path) -> None:
     labels = np.zeros((1600, 2000), np.uint32)
     work = make_slide(tmp_path, glass(labels), labels)
     overlay_slide(work, SECTION)
@@ -197,7 +197,7 @@ def test_no_tissue_at_all(tmp_path: Path) -> None:
     overlay_slide(work, replace(SECTION, tissue_mm2=0.0))
 
 
-def test_sixteen_bit_channels_are_seen(tmp_path: Path) -> None:
+def test_sixteen_bit_channels_are_visible(tmp_path: Path) -> None:
     labels = discs((700, 900), radius=20, number=40)
     rng = np.random.default_rng(0)
     image = rng.integers(90, 110, (2, 700, 900)).astype(np.uint16)
@@ -209,7 +209,7 @@ def test_sixteen_bit_channels_are_seen(tmp_path: Path) -> None:
     assert (page[..., 2] > 200).sum() > 20_000, "0.8 % of the range is stretched to be seen"
 
 
-def test_the_name_is_inert(tmp_path: Path) -> None:
+def test_control_characters_in_name_are_replaced(tmp_path: Path) -> None:
     labels = np.zeros((40, 40), np.uint32)
     work = make_slide(tmp_path, glass(labels), labels)
     overlay_slide(work, replace(SECTION, name="\x1b[31m a\nb " + "long " * 100, model="m\u00e9\u4e2d"))
@@ -295,7 +295,7 @@ def test_a_tint_leaves_what_has_none() -> None:
     assert picture[0, :, 0].tolist() == [200, 140, 80]
 
 
-def test_lengths_are_those_people_use() -> None:
+def test_scale_bar_lengths_are_round_numbers() -> None:
     assert [nice_length(value) for value in (1, 1.99, 4.9, 5, 99, 1234, 0.03)] == [1, 1, 2, 5, 50, 1000, 0.02]
     assert [length_label(value) for value in (0.5, 20, 1000, 5000)] == ["0.5 \u00b5m", "20 \u00b5m", "1 mm", "5 mm"]
 
@@ -313,7 +313,7 @@ def test_bright_colour_is_shown_as_it_is_and_dark_colour_brightened() -> None:
     assert compose(dark, RGB, windows(dark, RGB)).mean() > 120
 
 
-def test_contrast_leaves_out_what_was_not_scanned() -> None:
+def test_contrast_ignores_unscanned_areas() -> None:
     plane = np.zeros((100, 100), np.uint16)
     plane[:50] = 700
     plane[:25] = 900

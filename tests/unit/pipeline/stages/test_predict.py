@@ -1,4 +1,4 @@
-"""Tile by tile equals one pass over the whole slide; what cannot be computed is an error, never background."""
+"""Tiles equal one pass over the whole slide; pixels that cannot be computed are an error, never background."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from unet_core.spec import UNetSpec
 # ---- equal to the whole pass ---------------------------------------------------------------------------------------
 
 
-def test_the_oracle_sees_something_worth_comparing() -> None:
+def test_oracle_has_foreground_and_background() -> None:
     answer = whole_pass(CONTEXT, cut(700, 900))
     assert 0.02 < (answer > 127).mean() < 0.9
     assert ((answer > 5) & (answer < 250)).mean() > 0.02
@@ -72,7 +72,7 @@ def test_every_tile_and_block_gives_the_whole_pass(
 
 
 def test_tiles_of_different_size_agree_to_the_bit(tmp_path: Path, wide: Path) -> None:
-    """From width 16 and 316 px of input up, on one thread, fp32 rounds the same whatever surrounds a pixel."""
+    """From width 16 and 316 px of input up, on one thread, fp32 rounding depends on no pixel outside the halo."""
     image = cut(300, 600)
     answers = [
         slide(tmp_path / f"{tile}-{block}", image, weights=wide, tile=tile, block=block)
@@ -176,7 +176,7 @@ def test_one_pass_over_a_window_equals_the_tiles_there(network: Predictor) -> No
 # ---- a slide's worth -----------------------------------------------------------------------------------------------
 
 
-def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_stopped_run_resumes_where_it_was(tmp_path: Path) -> None:
     image = cut(700, 1100)
     undisturbed = slide(tmp_path / "one", image)
     undisturbed.run()
@@ -233,7 +233,7 @@ def test_cells_without_tissue_are_zero_and_cost_no_call(tmp_path: Path) -> None:
         assert report.facts == {"pixels": 1100 * 1300, "skipped_pixels": int((~cells).sum()), "seam": None}
 
 
-def test_a_slide_without_tissue_is_complete_and_asks_the_network_nothing(tmp_path: Path) -> None:
+def test_slide_without_tissue_is_complete_without_network_call(tmp_path: Path) -> None:
     made = slide(tmp_path, cut(600, 600))
     put_array(made.work.store, "tissue", np.zeros((19, 19), bool), "none")
     report = made.run()
@@ -266,7 +266,7 @@ def test_tissue_is_decided_by_cell(tmp_path: Path, factor: int) -> None:
 # ---- which network -------------------------------------------------------------------------------------------------
 
 
-def test_weights_that_changed_since_the_plan_are_refused(tmp_path: Path) -> None:
+def test_weights_changed_since_plan_are_refused(tmp_path: Path) -> None:
     weights = weights_of(tmp_path, UNetSpec(depth=1, width=2), seed=1)
     made = slide(tmp_path / "slide", cut(60, 60), weights=weights, tile=64)
     weights_of(tmp_path, UNetSpec(depth=1, width=2), seed=2)

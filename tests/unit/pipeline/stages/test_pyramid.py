@@ -1,4 +1,4 @@
-"""The pyramid: levels against brute force, resume to the byte, and metadata that other people's readers accept."""
+"""The pyramid: levels against brute force, resume to the same bytes, and metadata that other readers accept."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def make_slide(root: Path, arrays: Mapping[str, NDArray[Any]], plans: Mapping[st
 
 
 def mean_of_each_square(pixels: NDArray[Any]) -> NDArray[Any]:
-    """Brute force: each output pixel by itself, rounded half up."""
+    """Brute force: each output pixel separately, rounded half up."""
     height, width = -(-pixels.shape[-2] // 2), -(-pixels.shape[-1] // 2)
     made = np.empty((*pixels.shape[:-2], height, width), pixels.dtype)
     for y, x in np.ndindex(height, width):
@@ -58,7 +58,7 @@ def mean_of_each_square(pixels: NDArray[Any]) -> NDArray[Any]:
 
 
 def mean_of_what_exists(pixels: NDArray[Any]) -> NDArray[Any]:
-    """The same for large arrays: exact sums of what each square holds, and how much it holds."""
+    """The same for large arrays: exact sums and numbers of the existing pixels of each square."""
 
     def sums(values: NDArray[Any]) -> NDArray[Any]:
         rows, cols = (np.arange(0, length, 2) for length in values.shape[-2:])
@@ -190,7 +190,7 @@ def test_one_pixel(tmp_path: Path) -> None:
 
 
 def check_metadata(path: Path) -> None:
-    """``path`` is OME-Zarr 0.5 to ome-zarr-models, and passes four checks that it leaves out."""
+    """Check ``path`` with ome-zarr-models as OME-Zarr 0.5, and four rules that it does not check."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Image.from_zarr(zarr.open_group(path, mode="r"))

@@ -34,7 +34,7 @@ Array = NDArray[Any]
 
 @cache
 def probability(classes: int) -> Array:
-    """Blobs from a smooth random field that touch one another; over the four-block corner one of many tops."""
+    """Blobs from a smooth random field that touch one another; one with many maxima over the four-block corner."""
     rng = np.random.default_rng(SEED)
     field = ndimage.gaussian_filter(rng.standard_normal((classes, *SHAPE_YX)), (0, 5, 5))
     stored = np.clip((122 + 1300 * field) / classes, 0, 255 // classes).astype(np.uint8)
@@ -133,7 +133,9 @@ def test_the_object_over_the_corner_is_split_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("classes", "how"), [(1, "serial"), pytest.param(2, "dask", marks=pytest.mark.long)])
-def test_everything_at_once(tmp_path: Path, classes: int, how: str, request: pytest.FixtureRequest) -> None:
+def test_all_settings_together_equal_whole_image(
+    tmp_path: Path, classes: int, how: str, request: pytest.FixtureRequest
+) -> None:
     radii = [(2, 1), (1, 2)][:classes]
     chosen = section(
         discs_um=tuple((opens * MPP, closes * MPP) for opens, closes in radii),
@@ -162,7 +164,7 @@ def test_regions_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [13, *(pytest.param(one, marks=pytest.mark.long) for one in (0, 4, 9, 18, 26))])
-def test_stopped_anywhere_it_goes_on_where_it_was(tmp_path: Path, stop: int) -> None:
+def test_stopped_stage_resumes_where_it_was(tmp_path: Path, stop: int) -> None:
     label_slide(make_work(tmp_path / "undisturbed", probability(1)), section(), serial)
     work = make_work(tmp_path / "stopped", probability(1))
     with pytest.raises(StoppedError):
@@ -181,8 +183,8 @@ def test_no_object_at_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_killed_before_any_change_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two rows of blocks around the four-block corner; every ninth change of the file system is the last one."""
+def test_stage_killed_at_any_change_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows of blocks around the four-block corner; stopped at every ninth change of the file system."""
     stored = np.ascontiguousarray(probability(1)[:, :600, :600])
     label_slide(make_work(tmp_path / "undisturbed", stored), section(), serial)
     expected_bytes, step = tree_bytes(tmp_path / "undisturbed"), 4

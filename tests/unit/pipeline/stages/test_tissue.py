@@ -1,4 +1,4 @@
-"""The tissue stage: one low-resolution picture whatever the blocks, resumed from its small results."""
+"""The tissue stage: one thumbnail for any blocks, resumed from its small results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PLAN = "7" * 64
 
 
 def slide() -> NDArray[np.uint8]:
-    """Glass with a piece of stained tissue on it (c, y, x), no multiple of anything."""
+    """Glass with a piece of stained tissue (c, y, x), of no round size."""
     image = np.full((3, 1337, 1777), 243, np.uint8)
     image[:, 200:709, 600:1105] = immunohistochemistry()[:509, :505].transpose(2, 0, 1)
     return image
@@ -67,7 +67,7 @@ def test_a_tissue_pixel_is_at_most_8_um_and_divides_a_cell(mpp: float, factor: i
 
 
 @pytest.mark.parametrize("block_px", [512, 1024, 2048])
-def test_the_mask_is_that_of_the_whole_picture_whatever_the_block(tmp_path: Path, block_px: int) -> None:
+def test_mask_does_not_depend_on_blocks(tmp_path: Path, block_px: int) -> None:
     image, how = slide(), section()
     made = work(tmp_path, image, block_px)
     tissue_slide(made, how, serial)
@@ -95,7 +95,7 @@ def test_switched_off_everything_is_tissue(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [0, 1, 5, 11])
-def test_stopped_and_run_again_only_the_rest_is_read(tmp_path: Path, stop: int) -> None:
+def test_stopped_stage_reads_only_remaining_blocks(tmp_path: Path, stop: int) -> None:
     image = slide()
     whole = work(tmp_path / "whole", image, 512)
     tissue_slide(whole, section(), backwards)
@@ -118,7 +118,7 @@ def area(folder: Path, *corners: tuple[float, float]) -> Regions:
 
 
 def test_tissue_of_each_region_is_counted_square_by_square(tmp_path: Path) -> None:
-    """A square counts where its centre lies, with the pixels it has; the first of two regions gets it."""
+    """A square counts where its centre lies, with its existing pixels; the first of two regions gets it."""
     one = area(tmp_path, (900.0, 300.0), (2300.0, 500.0), (1500.0, 1500.0))
     two = area(tmp_path, (1200.0, 400.0), (3500.0, 400.0), (3500.0, 2600.0), (1200.0, 2600.0))
     regions = Regions(("one", "two", "nowhere"), ("", "", ""), (*one.areas, *two.areas, shapely.box(0, 0, 9, 9).wkb))
@@ -154,7 +154,7 @@ def test_a_mask_from_a_file_is_taken_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("block_px", [512, 2048])
-def test_quality_is_that_of_the_whole_picture_whatever_the_block(tmp_path: Path, block_px: int) -> None:
+def test_quality_does_not_depend_on_blocks(tmp_path: Path, block_px: int) -> None:
     image, how = slide(), section()
     made = work(tmp_path, image, block_px)
     report = tissue_slide(made, how, serial)
@@ -168,7 +168,7 @@ def test_quality_is_that_of_the_whole_picture_whatever_the_block(tmp_path: Path,
     assert report.facts["quality"]["cells"] == (stored[0] >= 0.25).sum() == 2
 
 
-def test_flagged_cells_count_as_no_tissue_only_when_asked(tmp_path: Path) -> None:
+def test_flagged_cells_are_excluded_only_when_configured(tmp_path: Path) -> None:
     image = slide()
     soft = [ndimage.gaussian_filter(one.astype(np.float32), 4.0).round().astype(np.uint8) for one in image]
     image[:, :, :1024] = np.stack(soft)[:, :, :1024]

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: whatever goes wrong, the previous content stands and nothing else is left."""
+"""Files are whole or absent: after any failure the previous content is kept and no other file is left."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_partial_that_vanishes_while_sweeping_is_no_failure(tmp_path: Path, monk
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG])
 @pytest.mark.parametrize("step", ["fsync", "replace", "open", "mkdir"])
-def test_disk_trouble_names_the_path_and_leaves_nothing(
+def test_disk_error_names_path_and_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, step: str
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -139,13 +139,13 @@ def test_disk_trouble_names_the_path_and_leaves_nothing(
     assert names(tmp_path) == []
 
 
-def test_other_io_errors_pass_as_they_are(tmp_path: Path) -> None:
+def test_other_io_errors_are_not_changed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="nasty") as caught, disk_errors(tmp_path):
         raise OSError(errno.EIO, "nasty")
     assert not isinstance(caught.value, DiskError), "one EIO may pass and is tried again; a full disk does not"
 
 
-def test_disk_error_keeps_its_own_words_when_wrapped_twice(tmp_path: Path) -> None:
+def test_nested_disk_error_keeps_its_message(tmp_path: Path) -> None:
     with pytest.raises(DiskError, match="inner"), disk_errors(tmp_path / "outer"), disk_errors(tmp_path / "inner"):
         raise OSError(errno.ENOSPC, "full")
 
@@ -170,7 +170,7 @@ def test_digest_depends_on_content_not_on_the_order_of_keys(content: object) -> 
     assert digest(content) != digest([content])
 
 
-def test_json_comes_back_whatever_the_text(tmp_path: Path) -> None:
+def test_json_round_trips_any_text(tmp_path: Path) -> None:
     content = {"name": "ü\n<img src=x>\x1b[31m", "numbers": [1, 2.5, None, True]}
     write_json(tmp_path / "a.json", content)
     assert read_json(tmp_path / "a.json") == content
@@ -259,7 +259,7 @@ def test_sha256_of_a_file_is_that_of_its_bytes(content: bytes) -> None:
         path.unlink()
 
 
-def test_digest_is_what_it_always_was() -> None:
-    """Stored in every array: another digest would start every slide anew."""
+def test_digest_is_stable() -> None:
+    """It is stored in every array: another digest would recompute every slide."""
     assert digest({"b": [1, None], "a": "ü"}) == digest(json.loads('{"a": "\\u00fc", "b": [1, null]}'))
     assert digest({}) == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"

@@ -1,4 +1,4 @@
-"""One live run per slide folder: the living are respected, the dead are replaced, nobody deletes a lock by hand."""
+"""One live run per slide folder: live owners are respected, dead owners replaced, no lock is deleted by hand."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def test_fault_15_second_process_is_refused_with_pid_host_slide_and_since(tmp_pa
     assert "delete" not in message.casefold(), "nobody is ever asked to delete a lock"
 
 
-def test_it_stays_held_whatever_the_holder_itself_reads(tmp_path: Path) -> None:
-    """POSIX record locks vanish when their process closes *any* descriptor of the file; ours must not."""
+def test_lock_stays_held_when_holder_opens_its_file(tmp_path: Path) -> None:
+    """POSIX record locks are released when their process closes *any* descriptor of the file; this lock is not."""
     with slide_lock(tmp_path):
         (tmp_path / "lock").read_bytes()
         with pytest.raises(LockedError, match=str(os.getpid())), slide_lock(tmp_path):
@@ -102,7 +102,7 @@ def test_it_stays_held_whatever_the_holder_itself_reads(tmp_path: Path) -> None:
             assert f"process {os.getpid()} on" in first_line(other)
 
 
-def test_once_released_the_next_takes_it(tmp_path: Path) -> None:
+def test_released_lock_can_be_taken(tmp_path: Path) -> None:
     with process(HOLD, tmp_path) as holder:
         assert first_line(holder) == "held"
         holder.communicate("\n")
@@ -112,7 +112,7 @@ def test_once_released_the_next_takes_it(tmp_path: Path) -> None:
         pass
 
 
-def test_it_is_released_when_the_work_fails(tmp_path: Path) -> None:
+def test_lock_is_released_after_error(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), slide_lock(tmp_path):
         raise ZeroDivisionError
     with slide_lock(tmp_path):
@@ -124,7 +124,7 @@ def test_two_slides_are_two_locks(tmp_path: Path) -> None:
         pass
 
 
-def test_nothing_but_an_empty_lock_is_left(tmp_path: Path) -> None:
+def test_only_empty_lock_file_is_left(tmp_path: Path) -> None:
     owned_by(tmp_path / "w", ELSEWHERE, STALE_S + 1)
     with slide_lock(tmp_path / "w"):
         pass
@@ -145,7 +145,7 @@ def test_fault_15_a_killed_owner_on_this_host_is_replaced_at_once(tmp_path: Path
             assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
 
 
-def test_a_killed_owner_s_surviving_child_holds_nothing(tmp_path: Path) -> None:
+def test_child_of_killed_owner_does_not_hold_lock(tmp_path: Path) -> None:
     with process(HOLD_WITH_CHILD, tmp_path) as holder:
         child = int(first_line(holder))
         holder.send_signal(signal.SIGKILL)
@@ -166,7 +166,7 @@ def test_a_fresh_owner_on_another_host_is_respected_and_left_alone(tmp_path: Pat
     assert [entry.name for entry in path.parent.iterdir()] == ["lock"]
 
 
-def test_a_refusal_is_no_sign_of_life(tmp_path: Path) -> None:
+def test_refused_process_does_not_write_heartbeat(tmp_path: Path) -> None:
     path = owned_by(tmp_path / "w", ELSEWHERE, STALE_S - 30)
     before = path.stat().st_mtime
     with pytest.raises(LockedError), slide_lock(tmp_path / "w"):
@@ -181,7 +181,7 @@ def test_fault_15_an_owner_on_another_host_without_a_beat_is_replaced(tmp_path: 
 
 
 @pytest.mark.parametrize("owner", [{}, [], None, "text", {"pid": 1}, {"host": socket.gethostname(), "pid": 1}])
-def test_an_owner_that_says_nothing_useful_or_was_here_is_replaced(tmp_path: Path, owner: object) -> None:
+def test_owner_without_usable_data_or_of_this_host_is_replaced(tmp_path: Path, owner: object) -> None:
     owned_by(tmp_path / "w", owner, 0)
     with slide_lock(tmp_path / "w"):
         pass
@@ -196,7 +196,7 @@ def test_a_half_written_owner_is_replaced(tmp_path: Path) -> None:
 # ---- the beat ------------------------------------------------------------------------------------------------------
 
 
-def test_the_beat_goes_on_while_work_is_done_also_after_a_hiccup(
+def test_heartbeat_continues_during_work_and_after_transient_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beats: list[Path] = []

@@ -1,4 +1,4 @@
-"""The manifest: every file of a result but itself, written last, and trusted only when it is what was written."""
+"""The manifest: lists every other file of a result, is written last, and is trusted only when unchanged."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def store(tmp_path: Path) -> SlideStore:
     return finished_slide(tmp_path / "out" / "case" / "ü")
 
 
-def test_it_lists_every_file_but_itself_and_the_work_folder_with_size_and_digest(store: SlideStore) -> None:
+def test_manifest_lists_every_result_file_with_size_and_digest(store: SlideStore) -> None:
     content = read_manifest(store)
     assert content is not None
     everything = {path.relative_to(store.root).as_posix(): path for path in store.root.rglob("*") if path.is_file()}
@@ -45,7 +45,7 @@ def test_it_lists_every_file_but_itself_and_the_work_folder_with_size_and_digest
     assert {"objects.parquet", "slide.ome.zarr/zarr.json", "slide.ome.zarr/0/c/0/1/1"} <= set(expected)
 
 
-def test_it_says_what_was_run_with_what(store: SlideStore) -> None:
+def test_manifest_records_plan_and_software(store: SlideStore) -> None:
     content = read_manifest(store)
     assert content is not None
     assert content["plan"] == json.loads(json.dumps(PLAN))
@@ -56,7 +56,7 @@ def test_it_says_what_was_run_with_what(store: SlideStore) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", content["finished"])
 
 
-def test_it_keeps_the_text_of_every_piece_of_metadata(store: SlideStore) -> None:
+def test_manifest_holds_text_of_every_zarr_json(store: SlideStore) -> None:
     content = read_manifest(store)
     assert content is not None
     found = {path.relative_to(store.root).as_posix(): path.read_text() for path in store.root.rglob("zarr.json")}
@@ -93,7 +93,7 @@ def test_no_manifest_is_not_complete(tmp_path: Path) -> None:
 # ---- written last, whole or not at all -----------------------------------------------------------------------------
 
 
-def test_it_is_the_last_file_to_appear_and_made_durable(store: SlideStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_manifest_is_written_last_and_durably(store: SlideStore, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     digests, sync, replace = manifest.file_digests, atomic_files.fsync_dir, Path.replace
     monkeypatch.setattr(manifest, "file_digests", lambda *given: (order.append("digests"), digests(*given))[1])
@@ -126,13 +126,13 @@ def test_fault_4_killed_at_any_step_it_is_the_old_one_or_the_new_one(
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"null", b'"text"', b"\0" * 500, b"\xff\xfe", b"7"])
-def test_what_cannot_be_a_manifest_is_named(store: SlideStore, content: bytes) -> None:
+def test_invalid_manifest_is_named(store: SlideStore, content: bytes) -> None:
     store.manifest.write_bytes(content)
     with pytest.raises(DamagedError, match=re.escape(str(store.manifest))):
         read_manifest(store)
 
 
-def test_a_changed_manifest_is_never_believed(store: SlideStore) -> None:
+def test_changed_manifest_is_refused(store: SlideStore) -> None:
     original = read_manifest(store)
     content = store.manifest.read_bytes()
     rng = random.Random(SEED)

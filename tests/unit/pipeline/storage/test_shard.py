@@ -1,4 +1,4 @@
-"""A shard's file is, byte for byte, the one zarr writes."""
+"""The file of a shard has the same bytes as that of zarr."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CELL_PX = 512
 
 
 def written_by_zarr(folder: Path, pixels: np.ndarray[Any, Any], block_px: int, codec: str) -> Path:
-    """A whole array by zarr's own writer, one block at a time."""
+    """A whole array written by zarr, one block at a time."""
     compress = ZstdCodec(level=1) if codec == "zstd" else BloscCodec(cname="lz4", clevel=5, shuffle="shuffle")
     leading = pixels.shape[:-2]
     array = zarr.create_array(

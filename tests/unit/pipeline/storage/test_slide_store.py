@@ -1,4 +1,4 @@
-"""The store: whole shards, also empty ones; one plan an array; reading that raises where zarr would invent zeros."""
+"""The store: whole shards, also of empty blocks; one plan for each array; missing shards raise instead of zeros."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def store(tmp_path: Path) -> SlideStore:
 @pytest.mark.parametrize("codec", ["zstd", "lz4"])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "bool"])
 @pytest.mark.parametrize("leading", [(), (1,), (3,)])
-def test_what_is_written_comes_back(store: SlideStore, leading: tuple[int, ...], dtype: str, codec: str) -> None:
+def test_written_blocks_are_read_back(store: SlideStore, leading: tuple[int, ...], dtype: str, codec: str) -> None:
     pixels = picture((*leading, *SHAPE)) > 127 if dtype == "bool" else picture((*leading, *SHAPE), dtype)
     store.create(spec_of(pixels, codec=codec))
     for tile in blocks_of(pixels):
@@ -57,7 +57,7 @@ def test_any_size_has_all_its_shards(store: SlideStore, shape: tuple[int, int]) 
 
 
 def test_an_empty_block_has_a_shard_like_any_other(store: SlideStore) -> None:
-    """zarr on its own stores nothing for a chunk of zeros, and deletes what was there."""
+    """By default zarr stores nothing for a chunk of zeros, and deletes an existing one."""
     pixels = np.zeros(SHAPE, np.uint32)
     put_array(store, "labels/objects/0", pixels, PLAN)
     location = store.zarr / "labels/objects/0"
@@ -124,7 +124,7 @@ def test_anything_but_one_whole_shard_is_refused_and_nothing_written(
 
 @pytest.mark.parametrize("codec", ["zstd", "lz4"])
 def test_the_same_pixels_are_the_same_bytes_from_any_thread(tmp_path: Path, codec: str) -> None:
-    """blosc with several threads places its blocks in the order they finish."""
+    """blosc with several threads writes its blocks in the order in which they finish."""
     pixels = np.repeat(picture((3, 1024, 256)), 4, axis=2)
     tiles = list(blocks_of(pixels))
 
@@ -196,7 +196,7 @@ def test_creating_again_under_the_same_plan_keeps_what_is_done(store: SlideStore
     assert store.done("0", PLAN) == {(0, 0)}
 
 
-def test_a_new_plan_s_array_stands_beside_the_old_until_it_is_complete(store: SlideStore) -> None:
+def test_array_of_new_plan_replaces_old_one_only_when_complete(store: SlideStore) -> None:
     old, new = picture(SHAPE, seed=1), picture((1, 600, 600), "uint16", seed=2)
     put_array(store, "0", old, PLAN)
     store.create(spec_of(new, OTHER))
@@ -220,7 +220,7 @@ def test_a_third_plan_replaces_an_unfinished_second(store: SlideStore) -> None:
 
 
 def finish(store: SlideStore, pixels: NDArray[Any], plan: str) -> None:
-    """What a rerun does: find what is there, write what is missing, commit."""
+    """Do what a rerun does: find existing blocks, write the missing ones, commit."""
     store.create(spec_of(pixels, plan))
     for tile in blocks_of(pixels):
         if tile.index not in store.done("0", plan):
@@ -228,9 +228,7 @@ def finish(store: SlideStore, pixels: NDArray[Any], plan: str) -> None:
     store.commit("0", plan)
 
 
-def test_killed_at_any_step_of_a_replacement_it_is_the_old_or_the_new_or_plainly_neither(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_replacement_killed_at_any_step_never_mixes_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = picture((2, 600, 100), seed=1), picture((2, 600, 100), seed=2)
     template = SlideStore(tmp_path / "template")
     put_array(template, "0", old, PLAN)
@@ -256,7 +254,7 @@ def test_killed_at_any_step_of_a_replacement_it_is_the_old_or_the_new_or_plainly
     assert deaths >= 20
 
 
-def test_killed_at_any_step_of_a_first_write_no_block_is_taken_for_done_that_is_not(
+def test_first_write_killed_at_any_step_marks_no_unwritten_block_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels = picture((2, 600, 100))
@@ -290,7 +288,7 @@ def test_stamps(store: SlideStore) -> None:
     assert (store.stamped("label"), store.stamped("measure")) == (None, PLAN)
 
 
-def test_results_are_durable_before_the_stamp_and_the_stamp_before_going_on(
+def test_results_are_durable_before_stamp_and_stamp_before_return(
     store: SlideStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
@@ -304,7 +302,7 @@ def test_results_are_durable_before_the_stamp_and_the_stamp_before_going_on(
     assert order == ["sync all of label", "label.stamp", "sync .work"]
 
 
-def test_a_store_travels_as_a_path(store: SlideStore) -> None:
+def test_store_is_picklable(store: SlideStore) -> None:
     import pickle
 
     assert pickle.loads(pickle.dumps(store)) == store

@@ -1,4 +1,4 @@
-"""What was damaged on disk: reading it raises and names it where zarr would invent zeros."""
+"""Damage on disk: reading raises and names the file, where zarr would return zeros."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_zeroed_and_random_shards_raise(store: SlideStore, codec: str) -> None:
 
 
 @pytest.mark.parametrize("codec", ["zstd", "lz4"])
-def test_no_flipped_bit_gives_wrong_pixels_in_silence(store: SlideStore, codec: str) -> None:
+def test_flipped_bit_never_gives_wrong_pixels_silently(store: SlideStore, codec: str) -> None:
     pixels, shard = damaged_array(store, codec)
     content = shard.read_bytes()
     rng = random.Random(SEED)
@@ -144,7 +144,7 @@ def uses(store: SlideStore, pixels: NDArray[Any]) -> Iterator[Callable[[], objec
         b'{"shape": [1], "attributes": {"overtile": 5}}',
     ],
 )
-def test_damaged_metadata_is_named_wherever_it_is_met(store: SlideStore, content: bytes) -> None:
+def test_damaged_metadata_is_named_by_every_reader(store: SlideStore, content: bytes) -> None:
     pixels, _ = damaged_array(store)
     (store.zarr / "0/zarr.json").write_bytes(content)
     for use in uses(store, pixels):
@@ -152,7 +152,7 @@ def test_damaged_metadata_is_named_wherever_it_is_met(store: SlideStore, content
             use()
 
 
-def test_missing_metadata_is_an_array_that_is_not_there(store: SlideStore) -> None:
+def test_missing_metadata_means_missing_array(store: SlideStore) -> None:
     pixels, _ = damaged_array(store)
     (store.zarr / "0/zarr.json").unlink()
     with pytest.raises(DamagedError, match=r"zarr\.json is missing"):
@@ -189,7 +189,7 @@ def test_plan_is_stored_where_any_zarr_reader_finds_it(store: SlideStore) -> Non
 # ---- blocks' small results -----------------------------------------------------------------------------------------
 
 
-def test_small_results_come_back(store: SlideStore) -> None:
+def test_small_results_are_read_back(store: SlideStore) -> None:
     arrays = {"sums": np.arange(12).reshape(3, 4), "edge": np.zeros((0, 2), np.uint32), "one": np.array(3.5)}
     store.save_result("label", PLAN, (3, 11), arrays)
     store.save_result("label", PLAN, (0, 0), {})
