@@ -266,7 +266,7 @@ def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
 
 def test_unreadable_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "loop.yaml"
-    path.symlink_to(path)  # a file without permission is readable to root; this one to nobody
+    path.symlink_to(path)  # a file without permission is readable to root; this one to no user
     with pytest.raises(ConfigError, match="cannot read"):
         load_config(path)
 

@@ -84,7 +84,7 @@ def bug(folder: Path, bad: tuple[Index, ...], index: Index) -> Counts:
     """Raise an unexpected error in the blocks ``bad``."""
     noted(folder, index)
     if index in bad:
-        raise ZeroDivisionError("somebody divided")
+        raise ZeroDivisionError("division by zero")
     return count(index)
 
 

@@ -31,7 +31,7 @@ GRID = [(row, col) for row in range(6) for col in range(6)]
 
 
 @pytest.fixture(scope="module")
-def team() -> Iterator[WorkerPool]:
+def pool() -> Iterator[WorkerPool]:
     """One worker without a GPU, and one for each of four devices that do not exist."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(blocks.DEVICES, "0,1,2,3")
@@ -39,17 +39,17 @@ def team() -> Iterator[WorkerPool]:
             yield found
 
 
-def test_each_gpu_worker_sees_one_device_and_runs_network_blocks_only(team: WorkerPool, tmp_path: Path) -> None:
+def test_each_gpu_worker_sees_one_device_and_runs_network_blocks_only(pool: WorkerPool, tmp_path: Path) -> None:
     """While four workers run the network's blocks, those of another stage run on the fifth."""
     with ThreadPoolExecutor(2) as stages:
-        network = stages.submit(list, team.map_for(0, "predict")(partial(blocks.seen, tmp_path, "network"), GRID))
-        labels = stages.submit(list, team.map_for(0, "label")(partial(blocks.seen, tmp_path, "labels"), GRID))
+        network = stages.submit(list, pool.map_for(0, "predict")(partial(blocks.seen, tmp_path, "network"), GRID))
+        labels = stages.submit(list, pool.map_for(0, "label")(partial(blocks.seen, tmp_path, "labels"), GRID))
         assert (len(network.result()), len(labels.result())) == (len(GRID), len(GRID))
     ran = Counter(path.name.partition(" ")[0] for path in tmp_path.iterdir())
     assert set(ran) == {"network@0", "network@1", "network@2", "network@3", "labels@"}
     assert sum(ran.values()) == 2 * len(GRID)
     assert len({path.name.split()[1] for path in tmp_path.glob("network*")}) == 4, "a process for each"
-    assert team.threads == 8
+    assert pool.threads == 8
 
 
 def test_without_gpus_all_stages_share_slots() -> None:
@@ -63,11 +63,11 @@ def test_without_gpus_all_stages_share_slots() -> None:
 
 def test_with_gpu_workers_only_all_stages_run_on_them() -> None:
     client: Any = Client([{}])
-    team = WorkerPool(client, WorkerCounts({}, {"g": 2}))
-    assert team.map_for(0, "predict").submit_options() == {"resources": {"GPU": 1}}
-    assert team.map_for(0, "label").submit_options() == {}
-    team.update(WorkerCounts({"a": 1}, {"g": 2}))
-    assert team.map_for(0, "label").submit_options() == {"workers": ["a"], "allow_other_workers": True}
+    pool = WorkerPool(client, WorkerCounts({}, {"g": 2}))
+    assert pool.map_for(0, "predict").submit_options() == {"resources": {"GPU": 1}}
+    assert pool.map_for(0, "label").submit_options() == {}
+    pool.update(WorkerCounts({"a": 1}, {"g": 2}))
+    assert pool.map_for(0, "label").submit_options() == {"workers": ["a"], "allow_other_workers": True}
 
 
 def test_worker_of_another_release_refuses_blocks() -> None:
@@ -112,10 +112,10 @@ ONE = {"a": {"nthreads": 1, "resources": {}}}
 def watched(client: Client, until: float) -> tuple[WorkerPool, Clock, list[Exception | None]]:
     """A pool that was watched, and the reason for which each of its queues was closed."""
     dask: Any = client
-    team, clock, closed = WorkerPool(dask, WorkerCounts({"a": 1}, {})), Clock(until), list[Exception | None]()
-    team.others.close = closed.append  # type: ignore[method-assign]  # records the reason
-    watch_pool(team, clock.wait, lambda: clock.now)
-    return team, clock, closed
+    pool, clock, closed = WorkerPool(dask, WorkerCounts({"a": 1}, {})), Clock(until), list[Exception | None]()
+    pool.others.close = closed.append  # type: ignore[method-assign]  # records the reason
+    watch_pool(pool, clock.wait, lambda: clock.now)
+    return pool, clock, closed
 
 
 @pytest.fixture
@@ -127,8 +127,8 @@ def patchable_queue(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("patchable_queue")
 def test_slots_follow_number_of_workers() -> None:
-    team, _, closed = watched(Client([ONE, ONE | {"b": {"nthreads": 3, "resources": {}}}]), 5)
-    assert (team.others.slots, closed) == (8, [])
+    pool, _, closed = watched(Client([ONE, ONE | {"b": {"nthreads": 3, "resources": {}}}]), 5)
+    assert (pool.others.slots, closed) == (8, [])
 
 
 @pytest.mark.usefixtures("patchable_queue")
@@ -160,9 +160,9 @@ def test_lost_workers_leave_slide_resumable(tmp_path: Path) -> None:
 
 
 def test_dask_yaml_has_settings_of_own_workers() -> None:
-    (told,) = dask.config.collect_yaml([REPOSITORY / "configs" / "dask.yaml"])
+    (documented,) = dask.config.collect_yaml([REPOSITORY / "configs" / "dask.yaml"])
     for key, value in SETTINGS.items():
-        assert dask.config.get(key, config=told) == value
+        assert dask.config.get(key, config=documented) == value
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ ADDRESS = "cluster.kind=address"
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ([ADDRESS], "with kind: address or slurm"),
         (["cluster.address=tls://h:1", "cluster.tls=t"], "with kind: address or slurm"),
@@ -189,10 +189,10 @@ ADDRESS = "cluster.kind=address"
         (["cluster.tls=t"], "begins with tls:// together with tls"),
     ],
 )
-def test_remote_scheduler_requires_tls(settings: list[str], said: str) -> None:
+def test_remote_scheduler_requires_tls(settings: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(None, settings)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "tcp://localhost:1", "tcp://[::1]:1", "tcp://127.3.2.1:1"])
@@ -208,7 +208,7 @@ def certificates(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    ("harm", "message"),
     [
         (lambda folder: (folder / "ca.pem").unlink(), "ca.pem is missing"),
         (lambda folder: (folder / "key.pem").chmod(0o640), "chmod 600"),
@@ -216,11 +216,11 @@ def certificates(tmp_path: Path) -> Path:
     ],
 )
 def test_tls_folder_needs_all_certificates_and_private_key(
-    certificates: Path, harm: Callable[[Path], None], said: str
+    certificates: Path, harm: Callable[[Path], None], message: str
 ) -> None:
     assert security_of(certificates).require_encryption
     harm(certificates)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         security_of(certificates)
 
 
@@ -240,8 +240,8 @@ def test_worker_without_access_to_output_is_named(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("answer", "said"), [("older", "has overtile older"), (None, "has no overtile")])
-def test_workers_of_another_release_are_refused_at_start(answer: str | None, said: str) -> None:
+@pytest.mark.parametrize(("answer", "message"), [("older", "has overtile older"), (None, "has no overtile")])
+def test_workers_of_another_release_are_refused_at_start(answer: str | None, message: str) -> None:
     class Old(Client):
         def run_on_scheduler(self, function: Callable[[], Any]) -> Any:
             return function()
@@ -252,5 +252,5 @@ def test_workers_of_another_release_are_refused_at_start(answer: str | None, sai
             return {"tls://worker:1": answer}
 
     old: Any = Old([{}])
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         cluster._require_fit(old, [])

@@ -63,8 +63,8 @@ def test_ensemble_does_not_depend_on_order_of_members(tmp_path: Path) -> None:
     assert (model.shape.step, model.shape.halo) == (4, 16)
     assert model.spec.threshold == pytest.approx((0.3 + 0.4 + 0.5) / 3)
     assert model.spec.min_area_um2 == pytest.approx(4 / 3)
-    told = {one["name"]: (one["threshold"], one["min_area_um2"]) for one in model.summary()["members"]}
-    assert told == {"one": (0.3, 2.0), "two": (0.5, 0.0), "three": (0.4, 2.0)}
+    summary = {one["name"]: (one["threshold"], one["min_area_um2"]) for one in model.summary()["members"]}
+    assert summary == {"one": (0.3, 2.0), "two": (0.5, 0.0), "three": (0.4, 2.0)}
     assert model.summary()["spec"]["threshold"] == model.spec.threshold
 
 

@@ -81,7 +81,7 @@ def test_out_of_memory_in_the_middle_of_a_block_leaves_no_trace_in_it(wide: Path
         nonlocal calls
         calls += 1
         if calls == 2:
-            raise torch.OutOfMemoryError("somebody else took it")
+            raise torch.OutOfMemoryError("out of memory")
         return forward_of(network)(x_NCHW)
 
     found = with_forward(network, forward).probability(region, core, 256)

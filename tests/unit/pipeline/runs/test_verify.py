@@ -177,7 +177,7 @@ def test_checking_sizes_only_reads_no_contents(store: SlideStore, monkeypatch: p
     assert [one.path for one in found] == ["objects.parquet"]
 
 
-# ---- who makes it again --------------------------------------------------------------------------------------------
+# ---- stage of a file -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_the_stages_of_a_whole_result_are_those_that_wrote_it(store: SlideStore)
 def test_noted_and_missing_files_are_repaired(store: SlideStore) -> None:
     promised = {name: sha256_file(store.root / name) for name in results(store)}
     flip(store.root / "overview.png")
-    assert damaged_files(store, manifest_of(store)) == {}, "without verify nobody reads every byte"
+    assert damaged_files(store, manifest_of(store)) == {}, "contents are read by verify only"
     verify_slide(store)
     DAMAGES["deleted"](store.root / "objects.parquet")
     (store.zarr / "stray").write_bytes(b"")

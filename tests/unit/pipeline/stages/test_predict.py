@@ -72,7 +72,7 @@ def test_every_tile_and_block_gives_the_whole_pass(
 
 
 def test_tiles_of_different_size_agree_to_the_bit(tmp_path: Path, wide: Path) -> None:
-    """From width 16 and 316 px of input up, on one thread, fp32 rounding depends on no pixel outside the halo."""
+    """From width 16 and 316 px of input up, on one thread, fp32 rounding does not depend on a pixel's surroundings."""
     image = cut(300, 600)
     answers = [
         slide(tmp_path / f"{tile}-{block}", image, weights=wide, tile=tile, block=block)

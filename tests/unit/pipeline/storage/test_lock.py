@@ -89,7 +89,7 @@ def test_fault_15_second_process_is_refused_with_pid_host_slide_and_since(tmp_pa
     assert f"process {holder.pid} on {socket.gethostname()}" in message
     assert str(tmp_path / "slide") in message
     assert "since 20" in message
-    assert "delete" not in message.casefold(), "nobody is ever asked to delete a lock"
+    assert "delete" not in message.casefold(), "a lock never has to be deleted by hand"
 
 
 def test_lock_stays_held_when_holder_opens_its_file(tmp_path: Path) -> None:
