@@ -32,6 +32,7 @@ from unet_core.errors import DeviceError
 from unet_core.mirror import ArrayLike, read_mirrored
 from unet_core.model_file import checkpoint, header
 from unet_core.model_file.header import Weights
+from unet_core.networks.whole_pass import to_bytes, to_input, to_probability
 from unet_core.normalisation import ColourMap
 from unet_core.shapes import JointShape, ValidShape
 from unet_core.spec import UNetSpec
@@ -155,7 +156,7 @@ class Predictor:
             self.calls.made += 1
             pixels = self._to_device(pixels_CYX)
             summed = reduce(Tensor.add_, self._passes(pixels, side, colours))
-            return quantise(summed.div_(len(self.members) * len(self.symmetries))).cpu().numpy()
+            return to_bytes(summed.div_(len(self.members) * len(self.symmetries))).cpu().numpy()
 
     def _passes(self, pixels_CYX: Tensor, side: int, colours: Colours) -> Iterator[Tensor]:
         """Probabilities (k, side, side) of the core by each network for each orientation of the tile."""
@@ -163,7 +164,7 @@ class Predictor:
             own = self.shape.window(member.shape, side)
             crop = slice(member.shape.crop_px, member.shape.crop_px + side)
             shown_CYX = member.shown(pixels_CYX[:, own, own], own_colours)
-            x_NCHW = normalise(shown_CYX, member.spec, self.dtype)
+            x_NCHW = to_input(shown_CYX, member.spec, self.dtype)
             for symmetry in self.symmetries:
                 turned = symmetry.apply(x_NCHW).contiguous(memory_format=torch.channels_last)
                 logits_NCHW = symmetry.undo(member.forward(turned))
@@ -206,20 +207,6 @@ class MirroredRegion:
         return self.pixels[(slice(None), *box.shift(-self.box.y0, -self.box.x0).slices)]
 
 
-def normalise(pixels_CYX: Tensor, spec: UNetSpec, dtype: torch.dtype) -> Tensor:
-    """Normalise integers (c, h, w) to x (1, C, h, w) of ``dtype`` by the model's own constants; grey is repeated."""
-    limit = float(torch.iinfo(pixels_CYX.dtype).max)
-    scale, offset = (
-        torch.tensor(values, dtype=torch.float32, device=pixels_CYX.device)[:, None, None]
-        for values in (
-            [1 / (limit * std) for std in spec.std],
-            [-mean / std for mean, std in zip(spec.mean, spec.std, strict=True)],
-        )
-    )
-    x = torch.addcmul(offset, pixels_CYX.float(), scale)
-    return x[None].to(dtype=dtype, memory_format=torch.channels_last)
-
-
 def activate(logits_CYX: Tensor, spec: UNetSpec, dtype: torch.dtype) -> Tensor:
     """Foreground probabilities (k, h, w) from fp32 logits (c, h, w).
 
@@ -228,18 +215,7 @@ def activate(logits_CYX: Tensor, spec: UNetSpec, dtype: torch.dtype) -> Tensor:
     if not bool(torch.isfinite(logits_CYX.sum())):
         cure = "Use compute.precision=bf16 or fp32" if dtype == torch.float16 else "The weights or the image are broken"
         raise ModelError(f"the network's output is not finite (NaN or overflow at {dtype}). {cure}")
-    if spec.head == "sigmoid":
-        probability = torch.sigmoid(logits_CYX)
-    elif spec.classes == 2:
-        probability = torch.sigmoid(logits_CYX[1:] - logits_CYX[:1])  # equals softmax, five times faster
-    else:
-        probability = torch.softmax(logits_CYX, dim=0)[1:]
-    return probability
-
-
-def quantise(probability_KYX: Tensor) -> Tensor:
-    """Probabilities as bytes: p * 255, rounded."""
-    return (probability_KYX * 255).round_().to(torch.uint8)
+    return to_probability(logits_CYX, spec)
 
 
 @lru_cache(maxsize=2)

@@ -31,10 +31,11 @@ from torch import Tensor
 from pipeline.execution.blocks import StageContext
 from pipeline.execution.local_cluster import ENVIRONMENT
 from pipeline.geometry import Box
-from pipeline.inference.predictor import activate, normalise, quantise, resolve_precision
+from pipeline.inference.predictor import activate, resolve_precision
 from pipeline.stages.predict import PredictSection, predict_block
 from unet_core.model_file import checkpoint
 from unet_core.networks.unet import UNet
+from unet_core.networks.whole_pass import to_bytes, to_input
 
 ROUNDS, WINDOW_PX, OVERLAP, WINDOWS_A_CALL = 3, 512, 0.25, 4
 AREA = Box(BLOCK_PX, BLOCK_PX, 3 * BLOCK_PX, 3 * BLOCK_PX)
@@ -67,10 +68,10 @@ def monai(work: StageContext, section: PredictSection) -> Callable[[], object]:
 
     def once() -> Tensor:
         with torch.inference_mode():
-            x_NCHW = normalise(pixels, trained.spec, torch.float32).contiguous()
+            x_NCHW = to_input(pixels, trained.spec, torch.float32).contiguous()
             logits = sliding_window_inference(x_NCHW, WINDOW_PX, WINDOWS_A_CALL, network, overlap=OVERLAP)
             assert isinstance(logits, Tensor)
-            return quantise(activate(logits[0], trained.spec, torch.float32))
+            return to_bytes(activate(logits[0], trained.spec, torch.float32))
 
     return once
 

@@ -28,13 +28,14 @@ from torch import Tensor
 from pipeline.execution.blocks import MapBlocks, StageContext
 from pipeline.execution.local_cluster import local_cluster
 from pipeline.geometry import Box
-from pipeline.inference.predictor import MirroredRegion, normalise
+from pipeline.inference.predictor import MirroredRegion
 from pipeline.stages.predict import PredictSection, load_network, predict_block
 from pipeline.storage.layout import PROBABILITY
 from pipeline.storage.slide_store import ArraySpec, Index
 from unet_core.model_file.checkpoint import save
 from unet_core.model_file.header import Weights, sha256
 from unet_core.networks.unet import UNet
+from unet_core.networks.whole_pass import to_input
 from unet_core.spec import preset
 
 ROUNDS = 5
@@ -82,7 +83,7 @@ def inputs_of(work: StageContext, section: PredictSection, index: Index) -> list
     grid = network.grid(work.core(index), section.tile_px)
     region = MirroredRegion.read_around(work.store.read("0"), grid)
     spec = network.members[0].spec
-    return [normalise(torch.from_numpy(region.read(tile.read)), spec, network.dtype) for tile in grid]
+    return [to_input(torch.from_numpy(region.read(tile.read)), spec, network.dtype) for tile in grid]
 
 
 def bare(forward: Callable[[Tensor], Tensor], inputs: list[Tensor]) -> None:

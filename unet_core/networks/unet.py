@@ -10,7 +10,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from unet_core.shapes import ValidShape
 from unet_core.spec import UNetSpec
@@ -124,11 +123,3 @@ def initialise_he(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=math.sqrt(2 / incoming))
     if module.bias is not None:
         nn.init.zeros_(module.bias)
-
-
-def foreground_probability(spec: UNetSpec, logits_NCHW: Tensor) -> Tensor:
-    """Return the foreground probabilities (n, k, h, w) in fp32, whatever precision the logits come in."""
-    logits = logits_NCHW.float()
-    if spec.head == "sigmoid":
-        return functional.sigmoid(logits)
-    return functional.softmax(logits, dim=1)[:, 1:]

@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, model_valid
 from torch import Tensor
 from torch.nn import functional
 
-from unet_core.networks.unet import foreground_probability
 from unet_core.spec import UNetSpec
 
 SMOOTH = 1e-5
@@ -98,6 +97,14 @@ def class_weights(settings: LossSettings, spec: UNetSpec, frequencies: Sequence[
             f"{list(frequencies or [])}: annotate some, leave the class out of the network, or set class_weights: none"
         )
     return 1 / (spec.classes * torch.tensor(frequencies, dtype=torch.float32))
+
+
+def foreground_probability(spec: UNetSpec, logits_NCHW: Tensor) -> Tensor:
+    """Return the foreground probabilities (n, k, h, w) in fp32, whatever the precision of the logits."""
+    logits = logits_NCHW.float()
+    if spec.head == "sigmoid":
+        return functional.sigmoid(logits)
+    return functional.softmax(logits, dim=1)[:, 1:]
 
 
 def one_hot(spec: UNetSpec, target_NHW: Tensor) -> Tensor:

@@ -168,8 +168,8 @@ def test_bf16_is_the_same_for_every_tile_and_averaged_in_fp32(tmp_path: Path, mo
     case, image = CASES["two, turned"], cut(133, 300)
     files = files_of(tmp_path, case)
     answers, rounded = [], set()
-    quantise = networks.quantise
-    monkeypatch.setattr(networks, "quantise", lambda mean: (rounded.add(mean.dtype), quantise(mean))[1])
+    to_bytes = networks.to_bytes
+    monkeypatch.setattr(networks, "to_bytes", lambda mean: (rounded.add(mean.dtype), to_bytes(mean))[1])
     for tile in (64, 256):
         made = ready(tmp_path / str(tile), image, files, case, tile=tile)
         made = replace(made, section=replace(made.section, precision="bf16"))

@@ -19,8 +19,6 @@ from pipeline.inference.predictor import (
     Predictor,
     activate,
     load_networks,
-    normalise,
-    quantise,
     resolve_device,
     resolve_precision,
     single_pass,
@@ -47,6 +45,7 @@ from tests.unit.pipeline.predicting import (
 )
 from unet_core.model_file.checkpoint import load
 from unet_core.model_file.header import sha256
+from unet_core.networks.whole_pass import to_bytes, to_input
 from unet_core.spec import UNetSpec
 
 # ---- equal to the whole pass ---------------------------------------------------------------------------------------
@@ -320,7 +319,7 @@ def test_normalisation_is_the_formula(dtype: type, channels: int) -> None:
     spec = UNetSpec(mean=(0.7, 0.0, 0.31), std=(0.25, 1.0, 0.013))
     limit = np.iinfo(dtype).max
     every = np.arange(limit + 1, dtype=dtype).reshape(1, -1, 16).repeat(channels, 0)
-    x = normalise(torch.from_numpy(every), spec, torch.float32)
+    x = to_input(torch.from_numpy(every), spec, torch.float32)
     assert x.shape == (1, 3, *every.shape[1:])
     assert x.is_contiguous(memory_format=torch.channels_last)
     mean, std = (np.array(values)[:, None, None] for values in (spec.mean, spec.std))
@@ -343,7 +342,7 @@ def test_bytes_are_the_rounded_probability(spec: UNetSpec, formula: Callable[[to
     logits = torch.randn(spec.out_channels, 200, 200, generator=generator) * 6
     logits[0, 0, 0], logits[-1, 0, 1] = 300.0, 300.0
     exact = np.rint(formula(logits.double()).numpy() * 255)
-    found = quantise(activate(logits, spec, torch.float32))
+    found = to_bytes(activate(logits, spec, torch.float32))
     assert found.dtype == torch.uint8
     assert found.shape == (spec.foreground, 200, 200)
     assert_equal_to_rounding(found.numpy(), exact.astype(np.uint8), share=1e-4)

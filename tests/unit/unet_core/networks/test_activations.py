@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from unet_core.networks.activations import anatomy, skip_gradients, watch
 from unet_core.networks.factory import build
+from unet_core.networks.whole_pass import to_input
 from unet_core.spec import UNetSpec
 
 PADDED: dict[str, Any] = {"width": 2, "in_channels": 1, "padding": "same", "norm": "batch"}
@@ -77,7 +78,7 @@ def test_maps_are_what_the_parts_compute() -> None:
     halo, read = model.shape.halo, model.shape.read_px(32)
     padded = np.pad(image, ((0, 0), (halo, read - 32 - halo), (halo, read - 32 - halo)), mode="reflect")
     with torch.no_grad():
-        x = (torch.from_numpy(padded).float()[None] / 255 - 0.5) / 0.25
+        x = to_input(torch.from_numpy(padded), spec)
         down = model.down[0](x)
         bottom = model.bottom(model.pool(down))
         up = model.join[0](torch.cat([down, model.up[0](bottom)], 1))

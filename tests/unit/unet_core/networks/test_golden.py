@@ -12,8 +12,8 @@ from skimage import data
 
 from unet_core.mirror import Square, read_mirrored
 from unet_core.model_file.checkpoint import load
-from unet_core.networks.unet import UNet, foreground_probability
-from unet_core.networks.whole_pass import normalised, whole_pass
+from unet_core.networks.unet import UNet
+from unet_core.networks.whole_pass import to_bytes, to_input, to_probability, whole_pass
 
 GOLDEN = Path(__file__).parents[3] / "exactness" / "golden"
 
@@ -30,8 +30,8 @@ def tiled(model: UNet, image: NDArray[np.uint8], stride: int, read: int) -> NDAr
         for x in range(0, width, stride):
             box = Square(y - halo, x - halo, y - halo + read, x - halo + read)
             with torch.inference_mode():
-                logits = model(normalised(model.spec, read_mirrored(image, box)))
-            probability = (foreground_probability(model.spec, logits)[0] * 255).round().to(torch.uint8).numpy()
+                logits = model(to_input(torch.from_numpy(read_mirrored(image, box)), model.spec))
+                probability = to_bytes(to_probability(logits[0], model.spec)).numpy()
             target = found[:, y : y + stride, x : x + stride]
             target[:] = probability[:, : target.shape[1], : target.shape[2]]
     return found

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unet_core.networks.unet import UNet, foreground_probability, initialise_he
+from unet_core.networks.unet import UNet, initialise_he
 from unet_core.spec import UNetSpec, preset
 
 # Figure 1 of the paper: (channels, side) after every convolution, pooling and up-convolution, in order.
@@ -97,12 +97,3 @@ def test_dropout_only_in_training() -> None:
     x = torch.randn(1, 3, 34, 34)
     assert not torch.equal(model.train()(x), model(x))
     assert torch.equal(model.eval()(x), model(x))
-
-
-def test_probabilities_of_both_heads() -> None:
-    logits = torch.tensor([0.0, 1.0, -1.0]).reshape(1, 3, 1, 1)
-    softmax = foreground_probability(UNetSpec(classes=3), logits.bfloat16())
-    assert softmax.dtype == torch.float32
-    torch.testing.assert_close(softmax.ravel(), torch.softmax(logits.ravel(), 0)[1:])
-    sigmoid = foreground_probability(UNetSpec(classes=4, head="sigmoid"), logits)
-    torch.testing.assert_close(sigmoid.ravel(), torch.sigmoid(logits.ravel()))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from unet_core.spec import UNetSpec
-from unet_core.training.loss import SMOOTH, LossSettings, loss_for
+from unet_core.training.loss import SMOOTH, LossSettings, foreground_probability, loss_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -226,3 +226,12 @@ def test_pixels_of_weight_0_are_as_if_they_were_not_there(
     assert logits.grad.any()
     nothing = loss(logits, target, torch.zeros_like(weight))
     assert float(nothing.detach()) == pytest.approx(0, abs=1e-6)
+
+
+def test_probabilities_of_both_heads() -> None:
+    logits = torch.tensor([0.0, 1.0, -1.0]).reshape(1, 3, 1, 1)
+    softmax = foreground_probability(UNetSpec(classes=3), logits.bfloat16())
+    assert softmax.dtype == torch.float32
+    torch.testing.assert_close(softmax.ravel(), torch.softmax(logits.ravel(), 0)[1:])
+    sigmoid = foreground_probability(UNetSpec(classes=4, head="sigmoid"), logits)
+    torch.testing.assert_close(sigmoid.ravel(), torch.sigmoid(logits.ravel()))
