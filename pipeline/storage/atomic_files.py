@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import RawIOBase
@@ -21,8 +20,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.errors import DamagedError, DiskError
+from unet_core.atomic_write import PARTIAL as PARTIAL
+from unet_core.atomic_write import replace_file
 
-PARTIAL = ".partial"
 PARTIAL_AGE_S = 600
 _DISK_ERRNOS = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG}
 
@@ -54,16 +54,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}{PARTIAL}")
-        try:
-            with partial.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        replace_file(path, write)
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:

@@ -262,7 +262,7 @@ def test_the_built_in_model_is_small_and_says_what_it_is() -> None:
 
 def test_loading_does_not_wake_torchs_compiler() -> None:
     """It costs each process 1.6 s, and a folder in the temporary one."""
-    words = "import sys; from unet_core import checkpoint, header; checkpoint.load(header.resolve('nuclei'))"
+    words = "import sys; from unet_core.model_file import checkpoint, header; checkpoint.load(header.resolve('nuclei'))"
     words += "; import pipeline.runs.stage_runner"  # the imports of a worker; MONAI takes seconds
     line = [sys.executable, "-c", f"{words}; sys.exit(bool({{'torch._dynamo', 'monai'}} & set(sys.modules)))"]
     assert subprocess.run(line, cwd=Path(__file__).parents[4], check=False).returncode == 0
