@@ -30,6 +30,10 @@ class DeviceError(NetworkError, RuntimeError):
     """A device that is not there."""
 
 
+class MissingLibraryError(NetworkError, ImportError):
+    """A library that is not installed and belongs to an extra of the package."""
+
+
 class AnnotationError(NetworkError, ValueError):
     """Annotated images, or their folds, that nobody could be meant to train on."""
 

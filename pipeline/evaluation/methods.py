@@ -22,6 +22,7 @@ from pipeline.inference.ensemble import THRESHOLD, Ensemble
 from pipeline.inference.predictor import MirroredRegion, Predictor, load_networks, resolve_device
 from pipeline.storage.atomic_files import digest
 from unet_core.data.sampler import AnnotatedImage
+from unet_core.errors import MissingLibraryError
 from unet_core.mirror import ArrayLike
 from unet_core.normalisation import fits, sample
 from unet_core.spec import UNetSpec
@@ -145,7 +146,10 @@ def baselines(class_names: Sequence[str], training: Sequence[AnnotatedImage]) ->
     names = tuple(class_names)
     found = [otsu()] if len(names) == 1 else []
     if training:
-        found += [random_forest(training, len(names)), linear_svm(training, len(names))]
+        try:
+            found += [random_forest(training, len(names)), linear_svm(training, len(names))]
+        except MissingLibraryError as error:
+            raise ConfigError(str(error)) from error
     return [_baseline(one, names) for one in found]
 
 

@@ -28,7 +28,7 @@ from pipeline.geometry import Box, TileGrid
 from unet_core.colour_transform import recolour
 from unet_core.device import multiplies_bf16
 from unet_core.device import resolve_device as settled
-from unet_core.errors import DeviceError
+from unet_core.errors import DeviceError, NetworkError
 from unet_core.mirror import ArrayLike, read_mirrored
 from unet_core.model_file import checkpoint, header
 from unet_core.model_file.header import Weights
@@ -235,7 +235,10 @@ def _member(weights: Weights, device: str, dtype: torch.dtype) -> LoadedNetwork:
             f"{weights.path}: expected sha256 {weights.sha256[:12]}, found {found[:12]}: the weights changed during "
             "the run"
         )
-    model = checkpoint.load(weights.path)
+    try:
+        model = checkpoint.load(weights.path)
+    except NetworkError as error:
+        raise ModelError(str(error)) from error
     network = model.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks the combination
     return LoadedNetwork(network.eval(), model.spec)
 

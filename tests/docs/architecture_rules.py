@@ -84,6 +84,7 @@ _PREFECT = ("artifacts", "segment", "train", "scheduled_run", "missed_runs", "sc
 LAZY = {
     "torch": ("unet_core/*", "pipeline/inference/predictor.py"),
     "monai": ("unet_core/networks/monai_variants.py",),
+    "sklearn": (),
     "zarr": ("pipeline/stages/pyramid.py", "pipeline/slides/ome_zarr.py", "pipeline/exports/ome_zarr_04.py"),
     "matplotlib": ("flows/reports/figures.py",),
     "prefect": tuple(f"flows/{name}.py" for name in _PREFECT),

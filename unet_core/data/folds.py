@@ -16,15 +16,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold
 
 from unet_core.atomic_write import write_atomically
 from unet_core.errors import AnnotationError
+from unet_core.optional import TRAIN, optional_import
+
+if TYPE_CHECKING:
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold
 
 SHUFFLES = 200
 _SHOWN = 5
@@ -154,6 +157,8 @@ def _demand_enough(members: Sequence[FoldMember], settings: FoldSettings) -> Non
 
 def _drawn(members: Sequence[FoldMember], settings: FoldSettings) -> Iterator[dict[str, int]]:
     """Folds to choose from, those of the settings' own seed first. Temporal ones leave no choice."""
+    with optional_import(TRAIN, "drawing folds"):
+        from sklearn.model_selection import KFold
     patients = sorted({member.patient for member in members})
     if settings.method == "temporal":
         in_time = sorted(patients, key=lambda patient: (_span(members, patient), patient))
@@ -178,6 +183,8 @@ def _of_groups(
     members: Sequence[FoldMember], patients: Sequence[str], settings: FoldSettings, seed: int
 ) -> dict[str, int]:
     """Folds of images with patients as groups. GroupKFold itself has no luck: the order of its groups is shuffled."""
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+
     order = np.random.default_rng(seed).permutation(len(patients))
     number = {patient: int(at) for patient, at in zip(patients, order, strict=True)}
     groups = np.array([number[member.patient] for member in members])

@@ -12,6 +12,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from unet_core.errors import ArchitectureError
 from unet_core.networks.unet import SegmentationNetwork, UNet
+from unet_core.optional import TRAIN, optional_import
 from unet_core.spec import UNetSpec
 
 WHOLE_TILE = (
@@ -32,7 +33,8 @@ def build(spec: UNetSpec) -> SegmentationNetwork:
     """
     if spec.architecture == "unet":
         return UNet(spec)
-    from unet_core.networks.monai_variants import AttentionUNet, UNetPlusPlus  # monai takes seconds to import
+    with optional_import(TRAIN, f"architecture {spec.architecture!r}"):
+        from unet_core.networks.monai_variants import AttentionUNet, UNetPlusPlus  # monai takes seconds to import
 
     network = UNetPlusPlus(spec) if spec.architecture == "unet++" else AttentionUNet(spec)
     demand_exact(network)

@@ -15,15 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.feature import multiscale_basic_features
 from skimage.filters import threshold_otsu
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import LinearSVC
 
 from unet_core.class_map import IGNORED
 from unet_core.data.sampler import AnnotatedImage
 from unet_core.metrics.overlap import Array
 from unet_core.mirror import ArrayLike, BoxLike, Square, read_mirrored
+from unet_core.optional import TRAIN, optional_import
 
 Answer = Callable[[BoxLike], NDArray[np.uint8]]
 """Probabilities (k, h, w) as bytes of any box of one image."""
@@ -122,6 +119,8 @@ def _strips(shape_yx: Sequence[int]) -> Iterator[Square]:
 
 def random_forest(cases: Sequence[AnnotatedImage], foreground: int) -> Baseline:
     """Train 100 trees on features of pixels (the defaults of scikit-learn but for 5 pixels a leaf)."""
+    with optional_import(TRAIN, "baseline 'random forest'"):
+        from sklearn.ensemble import RandomForestClassifier
     model = RandomForestClassifier(100, min_samples_leaf=5, random_state=SEED, n_jobs=1)
     how = f"100 trees on {_described(cases)}"
     return Baseline("random forest", how, graded=True, of_image=_classifier(model, cases, foreground))
@@ -129,6 +128,10 @@ def random_forest(cases: Sequence[AnnotatedImage], foreground: int) -> Baseline:
 
 def linear_svm(cases: Sequence[AnnotatedImage], foreground: int) -> Baseline:
     """Train a linear support vector machine on standardised features of pixels."""
+    with optional_import(TRAIN, "baseline 'linear SVM'"):
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+        from sklearn.svm import LinearSVC
     model = make_pipeline(StandardScaler(), LinearSVC(dual=False, random_state=SEED))
     how = f"linear support vector machine on {_described(cases)}, standardised"
     return Baseline("linear SVM", how, graded=False, of_image=_classifier(model, cases, foreground))

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, model_valid
 from torch import Tensor
 from torch.nn import functional
 
+from unet_core.optional import TRAIN, optional_import
 from unet_core.spec import UNetSpec
 
 SMOOTH = 1e-5
@@ -125,11 +126,14 @@ def _of_pixels(settings: LossSettings, spec: UNetSpec) -> list[tuple[float, Call
         wanted = one_hot(spec, target)
         return functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(dim=1)
 
-    def focal(logits: Tensor, target: Tensor) -> Tensor:
+    if not settings.focal:
+        return [(settings.cross_entropy, cross_entropy)]
+    with optional_import(TRAIN, "loss.focal"):
         from monai.losses.focal_loss import FocalLoss
+    focal_loss = FocalLoss(gamma=settings.focal_gamma, use_softmax=softmax, reduction="none")
 
-        each = FocalLoss(gamma=settings.focal_gamma, use_softmax=softmax, reduction="none")
-        pixels: Tensor = each(logits, one_hot(spec, target)).sum(dim=1)
+    def focal(logits: Tensor, target: Tensor) -> Tensor:
+        pixels: Tensor = focal_loss(logits, one_hot(spec, target)).sum(dim=1)
         return pixels
 
     return [(settings.cross_entropy, cross_entropy), (settings.focal, focal)]
@@ -139,8 +143,9 @@ def _of_overlaps(settings: LossSettings) -> list[tuple[float, Callable[[Tensor, 
     """Losses of (probabilities, one-hot target), both foreground only (n, k, y, x): the mean over the classes."""
     if not (settings.dice or settings.jaccard or settings.tversky):
         return []
-    from monai.losses.dice import DiceLoss  # seconds, which cross-entropy alone need not wait for
-    from monai.losses.tversky import TverskyLoss
+    with optional_import(TRAIN, "loss.dice, loss.jaccard, loss.tversky"):
+        from monai.losses.dice import DiceLoss  # takes seconds, which cross-entropy alone does not need
+        from monai.losses.tversky import TverskyLoss
 
     rule: dict[str, Any] = {"batch": True, "smooth_nr": SMOOTH, "smooth_dr": SMOOTH}
     return [

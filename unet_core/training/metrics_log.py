@@ -13,9 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from torch.utils.tensorboard import SummaryWriter
-
 from unet_core.errors import RecipeError
+from unet_core.optional import TRAIN, optional_import
 
 NAME = "metrics.jsonl"
 
@@ -24,6 +23,8 @@ class MetricsLog:
     """Appends to the record of a run; a context manager."""
 
     def __init__(self, folder: Path, log_bytes: int, step: int) -> None:
+        with optional_import(TRAIN, "event files of a training run"):
+            from torch.utils.tensorboard import SummaryWriter
         path = folder / NAME
         self.file = path.open("ab")
         found = self.file.tell()
