@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unet_core.atomic_write import write_atomically
 from unet_core.errors import CheckpointError
-from unet_core.model_file.header import ENTRY, FORMAT_VERSION, describe
+from unet_core.model_file.header import ENTRY, FORMAT_VERSION, describe, resolve
 from unet_core.networks.factory import build
 from unet_core.networks.unet import SegmentationNetwork
 from unet_core.spec import UNetSpec
@@ -66,6 +66,44 @@ def load(path: Path) -> SegmentationNetwork:
     singles = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     model.load_state_dict(singles, assign=True)
     return model.eval()
+
+
+def load_model(name_or_path: str | Path) -> SegmentationNetwork:
+    """Load a network by name or from a file.
+
+    Args:
+        name_or_path: Built-in model (``nuclei``: its newest version, ``nuclei@1``: that version) or a model file.
+
+    Returns:
+        The network in eval mode with single precision weights, on the CPU. ``network.spec`` describes it.
+
+    Raises:
+        UnknownModelError: There is neither such a built-in model nor such a file.
+        CheckpointError: The file is not a valid model file.
+        MissingLibraryError: The architecture needs MONAI, which is not installed.
+    """
+    return load(resolve(name_or_path))
+
+
+def save_model(
+    model: SegmentationNetwork,
+    path: str | Path,
+    *,
+    provenance: Mapping[str, Any] | None = None,
+    precision: Literal["half", "single"] = "single",
+) -> None:
+    """Write a network as a model file: weights, spec and provenance in one .safetensors file.
+
+    Args:
+        model: The network; its ``spec`` is stored in the header.
+        path: File to write; it is replaced atomically.
+        provenance: JSON-compatible record of how the network was made.
+        precision: Stored precision of the weights.
+
+    Raises:
+        CheckpointError: A weight is not finite at that precision.
+    """
+    save(Path(path), model, provenance or {}, precision=precision)
 
 
 def with_spec(model: SegmentationNetwork, spec: UNetSpec) -> SegmentationNetwork:
