@@ -1,6 +1,6 @@
-"""From stored probabilities to the class of each pixel: the one rule by which a result, a score and a training decide.
+"""Class of each pixel from stored probabilities.
 
-Decision: it is taken on bytes, as they lie on disk, so that nobody can come to another class from the same file.
+Segmentation, scoring and training use this one rule. It acts on stored bytes, so the classes follow from the file.
 """
 
 from __future__ import annotations
@@ -15,19 +15,23 @@ Array = NDArray[Any]
 
 MAX_CLASSES = 255
 IGNORED = 255
-"""The class of a pixel of which nobody knows the class: nothing is learnt and nothing is judged there."""
+"""Class of a pixel without a known class: it is neither trained on nor scored."""
 
 
 def threshold_byte(threshold: float) -> int:
-    """Return the smallest byte, of 255, that is not below a threshold."""
+    """Return the smallest byte that is not below a threshold (0..1)."""
     return math.ceil(255 * threshold)
 
 
 def class_map(probability_KYX: Array, threshold: float) -> Array:
-    """Class of each pixel (uint8, 0 = background) from stored probabilities (uint8, foreground classes only).
+    """Return the class of each pixel (y, x), uint8, 0 = background.
 
-    One class: foreground from the threshold on. Several: the largest byte, where background has what the sum leaves of
-    255; ties go to the lower class, background first (the threshold is not used).
+    One class: foreground where the byte reaches the threshold. Several: the class with the largest byte, background
+    having 255 minus the sum of the others; ties go to the lower class, background first.
+
+    Args:
+        probability_KYX: Stored bytes (k, y, x) of the foreground classes.
+        threshold: Probability 0..1; used for one class only.
     """
     if len(probability_KYX) > MAX_CLASSES:
         raise ValueError(f"expected at most {MAX_CLASSES} foreground classes, found {len(probability_KYX)}")

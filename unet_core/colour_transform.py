@@ -1,8 +1,8 @@
-"""A slide's colour map at work on pixels: the same bytes on any device, for a pixel in any tile.
+"""Apply a slide's colour map to pixels: the same bytes on any device and in any tile.
 
-Decision: logarithm and exponential are looked up in tables made once, and between them stand only single
-multiplications and additions, which round alike everywhere. The result is an image of the same type as the slide's,
-rounded once; training and prediction both go on from there as if the slide had been scanned so.
+Logarithm and exponential are looked up in tables that are made once; between them are single multiplications and
+additions, which round alike everywhere. The result has the slide's number type, rounded once; training and prediction
+continue from it.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from unet_core.normalisation import ColourMap
 from unet_core.optical_density import optical_density
 
 STEPS = 8192
-"""Steps of the exponential's table for a density of 1: a step is at most 0.03 of 255 grey levels."""
+"""Table entries of the exponential per unit of density: one step is at most 0.03 of 255 grey levels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """A colour map for one type of pixels: density of each value in steps, value of each step (or value) by channel."""
+    """A colour map for one number type: density of each value in steps, value of each step (or value) by channel."""
 
     density: Tensor
     values: tuple[Tensor, ...]
 
 
 def recolour(pixels_CYX: Tensor, colours: ColourMap) -> Tensor:
-    """The pixels (c, y, x) of unsigned integers as the map shows them: same shape, same type."""
+    """Return pixels (c, y, x) of unsigned integers in the colours of the map: same shape, same type."""
     if colours.matrix is None and colours.ranks is None:
         return pixels_CYX
     tables = _tables(colours, str(pixels_CYX.dtype).removeprefix("torch."), pixels_CYX.device)
@@ -51,7 +51,7 @@ def _looked_up(table: Tensor, index_YX: Tensor) -> Tensor:
 
 
 def _mixed(density_CYX: Sequence[Tensor], row: Sequence[float], offset: float, last: int) -> Tensor:
-    """One channel's density in whole steps. Products and sums apart: fused, they would round otherwise."""
+    """Return one channel's density in whole steps; a fused multiply-add would round differently."""
     total = density_CYX[0] * row[0]
     for one, factor in zip(density_CYX[1:], row[1:], strict=True):
         total += one * factor

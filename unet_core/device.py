@@ -1,7 +1,7 @@
-"""Where to compute and in which precision, for networks that learn and for networks that answer.
+"""Device and precision of training and prediction.
 
-Decision: `auto` is settled once, at the start, and what was settled is written down with the result; a device that is
-asked for by name and is not there is refused, never replaced.
+`auto` is resolved once, at the start, and the result is recorded with the output. A device requested by name that does
+not exist is an error; it is never replaced.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ from unet_core.errors import DeviceError
 
 
 def resolve_device(device: str) -> str:
-    """Return cpu or cuda: ``auto`` is CUDA where there is one. Raises DeviceError for a CUDA that is not there."""
+    """Return ``cpu`` or ``cuda``; ``auto`` is CUDA if available.
+
+    Raises:
+        DeviceError: CUDA is requested and not available.
+    """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
@@ -25,12 +29,12 @@ def resolve_device(device: str) -> str:
 
 
 def multiplies_bf16(device: str) -> bool:
-    """Return whether bfloat16 is fast there: on CUDA, and on a CPU with AVX512-BF16 or AMX."""
+    """Return whether bfloat16 is fast on the device: CUDA, or a CPU with AVX512-BF16 or AMX."""
     return device == "cuda" or bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def device_names() -> tuple[str, ...]:
-    """Return the CUDA devices of this process, each as CUDA_VISIBLE_DEVICES names it."""
+    """Return the CUDA devices of this process, as CUDA_VISIBLE_DEVICES names them."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is None:
         return tuple(map(str, range(torch.cuda.device_count())))

@@ -1,33 +1,33 @@
-"""What can be wrong with a network, its sizes or its file.
+"""Errors of this package.
 
-One small tree: whoever segments slides wraps these in its own errors; each is also the builtin it stands for.
+Each class is also the builtin it specialises. Other packages wrap these errors in their own.
 """
 
 from __future__ import annotations
 
 
 class NetworkError(Exception):
-    """Anything this package refuses."""
+    """Base class of all errors of this package."""
 
 
 class SizeError(NetworkError, ValueError):
-    """A size no network of this shape can take."""
+    """An input size that the network does not take."""
 
 
 class ArchitectureError(NetworkError, ValueError):
-    """A network whose answer for a pixel depends on the rest of its tile."""
+    """A network whose output at a pixel depends on its whole tile."""
 
 
 class CheckpointError(NetworkError, ValueError):
-    """A weights file that is not what it should be."""
+    """A model file that is damaged or not a model file."""
 
 
 class UnknownModelError(NetworkError, LookupError):
-    """A model name that is neither built in nor a file."""
+    """A name that is neither a built-in model nor a file."""
 
 
 class DeviceError(NetworkError, RuntimeError):
-    """A device that is not there."""
+    """A device that does not exist."""
 
 
 class MissingLibraryError(NetworkError, ImportError):
@@ -35,12 +35,12 @@ class MissingLibraryError(NetworkError, ImportError):
 
 
 class AnnotationError(NetworkError, ValueError):
-    """Annotated images, or their folds, that nobody could be meant to train on."""
+    """Invalid annotated images or folds."""
 
 
 class RecipeError(NetworkError, ValueError):
-    """A training run that cannot be begun, or not be gone on with, as asked."""
+    """A training run that cannot be started or resumed with these settings."""
 
 
 class DivergedError(NetworkError, ArithmeticError):
-    """A training run whose loss or gradient is no number any more."""
+    """A training run whose loss or gradient is not finite."""

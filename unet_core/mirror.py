@@ -1,7 +1,7 @@
-"""What lies beyond an image's border: its mirror image, for ever. The only place that knows.
+"""Reads beyond an image's border: the image mirrored repeatedly.
 
-Decision: indices are mirrored, pixels are not padded. One contiguous read of the pixels a box really needs, then a
-lookup along each axis that leaves the image; the padded image never exists.
+Indices are mirrored, pixels are not padded: one contiguous read of the needed pixels, then a lookup along each axis
+that leaves the image.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 
 class ArrayLike(Protocol):
-    """Anything with a shape that slices to something numpy understands; the last two axes are (y, x)."""
+    """An array that slices to something numpy accepts; the last two axes are (y, x)."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -24,7 +24,7 @@ class ArrayLike(Protocol):
 
 
 class BoxLike(Protocol):
-    """A half-open rectangle of pixels; it may lie anywhere, far outside the image too."""
+    """A half-open rectangle of pixels; it may lie outside the image."""
 
     @property
     def y0(self) -> int:
@@ -45,7 +45,7 @@ class BoxLike(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Square:
-    """A half-open rectangle of an image."""
+    """A half-open rectangle of pixels, y0 <= y < y1 and x0 <= x < x1."""
 
     y0: int
     x0: int
@@ -54,9 +54,9 @@ class Square:
 
 
 def mirrored_indices(start: int, stop: int, length: int) -> NDArray[np.intp]:
-    """Return where pixels start..stop-1 of the endlessly mirrored axis lie in an axis of `length` pixels.
+    """Return the indices in an axis of `length` pixels of pixels start..stop-1 of the repeatedly mirrored axis.
 
-    numpy's "reflect": the edge pixel is not repeated, so the pattern has period 2 * (length - 1).
+    As numpy's "reflect": the edge pixel is not repeated, so the pattern has period 2 * (length - 1).
     """
     indices = np.arange(start, stop, dtype=np.intp)
     if length == 1:
@@ -67,10 +67,19 @@ def mirrored_indices(start: int, stop: int, length: int) -> NDArray[np.intp]:
 
 
 def read_mirrored(array: ArrayLike, box: BoxLike) -> NDArray[Any]:
-    """Return the pixels of `box`, shape (..., y1 - y0, x1 - x0), as if the image were mirrored for ever.
+    """Return the pixels of a box of the repeatedly mirrored image.
 
-    Equal to a slice of np.pad(array, mode="reflect"). `array` is sliced once, never more than the box is wide and high.
-    Raises ValueError for an image without pixels or a box turned inside out.
+    Equal to a slice of np.pad(array, mode="reflect").
+
+    Args:
+        array: Image (..., y, x). It is sliced once, by at most the size of the box.
+        box: Rectangle to read.
+
+    Returns:
+        Array (..., y1 - y0, x1 - x0).
+
+    Raises:
+        ValueError: The image has no pixels, or the box ends before it starts.
     """
     height, width = array.shape[-2:]
     if height < 1 or width < 1:

@@ -1,23 +1,23 @@
-"""The colours of one slide brought to those a network was trained on: fitted once, then a map of a pixel's own value.
+"""Stain normalisation and histogram equalisation: a colour map fitted once per slide.
 
-Decision: whatever is fitted ends as one map from a pixel's value to another of the same type, so tiles cannot matter.
-It is fitted on a picture of the slide at low resolution that skips pixels instead of averaging them: the average of a
-nucleus and its surroundings is a colour that nothing in the slide has. Only pixels that absorb count, so the amount of
-glass around the tissue does not matter either. What cannot be fitted is left as it is, and that is said by name.
+Every fit results in one map from a pixel's value to another of the same type, so tiles do not matter. It is fitted on a
+thumbnail that skips pixels instead of averaging them: the average of a nucleus and its surroundings is a colour that
+does not occur in the slide. Only pixels that absorb count, so the amount of glass does not matter. Colours that cannot
+be fitted stay unchanged, and the reason is recorded.
 
     value -> density = -ln((value + 1) / (largest + 1)) -> matrix, offset -> value -> rank x largest, by channel
              (Beer and Lambert)                            (stain)                    (equalised)
 
 Reinhard, Ashikhmin, Gooch and Shirley 2001: mean and deviation along three axes of a logarithmic space become those of
-the target (equations 10 and 11), the axes being their l, alpha and beta (equation 6). They take logarithms of cone
-responses; here it is those of red, green and blue, which are densities, so that the change is a matrix in density.
+the target (equations 10 and 11); the axes are their l, alpha and beta (equation 6). They take logarithms of cone
+responses; here it is those of red, green and blue, which are densities, so the change is a matrix in density.
 
 Macenko et al. 2009: the densities' two largest singular directions span a plane; in it the 1st and 99th percentile of
 the angle are the two stains. A stain's strength is the 99th percentile of its concentration. Source and target are both
 the density of each stain where it is strongest (rows S and T), so densities become T' pinv(S') times themselves.
 
-Histogram equalisation: a value becomes its rank among the slide's (mid-rank of equals), by 64 quantiles and straight
-lines between them.
+Histogram equalisation: a value becomes its rank among the slide's (mid-rank of equals), by 64 quantiles and linear
+interpolation.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from unet_core.mirror import ArrayLike
 from unet_core.optical_density import LEAST_DENSITY, optical_density
 
 FIT_VERSION = 1
-"""Raised by one when a change here changes what is fitted or what a fit does to a pixel."""
+"""Incremented when a change here changes a fit or its effect on a pixel."""
 LARGEST_SAMPLE = 2**18
 LARGEST_STEP = 512
 LEAST_PIXELS = 200
-"""Pixels of the picture that must absorb before anything is said about stains."""
+"""Least number of absorbing pixels for a fit."""
 BRIGHT_FIELD = 0.3
-"""Median brightness from which a picture is taken for bright-field."""
+"""Least median brightness of a bright-field image."""
 LEAST_ANGLE = 0.1
-"""Between two stains, in radians; haematoxylin and eosin lie 0.4 apart. Below it, there is one."""
+"""Least angle between two stains, in radians; haematoxylin and eosin differ by 0.4."""
 LEAST_DEVIATION = 0.005
 EXTREMES = 0.01, 0.99
 QUANTILES = 64
@@ -57,9 +57,13 @@ StainMethod = Literal["none", "reinhard", "macenko"]
 
 @dataclass(frozen=True, slots=True)
 class Normalisation:
-    """What a network asks for. ``target`` (2, 3): for Reinhard mean and deviation along the axes l, alpha and beta of
+    """Normalisation that a network requires.
 
-    density; for Macenko density of haematoxylin and of eosin where each is strongest.
+    Attributes:
+        stain: Method.
+        target: Two rows of three numbers. Reinhard: mean and deviation along the axes l, alpha and beta of density;
+            Macenko: density of haematoxylin and of eosin where each is strongest.
+        equalise: Whether histograms are equalised.
     """
 
     stain: StainMethod
@@ -68,10 +72,14 @@ class Normalisation:
 
 
 class ColourMap(BaseModel):
-    """What a fit does to a slide's pixels; plain data for the manifest.
+    """Result of a fit to one slide, as stored in the manifest.
 
-    ``found``: what the target's rows are in this slide. ``matrix`` and ``offset`` act on densities (None: they stay).
-    ``ranks``: for each channel (value, rank from 0 to 1), rising. ``kept``: why pixels stay as they are after all.
+    Attributes:
+        found: The slide's own rows, as in ``Normalisation.target``.
+        matrix: Matrix on densities; None: densities stay unchanged.
+        offset: Offset on densities.
+        ranks: For each channel (value, rank 0..1), ascending.
+        kept: Reasons why colours stay unchanged.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -83,17 +91,17 @@ class ColourMap(BaseModel):
     kept: tuple[str, ...] = ()
 
     def density(self, density_CN: Numbers) -> Numbers:
-        """Densities (3, n) after the stain's normalisation."""
+        """Return densities (3, n) after stain normalisation."""
         if self.matrix is None:
             return density_CN
         return np.asarray(np.array(self.matrix) @ density_CN + np.array(self.offset)[:, None])
 
 
-# ---- the picture it is fitted on -----------------------------------------------------------------------------------
+# ---- the thumbnail that is fitted ----------------------------------------------------------------------------------
 
 
 def sample_step(shape_yx: tuple[int, ...]) -> int:
-    """Every how many-th pixel of an image is looked at: a power of two, so that there are at most 2^18 of them."""
+    """Return the step of the thumbnail's pixels: a power of two such that there are at most 2^18 of them."""
     step = 1
     while step < LARGEST_STEP and -(-shape_yx[0] // step) * -(-shape_yx[1] // step) > LARGEST_SAMPLE:
         step *= 2
@@ -101,7 +109,7 @@ def sample_step(shape_yx: tuple[int, ...]) -> int:
 
 
 def sample(image_CYX: ArrayLike) -> NDArray[Any]:
-    """The picture (c, y, x) of an image, which is read piece by piece."""
+    """Return the thumbnail (c, y, x) of an image, which is read piece by piece."""
     height, width = image_CYX.shape[1:]
     step = sample_step((height, width))
     rows = (
@@ -117,11 +125,11 @@ def _piece(image_CYX: ArrayLike, y: int, x: int) -> NDArray[Any]:
     return np.asarray(image_CYX[here])
 
 
-# ---- the fit ---------------------------------------------------------------------------------------------------------
+# ---- the fit -------------------------------------------------------------------------------------------------------
 
 
 def fit(picture_CYX: NDArray[Any], wanted: Normalisation) -> ColourMap:
-    """The map that brings the colours of a picture of unsigned integers (c, y, x) to what a network asks for."""
+    """Fit the map that brings the colours of a thumbnail (c, y, x) of unsigned integers to a network's."""
     pixels_CN = picture_CYX.reshape(len(picture_CYX), -1)
     density_CN = optical_density(pixels_CN)
     density_CN = density_CN[:, density_CN.mean(axis=0) >= LEAST_DENSITY]
@@ -130,12 +138,12 @@ def fit(picture_CYX: NDArray[Any], wanted: Normalisation) -> ColourMap:
 
 
 def fits(picture_CYX: NDArray[Any], wanted: Sequence[Normalisation | None]) -> tuple[ColourMap | None, ...]:
-    """The maps of several networks, each its own; None for one that takes colours as they are."""
+    """Fit one map per network; None for a network without normalisation."""
     return tuple(None if one is None else fit(picture_CYX, one) for one in wanted)
 
 
 def _towards(wanted: Normalisation, found: Numbers | str) -> ColourMap:
-    """From what was found in a slide (2, 3), or why nothing was."""
+    """Return the map from the rows (2, 3) of a slide, or from the reason why there are none."""
     if isinstance(found, str):
         return ColourMap(kept=(f"{wanted.stain}: {found}",))
     target, offset = np.array(wanted.target), np.zeros(3)
@@ -150,7 +158,7 @@ def _towards(wanted: Normalisation, found: Numbers | str) -> ColourMap:
 
 
 def source(pixels_CN: NDArray[Any], stain: StainMethod) -> Numbers | str:
-    """The rows (2, 3) that describe the stains of a picture's pixels, or why there are none."""
+    """Return the rows (2, 3) that describe the stains of pixels (c, n), or the reason why there are none."""
     if len(pixels_CN) != 3:
         return "not RGB"
     if np.median(pixels_CN.sum(axis=0, dtype=np.int64)) < 3 * BRIGHT_FIELD * np.iinfo(pixels_CN.dtype).max:
@@ -163,14 +171,14 @@ def source(pixels_CN: NDArray[Any], stain: StainMethod) -> Numbers | str:
 
 
 def _moments(density_CN: Numbers) -> Numbers | str:
-    """Mean and deviation along Reinhard's axes."""
+    """Return mean and deviation along Reinhard's axes."""
     along_CN = _AXES @ density_CN
     found = np.stack([along_CN.mean(axis=1), along_CN.std(axis=1)])
     return found if found[1].min() >= LEAST_DEVIATION else "one colour"
 
 
 def _stains(density_CN: Numbers) -> Numbers | str:
-    """Density of Macenko's two stains where each is strongest, the one that absorbs more red first."""
+    """Return the density of Macenko's two stains where each is strongest, the one that absorbs more red first."""
     _, directions = np.linalg.eigh(np.einsum("cn,dn->cd", density_CN, density_CN))
     plane = directions[:, :0:-1]  # of the two largest singular values
     plane = plane * np.where(plane.sum(axis=0) < 0, -1, 1)
@@ -185,7 +193,7 @@ def _stains(density_CN: Numbers) -> Numbers | str:
 
 
 def _equalised(colours: ColourMap, density_CN: Numbers, dtype: np.dtype[Any]) -> ColourMap:
-    """The same map, its values replaced by their ranks among the pixels that absorb."""
+    """Return the map with values replaced by their ranks among the absorbing pixels."""
     most = float(np.iinfo(dtype).max)
     values_CN = np.rint((most + 1) * np.exp(-colours.density(density_CN)) - 1).clip(0, most).astype(np.int64)
     ranks = [_ranks(values_N) for values_N in values_CN] if density_CN.shape[1] >= LEAST_PIXELS else [[]]
@@ -195,7 +203,7 @@ def _equalised(colours: ColourMap, density_CN: Numbers, dtype: np.dtype[Any]) ->
 
 
 def _ranks(values_N: NDArray[np.int64]) -> list[tuple[int, float]]:
-    """The distinct ones of 65 quantiles, each with the part of the values below it and half of those equal to it."""
+    """Return the distinct ones of 65 quantiles, each with its mid-rank: share of values below and half of equals."""
     ordered = np.sort(values_N)
     knots = np.unique(ordered[np.linspace(0, len(ordered) - 1, QUANTILES + 1).round().astype(np.int64)])
     middle = np.searchsorted(ordered, knots) + np.searchsorted(ordered, knots, side="right")
@@ -203,7 +211,7 @@ def _ranks(values_N: NDArray[np.int64]) -> list[tuple[int, float]]:
 
 
 def target_of(images: Iterable[ArrayLike], stain: StainMethod) -> Rows | str:
-    """What most training images look like: the median of their rows, or why none of them has any."""
+    """Return the median of the training images' rows, or the reason why none has any."""
     found = [source(picture.reshape(len(picture), -1), stain) for picture in map(sample, images)]
     rows = [one for one in found if not isinstance(one, str)]
     if not rows:

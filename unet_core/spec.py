@@ -1,7 +1,7 @@
-"""What a network is, as data: enough to build it, to feed it and to name what comes out.
+"""Description of a network: architecture, input normalisation, resolution and classes.
 
-Decision: everything a prediction depends on besides the weights (normalisation, resolution, class names, threshold)
-lives in this one frozen model and travels in the header of the weights file: no setting outside can contradict it.
+The frozen model is stored in the header of the model file and holds everything besides the weights that a prediction
+depends on, so no outside setting can contradict it.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ Colour = tuple[
 
 
 UNSEEN = ("padding", "up", "skip", "head", "mpp", "mean", "std")
-"""What the tensors of a network do not show: whoever converts foreign weights has to say it, defaults included."""
+"""Fields that tensors do not determine: a conversion of foreign weights has to state them, defaults included."""
 
 _NO_CHOICE: dict[str, dict[str, Any]] = {
     "unet++": {"depth": 4, "padding": "same", "norm": "batch", "up": "transposed", "skip": "concat"},
     "attention": {"padding": "same", "norm": "batch", "up": "transposed", "skip": "concat"},
 }
-"""Fields of which an architecture has one value only."""
+"""Fields for which an architecture has only one value."""
 
 _LATER = ("architecture", "stain_normalisation", "stain_target", "equalise")
-"""Fields that are stored only where they say something."""
+"""Fields that are stored only if they differ from their defaults."""
 
 
 def _half_each(data: dict[str, Any]) -> tuple[float, ...]:
@@ -56,17 +56,25 @@ def _numbered(data: dict[str, Any]) -> tuple[str, ...]:
 
 
 class UNetSpec(BaseModel):
-    """A U-Net (Ronneberger, Fischer, Brox 2015) and how to feed it: x = (image / dtype max - mean) / std.
+    """Description of a network. Its input is x = (image / dtype max - mean) / std.
 
-    The image is first brought to the colours of the training where `stain_normalisation` or `equalise` ask for it, by a
-    map fitted once a slide (`unet_core.normalisation`, which says what `stain_target` holds).
-
-    `architecture`: the paper's, U-Net++ (Zhou et al. 2018) or Attention U-Net (Oktay et al. 2018); the last two are
-    MONAI's, and `dropout` is then after each convolution, not once at the bottom.
-
-    `classes` counts the background: 1 + k. Class 0 is background; a softmax head has a channel for it, a sigmoid head
-    has not. Channels at level i: width * growth**i. The stain is that of the cells it was trained on: mean and
-    covariance of their mean optical density (`unet_core.optical_density`); None where that says nothing.
+    Attributes:
+        architecture: U-Net (Ronneberger et al. 2015), U-Net++ (Zhou et al. 2018) or Attention U-Net (Oktay et al.
+            2018). The last two are MONAI's; their `dropout` follows each convolution, not once at the bottom.
+        depth: Number of poolings.
+        width: Channels at full resolution; level i has width * growth**i.
+        classes: 1 + k, background included. Class 0 is background; a softmax head has a channel for it, a sigmoid head
+            has none.
+        mpp: Micrometres per pixel; None if unknown.
+        mean: Mean of each channel, for a range of 0..1.
+        std: Standard deviation of each channel, for a range of 0..1.
+        threshold: Probability from which on a pixel is foreground, for one class.
+        min_area_um2: Smallest object that is kept.
+        stain_mean: Mean over the training cells of their mean optical density (`unet_core.optical_density`).
+        stain_covariance: Covariance of the same.
+        stain_normalisation: Method that brings a slide to the colours of the training images, by a map that is fitted
+            once per slide (`unet_core.normalisation`, which defines `stain_target`).
+        equalise: Whether histograms are equalised too.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -98,7 +106,7 @@ class UNetSpec(BaseModel):
 
     @model_serializer(mode="wrap")
     def _plain_as_ever(self, fields_of: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what a plain U-Net does not have: its file is the same bytes as before there was anything else."""
+        """Leave out fields of later versions that have their default, so files of plain U-Nets keep their bytes."""
         fields: dict[str, Any] = fields_of(self)
         for name in _LATER:
             if getattr(self, name) == type(self).model_fields[name].default:
@@ -107,7 +115,7 @@ class UNetSpec(BaseModel):
 
     @model_validator(mode="after")
     def _the_architecture_has_it(self) -> Self:
-        """Refuse fields that the architecture has no choice of, all at once and by name."""
+        """Reject fields that the architecture does not support, all at once and by name."""
         only = _NO_CHOICE.get(self.architecture, {})
         wrong = [
             f"{name}={value!r}, found {getattr(self, name)!r}"
@@ -122,7 +130,7 @@ class UNetSpec(BaseModel):
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> Self:
-        """Refuse lists that do not have one entry per channel or per foreground class."""
+        """Reject lists that do not have one entry per channel or per foreground class."""
         expected = {"mean": self.in_channels, "std": self.in_channels, "class_names": self.foreground}
         if self.colours is not None:
             expected["colours"] = self.foreground
@@ -139,7 +147,7 @@ class UNetSpec(BaseModel):
 
     @model_validator(mode="after")
     def _colours_can_be_brought_to_the_target(self) -> Self:
-        """Refuse a stain's normalisation of images without stains or without a target, and a target for nothing."""
+        """Reject stain normalisation without RGB or without a target, and a target without normalisation."""
         if self.stain_normalisation == "none" and self.stain_target is not None:
             raise ValueError(
                 "stain_target: expected stain_normalisation 'reinhard' or 'macenko' beside it, found 'none'"
@@ -160,7 +168,7 @@ class UNetSpec(BaseModel):
 
     @model_validator(mode="after")
     def _covariance_can_be_one(self) -> Self:
-        """Refuse what has no inverse or could give a negative distance."""
+        """Reject a matrix without inverse or with negative distances."""
         if self.stain_covariance is None:
             return self
         covariance = np.array(self.stain_covariance, float) if len({*map(len, self.stain_covariance)}) == 1 else None
@@ -172,14 +180,14 @@ class UNetSpec(BaseModel):
 
     @property
     def stain(self) -> StainStatistics | None:
-        """The colours of the training, where they are known."""
+        """Stain of the training images; None if unknown."""
         if self.stain_mean is None or self.stain_covariance is None:
             return None
         return StainStatistics(self.stain_mean, self.stain_covariance)
 
     @property
     def normalisation(self) -> Normalisation | None:
-        """What a slide's colours are brought to; None where they stay as they are."""
+        """Normalisation of a slide's colours; None if they stay unchanged."""
         if self.stain_normalisation == "none" and not self.equalise:
             return None
         return Normalisation(self.stain_normalisation, self.stain_target, self.equalise)
@@ -213,16 +221,18 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset(name: str, **changes: Any) -> UNetSpec:
-    """Return a network of known size; `changes` replace single fields.
+    """Return the spec of a named network; `changes` replace single fields.
 
     paper   572 -> 388, channels 64..1024, 31,030,658 parameters: figure 1 of the paper
     padded  the same with zero padding, 256 -> 256
     small   32..512      tiny  16..256      both valid, RGB
-    compact 16..128, three levels, batch norm, valid, RGB: learns from few images in minutes
-    lesson  16..128, three levels, padded: small enough to read along
+    compact 16..128, three levels, batch norm, valid, RGB: trains on few images in minutes
+    lesson  16..128, three levels, padded: small, for teaching
     unet++, attention   16..256, padded, batch norm, RGB
 
-    Raises ValueError for an unknown name, naming the known ones, and pydantic's ValidationError for a wrong field.
+    Raises:
+        ValueError: The name is unknown; the message lists the known ones.
+        ValidationError: A field is invalid.
     """
     if name not in _PRESETS:
         raise ValueError(f"no preset {name!r}: expected one of {', '.join(_PRESETS)}")

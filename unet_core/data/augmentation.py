@@ -1,9 +1,9 @@
-"""New training tiles out of few images: one random deformation of the plane, and one random stain and camera.
+"""Random augmentation of training tiles: geometry, stain and camera.
 
-Decision: rotation, flip, scale and elastic deformation are composed into a single field of source coordinates and
-sampled once, so image, labels and weights go through the same map and are blurred at most once. A shift needs no
-strength: a tile may lie anywhere in its image. What is drawn comes from the generator passed in, and from nothing else;
-colours are computed on the device where the image is.
+Rotation, flip, scale and elastic deformation are composed into one field of source coordinates and sampled once, so
+image, labels and weights get the same transform and are interpolated at most once. A shift needs no setting: a tile may
+be anywhere in its image. All random numbers come from the generator that is passed in. Colours are computed on the
+device of the image.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ STAINS = rgb_from_hed / np.linalg.norm(rgb_from_hed, axis=1, keepdims=True)
 
 
 class Augmentation(BaseModel):
-    """How far to go: 0, and a scale of 1 to 1, switch a change off.
+    """Strength of each augmentation; 0, or a scale of 1 to 1, disables it.
 
-    Scale is the size of an object in the tile over its size in the image, drawn log-uniformly. Images of three channels
-    are taken for stained sections: for others of that kind set `stain`, `stain_shift` and `counterstain` to 0.
+    Scale is the size of an object in the tile divided by its size in the image, drawn log-uniformly. Images with three
+    channels are treated as stained sections; for others set `stain`, `stain_shift` and `counterstain` to 0.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 180.0  # either way
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 180.0  # largest angle, in both directions
     flip: Share = 0.5  # probability
     scale: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] = (0.7, 1.6)
     elastic_px: NonNegativeFloat = 8.0  # standard deviation at the 3x3 grid's nodes (the paper: 10 px)
     stain: NonNegativeFloat = 0.35  # each stain's density times exp(+-this)
     stain_shift: NonNegativeFloat = 0.06  # and +- this
-    counterstain: Annotated[float, Field(ge=0, lt=1)] = 0.0  # probability of a layer of tissue, and of one more
+    counterstain: Annotated[float, Field(ge=0, lt=1)] = 0.0  # probability of a layer of tissue, and of each further one
     gain: Share = 0.15  # each channel times 1 +- this
     contrast: NonNegativeFloat = 0.0  # each channel's distance from its mean times exp(+-this)
     brightness: Share = 0.0  # all channels +- this, image range 1
     gamma: NonNegativeFloat = 0.3  # exponent exp(+-this)
-    blur: Share = 0.35  # probability of a loss of sharpness
-    sharpen: Share = 0.35  # probability of edges overdrawn, as scanners do
+    blur: Share = 0.35  # probability of a blur
+    sharpen: Share = 0.35  # probability of sharpening, as scanners apply it
     noise: NonNegativeFloat = 0.03  # largest standard deviation of added noise, image range 1
 
     @model_validator(mode="after")
@@ -56,12 +56,12 @@ class Augmentation(BaseModel):
 
     @classmethod
     def off(cls) -> Self:
-        """Nothing is changed: a tile is a piece of the image to the bit."""
+        """Return settings without augmentation: a tile equals a crop of the image to the bit."""
         return cls.model_validate({name: 0.0 for name in cls.model_fields} | {"scale": (1.0, 1.0)})
 
 
 def uniform(low: float, high: float, generator: Generator) -> float:
-    """Draw one number."""
+    """Draw one number from low to high."""
     return low + (high - low) * float(torch.rand((), generator=generator, device=generator.device))
 
 
@@ -79,13 +79,13 @@ def _either_way(shape: tuple[int, ...], generator: Generator) -> Tensor:
     return 2 * torch.rand(shape, generator=generator, device=generator.device) - 1
 
 
-# ---- the plane -------------------------------------------------------------------------------------------------------
+# ---- geometry ------------------------------------------------------------------------------------------------------
 
 
 def elastic_field(size_px: int, deviation_px: float, generator: Generator) -> Tensor:
-    """Return displacements (2, size, size) in px: Gaussian at a 3x3 grid's nodes, bicubic between (section 3.1).
+    """Return displacements (2, size, size) in px: Gaussian at the nodes of a 3x3 grid, bicubic between (section 3.1).
 
-    A bicubic surface is the product of what one axis makes of each node, which takes a tenth of the time.
+    The bicubic surface is computed as a product of both axes, which takes a tenth of the time.
     """
     nodes = _normal((2, 3, 3), generator).cpu() * deviation_px
     one_each = torch.eye(3)[None, :, :, None]  # (n, node, y, x)
@@ -94,7 +94,7 @@ def elastic_field(size_px: int, deviation_px: float, generator: Generator) -> Te
 
 
 def source_offsets(size_px: int, settings: Augmentation, generator: Generator) -> Tensor:
-    """Return where each pixel of a tile comes from: (2, size, size) float32, (y, x) px from the tile's centre."""
+    """Return the source of each pixel of a tile: (2, size, size) float32, (y, x) px from the tile's centre."""
     widest = math.radians(settings.rotation_degrees)
     angle = uniform(-widest, widest, generator)
     low, high = settings.scale
@@ -119,7 +119,7 @@ def nearest_at(patch_CYX: Tensor, at_2YX: Tensor) -> Tensor:
 
 
 def bilinear_at(patch_CYX: Tensor, at_2YX: Tensor) -> Tensor:
-    """Return `patch` at fractional positions (y, x) as (c, y', x') float32; whole ones give its pixels to the bit.
+    """Return `patch` at fractional positions (y, x) as (c, y', x') float32; integer ones give its pixels to the bit.
 
     Positions outside take the nearest border pixel.
     """
@@ -132,7 +132,7 @@ def bilinear_at(patch_CYX: Tensor, at_2YX: Tensor) -> Tensor:
     return functional.grid_sample(patch_CYX[None].float(), grid_YX2[None], padding_mode="border", align_corners=True)[0]
 
 
-# ---- the laboratory --------------------------------------------------------------------------------------------------
+# ---- stain ---------------------------------------------------------------------------------------------------------
 
 
 def jitter_stains(rgb_3YX: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
@@ -149,7 +149,7 @@ def jitter_stains(rgb_3YX: Tensor, settings: Augmentation, generator: Generator)
 
 
 def fibres(size: tuple[int, int], generator: Generator, device: torch.device | str = "cpu") -> Tensor:
-    """Return a random texture (y, x) in 0..1: stretched noise, bent, with edges as of torn connective tissue."""
+    """Return a random texture (y, x) in 0..1: stretched and bent noise with edges like torn connective tissue."""
     noise = torch.zeros(size, device=device)
     for weight in (1.0, 0.6, 0.4):
         rows, columns = (round(math.exp(uniform(math.log(3), math.log(160), generator))) for _ in range(2))
@@ -163,10 +163,10 @@ def fibres(size: tuple[int, int], generator: Generator, device: torch.device | s
 
 
 def lay_counterstain(rgb_3YX: Tensor, generator: Generator) -> Tensor:
-    """Lay tissue without nuclei over the image: pink fibres as eosin shows them, or a purple haze; RGB in 0..1.
+    """Add tissue without nuclei to the image: pink fibres as of eosin, or a purple haze; RGB in 0..1.
 
-    Images of thin smears hold little of either. Eosin absorbs most in green and little in red, so that with it over
-    everything a nucleus is what absorbs red; haze, as of cytoplasm, absorbs red too, but little.
+    Images of thin smears contain little of either. Eosin absorbs most in green and little in red, so under it nuclei
+    remain what absorbs red; haze, as of cytoplasm, absorbs red too, but little.
     """
     if uniform(0, 1, generator) < 0.7:
         absorbed = (uniform(0.02, 0.3, generator), 1.0, uniform(0.3, 0.9, generator))
@@ -178,13 +178,13 @@ def lay_counterstain(rgb_3YX: Tensor, generator: Generator) -> Tensor:
     return rgb_3YX * torch.exp(-torch.tensor(absorbed, device=rgb_3YX.device)[:, None, None] * density)
 
 
-# ---- the camera ------------------------------------------------------------------------------------------------------
+# ---- camera --------------------------------------------------------------------------------------------------------
 
 
 def jitter_light(image_CYX: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
     """Change gain, contrast, brightness and gamma, in this order; 0..1 in and out."""
     gain = 1 + settings.gain * _either_way((image_CYX.shape[0], 1, 1), generator) if settings.gain else torch.ones(())
-    image_CYX = image_CYX * gain.to(image_CYX.device)  # a copy, on which all else works
+    image_CYX = image_CYX * gain.to(image_CYX.device)  # a copy, modified in place below
     if settings.contrast:
         mean = image_CYX.mean(dim=(1, 2), keepdim=True)
         image_CYX.sub_(mean).mul_(math.exp(uniform(-settings.contrast, settings.contrast, generator))).add_(mean)
@@ -197,7 +197,7 @@ def jitter_light(image_CYX: Tensor, settings: Augmentation, generator: Generator
 
 
 def soften(image_CYX: Tensor, generator: Generator) -> Tensor:
-    """Lose sharpness as an enlarged image does: shrink by up to 2.2 and enlarge again."""
+    """Blur as in an enlarged image: shrink by up to 2.2 and enlarge again."""
     height, width = image_CYX.shape[-2:]
     ratio = uniform(1.1, 2.2, generator)
     small = (max(1, round(height / ratio)), max(1, round(width / ratio)))
@@ -206,7 +206,7 @@ def soften(image_CYX: Tensor, generator: Generator) -> Tensor:
 
 
 def overdraw(image_CYX: Tensor, generator: Generator) -> Tensor:
-    """Overdraw edges as a scanner's sharpening does (unsharp masking): add what a blur of 0.7 to 2 px takes away."""
+    """Sharpen as a scanner does (unsharp masking): add what a blur of 0.7 to 2 px removes."""
     sigma, amount = uniform(0.7, 2.0, generator), uniform(0.5, 2.5, generator)
     reach = math.ceil(3 * sigma)
     line = torch.exp(-(torch.arange(-reach, reach + 1, device=image_CYX.device) ** 2) / (2 * sigma**2))
@@ -219,7 +219,7 @@ def overdraw(image_CYX: Tensor, generator: Generator) -> Tensor:
 
 
 def jitter_colour(image_CYX: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
-    """Return the image (0..1, any number of channels; three are taken for a stained section) as another lab's."""
+    """Change stain, light, sharpness and noise of an image (c, y, x) in 0..1; three channels are a stained section."""
     if image_CYX.shape[0] == 3:
         if settings.stain or settings.stain_shift:
             image_CYX = jitter_stains(image_CYX, settings, generator)

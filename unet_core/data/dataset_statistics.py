@@ -1,8 +1,7 @@
-"""What there is in an annotated image, without holding it: pixels of each class by cell of 512 px, sums of values.
+"""Counts of an annotated image: pixels of each class by cell of 512 px, objects, sums of pixel values.
 
-Decision: everything is counted in one pass and in whole numbers, window by window, so a slide of any size needs the
-memory of one window, and its figures depend on none; after it a pixel of a class is drawn, each as likely as the
-others, by reading the one cell that holds it.
+Everything is counted in one pass in integers, window by window, so memory does not grow with the image and the result
+does not depend on the windows. Afterwards a pixel of a class is drawn uniformly by reading the one cell that holds it.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ CELL_PX, WINDOW_PX = 512, 1024
 
 @dataclass(frozen=True, slots=True)
 class ClassMap:
-    """The class of each pixel as an array-like (y, x) of uint8.
+    """Class of each pixel as an array-like (y, x) of uint8.
 
-    0 where no object is, 1 on objects where classes are not given, ``IGNORED`` where these say so, object or none.
+    0 outside objects, 1 on objects if no classes are given, ``IGNORED`` where the classes are, also outside objects.
     """
 
     labels_YX: ArrayLike
@@ -46,18 +45,23 @@ class ClassMap:
         return np.where(is_object | (classes == IGNORED), classes, 0).astype(np.uint8)
 
     def held(self, key: tuple[slice, ...]) -> ClassMap:
-        """Return a part of it, in memory."""
+        """Return a part of the map, in memory."""
         classes = None if self.classes_YX is None else np.asarray(self.classes_YX[key])
         return ClassMap(np.asarray(self.labels_YX[key]), classes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageStatistics:
-    """An annotated image, counted.
+    """Counts of an annotated image.
 
-    `counts`: pixels of each class, 0 to the highest there is, in each cell: (class, row, column); what is `ignored` is
-    not among them, but in `pixels`. `sums` and `squares`
-    are of the pixels of each channel of the image, as stored.
+    Attributes:
+        class_map: Class of each pixel.
+        counts: Pixels of each class, up to the highest one, in each cell: (class, row, column), without ignored pixels.
+        ignored: Number of ignored pixels.
+        objects: Number of objects.
+        dtype: Number type of the image.
+        sums: Sum of the stored values of each channel.
+        squares: Sum of their squares.
     """
 
     class_map: ClassMap
@@ -70,7 +74,7 @@ class ImageStatistics:
 
     @classmethod
     def of(cls, image_CYX: ArrayLike, class_map: ClassMap) -> Self:
-        """Count it, reading everything once, by windows."""
+        """Count an image (c, y, x), reading every pixel once, by windows."""
         height, width = class_map.shape
         counts = np.zeros((256, -(-height // CELL_PX), -(-width // CELL_PX)), np.int64)
         objects: set[int] = set()
@@ -91,20 +95,20 @@ class ImageStatistics:
 
     @property
     def pixels(self) -> int:
-        """Of the image."""
+        """Pixels of the image."""
         return math.prod(self.class_map.shape)
 
     def holds_object(self, y: int, x: int, side_px: int) -> bool:
-        """Return whether any object lies in the cells that a square, which starts with a cell, is made of."""
+        """Return whether any object is in the cells of a square that starts at a cell."""
         rows, columns = (slice(at // CELL_PX, -(-(at + side_px) // CELL_PX)) for at in (y, x))
         return bool(self.counts[1:, rows, columns].any())
 
     def total(self, index: int) -> int:
-        """Return the pixels of one class."""
+        """Return the number of pixels of one class."""
         return int(self.counts[index].sum()) if index < len(self.counts) else 0
 
     def draw(self, index: int, generator: Generator) -> tuple[int, int]:
-        """Return a pixel (y, x) of a class that has some."""
+        """Draw a pixel (y, x) of a class with at least one pixel, uniformly."""
         ends = np.cumsum(self.counts[index])
         drawn = below(int(ends[-1]), generator)
         number = int(np.searchsorted(ends, drawn, side="right"))
@@ -116,12 +120,12 @@ class ImageStatistics:
 
 
 def _cell(shape: tuple[int, ...], row: int, column: int) -> tuple[slice, slice]:
-    """Return the pixels of a cell; the last of a row or column ends with the image."""
+    """Return the slices of a cell; the last cell of a row or column ends at the image border."""
     (y, x), (height, width) = (row * CELL_PX, column * CELL_PX), shape
     return slice(y, min(y + CELL_PX, height)), slice(x, min(x + CELL_PX, width))
 
 
 def _moments(pixels_YX: NDArray[Any]) -> tuple[int, int]:
-    """Return sum and sum of squares: whole numbers, which 64 bits hold for any window."""
+    """Return sum and sum of squares, which 64 bits hold for any window."""
     values = pixels_YX.astype(np.int64).ravel()
     return int(values.sum()), int(values @ values)

@@ -1,12 +1,12 @@
-"""Which annotated images are held back together: folds of patients.
+"""Cross-validation folds of patients.
 
-Decision: the patient is the smallest thing that is ever split. Two images of one patient look more alike than any two
-patients do, so a number from folds that part them is a promise nobody can keep. Every fold must hold every class, else
-the score of that class on it means nothing: of many shuffles the first that does is taken, and where there is none the
-folds are refused. They are written down once and used again, whatever has become of the library that drew them.
+All images of a patient are in one fold, since images of one patient resemble each other more than those of two. Every
+fold holds every class, else the score of that class on the fold is meaningless: the first of many shuffles with this
+property is taken; if there is none, drawing folds is an error. Folds are written to a file and reused, so they do not
+depend on the version of the library.
 
-    kfold       as many patients in each fold          grouped     as many images in each fold, as far as patients allow
-    stratified  as much of each stratum in each fold   temporal    by date, each fold later than the one before
+    kfold       equal numbers of patients             grouped     equal numbers of images, as far as patients allow
+    stratified  equal shares of each stratum          temporal    by date, each fold later than the one before
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ANEW = "Delete the file to draw folds anew (results on the old ones cannot be c
 
 
 class FoldSettings(BaseModel):
-    """How to draw folds. A column `fold` in the table of cases is taken instead."""
+    """Settings for drawing folds. A column `fold` in the table of cases takes precedence."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,7 +46,7 @@ class FoldSettings(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class FoldMember:
-    """An annotated image as far as folds are concerned; `classes` are those it holds a pixel of."""
+    """Properties of an annotated image that matter for folds; `classes` are those with at least one pixel."""
 
     name: str
     patient: str
@@ -57,7 +57,7 @@ class FoldMember:
 
 
 class Folds(BaseModel):
-    """The fold of each image by name, and how it was found; `method` is "column" where the table said so."""
+    """Fold of each image by name, and the method; "column" if the table of cases states the folds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -68,14 +68,16 @@ class Folds(BaseModel):
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """The folds there are, ascending."""
+        """Numbers of the folds, ascending."""
         return tuple(sorted(set(self.folds.values())))
 
     def split(self, held_back: int) -> tuple[list[str], list[str]]:
-        """Return the names to train on and those held back.
+        """Return the names of the training images and of those held back.
 
-        Temporal folds train on the past alone: on folds before the one held back. Raises AnnotationError for a fold
-        that is not there, and for one that leaves nothing to train on.
+        With temporal folds, only folds before the one held back are for training.
+
+        Raises:
+            AnnotationError: The fold does not exist, or leaves no training image.
         """
         if held_back not in self.numbers:
             raise AnnotationError(f"fold {held_back}: expected one of {', '.join(map(str, self.numbers))}")
@@ -88,14 +90,16 @@ class Folds(BaseModel):
         return rest, held
 
 
-# ---- drawing ---------------------------------------------------------------------------------------------------------
+# ---- drawing -------------------------------------------------------------------------------------------------------
 
 
 def assign_folds(members: Sequence[FoldMember], settings: FoldSettings) -> Folds:
-    """Return the fold of each image: as the members say, else drawn by the settings' method.
+    """Return the fold of each image: as the members state it, else drawn by the method of the settings.
 
-    Raises AnnotationError for fewer patients than folds, for what a method needs and is not given, and where some fold
-    would lack a class or part a patient.
+    Raises:
+        AnnotationError: There are fewer patients than folds, a member lacks what the method needs, or a fold would lack
+            a class or split a patient.
+        MissingLibraryError: scikit-learn is not installed and folds have to be drawn.
     """
     if any(member.fold is not None for member in members):
         return _by_column(members)
@@ -114,7 +118,7 @@ def assign_folds(members: Sequence[FoldMember], settings: FoldSettings) -> Folds
 
 
 def check_folds(folds: Mapping[str, int], members: Sequence[FoldMember], method: str = "column") -> None:
-    """Raise AnnotationError where a patient is on both sides, or a fold lacks a class."""
+    """Raise AnnotationError if a patient is in several folds, or a fold lacks a class."""
     for problem in _problems(folds, members, method):
         raise AnnotationError(f"folds: {problem}. Correct the column 'fold', or leave it out")
 
@@ -156,7 +160,7 @@ def _demand_enough(members: Sequence[FoldMember], settings: FoldSettings) -> Non
 
 
 def _drawn(members: Sequence[FoldMember], settings: FoldSettings) -> Iterator[dict[str, int]]:
-    """Folds to choose from, those of the settings' own seed first. Temporal ones leave no choice."""
+    """Yield candidate folds, those of the settings' own seed first; temporal folds have one candidate."""
     with optional_import(TRAIN, "drawing folds"):
         from sklearn.model_selection import KFold
     patients = sorted({member.patient for member in members})
@@ -182,7 +186,7 @@ def _of_patients(members: Sequence[FoldMember], patients: Sequence[str], splitte
 def _of_groups(
     members: Sequence[FoldMember], patients: Sequence[str], settings: FoldSettings, seed: int
 ) -> dict[str, int]:
-    """Folds of images with patients as groups. GroupKFold itself has no luck: the order of its groups is shuffled."""
+    """Draw folds of images with patients as groups; GroupKFold is deterministic, so its groups are shuffled."""
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
     order = np.random.default_rng(seed).permutation(len(patients))
@@ -197,12 +201,12 @@ def _of_groups(
 
 
 def _span(members: Sequence[FoldMember], patient: str) -> tuple[date, date]:
-    """First and last date of a patient's images."""
+    """Return the first and last date of a patient's images."""
     dates = [member.date for member in members if member.patient == patient and member.date is not None]
     return min(dates), max(dates)
 
 
-# ---- what may not be -------------------------------------------------------------------------------------------------
+# ---- validity ------------------------------------------------------------------------------------------------------
 
 
 def _problems(folds: Mapping[str, int], members: Sequence[FoldMember], method: str) -> Iterator[str]:
@@ -236,7 +240,7 @@ def _lacking(
 
 
 def _late(folds: Mapping[str, int], members: Sequence[FoldMember]) -> Iterator[str]:
-    """A patient seen before and after others has no place in time."""
+    """Yield a problem if an image is later than one of a later fold."""
     dated = sorted((folds[member.name], member.date, member.name) for member in members if member.date is not None)
     latest: tuple[int, date, str] | None = None
     for here in dated:
@@ -254,13 +258,15 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-# ---- the file --------------------------------------------------------------------------------------------------------
+# ---- the file ------------------------------------------------------------------------------------------------------
 
 
 def keep_folds(path: Path, members: Sequence[FoldMember], settings: FoldSettings) -> Folds:
-    """Return the folds in `path` where it is there, else draw and write them.
+    """Return the folds in `path` if it exists, else draw and write them.
 
-    Raises AnnotationError as `assign_folds` does, and when the file is of other images or settings.
+    Raises:
+        AnnotationError: As for `assign_folds`, or the file belongs to other images or settings.
+        MissingLibraryError: scikit-learn is not installed and folds have to be drawn.
     """
     if not path.exists():
         folds = assign_folds(members, settings)
@@ -274,7 +280,11 @@ def keep_folds(path: Path, members: Sequence[FoldMember], settings: FoldSettings
 
 
 def read_folds(path: Path) -> Folds:
-    """Raises AnnotationError, naming the file, for what `write_folds` did not write."""
+    """Read the folds in a file.
+
+    Raises:
+        AnnotationError: `write_folds` did not write the file.
+    """
     try:
         return Folds.model_validate_json(path.read_bytes())
     except OSError as error:
@@ -288,7 +298,7 @@ def read_folds(path: Path) -> Folds:
 
 
 def write_folds(path: Path, folds: Folds) -> None:
-    """Write the file, whole or not at all; equal folds give equal bytes."""
+    """Write the file atomically; equal folds give equal bytes."""
     content = json.dumps(folds.model_dump(), indent=1, ensure_ascii=False) + "\n"
     write_atomically(path, content.encode())
 

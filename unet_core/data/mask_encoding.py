@@ -1,12 +1,12 @@
-"""What the numbers and colours of masks mean: which pixel is of which class, and which are one object.
+"""Meaning of mask values: the class of each pixel, and which pixels form one object.
 
-Decision: the masks of a training set mean the same thing, so they are told apart together, by what all of them hold. A
-set that could mean two things is refused with the setting that decides it, and what was taken is always said.
+The masks of a training set have one meaning, determined from all of them together. If two meanings are possible, the
+error names the setting that decides; the meaning used is always reported.
 
     binary     0 and one more number (1, 255 or 65535): one class; its 8-connected components are the objects
     labels     0 and a number for each object: one class
     classes    0 and the number of each class, in the order of the names; components of one class are the objects
-    colours    a table says which colour is which class; components of one class are the objects
+    colours    a table maps colours to classes; components of one class are the objects
 
 The numbers of a palette image are its indices, unless a table of colours is given.
 """
@@ -28,9 +28,9 @@ from unet_core.spec import Colour
 Kind = Literal["binary", "labels", "classes", "colours"]
 ONE_CLASS = ("object",)
 ON = frozenset({1, 255, 65535})
-"""What means "yes" in a mask of two numbers, at whatever number of bits."""
+"""Foreground values of a binary mask, for any number of bits."""
 LEAST_LABELS, MOST_PIECES = 8, 1.2
-"""Labels are so many numbers in some image, nearly each of them in one piece. Maps of classes are neither."""
+"""Labels: at least so many numbers in some image, and at most so many pieces per number on average."""
 MOST_LABEL = 2**31 - 1
 _SHOWN = 8
 
@@ -38,10 +38,14 @@ _SHOWN = 8
 class DataSettings(BaseModel):
     """How annotations are read.
 
-    `mask`: what masks are; `auto`: told by what they hold. `classes`: their names, in the order of their numbers;
-    `colours`: the colour of each instead. `ignore`: the number, or colour, of pixels that are neither learnt from nor
-    judged. `only`: use the lines of the table of cases that have these cells. Images are
-    held in memory as far as `memory_gb` goes; the others are read where and when they are needed.
+    Attributes:
+        mask: Kind of the masks; `auto`: determined from their values.
+        classes: Names of the classes, in the order of their numbers.
+        colours: Colour of each class, instead of `classes`.
+        background: Colour of the background.
+        ignore: Number, or colour, of pixels that are neither trained on nor scored.
+        only: Cells that a row of the table of cases must have to be used.
+        memory_gb: Images are held in memory up to this size; the others are read when needed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,7 +60,7 @@ class DataSettings(BaseModel):
 
     @model_validator(mode="after")
     def _names_and_colours_agree(self) -> Self:
-        """Refuse what would give a pixel two classes, or a class two places."""
+        """Reject settings that give a pixel two classes, or a class two positions."""
         if len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes: expected distinct names, found {list(self.classes)}")
         if len({self.background, *self.colours.values()}) < 1 + len(self.colours):
@@ -79,7 +83,7 @@ class DataSettings(BaseModel):
 
     @property
     def ignored(self) -> int | None:
-        """What of masks is ignored: a number, or a packed colour."""
+        """Ignored value of masks: a number, or a packed colour."""
         return pack(self.ignore) if isinstance(self.ignore, tuple) else self.ignore
 
     @property
@@ -89,17 +93,21 @@ class DataSettings(BaseModel):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """As stated, by names or by colours; one class otherwise."""
+        """Stated names of classes or of colours; one class otherwise."""
         return self.classes or tuple(self.colours) or ONE_CLASS
 
 
 @dataclass(slots=True)
 class Content:
-    """What a mask holds, gathered window by window.
+    """Values of a mask, gathered window by window.
 
-    `values` are its distinct numbers, or colours packed as red * 65536 + green * 256 + blue. `zero` is the colour that
-    a palette gives to 0. Of every window the `pieces` (connected pixels of equal value) and the distinct values
-    (`seen`) are counted.
+    Attributes:
+        file: Name of the file.
+        coloured: Whether values are colours, packed as red * 65536 + green * 256 + blue.
+        zero: Colour of 0 in a palette.
+        values: Distinct values.
+        pieces: Connected components of equal value, summed over windows.
+        seen: Distinct values, summed over windows.
     """
 
     file: str
@@ -117,7 +125,7 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """How to read every mask of a set. `said` is for people: what was taken for what."""
+    """How to read every mask of a set. `said` is the report for the user."""
 
     kind: Kind
     class_names: tuple[str, ...]
@@ -125,7 +133,7 @@ class Meaning:
     colours: tuple[int, ...] = ()
 
     def classes_of(self, values_YX: NDArray[Any]) -> NDArray[np.uint8]:
-        """Return the class of each pixel, 0 for background, from numbers or packed colours that were checked."""
+        """Return the class of each pixel, 0 for background, from checked numbers or packed colours."""
         if self.kind == "classes":
             return np.asarray(values_YX, np.uint8)
         if self.kind != "colours":
@@ -144,12 +152,16 @@ def packed(rgb_3YX: NDArray[Any]) -> NDArray[np.int32]:
 
 
 def pack(colour: Colour) -> int:
-    """As `packed`, of one colour."""
+    """Return one colour as one number, as `packed` does."""
     return (colour[0] << 16) | (colour[1] << 8) | colour[2]
 
 
 def meaning_of(contents: Sequence[Content], settings: DataSettings) -> Meaning:
-    """Return what the masks mean. Raises AnnotationError, naming file and cure, when that is nothing or two things."""
+    """Return the meaning of masks.
+
+    Raises:
+        AnnotationError: No meaning fits, or two do; the message names a file and the setting that decides.
+    """
     for content in contents:
         if content.values and min(content.values) < 0:
             raise AnnotationError(
@@ -163,11 +175,11 @@ def meaning_of(contents: Sequence[Content], settings: DataSettings) -> Meaning:
     return Meaning(kind, settings.class_names, f"masks: {said}", colours)
 
 
-# ---- which kind ------------------------------------------------------------------------------------------------------
+# ---- which kind ----------------------------------------------------------------------------------------------------
 
 
 def _stated_kind(contents: Sequence[Content], settings: DataSettings) -> Kind | None:
-    """The kind that settings leave no choice about. Refuses colours where there is no table of them."""
+    """Return the kind that the settings determine; reject colours without a table of them."""
     coloured, plain = ([one for one in contents if one.coloured is wanted] for wanted in (True, False))
     if coloured and plain:
         raise AnnotationError(
@@ -231,7 +243,7 @@ def _undecided(contents: Sequence[Content], pieces: int, seen: int) -> Annotatio
     )
 
 
-# ---- what each kind may hold -----------------------------------------------------------------------------------------
+# ---- valid values of each kind -------------------------------------------------------------------------------------
 
 
 def _demand_binary(content: Content, settings: DataSettings) -> None:

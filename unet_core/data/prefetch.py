@@ -1,11 +1,11 @@
-"""Batches drawn by threads, in an order no thread decides: beside the network where that has a device of its own.
+"""Batches drawn by threads, in an order that does not depend on the threads.
 
-Where the network has this machine's cores, it rests while a tile a core is drawn: a network's threads wait for the
-slowest of them at every layer, so one that shares its core with a tile holds up all the others.
+On a GPU, batches are drawn while the network computes. On a CPU, the network waits while one tile per core is drawn: a
+network's threads wait for the slowest of them at every layer, so one that shares its core with a tile delays all.
 
-Decision: the run's generator only seeds tiles, and only in the thread of the run; what a tile shows follows from its
-seed. So the batches are those of drawing one by one, to the bit, with any number of threads, and the generator's state
-before the next batch is all that a run needs to go on from there.
+The run's generator only seeds tiles, in the thread of the run, and a tile follows from its seed. So batches equal those
+of drawing one by one, to the bit, for any number of threads, and the generator's state before the next batch is enough
+to resume a run.
 """
 
 from __future__ import annotations
@@ -29,9 +29,13 @@ Tiles = list[Future[tuple[Tensor, Tensor, Tensor]]]
 
 
 class Batches(Iterator[SampleBatch]):
-    """All the batches a generator's state stands for, without end. To be closed, or used in a `with` statement.
+    """Endless iterator over the batches of a generator; a context manager.
 
-    ``ahead``: how many are drawn while the network works; 0: it rests meanwhile; None: as the device wants it.
+    Args:
+        sampler: Draws tiles.
+        generator: Source of the tiles' seeds.
+        threads: Number of threads; None: according to device and cores.
+        ahead: Batches drawn while the network computes; 0: the network waits; None: according to the device.
     """
 
     def __init__(
@@ -47,7 +51,7 @@ class Batches(Iterator[SampleBatch]):
 
     @property
     def state(self) -> Tensor:
-        """The state of the generator from which the next batch is drawn: what a run that is to go on must store."""
+        """State of the generator before the next batch; a run stores it to resume."""
         return self._waiting[0][0] if self._waiting else self._generator.get_state()
 
     def __next__(self) -> SampleBatch:
@@ -62,13 +66,13 @@ class Batches(Iterator[SampleBatch]):
         return stack([tile.result() for tile in tiles])
 
     def _begin(self) -> None:
-        """Let one more batch be drawn."""
+        """Submit one more batch."""
         state = self._generator.get_state()
         tiles = [self._pool.submit(self._sampler.tile, seed) for seed in self._sampler.seeds(self._generator)]
         self._waiting.append((state, tiles))
 
     def close(self) -> None:
-        """Draw nothing more."""
+        """Stop drawing."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> Self:
@@ -81,5 +85,5 @@ class Batches(Iterator[SampleBatch]):
 
 
 def _draw_alone() -> None:
-    """Let this thread compute by itself: a tile is too small to share, and waiting for each other takes cores away."""
+    """Use one torch thread in this thread: a tile is too small to share among threads."""
     torch.set_num_threads(1)

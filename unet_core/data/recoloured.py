@@ -1,4 +1,4 @@
-"""Images and annotated images as a colour map shows them."""
+"""Images and annotated images in the colours of a colour map."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from unet_core.normalisation import ColourMap, Normalisation, fit, sample
 
 @dataclass(frozen=True, slots=True)
 class Recoloured:
-    """An image (c, y, x), read with all its channels, as a map shows it."""
+    """An image (c, y, x) in the colours of a map; a read includes all channels."""
 
     image: ArrayLike
     colours: ColourMap
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As the image's."""
+        """Shape of the image."""
         return self.image.shape
 
     def __getitem__(self, key: tuple[slice, ...], /) -> NDArray[Any]:
@@ -34,7 +34,12 @@ class Recoloured:
 
 
 def recoloured(cases: Sequence[AnnotatedImage], wanted: Normalisation | None) -> Sequence[AnnotatedImage]:
-    """The cases as a network that asks for this is shown them; each image is a slide of its own."""
+    """Return annotated images in a network's colours; a map is fitted to each image.
+
+    Args:
+        cases: Annotated images.
+        wanted: Normalisation of the network; None: images stay unchanged.
+    """
     if wanted is None:
         return cases
     return [replace(case, image_CYX=Recoloured(case.image_CYX, fit(sample(case.image_CYX), wanted))) for case in cases]

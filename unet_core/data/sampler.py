@@ -1,9 +1,9 @@
-"""Training tiles from annotated images.
+"""Random training tiles from annotated images.
 
-Decision: a tile may lie anywhere, its surroundings are the mirrored image exactly as in prediction, and its target is
-what a valid network answers for: the middle of the tile. Touching objects are parted after the deformation, so the gap
-the network learns is as wide at every scale. Each tile has a generator of its own, seeded from the run's: drawn one by
-one or by many threads, tiles are the same. Images are read by window only, so they may be larger than memory.
+A tile may be anywhere in an image; its surroundings are the mirrored image, as in prediction, and its target is the
+output region of a valid network, the middle of the tile. Touching objects are separated after the deformation, so the
+gap that the network learns has the same width at every scale. Each tile has its own generator, seeded from the run's,
+so tiles do not depend on the number of threads. Images are read by window only and may be larger than memory.
 """
 
 from __future__ import annotations
@@ -37,15 +37,19 @@ from unet_core.mirror import ArrayLike, Square, read_mirrored
 from unet_core.optical_density import SQUARE_UM, StainStatistics, mean_density
 
 LARGEST_PIECE_PX = 1024
-"""Side of the piece of a larger image whose colours are taken for the image's."""
+"""Side of the crop that represents the colours of a larger image."""
 
 
 class Sampling(BaseModel):
-    """Which tiles are drawn, and how much each of their pixels counts.
+    """Settings for drawing tiles and weighting their pixels.
 
-    `output_px`: a tile is what the network needs to answer for so many pixels or a little more. `foreground`: the
-    probability that a tile is drawn around a pixel of an object, each class as likely as the others; the rest lie
-    anywhere. `separation` and `separation_sigma_px`: w0 and sigma of the paper's equation 2; a w0 of 0 is none.
+    Attributes:
+        batch: Tiles per step.
+        output_px: Least side of the network's output for a tile; the tile is the legal input for it.
+        foreground: Probability that a tile is centred on a pixel of an object, each class equally likely; other tiles
+            are anywhere.
+        separation: w0 of the paper's equation 2; 0 disables separation weights.
+        separation_sigma_px: sigma of the same.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -59,12 +63,17 @@ class Sampling(BaseModel):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AnnotatedImage:
-    """An image with every object outlined: `labels_YX` are ids, 0 background; `classes_YX` the class of each pixel.
+    """An image with annotated objects. Arrays may be larger than memory; pixel counts and weights are cached.
 
-    Without classes every object is of class 1; classes count only where labels do, but `IGNORED`, which counts
-    everywhere: of such a pixel nobody knows the class. All three may be larger than memory.
-    What is asked for with every tile is kept: the counts of pixels, and the weights of labels that are in memory.
-    Raises ValueError where sizes differ.
+    Attributes:
+        name: Name of the image.
+        image_CYX: Unsigned integers (c, y, x).
+        labels_YX: Object ids (y, x), 0 is background.
+        classes_YX: Class of each pixel (y, x); None: every object has class 1. Classes outside objects do not count,
+            except `IGNORED` (unknown class), which counts everywhere.
+
+    Raises:
+        ValueError: The sizes differ.
     """
 
     name: str
@@ -82,13 +91,13 @@ class AnnotatedImage:
 
     @property
     def class_map(self) -> ClassMap:
-        """The class of each pixel (y, x), 0 background."""
+        """Class of each pixel (y, x), 0 is background."""
         return ClassMap(self.labels_YX, self.classes_YX)
 
     def weights(self, w0: float, sigma_px: float) -> ArrayLike:
-        """Return the separation weights (y, x): a map computed once if the labels are in memory, else where it is read.
+        """Return the separation weights (y, x), with the same values however they are computed.
 
-        Either holds the same numbers.
+        If the labels are in memory, the map is computed once; else the parts that are read are.
         """
         computed = SeparationWeights(self.labels_YX, self.classes_YX, w0, sigma_px)
         if not w0 or not isinstance(self.labels_YX, np.ndarray) or isinstance(self.labels_YX, np.memmap):
@@ -98,7 +107,7 @@ class AnnotatedImage:
         return self._weights[w0, sigma_px]
 
     def census(self) -> ImageStatistics:
-        """Return what there is in it; the first time it reads all of it, by and by."""
+        """Return counts of pixels and objects; the first call reads the whole image, window by window."""
         if not self._census:
             self._census.append(ImageStatistics.of(self.image_CYX, self.class_map))
         return self._census[0]
@@ -106,9 +115,9 @@ class AnnotatedImage:
 
 @dataclass(frozen=True, slots=True)
 class SampleBatch:
-    """Tiles for one step: image in 0..1, class index and weight of each pixel of the network's output.
+    """Tiles of one step: image in 0..1, class index and weight of each output pixel.
 
-    A pixel of weight 0 is not to be learnt from; all others weigh 1 or more.
+    A pixel with weight 0 is not trained on; all others weigh 1 or more.
     """
 
     image_NCHW: Tensor
@@ -118,20 +127,20 @@ class SampleBatch:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The pixels a tile is made of, mirrored beyond the image, and where among them each of the tile's pixels lies."""
+    """Source pixels of a tile, mirrored beyond the image, and the position among them of each tile pixel."""
 
     box: Square
     at_2YX: Tensor
 
     @classmethod
     def around(cls, corner_yx: tuple[int, int], at_2YX: Tensor) -> Self:
-        """Return the smallest window that holds all positions, which are given from a corner."""
+        """Return the smallest window with all positions, which are relative to a corner."""
         low, high = at_2YX.amin(dim=(1, 2)).floor(), at_2YX.amax(dim=(1, 2)).ceil() + 1
         (y0, x0), (y1, x1) = ([corner_yx[axis] + int(end[axis]) for axis in (0, 1)] for end in (low, high))
         return cls(Square(y0, x0, y1, x1), at_2YX - low[:, None, None])
 
     def image(self, image_CYX: ArrayLike, device: str) -> Tensor:
-        """Return the tile of an image (c, y, x) of unsigned integers, 1 being the largest of their type."""
+        """Return the tile of an image (c, y, x) of unsigned integers, scaled to 0..1 by their type."""
         pixels = read_mirrored(image_CYX, self.box)
         patch = torch.from_numpy(pixels.astype(np.float32)).to(device)
         return bilinear_at(patch, self.at_2YX.to(device)).div_(float(np.iinfo(pixels.dtype).max))
@@ -149,7 +158,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """Draws the tiles of a run on `device`; `sizes_px` = (input, output) of the network."""
+    """Draws the tiles of a run on `device`; `sizes_px` are input and output side of the network."""
 
     cases: Sequence[AnnotatedImage]
     sizes_px: tuple[int, int]
@@ -162,7 +171,7 @@ class Sampler:
         return stack([self.tile(seed) for seed in self.seeds(generator)])
 
     def seeds(self, generator: Generator) -> list[int]:
-        """Draw the seed of each tile of the next batch: all that a batch takes from the run's generator."""
+        """Draw the seed of each tile of the next batch; nothing else is drawn from the run's generator."""
         return [below(2**62, generator) for _ in range(self.sampling.batch)]
 
     def tile(self, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -182,7 +191,7 @@ class Sampler:
 
 
 def _target(case: AnnotatedImage, window: Window) -> tuple[Tensor, Tensor]:
-    """Return the class of each pixel, touching objects parted, and whether it is known."""
+    """Return the class of each pixel with touching objects separated, and whether the class is known."""
     labels = window.indices(case.labels_YX)
     classes = np.ones_like(labels) if case.classes_YX is None else window.indices(case.classes_YX)
     known = classes != IGNORED
@@ -193,7 +202,7 @@ def _target(case: AnnotatedImage, window: Window) -> tuple[Tensor, Tensor]:
 def draw_place(
     cases: Sequence[AnnotatedImage], foreground: float, generator: Generator
 ) -> tuple[AnnotatedImage, tuple[int, int]]:
-    """Return an image and the pixel of it (y, x) to draw around: with this probability of an object, or any."""
+    """Draw an image and the centre (y, x) of a tile: with probability `foreground` on an object, else anywhere."""
     if uniform(0, 1, generator) < foreground:
         classes = range(1, max(len(case.census().counts) for case in cases))
         holders = {index: [case for case in cases if case.census().total(index)] for index in classes}
@@ -213,9 +222,10 @@ def stack(tiles: Sequence[tuple[Tensor, Tensor, Tensor]]) -> SampleBatch:
 
 
 def class_frequencies(cases: Sequence[AnnotatedImage], classes: int) -> tuple[float, ...]:
-    """Return the share of each class among all pixels, background first, in images annotated with `classes` at most.
+    """Return the share of each class among all pixels, background first.
 
-    Raises ValueError for a class beyond.
+    Raises:
+        ValueError: An image holds a class beyond `classes`.
     """
     counts = np.zeros(classes)
     for case in cases:
@@ -231,9 +241,9 @@ def class_frequencies(cases: Sequence[AnnotatedImage], classes: int) -> tuple[fl
 def stain_shown(
     cases: Sequence[AnnotatedImage], mpp: float, settings: Augmentation, generator: Generator, draws: int = 1500
 ) -> StainStatistics:
-    """Return the colours a network is trained on: of so many random images, recoloured as for training, on about 8 um.
+    """Return the stain of the training images as augmented: of `draws` random images, on squares of about 8 um.
 
-    Of large images a piece is taken. Images too pale to hold any stain are left out.
+    Large images are cropped at random. Images too pale to contain stain are omitted.
     """
     densities = []
     for _ in range(draws):
@@ -247,7 +257,7 @@ def stain_shown(
 
 
 def _piece(image_CYX: ArrayLike, generator: Generator) -> NDArray[Any]:
-    """Return an image, or a random piece of one that is larger."""
+    """Return an image, or a random crop of a larger one."""
     ranges = []
     for length in image_CYX.shape[1:]:
         side = min(length, LARGEST_PIECE_PX)

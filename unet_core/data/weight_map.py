@@ -1,10 +1,10 @@
-"""The weight of each pixel in the paper's loss: heavy on the thin background between objects (equation 2).
+"""Separation weights of the U-Net paper (equation 2): high on the thin background between objects.
 
-Decision: w = 1 + w0 * exp(-(d1 + d2)^2 / (2 sigma^2)) on background, d1 and d2 being the distances to the two nearest
-objects, and 1 where these add up to more than 6 sigma: less than 1.6e-8 of w0 is lost there. So the weights of a window
-follow from the window and that margin, and an image larger than memory has the very weights of its whole map. Touching
-objects are first parted by one pixel each, since labels that share an edge have no background between them to learn;
-not so objects of different classes, which their classes tell apart.
+On background w = 1 + w0 * exp(-(d1 + d2)^2 / (2 sigma^2)), with d1 and d2 the distances to the two nearest objects;
+w = 1 where their sum exceeds 6 sigma (there less than 1.6e-8 of w0 is lost). So the weights of a window depend on the
+window and that margin only, and an image larger than memory has the weights of its whole map. Touching objects of one
+class are first separated by one pixel each, since they have no background between them; objects of different classes
+are not.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ _NEIGHBOURS = (
     (np.s_[:-1, :-1], np.s_[1:, 1:]),
     (np.s_[:-1, 1:], np.s_[1:, :-1]),
 )
-"""Every pixel that has one, and its neighbour: to the right, below, and below on either side."""
+"""Slices of pixels and of their neighbours: right, below, below right and below left."""
 
 
 def part_touching(labels_YX: NDArray[np.integer], classes_YX: NDArray[np.integer] | None = None) -> NDArray[np.integer]:
-    """Return the labels with every pixel that has another object among its eight neighbours set to background.
+    """Return the labels with every pixel that touches another object (8-connected) set to background.
 
-    `classes_YX`: only objects of one class are parted.
+    Args:
+        labels_YX: Object ids (y, x), 0 is background.
+        classes_YX: If given, only objects of the same class are separated.
     """
     touching = np.zeros(labels_YX.shape, bool)
     for here, there in _NEIGHBOURS:
@@ -48,7 +50,7 @@ def part_touching(labels_YX: NDArray[np.integer], classes_YX: NDArray[np.integer
 
 
 def separation_weights(labels_YX: NDArray[np.integer], w0: float = 10.0, sigma_px: float = 5.0) -> NDArray[np.float32]:
-    """Return the weight map of the paper's equation 2 with w_c = 1, (y, x) float32, 1 or more everywhere.
+    """Return the weight map of equation 2 with w_c = 1, (y, x) float32, at least 1 everywhere.
 
     Distances are Euclidean, in pixels, to the nearest pixel of an object.
     """
@@ -59,9 +61,9 @@ def separation_weights(labels_YX: NDArray[np.integer], w0: float = 10.0, sigma_p
 
 
 def _two_nearest(labels_YX: NDArray[np.integer], reach_px: int) -> NDArray[np.float32]:
-    """Return the distances to the two nearest objects, added: right up to `reach_px`, too large or infinite beyond.
+    """Return the sum of distances to the two nearest objects: correct up to `reach_px`, too large beyond.
 
-    Each object is measured in the window that it can reach.
+    The distance to an object is computed in its bounding box enlarged by `reach_px`.
     """
     ids, dense = np.unique(labels_YX, return_inverse=True)
     dense_YX = dense.reshape(labels_YX.shape) + int(ids[0] != 0)
@@ -77,7 +79,7 @@ def _two_nearest(labels_YX: NDArray[np.integer], reach_px: int) -> NDArray[np.fl
 
 @dataclass(frozen=True, slots=True)
 class SeparationWeights:
-    """The weight map of an image, touching objects parted, computed where it is read: an array-like (y, x)."""
+    """Weight map of an image with touching objects separated: an array-like (y, x), computed when it is read."""
 
     labels_YX: ArrayLike
     classes_YX: ArrayLike | None
@@ -93,7 +95,9 @@ class SeparationWeights:
         wanted = [range(*axis.indices(length)) for axis, length in zip(key, self.shape, strict=True)]
         if not self.w0:
             return np.ones([len(axis) for axis in wanted], np.float32)
-        margin = math.ceil(REACH_SIGMAS * self.sigma_px)  # d1 is at least 1: there is room for what parts an object
+        margin = math.ceil(
+            REACH_SIGMAS * self.sigma_px
+        )  # d1 is at least 1, which leaves the pixel that separates objects
         around = tuple(
             slice(max(0, axis.start - margin), min(length, axis.stop + margin))
             for axis, length in zip(wanted, self.shape, strict=True)
@@ -104,7 +108,7 @@ class SeparationWeights:
         return weights[tuple(slice(w.start - a.start, w.stop - a.start) for w, a in zip(wanted, around, strict=True))]
 
     def whole(self) -> NDArray[np.float32]:
-        """Return the map of the whole image, computed piece by piece: what that takes does not grow with the image."""
+        """Return the map of the whole image, computed piece by piece in bounded memory."""
         weights = np.empty(self.shape, np.float32)
         for y, x in itertools.product(*(range(0, length, PIECE_PX) for length in self.shape)):
             piece = (slice(y, y + PIECE_PX), slice(x, x + PIECE_PX))

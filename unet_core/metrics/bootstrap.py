@@ -1,8 +1,8 @@
-"""How sure a score is, and whether one model is better than another.
+"""Confidence intervals and paired tests over patients.
 
-Decision: the patient is what was drawn from the world, so patients are what is resampled and paired: never images, of
-which one patient may have many. A pooled score is made anew from the sums of each resampled set of patients. Nothing
-is concluded from fewer than six patients, for a Wilcoxon test of five pairs cannot fall below p = 0.0625.
+Patients are the sampling unit, so patients are resampled and paired, not images, of which a patient may have many. A
+pooled score is recomputed from the sums of each resampled set. Nothing is concluded from fewer than six patients: a
+Wilcoxon test of five pairs cannot fall below p = 0.0625.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ LEAST_PATIENTS = 6
 SIGNIFICANT = 1 - LEVEL
 _AT_ONCE = 100
 Score = Callable[[Array], Scores]
-"""Scores (r,) of images weighted by (r, images)."""
+"""Maps weights (r, images) to scores (r,)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Patients:
-    """Whose images are whose: `of_image` (n,) is the patient's place among `names`."""
+    """Patients of the images: `of_image` (n,) is an index into `names`."""
 
     names: tuple[str, ...]
     of_image: Array
 
     @classmethod
     def of(cls, patients: Sequence[str]) -> Patients:
-        """From the patient of each image."""
+        """Build from the patient of each image."""
         names, place = np.unique(np.array(patients, dtype=object).astype(str), return_inverse=True)
         return cls(tuple(str(name) for name in names), place)
 
@@ -41,14 +41,14 @@ class Patients:
         return np.asarray(np.arange(len(self.names))[:, None] == self.of_image, np.float64)
 
     def resampled(self) -> Array:
-        """Return weights (r, images): how often each image counts when as many patients are drawn with replacement."""
+        """Return weights (r, images): counts of each image when as many patients are drawn with replacement."""
         count = len(self.names)
         draws = np.random.default_rng(SEED).multinomial(count, np.full(count, 1 / count), RESAMPLES)
         return np.asarray(draws[:, self.of_image], np.float64)
 
 
 def resampled_scores(score: Score, patients: Patients) -> Scores:
-    """Return every score of each resampled set of patients (r,); none when there are too few patients."""
+    """Return every score of each resampled set of patients (r,); empty if there are too few patients."""
     if len(patients.names) < LEAST_PATIENTS:
         return {}
     weights = patients.resampled()
@@ -57,7 +57,7 @@ def resampled_scores(score: Score, patients: Patients) -> Scores:
 
 
 def interval(resampled: Array) -> tuple[float, float] | None:
-    """Return the percentile interval at `LEVEL`; None where most resampled sets leave the score undefined."""
+    """Return the percentile interval at `LEVEL`; None if the score is undefined in most resampled sets."""
     defined = resampled[~np.isnan(resampled)]
     if 2 * len(defined) < len(resampled):
         return None
@@ -67,9 +67,13 @@ def interval(resampled: Array) -> tuple[float, float] | None:
 
 @dataclass(frozen=True, slots=True)
 class PairedComparison:
-    """One score of two models on the same images: second minus first, over `patients` in which both are defined.
+    """One score of two models on the same images, second minus first.
 
-    `difference` is that of the pooled scores, `interval` its bootstrap interval; the tests pair by patient.
+    Attributes:
+        patients: Number of patients for which both scores are defined; the tests pair by patient.
+        difference: Difference of the pooled scores.
+        interval: Bootstrap interval of the difference.
+        conclusion: The result in words.
     """
 
     score: str
@@ -85,7 +89,7 @@ class PairedComparison:
 
 @dataclass(frozen=True, slots=True)
 class ScoredMethod:
-    """A model's scores: pooled (1,), by patient (p,) and by resampled set of patients (r,)."""
+    """Scores of a model: pooled (1,), by patient (p,) and by resampled set of patients (r,)."""
 
     name: str
     pooled: Scores
@@ -94,13 +98,13 @@ class ScoredMethod:
 
     @classmethod
     def of(cls, name: str, score: Score, patients: Patients) -> ScoredMethod:
-        """Score all images together, each patient's and each resampled set."""
+        """Score all images together, those of each patient and each resampled set."""
         everything = np.ones((1, len(patients.of_image)))
         return cls(name, score(everything), score(patients.own()), resampled_scores(score, patients))
 
 
 def compare(first: ScoredMethod, second: ScoredMethod, score: str) -> PairedComparison | None:
-    """Compare two models judged on the same images; None where the pooled score of one is not defined."""
+    """Compare two models scored on the same images; None if a pooled score is undefined."""
     difference = float(second.pooled[score][0] - first.pooled[score][0])
     if np.isnan(difference):
         return None
@@ -113,14 +117,14 @@ def compare(first: ScoredMethod, second: ScoredMethod, score: str) -> PairedComp
 
 
 def _t_test(differences: Array) -> float | None:
-    """Return p of the paired t-test; None where all differences are one number, which has no deviation."""
+    """Return p of the paired t-test; None if all differences are equal."""
     if len(differences) < 2 or np.ptp(differences) == 0:
         return None
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
 def _wilcoxon(differences: Array) -> float | None:
-    """Return p of the Wilcoxon signed-rank test, two-sided, differences of 0 left out; None where all are."""
+    """Return p of the two-sided Wilcoxon signed-rank test without differences of 0; None if all are 0."""
     kept = differences[differences != 0]
     if not len(kept):
         return None
@@ -133,7 +137,7 @@ def _conclusion(
     difference: tuple[float, tuple[float, float] | None],
     paired: tuple[int, float | None],
 ) -> str:
-    """Say what may be concluded: a difference when the interval leaves out 0 and the signed-rank test agrees."""
+    """Return the conclusion: a difference if the interval excludes 0 and the signed-rank test agrees."""
     (by, drawn), (patients, p) = difference, paired
     what = f"{score} of {names[1]} minus {names[0]}: {by:+.4f}"
     if drawn is None or patients < LEAST_PATIENTS:

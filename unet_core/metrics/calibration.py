@@ -1,7 +1,7 @@
-"""Whether a probability means what it says: of the pixels called 0.8, are eight in ten of the class?
+"""Calibration of stored probabilities.
 
-Decision: probabilities are judged as they are stored, as bytes, in ten bins of equal width, each class against the
-rest. All sums are integers, so they add over images without rounding.
+Probabilities are evaluated as stored bytes, in ten bins of equal width, each class against the rest. Sums are integers,
+so they add over images without rounding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ STARTS = np.array([-(-256 * number // BINS) for number in range(BINS)])
 
 
 def calibration_sums(probability_YX: NDArray[np.uint8], true_YX: NDArray[np.bool_]) -> Array:
-    """Return for each bin its pixels, the sum of their bytes and how many are of the class: (30,)."""
+    """Return for each bin its pixels, the sum of their bytes and the pixels of the class: (30,)."""
     by_byte = np.bincount(probability_YX.ravel(), minlength=256)
     true_by_byte = np.bincount(probability_YX[true_YX], minlength=256)
     sums = (by_byte, by_byte * np.arange(256), true_by_byte)
@@ -29,7 +29,7 @@ def calibration_sums(probability_YX: NDArray[np.uint8], true_YX: NDArray[np.bool
 def calibration_scores(sums: Array) -> Scores:
     """Return the expected calibration error of sums (..., 30).
 
-    Sum over bins of (pixels in bin / pixels) * |mean probability - share that is of the class| (Guo et al. 2017,
+    Sum over bins of (pixels in bin / pixels) * |mean probability - share of the class| (Guo et al. 2017,
     arXiv:1706.04599, equation 3, for the class's probability instead of the largest).
     """
     pixels, stored, true = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, BINS), -2, 0)

@@ -1,15 +1,15 @@
-"""How good a segmentation is: overlap of pixels and of objects, and the one rule for empty masks.
+"""Overlap of pixels and of objects: Dice, IoU, precision, recall, PQ, AJI, F1.
 
-Decision: an image leaves counts and sums, which are added over images before anything is divided; so the same few
-formulas score an image, a data set and a resampled one. They take sums with any leading axes and return one score each.
+Each image contributes counts and sums, which are added over images before division, so the same formulas score an
+image, a data set and a resampled one. They take sums with any leading axes and return one score each.
 
-The rule for empty masks is `ratio`, and every score of every file here goes through it:
+`ratio` is the rule for empty masks; every score of this folder uses it:
 
-    nothing is true and nothing was found      perfect: 1, a distance 0
+    nothing is true and nothing is predicted   perfect: 1, a distance 0
     0 / 0 otherwise                            undefined: NaN in arrays, absent in files, and counted
-                                               (precision where nothing was found, recall where nothing is true,
-                                               a distance to nothing)
-    anything else                              what the formula says: what is found where nothing is true scores 0
+                                               (precision without predictions, recall without true pixels,
+                                               a distance to an empty outline)
+    anything else                              the formula: a prediction where nothing is true scores 0
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Array = NDArray[Any]
 Scores = dict[str, Array]
 
 IOUS = tuple(round(0.5 + 0.05 * step, 2) for step in range(9))
-"""Overlaps from which on an object counts as found: 0.5, 0.55 .. 0.9."""
+"""IoU thresholds for a match of objects: 0.5, 0.55 .. 0.9."""
 
 
 def ratio(part: Array, whole: Array, nothing: Array, perfect: float = 1.0) -> Array:
-    """Return part / whole; where the whole is 0, `perfect` if `nothing` is true and nothing was found, else NaN."""
+    """Return part / whole; where the whole is 0, `perfect` where `nothing` holds, else NaN."""
     part, whole, nothing = np.broadcast_arrays(part, whole, nothing)
     answer = np.where(nothing, perfect, np.nan)
     np.divide(part, whole, out=answer, where=whole > 0)
@@ -38,7 +38,7 @@ def ratio(part: Array, whole: Array, nothing: Array, perfect: float = 1.0) -> Ar
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Found and true, only found, only true: of pixels or of objects."""
+    """Counts of pixels or objects: predicted and true, only predicted, only true."""
 
     both: int = 0
     found_only: int = 0
@@ -49,25 +49,25 @@ class Counts:
 
     @property
     def f1(self) -> float:
-        """2 both / (2 both + found only + true only), which for pixels is called Dice."""
+        """2 both / (2 both + found only + true only); for pixels this is Dice."""
         total = 2 * self.both + self.found_only + self.true_only
         return float(ratio(np.array(2 * self.both), np.array(total), np.array(total == 0)))
 
 
 def pixel_counts(found_YX: NDArray[np.bool_], true_YX: NDArray[np.bool_]) -> Counts:
-    """Compare two masks pixel by pixel."""
+    """Compare two masks (y, x) pixel by pixel."""
     both = int(np.count_nonzero(found_YX & true_YX))
     return Counts(both, int(np.count_nonzero(found_YX)) - both, int(np.count_nonzero(true_YX)) - both)
 
 
 def confusion(found_YX: Array, true_YX: Array, classes: int) -> Array:
-    """Return how many pixels of each true class (row) were found to be of each class (column)."""
+    """Return the confusion matrix (classes, classes): true class by row, predicted class by column."""
     pairs = true_YX.ravel().astype(np.int64) * classes + found_YX.ravel()
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
 def pixel_sums(confusion: Array, number: int) -> Array:
-    """Return true and found, only found, only true, neither, rightly classed pixels of one class, (5,)."""
+    """Return the pixels of one class that are both, only predicted, only true, neither, and correct in all: (5,)."""
     both = confusion[number, number]
     found_only, true_only = confusion[:, number].sum() - both, confusion[number].sum() - both
     neither = confusion.sum() - both - found_only - true_only
@@ -75,7 +75,7 @@ def pixel_sums(confusion: Array, number: int) -> Array:
 
 
 def pixel_scores(sums: Array) -> Scores:
-    """Return Dice, IoU, precision and recall of one class, and the accuracy over all classes, of sums (..., 5)."""
+    """Return Dice, IoU, precision and recall of one class, and accuracy over all classes, from sums (..., 5)."""
     both, found_only, true_only, neither, right = np.moveaxis(sums, -1, 0)
     union = both + found_only + true_only
     nothing = union == 0
@@ -93,9 +93,9 @@ def pixel_scores(sums: Array) -> Scores:
 
 @dataclass(frozen=True, slots=True)
 class Overlaps:
-    """How many pixels (`both`) each found object shares with each true one, 0 standing for background.
+    """Pixels (`both`) that each predicted object shares with each true one; 0 is background.
 
-    Sorted by `found`, then `true`; only pairs that occur. A number is one object, in whatever pieces.
+    Only pairs that occur, sorted by `found`, then `true`. A number is one object, also in several pieces.
     """
 
     found: Array
@@ -110,7 +110,7 @@ class Overlaps:
 
     @classmethod
     def added(cls, parts: Iterable[Self]) -> Self:
-        """Return the overlaps of an image from those of its parts, in which objects have the same numbers."""
+        """Return the overlaps of an image from those of its parts; objects have the same numbers in all parts."""
         found, true, both = (
             np.concatenate(one) for one in zip(*((p.found, p.true, p.both) for p in parts), strict=True)
         )
@@ -126,12 +126,12 @@ class Overlaps:
 
     @property
     def areas(self) -> tuple[dict[int, int], dict[int, int]]:
-        """Pixels of each found and of each true object."""
+        """Pixels of each predicted and of each true object."""
         return _areas(self.found, self.both), _areas(self.true, self.both)
 
     @property
     def touching(self) -> Overlaps:
-        """Without background: pairs of objects."""
+        """The pairs without background."""
         inside = (self.found > 0) & (self.true > 0)
         return Overlaps(self.found[inside], self.true[inside], self.both[inside])
 
@@ -142,9 +142,9 @@ def _areas(ids: Array, pixels: Array) -> dict[int, int]:
 
 
 def object_counts(found_YX: NDArray[np.integer], true_YX: NDArray[np.integer], iou: float = 0.5) -> Counts:
-    """Match objects of two label images whose intersection over union reaches `iou`, best pairs first, each once.
+    """Match the objects of two label images (y, x) with an IoU of at least `iou`, best pairs first, each object once.
 
-    0 is background; any other number is an object, in whatever pieces.
+    0 is background; any other number is one object, also in several pieces.
     """
     overlaps = Overlaps.of(found_YX, true_YX)
     matched = int(np.count_nonzero(_matched_ious(overlaps) >= iou))
@@ -153,9 +153,9 @@ def object_counts(found_YX: NDArray[np.integer], true_YX: NDArray[np.integer], i
 
 
 def object_sums(overlaps: Overlaps) -> Array:
-    """Return what an image adds to the scores of objects.
+    """Return the sums of one image for `object_scores`, (14,).
 
-    Found objects, true ones, sum of the IoU of pairs above 0.5, intersection and union of the aggregated Jaccard
+    Predicted objects, true objects, sum of the IoU of pairs above 0.5, intersection and union of the aggregated Jaccard
     index, and the pairs that reach each of `IOUS`.
     """
     found, true = overlaps.areas
@@ -166,10 +166,10 @@ def object_sums(overlaps: Overlaps) -> Array:
 
 
 def object_scores(sums: Array) -> Scores:
-    """Return PQ, AJI and F1 at each of `IOUS` of sums (..., 14).
+    """Return PQ, AJI and F1 at each of `IOUS` from sums (..., 14).
 
     PQ: Kirillov et al. 2019 (arXiv:1801.00868), equation 1. AJI: Kumar et al. 2017 (10.1109/TMI.2017.2677499),
-    algorithm 1. F1 counts pairs whose IoU reaches the limit, best pairs first, each object once.
+    algorithm 1. F1 counts pairs whose IoU reaches the threshold, best pairs first, each object once.
     """
     found, true, iou_sum, inside, union, *reached = np.moveaxis(sums, -1, 0)
     nothing = found + true == 0
@@ -185,7 +185,7 @@ def _ious(pairs: Overlaps, areas: tuple[dict[int, int], dict[int, int]]) -> Arra
 
 
 def _matched_ious(overlaps: Overlaps) -> Array:
-    """Return the IoU of pairs taken in order of falling IoU from 0.5 down to nothing, no object twice."""
+    """Return the IoU of matched pairs, taken in order of descending IoU, no object twice."""
     pairs = overlaps.touching
     ious = _ious(pairs, overlaps.areas)
     taken: list[float] = []
@@ -201,7 +201,7 @@ def _matched_ious(overlaps: Overlaps) -> Array:
 
 
 def _aggregated(overlaps: Overlaps) -> tuple[int, int]:
-    """Return intersection and union of AJI: each true object with its best found one; the rest is union alone."""
+    """Return intersection and union of AJI: each true object with its best match; the rest adds to the union."""
     pairs, (found, true) = overlaps.touching, overlaps.areas
     ious = _ious(pairs, (found, true))
     order = np.lexsort((pairs.found, -ious, pairs.true))  # of equal overlaps the lowest number

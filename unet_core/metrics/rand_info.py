@@ -1,14 +1,14 @@
-"""How well membranes part the rooms between them: V_rand and V_info.
+"""V_rand and V_info of membrane segmentations.
 
-Decision: the scores of the ISBI 2012 challenge as Arganda-Carreras et al. 2015 define them (10.3389/fnana.2015.00142).
-Rooms are 4-connected components of what is not membrane. Only pixels of true rooms count; found membranes are thinned
-to one pixel first, so their width does not matter, and a found membrane pixel that remains is a room of its own. With
-n_ij pixels in found room i and true room j, s_i and t_j their sums over j and i, N their sum, p = n / N:
+The scores of the ISBI 2012 challenge as Arganda-Carreras et al. 2015 define them (10.3389/fnana.2015.00142). Regions
+are 4-connected components of what is not membrane. Only pixels of true regions count; predicted membranes are thinned
+to one pixel first, so their width does not matter, and a remaining predicted membrane pixel is a region of its own.
+With n_ij pixels in predicted region i and true region j, s_i and t_j their sums over j and i, N their sum, p = n / N:
 
     V_rand = sum p_ij^2 / (1/2 sum s_i^2 + 1/2 sum t_j^2)                                  equation 3, alpha = 1/2
     V_info = I(S; T) / (1/2 H(S) + 1/2 H(T)),  I = H(S) + H(T) - H(S, T)                    equation 5, alpha = 1/2
 
-Sums of squares and of n log n add over images, as if these lay side by side.
+Sums of squares and of n log n add over images, as if these were side by side.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from unet_core.metrics.overlap import Array, Overlaps, Scores, ratio
 
 
 def rooms(membrane_YX: NDArray[np.bool_]) -> NDArray[np.integer]:
-    """Number the rooms between membranes, 1..; membranes are 0."""
+    """Label the regions between membranes from 1; membranes are 0."""
     numbered: NDArray[np.integer] = label(~membrane_YX, connectivity=1)
     return numbered
 
 
 def thinned_rooms(membrane_YX: NDArray[np.bool_]) -> NDArray[np.integer]:
-    """Number the rooms after they have grown into the membranes until lines of one pixel part them."""
+    """Label the regions grown into the membranes until lines of one pixel separate them."""
     before = rooms(membrane_YX)
     if not before.any():
         return before
@@ -38,14 +38,11 @@ def thinned_rooms(membrane_YX: NDArray[np.bool_]) -> NDArray[np.integer]:
 
 
 def room_sums(found_YX: NDArray[np.bool_], true_YX: NDArray[np.bool_]) -> Array:
-    """Return what an image of membranes adds: N, and sums of squares and of n log n of pairs, found and true rooms.
-
-    (7,): N, then the squares of n_ij, s_i, t_j, then the n log n of the three.
-    """
+    """Return the sums of one image, (7,): N, sums of squares of n_ij, s_i, t_j, and sums of n log n of the three."""
     overlaps = Overlaps.of(thinned_rooms(found_YX), rooms(true_YX))
     inside = overlaps.true > 0
     found, true, both = overlaps.found[inside], overlaps.true[inside], overlaps.both[inside].astype(np.float64)
-    single = both[found == 0].sum()  # rooms of one pixel each: 1 squared, and 1 log 1
+    single = both[found == 0].sum()  # regions of one pixel each: 1 squared, and 1 log 1
     pairs = both[found > 0]
     areas = [pairs, np.bincount(found[found > 0], pairs), np.bincount(true, both)]
     squares = [np.square(area).sum() + extra for area, extra in zip(areas, (single, single, 0.0), strict=True)]
@@ -54,9 +51,9 @@ def room_sums(found_YX: NDArray[np.bool_], true_YX: NDArray[np.bool_]) -> Array:
 
 
 def room_scores(sums: Array) -> Scores:
-    """Return V_rand and V_info of sums (..., 7); undefined where there is no true room.
+    """Return V_rand and V_info from sums (..., 7); undefined without a true region.
 
-    One true room found as one room holds no information to share, and is perfect.
+    One true region predicted as one region has no information to share and is perfect.
     """
     total, *others = np.moveaxis(sums, -1, 0)
     squares, logs = others[:3], others[3:]

@@ -1,8 +1,7 @@
-"""What judged images leave behind, and every score of any selection of them.
+"""Table of sums with one row per image, and the scores of any selection of rows.
 
-Decision: a table has one row of sums for each image; rows are added with weights before scores are made. Weights of 1
-give the pooled score, a row of the identity the image's own, a patient's images the patient's, and how often each
-patient was drawn a resampled one. There is no other way from images to scores.
+Rows are added with weights before scores are computed. Weights of 1 give the pooled score, a row of the identity the
+image's own, a patient's images the patient's, and the number of draws of each patient a resampled one.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ _SCORES: dict[str, Callable[[Array], Scores]] = {
     ROOMS: room_scores,
 }
 LENGTHS = ("hd95",)
-"""Scores that are lengths, in px here: the smaller the better, like errors."""
+"""Scores that are lengths in px; smaller is better, as for errors."""
 ERRORS = (*LENGTHS, "ece")
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSums:
-    """What one image leaves for one class: sums by kind (kinds that do not apply are absent) and its outlines."""
+    """Sums of one image for one class, by kind (absent if a kind does not apply), and outline distances."""
 
     sums: dict[str, Array]
     distances: Distances
@@ -47,31 +46,31 @@ class Table:
 
     @classmethod
     def of(cls, images: Sequence[ImageSums]) -> Self:
-        """One row for each image."""
+        """Stack images, one row each."""
         kinds = images[0].sums
         stacked = {kind: np.stack([image.sums[kind] for image in images]) for kind in kinds}
         return cls(stacked, Distances.stacked([image.distances for image in images]))
 
     def weighted(self, weights_RN: Array) -> Table:
-        """Return rows that are weighted sums of these: weights (rows, n)."""
+        """Return weighted sums of rows; weights (rows, n)."""
         sums = {kind: weights_RN @ one for kind, one in self.sums.items()}
         counts = np.tensordot(weights_RN, self.distances.counts, 1)
         return Table(sums, Distances(self.distances.squared_px, counts, weights_RN @ self.distances.alone))
 
     def scores(self) -> Scores:
-        """Return each score of every row (n,), NaN where it is not defined; lengths in px."""
+        """Return each score of every row (n,), NaN where undefined; lengths in px."""
         found: Scores = {}
         for kind, sums in self.sums.items():
             found |= _SCORES[kind](sums)
         return found | self.distances.scores()
 
     def empty(self) -> int:
-        """Return in how many rows nothing is true and nothing was found: those scored by the rule for empty masks."""
+        """Return the number of rows without true and predicted pixels, which the rule for empty masks scores."""
         return int((self.sums[PIXELS][:, :3].sum(axis=1) == 0).sum())
 
 
 def class_mean(by_class: Sequence[Scores]) -> Scores:
-    """Return the mean of each score over the classes in which it is defined."""
+    """Return the mean of each score over the classes for which it is defined."""
     names = list(dict.fromkeys(name for scores in by_class for name in scores))
     return {name: _mean([scores[name] for scores in by_class if name in scores]) for name in names}
 

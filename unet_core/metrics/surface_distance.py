@@ -1,9 +1,8 @@
-"""How far the found outline lies from the true one: HD95 and surface Dice.
+"""Distances between predicted and true outlines: HD95 and surface Dice.
 
-Decision: an outline is its pixels (those of the mask with a neighbour, by edge, outside it; beyond the image is
-outside), and a distance is from pixel centre to the nearest pixel of the other outline. Outlines are points, not
-images: they are looked up in a tree, so what is in memory grows with the outlines and not with the image. Squared
-distances are integers; an image leaves how often each occurs, which adds up.
+An outline consists of the mask pixels with an edge neighbour outside the mask (beyond the image is outside). A distance
+is from a pixel centre to the nearest pixel of the other outline. Outlines are points in a k-d tree, so memory grows
+with the outlines and not with the image. Squared distances are integers; their counts add over images.
 """
 
 from __future__ import annotations
@@ -19,14 +18,15 @@ from scipy.spatial import KDTree
 from unet_core.metrics.overlap import Array, Scores, ratio
 
 TOLERANCE_PX = 2.0
-"""Surface Dice: an outline this near counts as right."""
+"""Surface Dice: largest distance of an outline pixel that counts as correct."""
 PERCENT = 95
 
 
 def outline(padded_YX: NDArray[np.bool_]) -> Array:
-    """Return where the outline of a mask lies, (n, 2) as (y, x).
+    """Return the pixels of a mask's outline, (n, 2) as (y, x).
 
-    The mask comes with one more pixel on each side, False beyond the image; (0, 0) is its first inner pixel.
+    Args:
+        padded_YX: The mask with one more pixel on each side, False beyond the image; (0, 0) is its first inner pixel.
     """
     inner = padded_YX[1:-1, 1:-1]
     enclosed = padded_YX[:-2, 1:-1] & padded_YX[2:, 1:-1] & padded_YX[1:-1, :-2] & padded_YX[1:-1, 2:]
@@ -36,10 +36,12 @@ def outline(padded_YX: NDArray[np.bool_]) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class Distances:
-    """How often each squared distance (px) occurs, from found outlines to true ones (0) and back (1).
+    """Counts of each squared distance (px), from predicted outlines to true ones (0) and back (1).
 
-    `squared_px` (u,), `counts` (..., 2, u); `alone` (..., 2) are pixels of an outline in whose image the other has
-    none: at no distance.
+    Attributes:
+        squared_px: Distinct squared distances (u,).
+        counts: Outline pixels at each distance (..., 2, u).
+        alone: Outline pixels (..., 2) of images in which the other outline is empty.
     """
 
     squared_px: Array
@@ -58,7 +60,7 @@ class Distances:
 
     @classmethod
     def stacked(cls, cases: Sequence[Self]) -> Self:
-        """Put images together, one row each, over all distances that occur in any."""
+        """Stack images, one row each, over all distances that occur in any of them."""
         squared = np.unique(np.concatenate([case.squared_px for case in cases]))
         counts = np.zeros((len(cases), 2, len(squared)))
         for row, case in zip(counts, cases, strict=True):
@@ -68,7 +70,7 @@ class Distances:
     def scores(self) -> Scores:
         """Return HD95 in px, the larger of the two directions, and surface Dice within `TOLERANCE_PX`.
 
-        HD95 leaves out images in which only one of the two has an outline; there surface Dice is 0.
+        HD95 omits images in which only one of the two has an outline; surface Dice is 0 there.
         """
         points = self.counts.sum(axis=-1)
         nothing = (points + self.alone).sum(axis=-1) == 0
@@ -77,7 +79,7 @@ class Distances:
         return {"hd95": self._percentile(points, nothing), "surface_dice": surface}
 
     def _percentile(self, points: Array, nothing: Array) -> Array:
-        """The 95th percentile of each direction, as np.percentile: between the two nearest where it falls between."""
+        """Return the 95th percentile, the larger of both directions, interpolated as np.percentile."""
         if not len(self.squared_px):
             return np.where(nothing, 0.0, np.nan)
         upto, px = self.counts.cumsum(axis=-1), np.sqrt(self.squared_px)

@@ -1,1 +1,1 @@
-"""The model file: weights in safetensors with a typed header."""
+"""Model files: weights in safetensors with a typed header."""

@@ -1,7 +1,7 @@
-"""A U-Net to and from one .safetensors file.
+"""Save and load a network as one .safetensors file.
 
-Decision: weights are computed with in single precision and may be stored in half; what a file holds is compared with
-what its own spec describes before a number is used, so a wrong file is named rather than half loaded.
+Weights are computed with in single precision and may be stored in half. The tensors of a file are compared with those
+that its spec describes before use, so a wrong file is an error and never partly loaded.
 """
 
 from __future__ import annotations
@@ -32,9 +32,16 @@ def save(
     *,
     precision: Literal["half", "single"] = "single",
 ) -> None:
-    """Write weights, spec and provenance to `path`, whole or not at all.
+    """Write weights, spec and provenance atomically. Equal inputs give equal bytes.
 
-    Equal inputs give equal bytes. Raises CheckpointError where a weight is not finite at that precision.
+    Args:
+        path: File to write.
+        model: Network with its spec.
+        provenance: JSON-compatible record of how the network was made.
+        precision: Stored precision of the weights.
+
+    Raises:
+        CheckpointError: A weight is not finite at that precision.
     """
     tensors = {name: _stored(tensor, precision) for name, tensor in model.state_dict().items()}
     for name, tensor in tensors.items():
@@ -50,11 +57,12 @@ def save(
 def load(path: Path) -> SegmentationNetwork:
     """Return the network in eval mode with single precision weights, on the CPU.
 
-    Raises CheckpointError for pickles, truncated files, tensors that do not fit the spec (naming both sides) and
-    weights that are not finite (naming the tensor).
+    Raises:
+        CheckpointError: The file is a pickle or truncated, tensors do not fit the spec, or a weight is not finite.
+        MissingLibraryError: The architecture needs MONAI, which is not installed.
     """
     spec = describe(path).spec
-    with torch.device("meta"):  # no initialisation: nothing random is drawn only to be overwritten
+    with torch.device("meta"):  # no initialisation: weights are overwritten
         model = build(spec)
     _demand_fit(path, model)
     try:
@@ -107,7 +115,7 @@ def save_model(
 
 
 def with_spec(model: SegmentationNetwork, spec: UNetSpec) -> SegmentationNetwork:
-    """Return a network with the same weights and another spec of the same shape (a threshold, say), in eval mode."""
+    """Return a network with the same weights and another spec of the same shape, in eval mode."""
     with torch.device("meta"):
         changed = build(spec)
     changed.load_state_dict(model.state_dict(), assign=True)
@@ -130,7 +138,7 @@ def _demand_finite(path: Path, name: str, tensor: Tensor) -> None:
 
 
 def _demand_fit(path: Path, model: SegmentationNetwork) -> None:
-    """Compare names and shapes in the file with those its spec describes."""
+    """Compare names and shapes in the file with those that its spec describes."""
     found = {name: tensor.shape for name, tensor in describe(path).tensors.items()}
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name in sorted(expected.keys() | found.keys()):

@@ -1,7 +1,7 @@
-"""A PyTorch checkpoint becomes a model file: tensors from a child process, the network from a spec that is given.
+"""Convert a PyTorch checkpoint to a model file.
 
-Decision: nothing is guessed. Names and shapes must be the network's own, and what tensors cannot show (padding,
-normalisation, resolution ..) has to be said by whoever has the checkpoint.
+A child process extracts the tensors; the spec is given. Nothing is guessed: names and shapes must be those of the
+network, and the user states what tensors do not show (padding, normalisation, resolution, ...).
 """
 
 from __future__ import annotations
@@ -32,10 +32,19 @@ PATIENCE_S = 600
 
 
 def convert(source: Path, target: Path, spec: UNetSpec) -> list[str]:
-    """Write the weights in `source` as a model file; what was taken off them, in words.
+    """Write the weights in `source` as a model file.
 
-    Raises CheckpointError for a file that is more than tensors (nothing of it was run), for names or shapes that are
-    not the network's (naming both sides), and when the file read back does not answer as the network does.
+    Args:
+        source: Checkpoint saved by torch.save.
+        target: Model file to write.
+        spec: Description of the network.
+
+    Returns:
+        Notes on wrappers and prefixes that were removed.
+
+    Raises:
+        CheckpointError: The file holds more than tensors (nothing of it is run), names or shapes are not those of the
+            network, or the written file does not reproduce the network's output.
     """
     tensors, notes = read_apart(source)
     model = build(spec)
@@ -48,11 +57,11 @@ def convert(source: Path, target: Path, spec: UNetSpec) -> list[str]:
 
 
 def read_apart(source: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of a checkpoint by name, and what was taken off, read by a child process without running anything."""
+    """Return tensors by name and notes; a child process reads the checkpoint without running code in it."""
     package = Path(__file__).parents[2]
     with TemporaryDirectory(prefix="overtile-") as folder:
         plain = Path(folder) / "tensors.safetensors"
-        child = subprocess.run(  # noqa: S603  this very interpreter, and two paths
+        child = subprocess.run(  # noqa: S603  this interpreter and two paths
             [sys.executable, "-m", "unet_core.model_file.torch_reader", str(source.resolve()), str(plain)],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(package)},
@@ -68,11 +77,11 @@ def read_apart(source: Path) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _why(child: subprocess.CompletedProcess[str]) -> str:
-    """What stopped the child, in one line."""
+    """Return the child's error in one line."""
     found = re.search(r"GLOBAL ([\w.]+)", child.stderr)
     if found:
         return (
-            f"expected a state_dict of tensors, found a pickle that calls {found[1]}; it was not run. Where you trust "
+            f"expected a state_dict of tensors, found a pickle that calls {found[1]}; it was not run. If you trust "
             "the file, load it with torch and save model.state_dict()"
         )
     last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
@@ -80,7 +89,7 @@ def _why(child: subprocess.CompletedProcess[str]) -> str:
 
 
 def _demand_fit(source: Path, tensors: Mapping[str, Tensor], model: SegmentationNetwork) -> None:
-    """Compare names, then shapes, with those of the network the spec describes."""
+    """Compare names, then shapes, with those of the network that the spec describes."""
     own = model.state_dict()
     missing, strange = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or strange:
@@ -102,11 +111,13 @@ def _some(names: list[str], none: str) -> str:
 
 
 def _demand_same_answer(target: Path, model: SegmentationNetwork) -> None:
-    """Read the file back and compare one forward pass, to the bit."""
+    """Read the file back and compare one forward pass to the bit."""
     side = model.shape.smallest_px
     image = torch.rand(1, model.spec.in_channels, side, side, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         same = torch.equal(load(target)(image), model(image))
     if not same:
         target.unlink()
-        raise CheckpointError(f"{target}: read back, it answers otherwise than the network did: the disk is at fault")
+        raise CheckpointError(
+            f"{target}: verification failed: the written file does not reproduce the network's output. Check the disk"
+        )

@@ -1,7 +1,7 @@
-"""What a weights file says about itself, without torch and without reading the weights.
+"""Header of a model file, read without torch and without the weights.
 
-Decision: a model is one .safetensors file. Its header carries one entry, `overtile`, with format version, UNetSpec and
-provenance as JSON; so whoever plans a run knows the network from a few kilobytes, and no file is ever unpickled.
+A model is one .safetensors file. Its header has an entry `overtile` with format version, UNetSpec and provenance as
+JSON, so a few kilobytes describe the network, and no file is unpickled.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x0
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Name of the number type and shape of one tensor in the file."""
+    """Number type and shape of one tensor in the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -36,7 +36,7 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A weights file, and the digest it had when it was chosen."""
+    """A model file, and its digest at the time of its selection."""
 
     path: Path
     sha256: str
@@ -44,7 +44,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class ModelHeader:
-    """A weights file as its first bytes describe it."""
+    """Content of a model file's header."""
 
     spec: UNetSpec
     provenance: dict[str, Any]
@@ -52,9 +52,13 @@ class ModelHeader:
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """Return the file of a built-in model (`nuclei`: newest version, `nuclei@1`) or the file itself.
+    """Return the file of a model.
 
-    Raises UnknownModelError listing what exists.
+    Args:
+        name_or_path: Built-in model (`nuclei`: newest version, `nuclei@1`: that version) or a file.
+
+    Raises:
+        UnknownModelError: There is no such model or file; the message lists the built-in models.
     """
     text = str(name_or_path)
     versions = {path.stem: path for path in built_in()}
@@ -71,7 +75,7 @@ def resolve(name_or_path: str | Path) -> Path:
 
 
 def built_in() -> list[Path]:
-    """The files of the built-in models, `name@version`, by name and then by number."""
+    """Return the files of the built-in models, `name@version`, sorted by name and version."""
     split = {path: re.fullmatch(r"(.+)@(\d+)", path.stem) for path in WEIGHTS.glob("*.safetensors")}
     numbered = {path: (found[1], int(found[2])) for path, found in split.items() if found}
     return sorted(numbered, key=lambda path: numbered[path])
@@ -88,9 +92,10 @@ def sha256(path: Path) -> str:
 
 
 def describe(path: Path) -> ModelHeader:
-    """Return spec, provenance and tensor shapes; reads the header only, runs nothing that the file contains.
+    """Return spec, provenance and tensor shapes; reads the header only and runs no code in the file.
 
-    Raises CheckpointError, naming the file, for pickles, other formats, truncated files and headers that do not fit.
+    Raises:
+        CheckpointError: The file is a pickle, another format, truncated, or has an invalid header.
     """
     with path.open("rb") as file:
         start = file.read(9)
@@ -116,7 +121,7 @@ def describe(path: Path) -> ModelHeader:
 
 
 def _parsed(path: Path, raw: bytes) -> ModelHeader:
-    """Turn the header's JSON into a Header."""
+    """Parse the header's JSON."""
     try:
         entries = json.loads(raw)
         own = json.loads(entries.pop("__metadata__", {}).get(ENTRY, "null"))

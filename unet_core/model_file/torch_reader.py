@@ -1,8 +1,7 @@
-"""The one place that reads a PyTorch checkpoint, and it runs in a process of its own.
+"""Child process that extracts the tensors of a PyTorch checkpoint.
 
-Decision: a pickle is a program. Torch's `weights_only` reader runs none of it but a short list of its own functions,
-and it does so in a child that ends afterwards: whatever it is tricked into happens where nothing of ours is. What comes
-back is a file of tensors, which runs nothing.
+A pickle is a program. Torch's `weights_only` reader runs only a short list of its own functions, and it runs in a child
+process, so an exploit of it does not reach the parent. The output is a file of tensors.
 
     python -m unet_core.model_file.torch_reader IN.pt OUT.safetensors
 """
@@ -22,11 +21,15 @@ from torch import Tensor
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 NOTES = "notes"
-"""Entry of the header that says what was taken off."""
+"""Entry of the header with notes on what was removed."""
 
 
 def unwrapped(content: object) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of a checkpoint by name, and what stood around them. Raises ValueError when it holds none."""
+    """Return the tensors of a checkpoint by name, and notes on removed wrappers and prefixes.
+
+    Raises:
+        ValueError: The checkpoint holds anything but named tensors.
+    """
     notes: list[str] = []
     while isinstance(content, Mapping) and (inner := _inside(content)):
         notes.append(f"took the entry {inner!r}")
@@ -48,10 +51,10 @@ def _inside(content: Mapping[Any, Any]) -> str | None:
 
 
 def main() -> None:
-    """Read the checkpoint, write its tensors."""
+    """Read the checkpoint and write its tensors."""
     source, target = map(Path, sys.argv[1:])
     tensors, notes = unwrapped(torch.load(source, map_location="cpu", weights_only=True))
-    own = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}  # no two share memory
+    own = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}  # tensors share no memory
     save_file(own, target, {NOTES: json.dumps(notes)})
 
 

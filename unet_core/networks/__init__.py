@@ -1,1 +1,1 @@
-"""Architectures, and what they cost and show."""
+"""Network architectures, their forward pass, cost and activations."""

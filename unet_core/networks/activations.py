@@ -1,8 +1,8 @@
-"""What passes through a network: maps of each level, weights of attention gates, gradients through each skip.
+"""Feature maps of each level, attention weights and gradients through each skip.
 
-Decision: a network is watched from outside, by hooks on its named parts, so its own forward pass stays as it reads and
-whoever does not watch pays nothing. Where a part lies (down, bottom, up; which level) is said here once for each
-architecture; level 1 is the full resolution.
+Hooks on named modules record them, so the forward pass of a network stays plain and costs nothing when it is not
+observed. This module holds, for each architecture, where a part is (contracting path, bottom, expanding path; level).
+Level 1 is the full resolution.
 """
 
 from __future__ import annotations
@@ -24,9 +24,14 @@ from unet_core.shapes import ValidShape
 
 @dataclass(frozen=True, slots=True)
 class NetworkPart:
-    """A part of a network: its name for people, its level (0 is the full resolution), the module.
+    """A part of a network.
 
-    ``skipped``: of a join, how many of the channels it takes are the skip's; they come first. 0 where they are added.
+    Attributes:
+        name: Display name.
+        level: 0 is the full resolution.
+        module: The module itself.
+        skipped: For a join, the number of its input channels that come from the skip (they come first); 0 if the two
+            inputs are added.
     """
 
     name: str
@@ -37,7 +42,7 @@ class NetworkPart:
 
 @dataclass(frozen=True, slots=True)
 class Anatomy:
-    """Parts of a network, down and up again: ``levels`` make maps, ``joins`` take skips, ``gates`` weigh them."""
+    """Parts of a network: ``levels`` produce feature maps, ``joins`` take skips, ``gates`` weight skips."""
 
     levels: tuple[NetworkPart, ...]
     joins: tuple[NetworkPart, ...]
@@ -99,7 +104,7 @@ def _attention(model: Any) -> Anatomy:
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """What a part made of an image, cut to the image: (c, y, x) at 1 / 2^level of its resolution."""
+    """Feature map of one part, cropped to the image: (c, y, x) at 1 / 2^level of its resolution."""
 
     name: str
     level: int
@@ -108,14 +113,19 @@ class Map:
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """Maps of each level of a network for one image, and weights (1, y, x), 0..1, of its attention gates if any."""
+    """Feature maps of each level for one image, and weights (1, y, x), 0..1, of the attention gates if any."""
 
     levels: tuple[Map, ...]
     gates: tuple[Map, ...]
 
 
 def watch(model: SegmentationNetwork, image_CYX: NDArray[Any]) -> Watched:
-    """Run a network over a small image once, as it is judged, and keep what its parts made."""
+    """Run a network over a small image once and record its feature maps.
+
+    Args:
+        model: The network; it is set to eval mode.
+        image_CYX: Unsigned integers (c, y, x), already brought to the network's colours.
+    """
     parts, made = anatomy(model), dict[str, Tensor]()
 
     def keep(part: NetworkPart) -> RemovableHandle:
@@ -135,7 +145,7 @@ def watch(model: SegmentationNetwork, image_CYX: NDArray[Any]) -> Watched:
 
 
 def _inside(values_CYX: NDArray[Any], shape: ValidShape, size_YX: tuple[int, ...], level: int) -> NDArray[np.float32]:
-    """Cut what lies beyond the image: a map is centred on what was read, and the image lies a halo inside of that."""
+    """Crop a map to the image: the map is centred on the read region, in which the image starts after the halo."""
     factor, slices = 2**level, []
     for length, side in zip(size_YX, values_CYX.shape[1:], strict=True):
         beyond = shape.halo - (shape.read_px(length) - side * factor) / 2
@@ -149,9 +159,9 @@ def _inside(values_CYX: NDArray[Any], shape: ValidShape, size_YX: tuple[int, ...
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """Norms of the gradient of a loss where two ways meet: by what came through the skip, and by what came from below.
+    """Gradient norms of a loss at a join: with respect to the skip and to the input from the level below.
 
-    Where the two are added both get the same gradient.
+    The two are equal where the inputs are added.
     """
 
     name: str
@@ -160,9 +170,11 @@ class Flow:
 
 
 def skip_gradients(model: SegmentationNetwork, loss: Callable[[], Tensor]) -> tuple[Flow, ...]:
-    """Return, for each skip, the norm of the gradient with respect to the tensor that it hands on.
+    """Return the gradient norms at each join of the network.
 
-    ``loss`` runs the network, which is in eval mode meanwhile, and returns a scalar; no gradient is left behind.
+    Args:
+        model: The network; it runs in eval mode and keeps no gradient afterwards.
+        loss: Runs the network and returns a scalar.
     """
     joins, taken = anatomy(model).joins, dict[str, Tensor]()
 
@@ -183,7 +195,7 @@ def skip_gradients(model: SegmentationNetwork, loss: Callable[[], Tensor]) -> tu
 
 
 def _flow(part: NetworkPart, joined_NCHW: Tensor) -> Flow:
-    assert joined_NCHW.grad is not None, "it was told to keep it"
+    assert joined_NCHW.grad is not None, "retain_grad was called"
     gradient = joined_NCHW.grad.float()
     if not part.skipped:
         return Flow(part.name, float(gradient.norm()), float(gradient.norm()))

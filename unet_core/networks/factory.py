@@ -1,8 +1,8 @@
-"""From a spec to its network, whichever architecture it names.
+"""Build the network that a spec describes, for any architecture.
 
-Decision: a network that looks at its whole tile (instance, group or layer norm, pooling to one size, corners aligned)
-cannot be run tile by tile and is refused here, by the layer's name, however it came about; so nothing downstream asks
-which architecture it has in hand.
+A network with a layer that depends on its whole tile (instance, group or layer norm, pooling to one size, aligned
+corners) cannot be run tile by tile. It is rejected here by the layer's name, so other modules do not depend on the
+architecture.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ WHOLE_TILE = (
     nn.AdaptiveMaxPool2d,
     nn.MultiheadAttention,
 )
-"""Layers whose answer for a pixel depends on every other one of the tile."""
+"""Layers whose output at a pixel depends on all pixels of the tile."""
 
 
 def build(spec: UNetSpec) -> SegmentationNetwork:
-    """Return the network that a spec describes, freshly initialised.
+    """Return the network that a spec describes, with newly initialised weights.
 
-    Raises ArchitectureError where it could not be seam-exact.
+    Raises:
+        ArchitectureError: The network could not be seam-exact.
+        MissingLibraryError: The architecture needs MONAI, which is not installed.
     """
     if spec.architecture == "unet":
         return UNet(spec)
@@ -42,12 +44,12 @@ def build(spec: UNetSpec) -> SegmentationNetwork:
 
 
 def demand_exact(network: nn.Module) -> None:
-    """Raise ArchitectureError, naming the layer, for a network that looks at its whole tile."""
+    """Raise ArchitectureError, naming the layer, for a network with a layer that depends on its whole tile."""
     for name, layer in network.named_modules():
         stretched = isinstance(layer, nn.Upsample) and bool(layer.align_corners)
         if stretched or isinstance(layer, WHOLE_TILE):
             kind = "upsampling with aligned corners" if stretched else type(layer).__name__
             raise ArchitectureError(
-                f"{type(network).__name__}: layer {name}: expected one that sees a neighbourhood, found {kind}: it "
-                "depends on the whole tile, so tiles could not equal the whole pass. Use batch norm"
+                f"{type(network).__name__}: layer {name}: expected one with a limited receptive field, found {kind}: "
+                "it depends on the whole tile, so tiles could not equal the whole pass. Use batch norm"
             )

@@ -1,7 +1,6 @@
-"""One step of a forward pass, as a line of a table: what it takes, what it makes, what it costs.
+"""One layer of a model summary: sizes, parameters and operations.
 
-Decision: whoever walks a network in integers and whoever watches one run say the same things, so figures and tables
-are made of these alone. An operation is a multiplication or an addition: two for each weight used.
+An operation is a multiplication or an addition: two for each weight used.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ UP_CONVOLUTION = "up-convolution"
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One step of the forward pass: `output_px` is the side of what comes out, `into` and `out` count channels."""
+    """One step of the forward pass: `output_px` is the side of its output, `into` and `out` are channel counts."""
 
     name: str  # as in the weights file; poolings and joins hold no weights
     kind: str
@@ -22,7 +21,7 @@ class Layer:
     out: int
     output_px: int
     parameters: int = 0
-    computed_px: int = 0  # side at which the products are summed; 0 where there are none
+    computed_px: int = 0  # side at which products are summed; 0 if there are none
 
     @property
     def operations(self) -> int:

@@ -1,8 +1,7 @@
-"""What a network costs that is not ours, watched while it runs: layers, arithmetic and memory.
+"""Layers, operations and peak memory of a network, measured on torch's meta device.
 
-Decision: it runs on torch's meta device, where tensors have shapes and no numbers. So any tile is watched in
-milliseconds, nothing is modelled that the library may change, and what is alive at the worst moment is counted as the
-interpreter lets go of it.
+Tensors on the meta device have shapes but no numbers, so a forward pass over any tile takes milliseconds and needs no
+model of the library. Live tensors are counted as the interpreter frees them.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from unet_core.networks.layer_summary import UP_CONVOLUTION, Layer
 from unet_core.spec import UNetSpec
 
 KINDS = {nn.Conv2d: "convolution", nn.ConvTranspose2d: UP_CONVOLUTION, nn.MaxPool2d: "max pooling"}
-"""Layers with a line of their own; the numbers of others (norms, slopes) are counted with the one before them."""
+"""Layers with a line of their own; parameters of other layers (norms, slopes) are added to the line before."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One forward pass: its layers in order, and how many numbers were alive at the worst moment, input included."""
+    """One forward pass: its layers in order, and the peak count of numbers in live tensors, input included."""
 
     layers: tuple[Layer, ...]
     alive: int
@@ -37,7 +36,11 @@ class Trace:
 
 @lru_cache(maxsize=64)
 def trace(spec: UNetSpec, input_px: int) -> Trace:
-    """Watch one forward pass over a square tile. Raises SizeError for a size that is not legal."""
+    """Profile one forward pass over a square tile.
+
+    Raises:
+        SizeError: The network does not take this size.
+    """
     with torch.device("meta"):
         network = build(spec).eval()
     layers: list[Layer] = []
@@ -50,7 +53,7 @@ def trace(spec: UNetSpec, input_px: int) -> Trace:
 
 
 def _note(layers: list[Layer], name: str, module: nn.Module, given: tuple[Tensor, ...], answer: Tensor) -> None:
-    """Write down what a layer did, or add what it holds to the one before it."""
+    """Add a line for a layer, or its parameters to the line before."""
     parameters = sum(one.numel() for one in module.parameters())
     kind = KINDS.get(type(module))
     if kind is None:
@@ -68,7 +71,7 @@ def _kernel(module: Any) -> int:
 
 
 class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    """Counts the numbers in tensors that exist, and the most there ever were."""
+    """Counts the numbers in live tensors, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped

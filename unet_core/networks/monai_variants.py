@@ -1,8 +1,8 @@
-"""U-Net++ and Attention U-Net, as MONAI has them, with batch norm throughout.
+"""U-Net++ and Attention U-Net of MONAI, with batch norm throughout.
 
-Decision: MONAI's classes are extended, not wrapped, so that tensors keep MONAI's names and a network trained there
-converts without renaming. What is changed: batch norm for instance norm, He initialisation, sizes that would be padded
-are refused, one answer instead of a list.
+MONAI's classes are extended, not wrapped, so tensors keep MONAI's names and a network trained there converts without
+renaming. Changes: batch norm for instance norm, He initialisation, sizes that would be padded are rejected, one output
+instead of a list.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from unet_core.spec import UNetSpec
 
 
 class UNetPlusPlus(BasicUNetPlusPlus, SegmentationNetwork):  # type: ignore[misc]  # monai's sources are not followed
-    """Zhou et al. 2018 (arXiv:1807.10165): nested nodes in place of skips; the last column answers."""
+    """Zhou et al. 2018 (arXiv:1807.10165): nested nodes in place of skips; the last column is the output."""
 
     def __init__(self, spec: UNetSpec) -> None:
         features = (*spec.channels, spec.width)
@@ -27,14 +27,14 @@ class UNetPlusPlus(BasicUNetPlusPlus, SegmentationNetwork):  # type: ignore[misc
         self.apply(initialise_he)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Return the logits. Raises SizeError for a size that is not legal."""
+        """Return the logits; raise SizeError for an illegal size."""
         self.demand_legal(x_NCHW)
         logits: Tensor = super().forward(x_NCHW)[0]
         return logits
 
 
 class AttentionUNet(AttentionUnet, SegmentationNetwork):  # type: ignore[misc]  # monai's sources are not followed
-    """Oktay et al. 2018 (arXiv:1804.03999): skips weighted, pixel by pixel, by a gate that sees the coarser level."""
+    """Oktay et al. 2018 (arXiv:1804.03999): a gate that reads the coarser level weights each pixel of a skip."""
 
     def __init__(self, spec: UNetSpec) -> None:
         strides = (2,) * spec.depth
@@ -45,14 +45,14 @@ class AttentionUNet(AttentionUnet, SegmentationNetwork):  # type: ignore[misc]  
         self.apply(initialise_he)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Return the logits. Raises SizeError for a size that is not legal."""
+        """Return the logits; raise SizeError for an illegal size."""
         self.demand_legal(x_NCHW)
         logits: Tensor = super().forward(x_NCHW)
         return logits
 
 
 def batch_for_instance_norm(network: nn.Module) -> None:
-    """Put batch norm where there is instance norm: MONAI's merging layers, one a level, have no option for it."""
+    """Replace instance norm by batch norm; MONAI's merging layers, one per level, have no option for it."""
     for name, layer in list(network.named_modules()):
         if isinstance(layer, nn.InstanceNorm2d):
             parent, _, own = name.rpartition(".")

@@ -1,7 +1,7 @@
-"""The U-Net of Ronneberger, Fischer and Brox (2015, arXiv:1505.04597), whole, in one file.
+"""The U-Net of Ronneberger, Fischer and Brox (2015, arXiv:1505.04597).
 
-Decision: one class builds every variant of UNetSpec and its forward pass reads like the paper's figure; the sizes at
-the line ends are that figure's, for the preset "paper" and a 572 px tile. What sizes others take is in shapes.py.
+One class builds every variant of UNetSpec, and its forward pass follows the paper's figure. Sizes at line ends are
+those of the figure: preset "paper" and a 572 px tile. shapes.py computes the sizes of other variants.
 """
 
 from __future__ import annotations
@@ -16,21 +16,24 @@ from unet_core.spec import UNetSpec
 
 
 class SegmentationNetwork(nn.Module):
-    """Any network of this package: logits for every pixel of (n, in_channels, h, w), sizes as its shape says."""
+    """Base class: (n, in_channels, h, w) -> logits (n, out_channels, h', w'), sizes given by `shape`."""
 
     spec: UNetSpec
     shape: ValidShape
 
     def demand_legal(self, x_NCHW: Tensor) -> None:
-        """Raise SizeError for a size that is not legal, which torch would silently round down."""
+        """Raise SizeError for an illegal size, which torch would silently round down."""
         for side_px in x_NCHW.shape[2:]:
             self.shape.output_px(side_px)
 
 
 class UNet(SegmentationNetwork):
-    """Logits for every pixel of (n, in_channels, h, w): (n, out_channels, h', w'), with h' from ValidShape.
+    """U-Net: (n, in_channels, h, w) -> logits (n, out_channels, h', w'), h' from ValidShape.
 
-    He initialisation as in the paper. In eval mode a pixel's answer depends on nothing outside its receptive field.
+    Weights get the He initialisation of the paper. In eval mode an output pixel depends only on its receptive field.
+
+    Args:
+        spec: Description of the network.
     """
 
     def __init__(self, spec: UNetSpec) -> None:
@@ -52,7 +55,7 @@ class UNet(SegmentationNetwork):
         self.apply(initialise_he)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Return the logits. Raises SizeError for a size that is not legal."""
+        """Return the logits; raise SizeError for an illegal size."""
         self.demand_legal(x_NCHW)
         skipped: list[Tensor] = []
         x = x_NCHW  #                                      1 x 572
@@ -70,7 +73,7 @@ class UNet(SegmentationNetwork):
 
 
 def double_convolution(spec: UNetSpec, into: int, out: int) -> nn.Sequential:
-    """Two 3x3 convolutions, each with (batch normalisation and) ReLU: (n, into, h, w) -> (n, out, h - 4, w - 4)."""
+    """Return two 3x3 convolutions, each with (batch norm and) ReLU: (n, into, h, w) -> (n, out, h - 4, w - 4)."""
     padding = 1 if spec.padding == "same" else 0
     layers: list[nn.Module] = []
     for source in (into, out):
@@ -82,10 +85,10 @@ def double_convolution(spec: UNetSpec, into: int, out: int) -> nn.Sequential:
 
 
 def upsampling(spec: UNetSpec, into: int, out: int) -> nn.Module:
-    """Double the resolution and bring the channels down: (n, into, h, w) -> (n, out, 2h, 2w).
+    """Return a module that doubles the resolution and reduces channels: (n, into, h, w) -> (n, out, 2h, 2w).
 
-    Interpolating variants narrow the channels first by a 1x1 convolution, which commutes with interpolation and is
-    cheaper there. Valid bilinear cuts the outermost pixels (2h - 2), which would need a neighbour beyond the tile.
+    Interpolating variants first reduce channels by a 1x1 convolution, which commutes with interpolation and is cheaper
+    there. Valid bilinear cuts the outermost pixels (2h - 2), which would need a neighbour beyond the tile.
     """
     if spec.up == "transposed":
         return nn.ConvTranspose2d(into, out, 2, stride=2)
@@ -98,7 +101,7 @@ def upsampling(spec: UNetSpec, into: int, out: int) -> nn.Module:
 
 
 def merge(spec: UNetSpec, skipped: Tensor, x: Tensor) -> Tensor:
-    """Join the contracting path's features, cropped about their centre, to the expanding path's: copy and crop."""
+    """Join features of the contracting path, cropped about their centre, to those of the expanding path."""
     if spec.skip == "none":
         return x
     top, left = ((skipped.shape[axis] - x.shape[axis]) // 2 for axis in (2, 3))
@@ -107,10 +110,10 @@ def merge(spec: UNetSpec, skipped: Tensor, x: Tensor) -> Tensor:
 
 
 def initialise_he(module: nn.Module) -> None:
-    """Draw weights from a Gaussian of deviation sqrt(2 / N), N the incoming nodes of one neuron; biases 0 (section 3).
+    """Draw weights from a Gaussian with deviation sqrt(2 / N), N the inputs of one neuron; biases are 0 (section 3).
 
-    A 2x2 up-convolution of stride 2 gives every output pixel one input pixel: its N is the number of input channels,
-    not what torch's fan-in counts; one of 3x3 gives it 9/4 of them on average.
+    In a 2x2 up-convolution of stride 2 every output pixel has one input pixel: N is the number of input channels, not
+    torch's fan-in. In a 3x3 one it has 9/4 input pixels on average.
     """
     incoming: float
     if isinstance(module, nn.Conv2d):
@@ -119,7 +122,7 @@ def initialise_he(module: nn.Module) -> None:
         incoming = module.in_channels * math.prod(module.kernel_size) / math.prod(module.stride)
     else:
         return
-    if not module.weight.is_meta:  # there is nothing to draw, and torch would import its compiler for it (1.6 s)
+    if not module.weight.is_meta:  # nothing to draw, and torch would import its compiler (1.6 s)
         nn.init.normal_(module.weight, std=math.sqrt(2 / incoming))
     if module.bias is not None:
         nn.init.zeros_(module.bias)

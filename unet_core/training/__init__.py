@@ -1,1 +1,1 @@
-"""The training loop, what it keeps, and how a model is selected."""
+"""Training, its outputs and model selection."""

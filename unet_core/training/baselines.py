@@ -1,8 +1,8 @@
-"""What a network has to beat: a threshold, and classifiers on hand-made features of each pixel.
+"""Baseline methods that a network has to outperform: Otsu's threshold and classifiers on features of each pixel.
 
-Decision: a baseline answers as a network does, with bytes of probability for any box of an image, so that it is judged
-by the same code. Otsu's threshold needs no training; a random forest and a linear support vector machine learn from a
-bounded, seeded draw of pixels of the training images. Only the forest says how sure it is: calibration is its alone.
+A baseline returns bytes of probability for any box of an image, as a network does, so the same code scores both. Otsu's
+threshold needs no training; a random forest and a linear support vector machine train on a bounded, seeded sample of
+pixels. Only the forest has probabilities, so calibration applies to it alone.
 """
 
 from __future__ import annotations
@@ -23,22 +23,29 @@ from unet_core.mirror import ArrayLike, BoxLike, Square, read_mirrored
 from unet_core.optional import TRAIN, optional_import
 
 Answer = Callable[[BoxLike], NDArray[np.uint8]]
-"""Probabilities (k, h, w) as bytes of any box of one image."""
+"""Maps a box of one image to probabilities (k, h, w) as bytes."""
 
 TRAINING_PX = 20_000
-"""Pixels that classifiers learn from, drawn from all training images alike."""
+"""Training pixels of a classifier, equally many from each image."""
 SEED = 0
 STRIP_PX = 1024
 SIGMA_MAX = 8.0
 MARGIN_PX = 40
-"""Features look this far: Gaussians end at 4 sigma, their second derivatives a little later."""
+"""Reach of the features: Gaussians end at 4 sigma, their second derivatives a little later."""
 DARK = 64 / 255
-"""Median brightness, as a part of white, below which a picture is fluorescence."""
+"""Median brightness, as a fraction of white, below which an image is fluorescence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """A method that answers for any image: what it is, whether its bytes are probabilities, how to ask it."""
+    """A method for any image.
+
+    Attributes:
+        name: Display name.
+        how: Description for reports.
+        graded: Whether its bytes are probabilities (else only 0 and 255).
+        of_image: Maps an image (c, y, x) to the method's output for boxes of it.
+    """
 
     name: str
     how: str
@@ -47,7 +54,7 @@ class Baseline:
 
 
 def otsu() -> Baseline:
-    """Otsu's threshold of each image: saturation of stained tissue, grey of fluorescence; objects are above it."""
+    """Return Otsu's threshold of each image, on saturation of stained tissue or grey of fluorescence."""
     how = (
         "Otsu's threshold of each image, on saturation where its median brightness is at least 64 of 255 and it has "
         "three unlike channels (stained), else on grey (fluorescence, brighter is object); no training"
@@ -70,7 +77,7 @@ def _otsu_of(image_CYX: ArrayLike) -> Answer:
 
 
 def _threshold(levels: Callable[[], Iterable[Array]]) -> float:
-    """Return what `threshold_otsu` gives for a whole image of real numbers: on 256 bins between its extremes."""
+    """Return the result of `threshold_otsu` for a whole image of real numbers: 256 bins between its extremes."""
     extremes = np.array([(part.min(), part.max()) for part in levels()])
     low, high = float(extremes[:, 0].min()), float(extremes[:, 1].max())
     if low == high:
@@ -91,7 +98,7 @@ def _levels(pixels_CYX: Array, limit: float, *, stained: bool) -> Array:
 
 
 def _is_stained(image_CYX: ArrayLike) -> bool:
-    """Whether an image is coloured on a bright field, judged on at most 1024 x 1024 px about its middle."""
+    """Return whether an image is coloured bright-field, from at most 1024 x 1024 px at its centre."""
     if image_CYX.shape[0] != 3:
         return False
     starts = [max(0, (length - STRIP_PX) // 2) for length in image_CYX.shape[1:]]
@@ -107,7 +114,7 @@ def _limit(image_CYX: ArrayLike) -> float:
 
 
 def _strips(shape_yx: Sequence[int]) -> Iterator[Square]:
-    """Squares that cover an image, so that no more of it is read at once."""
+    """Yield squares that cover an image, to bound the size of a read."""
     height, width = shape_yx
     for y in range(0, height, STRIP_PX):
         for x in range(0, width, STRIP_PX):
@@ -118,7 +125,7 @@ def _strips(shape_yx: Sequence[int]) -> Iterator[Square]:
 
 
 def random_forest(cases: Sequence[AnnotatedImage], foreground: int) -> Baseline:
-    """Train 100 trees on features of pixels (the defaults of scikit-learn but for 5 pixels a leaf)."""
+    """Train 100 trees on features of pixels (defaults of scikit-learn except for 5 pixels per leaf)."""
     with optional_import(TRAIN, "baseline 'random forest'"):
         from sklearn.ensemble import RandomForestClassifier
     model = RandomForestClassifier(100, min_samples_leaf=5, random_state=SEED, n_jobs=1)
@@ -166,9 +173,9 @@ def _classifier(model: Any, cases: Sequence[AnnotatedImage], foreground: int) ->
 
 
 def training_pixels(cases: Sequence[AnnotatedImage]) -> tuple[Array, Array]:
-    """Return features (n, f) and classes (n,) of `TRAINING_PX` pixels in all, as many from each image, at random.
+    """Return features (n, f) and classes (n,) of `TRAINING_PX` random pixels, equally many from each image.
 
-    Of an image larger than 1024 px a side, one square of that side at random.
+    A random square of 1024 px represents a larger image.
     """
     generator = np.random.default_rng(SEED)
     drawn = [_drawn(case, -(-TRAINING_PX // len(cases)), generator) for case in cases]
@@ -188,7 +195,7 @@ def _drawn(case: AnnotatedImage, count: int, generator: np.random.Generator) -> 
 
 
 def _features(image_CYX: ArrayLike, box: BoxLike) -> Array:
-    """Return the features (pixels, f) of a box, the image mirrored beyond its edges."""
+    """Return the features (pixels, f) of a box; the image is mirrored beyond its edges."""
     margin = Square(box.y0 - MARGIN_PX, box.x0 - MARGIN_PX, box.y1 + MARGIN_PX, box.x1 + MARGIN_PX)
     pixels_YXC = np.moveaxis(read_mirrored(image_CYX, margin), 0, -1)
     scaled = pixels_YXC.astype(np.float32) / _limit(image_CYX)

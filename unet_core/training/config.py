@@ -1,7 +1,7 @@
-"""How to train: everything a training run can be told, as data.
+"""Configuration of a training run.
 
-Decision: a recipe is one frozen model whose defaults are the recommended ones, and it travels whole into the provenance
-of the weights; what is not in it (folders, images) cannot change what is learnt from the same images.
+The defaults are the recommended values. The frozen configuration is stored in the provenance of the weights; what is
+not in it (folders, images) does not change what is learnt from the same images.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from unet_core.training.loss import LossSettings
 
 SAID: tuple[str, ...] = ("architecture", "depth", "width", "growth", "padding", "norm", "up", "skip", "head", "dropout")
 SAID += ("mpp", "stain_normalisation", "equalise")
-"""What of a network's spec is a choice; the rest is found out from the images."""
+"""Fields of a network's spec that can be configured; the rest follows from the images."""
 
 ANY_TARGET: Rows = ((0.6, 0.7, 0.4), (0.2, 0.8, 0.5))
-"""Stands where the stains of the training images will, until they have been looked at."""
+"""Placeholder for the stain target until the training images are read."""
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
 class TrainSection(BaseModel):
-    """A part of the recipe: frozen, unknown keys refused, nothing coerced."""
+    """Base of the sections: frozen, unknown keys are rejected, values are not coerced."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class NetworkSection(TrainSection):
-    """A preset of `unet_core.spec`, and whatever else of the spec is to be changed (null: as the preset has it).
+    """A preset of `unet_core.spec`, and changes to fields of the spec (null: the preset's value).
 
-    ``start``: a model to go on from, built-in or a file; its own spec then holds.
+    ``start``: built-in model or file to continue from; its own spec then applies.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -51,7 +51,7 @@ class NetworkSection(TrainSection):
 
     @model_validator(mode="after")
     def _describes_a_network(self) -> Self:
-        """Refuse unknown keys, naming the nearest known one, and networks that cannot be."""
+        """Reject unknown keys, naming the nearest known one, and invalid networks."""
         for name in set(self.model_extra or {}) - set(SAID):
             near = difflib.get_close_matches(name, SAID, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known: preset, start, {', '.join(SAID)}"
@@ -64,7 +64,7 @@ class NetworkSection(TrainSection):
         return self
 
     def spec(self, in_channels: int, class_names: Sequence[str], target: Rows = ANY_TARGET) -> UNetSpec:
-        """Return the network for images of so many channels with objects of these classes, and stains like these."""
+        """Return the spec for images with these channels, classes and stain target."""
         said = {name: value for name, value in (self.model_extra or {}).items() if value is not None}
         if said.get("stain_normalisation", "none") != "none":
             said["stain_target"] = target
@@ -72,21 +72,21 @@ class NetworkSection(TrainSection):
         return preset(self.preset, **said, **found)
 
     def resolution(self) -> float | None:
-        """Return the micrometres per pixel that are asked for, or those of the model to start from."""
+        """Return the configured micrometres per pixel, or those of the model to start from."""
         return describe(resolve(self.start)).spec.mpp if self.start else self.spec(3, ("object",)).mpp
 
 
 class FoldsSection(FoldSettings):
-    """How folds are drawn, and which one is held back to judge by.
+    """How folds are drawn, and which one is held back for validation.
 
-    ``hold_back``: the number of one; ``all``: each in turn, a network for each; null: none, and nothing is judged.
+    ``hold_back``: number of a fold; ``all``: each in turn, one network per fold; null: none, without validation.
     """
 
     hold_back: Annotated[int, Field(ge=0)] | Literal["all"] | None = 0
 
 
 class OptimiserSection(TrainSection):
-    """How a step is taken: ``rate`` is the highest, ``decay`` the weight decay, ``clip`` the largest gradient norm."""
+    """Optimiser: ``rate`` is the highest learning rate, ``decay`` the weight decay, ``clip`` the largest norm."""
 
     kind: Literal["sgd", "adam", "adamw"] = "adamw"
     rate: Positive = 2e-3
@@ -96,9 +96,9 @@ class OptimiserSection(TrainSection):
 
 
 class ScheduleSection(TrainSection):
-    """How long, and how the rate falls over it. ``steps`` wins over ``minutes``, and repeats itself to the bit.
+    """Duration and learning rate. ``steps`` takes precedence over ``minutes`` and is repeatable to the bit.
 
-    ``plateau`` lowers the rate to ``factor`` of it after ``patience`` validations that were no better.
+    ``plateau`` multiplies the rate by ``factor`` after ``patience`` validations without improvement.
     """
 
     kind: Literal["constant", "poly", "cosine", "plateau"] = "cosine"
@@ -116,7 +116,7 @@ class ScheduleSection(TrainSection):
         return self
 
     def progress(self, step: int, seconds: float, reserve_s: float = 0.0) -> float:
-        """Return how much of the training is over, 0..1. Of the minutes, `reserve_s` are kept for what follows it."""
+        """Return the finished share of the training, 0..1; `reserve_s` is the time reserved for model selection."""
         if self.steps is not None:
             return min(1.0, step / self.steps)
         assert self.minutes is not None, "one of the two is given"
@@ -124,9 +124,9 @@ class ScheduleSection(TrainSection):
 
 
 class StoppingSection(TrainSection):
-    """What says how good the network is, every so many steps, on at most so many images or windows of large ones.
+    """Validation every ``every`` steps on at most ``images`` images or windows of large ones.
 
-    The best by ``monitor`` is kept. With ``patience``, training ends after so many validations that were no better.
+    The best network by ``monitor`` is kept. Training ends after ``patience`` validations without improvement.
     """
 
     monitor: Literal["dice", "iou", "loss"] = "dice"
@@ -136,7 +136,7 @@ class StoppingSection(TrainSection):
 
 
 class TrainComputeSection(TrainSection):
-    """Where and how precisely; ``seed`` is where all chance comes from."""
+    """Device, precision and threads; ``seed`` is the source of all random numbers."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -145,7 +145,7 @@ class TrainComputeSection(TrainSection):
 
 
 class TrainConfig(TrainSection):
-    """Everything a training run can be told."""
+    """Configuration of a training run."""
 
     network: NetworkSection = NetworkSection()
     data: DataSettings = DataSettings()

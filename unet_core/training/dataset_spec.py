@@ -1,6 +1,6 @@
-"""What training finds out about its images: normalisation before the first step, the stain of coloured ones at its end.
+"""Parts of the spec that follow from the training images: normalisation and stain.
 
-Decision: normalisation comes from what was counted anyway, every pixel of every image in whole numbers.
+Normalisation is computed from exact integer counts of every pixel of every image.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from unet_core.spec import UNetSpec
 from unet_core.training.config import TrainConfig
 
 LEAST_STD = 1e-4
-"""Never 0, not even of one colour."""
+"""Lower bound, for images of one colour."""
 
 
 def moments(counted: Sequence[ImageStatistics]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of each channel over all pixels of images of one dtype, range 0..1."""
+    """Return mean and standard deviation of each channel over all pixels of images of one dtype, in 0..1."""
     full, pixels = int(np.iinfo(counted[0].dtype).max), sum(one.pixels for one in counted)
     sums = [sum(column) for column in zip(*(one.sums for one in counted), strict=True)]
     squares = [sum(column) for column in zip(*(one.squares for one in counted), strict=True)]
-    spread = [pixels * square - total**2 for total, square in zip(sums, squares, strict=True)]  # whole numbers: exact
+    spread = [pixels * square - total**2 for total, square in zip(sums, squares, strict=True)]  # exact integers
     return (
         tuple(total / (pixels * full) for total in sums),
         tuple(math.sqrt(one) / (pixels * full) for one in spread),
@@ -36,9 +36,10 @@ def moments(counted: Sequence[ImageStatistics]) -> tuple[tuple[float, ...], tupl
 
 
 def spec_for(cases: Sequence[AnnotatedImage], class_names: Sequence[str], recipe: TrainConfig) -> UNetSpec:
-    """Return the recipe's network with mean and deviation of the images' channels, as it is shown them.
+    """Return the configured network with mean and deviation of the images' channels in the network's colours.
 
-    Raises RecipeError where stains are to be normalised and no image shows any.
+    Raises:
+        RecipeError: Stain normalisation is configured and no image is stained.
     """
     chosen = with_target(cases, class_names, recipe)
     mean, std = moments([case.census() for case in recoloured(cases, chosen.normalisation)])
@@ -47,7 +48,7 @@ def spec_for(cases: Sequence[AnnotatedImage], class_names: Sequence[str], recipe
 
 
 def with_target(cases: Sequence[AnnotatedImage], class_names: Sequence[str], recipe: TrainConfig) -> UNetSpec:
-    """Return the recipe's network; where it normalises stains, towards those of these images."""
+    """Return the configured network; the target of stain normalisation is that of these images."""
     channels = cases[0].image_CYX.shape[0]
     stain = recipe.network.spec(3, class_names).stain_normalisation
     if stain == "none":
@@ -62,7 +63,7 @@ def with_target(cases: Sequence[AnnotatedImage], class_names: Sequence[str], rec
 
 
 def with_stain(spec: UNetSpec, cases: Sequence[AnnotatedImage], recipe: TrainConfig) -> UNetSpec:
-    """Return the spec with the colours that the network was shown, where images are coloured and have a resolution."""
+    """Return the spec with the stain of the augmented images, if they are RGB and have a resolution."""
     if spec.in_channels != 3 or spec.mpp is None:
         return spec
     generator = torch.Generator().manual_seed(recipe.compute.seed)

@@ -1,7 +1,7 @@
-"""A training that is over, looked at once more: what its report measures on the network that was kept.
+"""Measurements on a finished training for its report.
 
-Decision: all is measured on the images that it was judged by (of a run without any, on images it learnt from), in eval
-mode, with chance drawn from the recipe's seed: so looking again shows the same and changes nothing.
+They use the validation images (without any: training images), eval mode and random numbers from the configured seed, so
+they are repeatable and change nothing.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from unet_core.training.trainer import TrainJob, generator_from_seed, sizes_px
 from unet_core.training.validation import views
 
 SAMPLES = 4
-"""Tiles in a picture of samples."""
+"""Tiles in the figure of samples."""
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 
 @dataclass(frozen=True, slots=True)
 class ThresholdScores:
-    """Dice of pixels and F1 of objects, pooled, at each of `THRESHOLDS`."""
+    """Pooled Dice of pixels and F1 of objects at each of `THRESHOLDS`."""
 
     dice: tuple[float, ...]
     f1: tuple[float, ...]
 
 
 def seen(order: TrainJob) -> list[AnnotatedImage]:
-    """Return the images it was judged by, windows of large ones; without any, images that it learnt from."""
+    """Return the validation images, windows of large ones; without any, training images."""
     return views(order.material.held_back or order.material.training, order.recipe.stopping.images)
 
 
 def samples(order: TrainJob, spec: UNetSpec) -> SampleBatch:
-    """Return a few tiles as the first steps of training draw them."""
+    """Return the first tiles that training draws."""
     sampling = order.recipe.sampling.model_copy(update={"batch": SAMPLES})
     shown = recoloured(order.material.training, spec.normalisation)
     sampler = Sampler(shown, sizes_px(spec, order.recipe), sampling, order.recipe.augment)
@@ -50,7 +50,7 @@ def samples(order: TrainJob, spec: UNetSpec) -> SampleBatch:
 
 
 def threshold_scores(model: SegmentationNetwork, cases: Sequence[AnnotatedImage]) -> ThresholdScores:
-    """Score a network for one class at each threshold, its own smallest objects dropped."""
+    """Score a network for one class at each threshold, without objects below its smallest area."""
     shown = recoloured(cases, model.spec.normalisation)
     probabilities = (whole_pass(model.eval(), case.image_CYX) for case in shown)
     least = least_px(model.spec)
@@ -59,7 +59,7 @@ def threshold_scores(model: SegmentationNetwork, cases: Sequence[AnnotatedImage]
 
 
 def skip_flows(order: TrainJob, model: SegmentationNetwork, cases: Sequence[AnnotatedImage]) -> tuple[Flow, ...]:
-    """Return the gradient of the training's own loss through each skip, on one batch of tiles without augmentation."""
+    """Return gradient norms of the training's loss at each skip, on one batch without augmentation."""
     recipe, spec = order.recipe, model.spec
     loss = loss_for(recipe.loss, spec, class_frequencies(order.material.training, spec.classes))
     learner = TrainState.of(model, loss, recipe)

@@ -1,11 +1,11 @@
-"""What training minimises: a sum of losses, each with its own factor.
+"""Loss of training: a weighted sum of several losses.
 
-Decision: two kinds. Cross-entropy and focal loss judge pixels one by one; each counts by equation 2 of the paper,
-w = w_c + w0 * exp(..) with w_c that of its class, and a batch by its weighted mean. Dice, Jaccard and Tversky judge the
-overlap of each foreground class, over the whole batch at once, as the metrics add counts over images before dividing.
-So a tile without an object needs no rule, and for a class that the whole batch is without there is this one: nothing
-there and nothing found is loss 0, anything found is loss 1 (`SMOOTH` in both halves of the fraction). A pixel of weight
-0 is nowhere: neither in a mean nor in an overlap.
+Cross-entropy and focal loss act on pixels; each pixel is weighted by equation 2 of the paper,
+w = w_c + w0 * exp(..) with w_c that of its class, and a batch is the weighted mean. Dice, Jaccard and Tversky act on
+the overlap of each foreground class over the whole batch, as metrics add counts over images before division. So tiles
+without objects need no special case; for a class that is absent from the whole batch, loss is 0 if nothing is
+predicted and 1 if anything is (`SMOOTH` in numerator and denominator). Pixels with weight 0 are in no mean and no
+overlap.
 """
 
 from __future__ import annotations
@@ -22,18 +22,21 @@ from unet_core.optional import TRAIN, optional_import
 from unet_core.spec import UNetSpec
 
 SMOOTH = 1e-5
-"""Pixels added above and below the line of an overlap: what makes 0 / 0 a whole and 0 / 1 none."""
+"""Pixels added to numerator and denominator of an overlap, so 0 / 0 is 1 and 0 / 1 is 0."""
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Of logits (n, c, y, x), class indices (n, y, x) and separation weights (n, y, x)."""
+"""Function of logits (n, c, y, x), class indices (n, y, x) and separation weights (n, y, x)."""
 
 
 class LossSettings(BaseModel):
-    """The factor of each loss, and what else they ask for.
+    """Factor of each loss, and their parameters.
 
-    `class_weights`: what a pixel of each class counts in cross-entropy and focal loss, 1 or the inverse of the class's
-    frequency in the training images (1 on their average). Tversky's `alpha` is the price of a pixel found in vain,
-    `beta` of one missed; 0.5 and 0.5 is Dice, 1 and 1 Jaccard.
+    Attributes:
+        class_weights: Weight of a pixel in cross-entropy and focal loss: 1, or the inverse frequency of its class in
+            the training images (1 on average).
+        focal_gamma: Exponent of the focal loss.
+        tversky_alpha: Weight of false positive pixels; alpha and beta of 0.5 are Dice, of 1 Jaccard.
+        tversky_beta: Weight of false negative pixels.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -50,17 +53,23 @@ class LossSettings(BaseModel):
 
     @model_validator(mode="after")
     def _something_is_minimised(self) -> Self:
-        """Refuse a sum of nothing."""
+        """Reject a sum without terms."""
         if not any((self.cross_entropy, self.focal, self.dice, self.jaccard, self.tversky)):
             raise ValueError("every loss has the factor 0: expected one above it, as cross_entropy: 1")
         return self
 
 
 def loss_for(settings: LossSettings, spec: UNetSpec, frequencies: Sequence[float] | None = None) -> Loss:
-    """Return the loss of (logits_NCHW, target_NHW, weight_NHW), a mean in fp32.
+    """Return the loss function of (logits_NCHW, target_NHW, weight_NHW), computed in fp32.
 
-    `frequencies`: the share of each class among the pixels, background first; only asked for where classes are weighted
-    by it. Raises ValueError where it does not say what is needed.
+    Args:
+        settings: Factors of the losses.
+        spec: The network.
+        frequencies: Share of each class among the pixels, background first; needed for inverse frequencies only.
+
+    Raises:
+        ValueError: Frequencies are needed and missing, or one is 0.
+        MissingLibraryError: The losses need MONAI, which is not installed.
     """
     class_weight_C = class_weights(settings, spec, frequencies)
     by_pixel = [(factor, loss) for factor, loss in _of_pixels(settings, spec) if factor]
@@ -85,9 +94,10 @@ def loss_for(settings: LossSettings, spec: UNetSpec, frequencies: Sequence[float
 
 
 def class_weights(settings: LossSettings, spec: UNetSpec, frequencies: Sequence[float] | None) -> Tensor:
-    """Return what a pixel of each class counts (c,): 1, or 1 / (classes * frequency), which is 1 on average.
+    """Return the weight of each class (c,): 1, or 1 / (classes * frequency), which is 1 on average.
 
-    Raises ValueError for a class that has no pixel to count.
+    Raises:
+        ValueError: A class has no pixel.
     """
     if settings.class_weights == "none":
         return torch.ones(spec.classes)
@@ -109,14 +119,14 @@ def foreground_probability(spec: UNetSpec, logits_NCHW: Tensor) -> Tensor:
 
 
 def one_hot(spec: UNetSpec, target_NHW: Tensor) -> Tensor:
-    """Return the target as the network's channels (n, c, y, x) in fp32: a sigmoid head has none for background."""
+    """Return the one-hot target (n, c, y, x) in fp32; a sigmoid head has no channel for background."""
     return functional.one_hot(target_NHW, spec.classes).movedim(-1, 1)[:, -spec.out_channels :].float()
 
 
 def _of_pixels(settings: LossSettings, spec: UNetSpec) -> list[tuple[float, Callable[[Tensor, Tensor], Tensor]]]:
-    """Losses of (logits, target) with a value for each pixel (n, y, x).
+    """Return factors and losses of (logits, target) with a value per pixel (n, y, x).
 
-    A sigmoid head is asked one yes-or-no question for each foreground class; what these cost is summed.
+    With a sigmoid head, the binary losses of the foreground classes are added.
     """
     softmax = spec.head == "softmax"
 
@@ -140,7 +150,7 @@ def _of_pixels(settings: LossSettings, spec: UNetSpec) -> list[tuple[float, Call
 
 
 def _of_overlaps(settings: LossSettings) -> list[tuple[float, Callable[[Tensor, Tensor], Tensor]]]:
-    """Losses of (probabilities, one-hot target), both foreground only (n, k, y, x): the mean over the classes."""
+    """Return factors and losses of (probabilities, one-hot target), foreground only (n, k, y, x), averaged over k."""
     if not (settings.dice or settings.jaccard or settings.tversky):
         return []
     with optional_import(TRAIN, "loss.dice, loss.jaccard, loss.tversky"):

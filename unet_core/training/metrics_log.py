@@ -1,7 +1,7 @@
-"""What a training run says of itself step by step: `metrics.jsonl`, and the same for TensorBoard.
+"""Log of a training run: `metrics.jsonl`, and the same values for TensorBoard.
 
-Decision: the lines are the record and their length in bytes is part of what a run resumes from: whatever a killed run
-wrote beyond that is cut off, so no step is ever there twice.
+The length of metrics.jsonl in bytes is part of the resume state: lines beyond it, of a killed run, are cut off, so no
+step is logged twice.
 """
 
 from __future__ import annotations
@@ -20,7 +20,17 @@ NAME = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Appends to the record of a run; a context manager."""
+    """Log of one run; a context manager.
+
+    Args:
+        folder: Folder of the run.
+        log_bytes: Length of the log up to `step`; the rest is cut off.
+        step: Step from which the run continues.
+
+    Raises:
+        RecipeError: The log is shorter than `log_bytes`.
+        MissingLibraryError: TensorBoard is not installed.
+    """
 
     def __init__(self, folder: Path, log_bytes: int, step: int) -> None:
         with optional_import(TRAIN, "event files of a training run"):
@@ -48,7 +58,7 @@ class MetricsLog:
         self.file.close()
 
     def stepped(self, record: Mapping[str, Any]) -> None:
-        """Note one step."""
+        """Log one step."""
         self._append(record)
         for name in ("loss", "rate"):
             self.board.add_scalar(f"training/{name}", record[name], record["step"])
@@ -56,13 +66,13 @@ class MetricsLog:
             self.board.add_scalar(f"gradient norm/{level}", norm, record["step"])
 
     def validated(self, step: int, scores: Mapping[str, float]) -> None:
-        """Note a validation."""
+        """Log a validation."""
         self._append({"step": step, "validation": dict(scores)})
         for name, value in scores.items():
             self.board.add_scalar(f"validation/{name}", value, step)
 
     def sync(self) -> int:
-        """Bring it to disk; return its length in bytes."""
+        """Flush the log to disk and return its length in bytes."""
         self.file.flush()
         os.fsync(self.file.fileno())
         return self.file.tell()

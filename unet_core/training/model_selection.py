@@ -1,8 +1,7 @@
-"""Score a network on annotated images, in the way it will be used: what training chooses threshold and area by.
+"""Selection of threshold and smallest object area by scores on annotated images.
 
-Decision: an image is judged by what a user would get from it: mirrored at its edges, one whole pass in single
-precision, probabilities rounded to bytes, the model's own threshold, 8-connected components, those below the model's
-own smallest area dropped. Nothing else is cleaned up.
+Images are scored on what a user would get: mirrored edges, one whole pass in single precision, probabilities rounded to
+bytes, the model's threshold, 8-connected components without those below the model's smallest area.
 """
 
 from __future__ import annotations
@@ -22,22 +21,28 @@ from unet_core.spec import UNetSpec
 
 
 def components(mask_YX: NDArray[np.bool_], least_px: int = 1) -> NDArray[np.integer]:
-    """Label the 8-connected components of a mask; those of fewer than `least_px` pixels become background."""
+    """Label the 8-connected components of a mask (y, x); those below `least_px` pixels become background."""
     labels_YX: NDArray[np.integer] = label(mask_YX, connectivity=2)
     return np.where((np.bincount(labels_YX.ravel()) >= least_px)[labels_YX], labels_YX, 0)
 
 
 def least_px(spec: UNetSpec) -> int:
-    """Return the pixels of the smallest object that counts; without a resolution a pixel is taken for 1 um2."""
+    """Return the smallest object area in pixels; without a resolution a pixel is 1 um2."""
     return max(1, math.ceil(spec.min_area_um2 / (spec.mpp or 1.0) ** 2))
 
 
 def score(
     probabilities: Iterable[NDArray[np.uint8]], cases: Iterable[AnnotatedImage], rules: Sequence[tuple[float, int]]
 ) -> list[tuple[Counts, Counts]]:
-    """Return the pixels' and the objects' counts, summed over images, at each threshold and smallest area.
+    """Count pixels and objects of one class for each rule, summed over images; labels are read once per image.
 
-    Each image's labels are read once.
+    Args:
+        probabilities: Bytes (1, y, x) of each image.
+        cases: The annotated images.
+        rules: Pairs of threshold and smallest object in pixels.
+
+    Returns:
+        Counts of pixels and of objects for each rule.
     """
     totals = [(Counts(), Counts())] * len(rules)
     for probability_KYX, case in zip(probabilities, cases, strict=True):
@@ -53,16 +58,16 @@ def score(
 
 
 def best_threshold(probabilities: Sequence[NDArray[np.uint8]], cases: Sequence[AnnotatedImage]) -> float:
-    """Return the threshold, in steps of 0.05, with the best F1 of objects and Dice of pixels together."""
+    """Return the threshold, in steps of 0.05, with the highest sum of object F1 and pixel Dice."""
     tried = [round(0.05 * step, 2) for step in range(4, 17)]
     return _best(tried, score(probabilities, cases, [(threshold, 1) for threshold in tried]))
 
 
 def best_min_area(probabilities: Sequence[NDArray[np.uint8]], cases: Sequence[AnnotatedImage], spec: UNetSpec) -> float:
-    """Return the smallest area in um2, at the spec's threshold, with the best F1 and Dice together.
+    """Return the smallest object area in um2 with the highest sum of F1 and Dice, at the spec's threshold.
 
-    Tried are 0 and 1 to 20 hundredths of the median annotated area, 0 alone where nothing is annotated; of equals the
-    smallest wins.
+    Candidates are 0 and 1 to 20 hundredths of the median annotated area (only 0 without annotations); of equals the
+    smallest is returned.
     """
     areas_px = np.concatenate([_areas_px(np.asarray(case.labels_YX[:, :])) for case in cases])
     unit_um2 = float(np.median(areas_px)) / 100 * (spec.mpp or 1.0) ** 2 if len(areas_px) else 0.0
@@ -72,11 +77,11 @@ def best_min_area(probabilities: Sequence[NDArray[np.uint8]], cases: Sequence[An
 
 
 def _areas_px(labels_YX: NDArray[np.integer]) -> NDArray[np.integer]:
-    """Return the pixels of each object, however large its number."""
+    """Return the pixels of each object."""
     areas_px: NDArray[np.integer] = np.unique(labels_YX[labels_YX != 0], return_counts=True)[1]
     return areas_px
 
 
 def _best(tried: Sequence[float], counted: Sequence[tuple[Counts, Counts]]) -> float:
-    """Return the first of those with the highest sum of Dice and F1."""
+    """Return the first candidate with the highest sum of Dice and F1."""
     return max(zip(tried, counted, strict=True), key=lambda one: sum(counts.f1 for counts in one[1]))[0]

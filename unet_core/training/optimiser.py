@@ -1,7 +1,7 @@
-"""How a step is taken: the optimiser, the learning rate of each step, the norm of the gradient at each level.
+"""Optimiser, learning rate of each step, and gradient norms of each level.
 
-Decision: the rate is a function of step and progress and is set anew before every step, so there is no scheduler whose
-state could be lost; all that a run remembers of its validations is `Watch`, a few numbers.
+The rate is a function of step and progress and is set before every step, so there is no scheduler with state;
+validations are remembered as a few numbers (`Watch`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from unet_core.training.config import OptimiserSection, TrainConfig
 
 
 def optimiser_for(parameters: Iterable[nn.Parameter], section: OptimiserSection) -> torch.optim.Optimizer:
-    """Return the optimiser a recipe asks for."""
+    """Return the configured optimiser."""
     if section.kind == "sgd":
         return torch.optim.SGD(parameters, section.rate, momentum=section.momentum, weight_decay=section.decay)
     kind = torch.optim.Adam if section.kind == "adam" else torch.optim.AdamW
@@ -26,16 +26,24 @@ def optimiser_for(parameters: Iterable[nn.Parameter], section: OptimiserSection)
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What a run remembers of the validations so far: the best, and for how many it has not been beaten."""
+    """State of the validations so far.
+
+    Attributes:
+        best: Best value of the monitored score.
+        best_step: Its step.
+        waited: Validations since the best.
+        rested: Validations since the best or since the rate was last lowered.
+        lowered: Number of times that the rate was lowered.
+    """
 
     best: float | None = None
     best_step: int | None = None
     waited: int = 0
-    rested: int = 0  # validations since the best or since the rate was last lowered
-    lowered: int = 0  # how often the rate was
+    rested: int = 0
+    lowered: int = 0
 
     def after(self, value: float, step: int, recipe: TrainConfig) -> Watch:
-        """Return what is remembered after one more validation."""
+        """Return the state after one more validation."""
         lower_is_better = recipe.stopping.monitor == "loss"
         if self.best is None or (value < self.best if lower_is_better else value > self.best):
             return Watch(value, step, lowered=self.lowered)
@@ -45,12 +53,12 @@ class Watch:
         return replace(self, waited=self.waited + 1, rested=rested)
 
     def is_over(self, patience: int | None) -> bool:
-        """Whether the best has not been beaten for so many validations."""
+        """Return whether `patience` validations passed without improvement."""
         return patience is not None and self.waited >= patience
 
 
 def rate_at(recipe: TrainConfig, step: int, progress: float, watch: Watch) -> float:
-    """Return the learning rate of a step, counted from 0; the warm-up is linear and reaches 1 at step `warmup`."""
+    """Return the learning rate of a step, counted from 0; the linear warm-up factor reaches 1 at step `warmup`."""
     schedule = recipe.schedule
     rate = recipe.optimiser.rate * min(1.0, (step + 1) / (schedule.warmup + 1))
     if schedule.kind == "cosine":
@@ -61,9 +69,9 @@ def rate_at(recipe: TrainConfig, step: int, progress: float, watch: Watch) -> fl
 
 
 def levels_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the parts of a network that learn, by name and in its own order: its children, those in lists one by one.
+    """Return the children of a network that have parameters, by name and in order; lists are expanded.
 
-    A network inside another one that adds nothing is looked into.
+    If there is only one child, its children are returned instead.
     """
     parts: dict[str, nn.Module] = {}
     for name, child in model.named_children():
@@ -74,9 +82,9 @@ def levels_of(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def gradient_norms(model: nn.Module) -> dict[str, float]:
-    """Return the Euclidean norm of the gradient of each level of the network that has one.
+    """Return the Euclidean norm of the gradient of each level that has one.
 
-    U-Net++ has heads on columns that are not asked.
+    U-Net++ has heads on inner columns, which are not used and have no gradient.
     """
     gradients = {
         level: [one.grad.square().sum() for one in part.parameters() if one.grad is not None]

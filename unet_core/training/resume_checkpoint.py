@@ -1,8 +1,8 @@
-"""What a training run needs to go on where it was killed.
+"""State from which a killed training run resumes.
 
-Decision: one file holds all of it (weights, optimiser, chance, position, what was asked for) and is renamed into place,
-so no kill can mix the weights of one step with the optimiser of another; `last.safetensors` and `best.safetensors` are
-for people, and are written after it. The run's other file, its log, is cut back to the length that is stated here.
+One file holds all of it (weights, optimiser, random states, position, configuration) and is renamed into place, so a
+kill never mixes the weights of one step with the optimiser of another. `last.safetensors` and `best.safetensors` are
+written after it. The log is cut back to the length that is stored here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ENTRY = "overtile-training"
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far a run has come. `reserve_s`: what choosing the threshold will take; `judged`: the last step validated."""
+    """Progress of a run. `reserve_s`: estimated time of model selection; `judged`: the last validated step."""
 
     step: int = 0
     seconds: float = 0.0
@@ -40,22 +40,23 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What was found in the file."""
+    """Content of the file."""
 
     position: Position
     tensors: Mapping[str, Tensor]
 
 
 def write(folder: Path, asked: Mapping[str, Any], position: Position, tensors: Mapping[str, Tensor]) -> None:
-    """Keep where a run is. `asked`: what makes it this run and no other, plain data."""
+    """Write the state of a run. `asked` identifies the run, as JSON-compatible data."""
     content = json.dumps({"asked": asked, "position": asdict(position)}, sort_keys=True)
     write_atomically(folder / NAME, to_bytes(dict(tensors), {ENTRY: content}))
 
 
 def read(folder: Path, asked: Mapping[str, Any]) -> Saved | None:
-    """Return where a run was, None where there is nothing to go on with.
+    """Return the state of a run; None if there is none.
 
-    Raises RecipeError when it is another run, naming what differs, and when the file is not what was written.
+    Raises:
+        RecipeError: The file belongs to another run (the message names the differences) or is damaged.
     """
     path = folder / NAME
     if not path.exists():
@@ -63,7 +64,7 @@ def read(folder: Path, asked: Mapping[str, Any]) -> Saved | None:
     try:
         with safe_open(path, framework="pt") as file:
             content = json.loads((file.metadata() or {}).get(ENTRY, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
     except (SafetensorError, ValueError) as error:
         raise RecipeError(f"{path}: damaged: {error}. Delete it to begin again") from error
     _demand_same(folder, content.get("asked", {}), json.loads(json.dumps(asked)))

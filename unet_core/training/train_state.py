@@ -1,7 +1,7 @@
-"""A network that learns: weights, optimiser and the chance that dropout draws from, on one device.
+"""State that a training step changes: weights, optimiser and torch's random state, on one device.
 
-Decision: these three are all that a step changes, so they are kept together, and turning them into named tensors and
-back gives the very same next step. What tiles a step sees is not among them: it follows from seed and step alone.
+The state converts to named tensors and back with an identical next step. The tiles of a step are not part of it: they
+follow from seed and step.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from unet_core.training.optimiser import gradient_norms, optimiser_for
 
 @dataclass(frozen=True, slots=True)
 class TrainState:
-    """What a step of training changes."""
+    """Network, optimiser and loss of a run."""
 
     model: SegmentationNetwork
     optimiser: torch.optim.Optimizer
@@ -35,7 +35,7 @@ class TrainState:
 
     @classmethod
     def of(cls, model: SegmentationNetwork, loss: Loss, recipe: TrainConfig) -> Self:
-        """Move a network to where it is to learn."""
+        """Move a network to its device and build its optimiser."""
         device = resolve_device(recipe.compute.device)
         model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
         optimiser = optimiser_for(model.parameters(), recipe.optimiser)
@@ -43,13 +43,21 @@ class TrainState:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network."""
         return next(self.model.parameters()).device
 
     def step(self, batch: SampleBatch, rate: float) -> tuple[float, dict[str, float]]:
-        """Take one step downhill; return the loss and the gradient's norm at each level, before it is clipped.
+        """Take one optimiser step.
 
-        Raises DivergedError when either is no number, and then nothing has changed.
+        Args:
+            batch: Tiles of the step.
+            rate: Learning rate.
+
+        Returns:
+            The loss, and the gradient norm of each level before clipping.
+
+        Raises:
+            DivergedError: Loss or gradient is not finite; nothing has changed.
         """
         self.model.train()
         loss = self.loss_of(batch)
@@ -79,7 +87,7 @@ class TrainState:
         return self.loss(logits_NCHW, target, weight)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return everything that a step changes, by name, on the CPU."""
+        """Return the state as named tensors on the CPU."""
         named = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
         for index, state in self.optimiser.state_dict()["state"].items():
             named |= {f"optimiser/{index}/{key}": tensor for key, tensor in state.items() if tensor is not None}
@@ -89,7 +97,7 @@ class TrainState:
         return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Become what `tensors` was taken of."""
+        """Restore the state from the result of `tensors`."""
         self.model.load_state_dict(_below("model/", tensors))
         parameters = list(self.model.parameters())
         state: dict[int, dict[str, Tensor]] = {}
@@ -108,19 +116,19 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """Return the tensor with the parameter's strides, for another order of summing up could round otherwise."""
+    """Return the tensor with the parameter's strides; another order of summation could round differently."""
     if tensor.shape != parameter.shape:
         return tensor
     return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
 
 
 def use_threads(threads: int | Literal["auto"]) -> None:
-    """Compute on so many threads from now on: `auto` is one for each core. As many give the same sums again."""
+    """Set torch's number of threads; `auto` is one per core. Results repeat for equal numbers of threads."""
     torch.set_num_threads(len(os.sched_getaffinity(0)) if threads == "auto" else threads)
 
 
 def learns_in_bf16(recipe: TrainConfig, device: str) -> bool:
-    """Return whether to multiply in bf16 (autocast): ``auto`` where that is fast."""
+    """Return whether to use bf16 autocast; ``auto``: where it is fast."""
     if recipe.compute.precision == "auto":
         return multiplies_bf16(device)
     return recipe.compute.precision == "bf16"

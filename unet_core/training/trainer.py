@@ -1,12 +1,11 @@
-"""Train a network on annotated images: the loop, what it keeps, and choosing threshold and smallest area at its end.
+"""Training of a network: loop, outputs, and selection of threshold and smallest area at the end.
 
-Decision: everything that a step changes (weights, optimiser, what dropout and tiles are drawn from) is written to one
-file; so a run that is killed anywhere and begun again by the same call takes the very same steps: with
-`schedule.steps` to the bit, on one kind of CPU and as many threads.
+Everything that a step changes (weights, optimiser, random states) is in one file, so a killed run resumes with the same
+call and takes identical steps (with `schedule.steps`, on one kind of CPU and the same number of threads).
 
-    RUN/best.safetensors   the best network on what is held back; at the end with threshold and smallest area
-    RUN/last.safetensors   the latest one          RUN/resume.safetensors   what going on needs
-    RUN/metrics.jsonl      a line a step           RUN/tensorboard          the same, to look at
+    RUN/best.safetensors   best network on the held-back images; at the end with threshold and smallest area
+    RUN/last.safetensors   latest network           RUN/resume.safetensors   state for resuming
+    RUN/metrics.jsonl      one line per step        RUN/tensorboard          the same values for TensorBoard
 """
 
 from __future__ import annotations
@@ -45,34 +44,34 @@ from unet_core.training.validation import validate, views
 BEST, LAST = "best.safetensors", "last.safetensors"
 TILES = "chance/tiles"
 SAVE_EVERY_S = 60.0
-CHOOSE_IMAGES = 64  # on which threshold and smallest area are chosen
-SCORING = 2.0  # what choosing takes for each pixel, as a multiple of judging
+CHOOSE_IMAGES = 64  # for the selection of threshold and smallest area
+SCORING = 2.0  # time of the selection per pixel, as a multiple of validation
 
 
 @dataclass(frozen=True, slots=True)
 class TrainData:
-    """Images to learn from, those held back to judge by, and what their classes are called."""
+    """Training images, held-back images for validation, and names of the classes."""
 
     training: Sequence[AnnotatedImage]
     held_back: Sequence[AnnotatedImage] = ()
     class_names: Sequence[str] = ("object",)
 
     def shown(self, spec: UNetSpec) -> TrainData:
-        """Return the images as a network is shown them, each brought to its colours as a slide would be."""
+        """Return the images in a network's colours; each image is normalised as a slide would be."""
         training, held_back = (recoloured(cases, spec.normalisation) for cases in (self.training, self.held_back))
         return TrainData(training, held_back, self.class_names)
 
 
 @dataclass(frozen=True, slots=True)
 class TrainJob:
-    """What is to be trained, from what, how and where to."""
+    """One training run: output folder, images and configuration."""
 
     folder: Path
     material: TrainData
     recipe: TrainConfig
 
     def check(self) -> None:
-        """Raise RecipeError for a recipe that cannot be followed with these images."""
+        """Raise RecipeError for a configuration that does not fit the images."""
         watched = self.recipe.stopping.patience or self.recipe.schedule.kind == "plateau"
         if watched and not self.material.held_back:
             raise RecipeError(
@@ -81,13 +80,13 @@ class TrainJob:
             )
 
     def spec(self) -> UNetSpec:
-        """Return the network: that of the model to start from, or what the images make of the recipe's."""
+        """Return the spec of the model to start from, or the configured one completed from the images."""
         if start := self.recipe.network.start:
             return describe(resolve(start)).spec
         return spec_for(self.material.training, self.material.class_names, self.recipe)
 
     def identity(self, spec: UNetSpec) -> dict[str, Any]:
-        """Return what makes it this run and no other, as plain data."""
+        """Return the identity of the run as JSON-compatible data."""
         return {
             "recipe": self.recipe.model_dump(mode="json"),
             "network": spec.model_dump(mode="json"),
@@ -97,7 +96,7 @@ class TrainJob:
         }
 
     def provenance(self, step: int) -> dict[str, Any]:
-        """Return what the weights' file says of where they come from."""
+        """Return the provenance for the model file."""
         said: dict[str, Any] = {
             "command": "overtile train",
             "recipe": self.recipe.model_dump(mode="json"),
@@ -111,16 +110,16 @@ class TrainJob:
 
 
 class TrainListener(Protocol):
-    """Who wants to know how it goes."""
+    """Receives the progress of a run."""
 
     def begun(self, order: TrainJob, position: Position) -> None:
-        """Training starts here, or goes on from here."""
+        """The run starts or resumes at this position."""
 
     def stepped(self, record: Mapping[str, Any], progress: float) -> None:
-        """One step was taken, and so much of the training (0..1) is over."""
+        """One step is finished; `progress` is the finished share of the training, 0..1."""
 
     def validated(self, step: int, scores: Mapping[str, float]) -> None:
-        """The network was judged."""
+        """A validation is finished."""
 
 
 @dataclass(slots=True)
@@ -140,9 +139,10 @@ class Trainer:
 
     @classmethod
     def of(cls, order: TrainJob, watcher: TrainListener) -> Self:
-        """Build network and optimiser, and go back to where an earlier call was stopped.
+        """Build network and optimiser, or restore the state of an earlier call.
 
-        Raises RecipeError when the folder holds another run, or the recipe cannot be followed on these images.
+        Raises:
+            RecipeError: The folder holds another run, or the configuration does not fit the images.
         """
         order.check()
         recipe, material = order.recipe, order.material
@@ -166,9 +166,13 @@ class Trainer:
     # ---- the loop --------------------------------------------------------------------------------------------------
 
     def run(self) -> Position:
-        """Train to the end, choose threshold and smallest area; return where it ended. A run that is done stays so.
+        """Train to the end, then select threshold and smallest area; a finished run is left unchanged.
 
-        Raises DivergedError, naming what is kept, when loss or gradient is no number any more.
+        Returns:
+            The final position.
+
+        Raises:
+            DivergedError: Loss or gradient is not finite; the message names the files that are kept.
         """
         with self.batches:
             if not self.position.done:
@@ -181,9 +185,9 @@ class Trainer:
         self.watcher.begun(self.order, self.position)
         with MetricsLog(self.order.folder, self.position.log_bytes, self.position.step) as journal:
             if self.position.step:
-                self._write_models()  # which a kill may have prevented
+                self._write_models()  # a kill may have prevented it
             else:
-                self._judge(journal)  # what cannot be judged is found out before hours of training
+                self._judge(journal)  # failures of validation appear before hours of training
                 self._save(journal)
             while not self._is_over():
                 self._step(journal)
@@ -195,7 +199,7 @@ class Trainer:
 
     @property
     def seconds(self) -> float:
-        """Time used so far, by earlier calls too."""
+        """Training time so far, including earlier calls."""
         return time.monotonic() - self.began
 
     def _progress(self) -> float:
@@ -237,7 +241,7 @@ class Trainer:
             ) from error
 
     def _judge(self, journal: MetricsLog) -> None:
-        """Score the network on what is held back, once at each step."""
+        """Validate the network, at most once per step."""
         step, watch, recipe = self.position.step, self.position.watch, self.order.recipe
         if not self.seen or self.position.judged == step:
             return
@@ -247,13 +251,13 @@ class Trainer:
         pace = (time.monotonic() - before) / _pixels(self.seen)
         journal.validated(step, scores)
         self.watcher.validated(step, scores)
-        if step:  # a network that has learnt nothing is nobody's best
+        if step:  # an untrained network is never the best
             watch = watch.after(scores[recipe.stopping.monitor], step, recipe)
         reserve_s = SCORING * pace * _pixels(self._choosing())
         self.position = replace(self.position, judged=step, watch=watch, reserve_s=reserve_s)
 
     def _loss_held_back(self) -> float:
-        """Return the mean loss on as many batches as there are images, without augmentation, always the same ones."""
+        """Return the mean loss on as many batches as there are images, always the same ones, without augmentation."""
         sampler = replace(self.sampler, cases=self.seen, augmentation=Augmentation.off())
         generator = torch.Generator().manual_seed(0)
         with torch.inference_mode():
@@ -263,10 +267,10 @@ class Trainer:
     def _choosing(self) -> list[AnnotatedImage]:
         return views(self.sampler.cases, CHOOSE_IMAGES)
 
-    # ---- what is kept ----------------------------------------------------------------------------------------------
+    # ---- outputs ---------------------------------------------------------------------------------------------------
 
     def _save(self, journal: MetricsLog) -> None:
-        """Keep where the run is, first for going on, then for people."""
+        """Write the resume state, then the model files."""
         self.position = replace(self.position, seconds=self.seconds, log_bytes=journal.sync())
         resume_checkpoint.write(self.order.folder, self.identity, self.position, self._tensors())
         self.saved = (self.position.step, self.position.seconds)
@@ -276,7 +280,7 @@ class Trainer:
         return self.learner.tensors() | {TILES: self.batches.state}
 
     def _write_models(self) -> None:
-        """Write the latest model, and the best one if that is of this very step, or none was judged."""
+        """Write the latest model, and the best one if it is of this step or none was validated."""
         model, step = self.learner.model, self.position.step
         provenance = self.order.provenance(step)
         save(self.order.folder / LAST, model, provenance)
@@ -285,22 +289,26 @@ class Trainer:
 
 
 def sizes_px(spec: UNetSpec, recipe: TrainConfig) -> tuple[int, int]:
-    """Return the sides of a tile and of what the network answers for it."""
+    """Return the sides of a tile and of the network's output for it."""
     shape = ValidShape.of(spec)
     read_px = shape.read_px(recipe.sampling.output_px)
     return read_px, shape.output_px(read_px)
 
 
 def generator_from_seed(recipe: TrainConfig) -> torch.Generator:
-    """Return what a run's tiles are drawn from, as it is at the first step."""
+    """Return the generator of a run's tiles in its initial state."""
     return torch.Generator().manual_seed(recipe.compute.seed)
 
 
 def choose(path: Path, cases: Sequence[AnnotatedImage], order: TrainJob) -> None:
-    """Store with a model what follows from the images that it was trained on: threshold, smallest area, stain.
+    """Select threshold, smallest area and stain on training images and store them in a model file.
 
-    ``cases`` are some of the order's, as the network is shown them; the stain is that of the images as they were. A
-    network for several classes has no threshold: its largest probability decides.
+    A network for several classes has no threshold; the largest probability decides.
+
+    Args:
+        path: Model file to update.
+        cases: Training images in the network's colours, for threshold and smallest area.
+        order: The run; the stain is that of its original images.
     """
     model = load(path).to(resolve_device(order.recipe.compute.device))
     spec = with_stain(model.spec, views(order.material.training, CHOOSE_IMAGES), order.recipe)
@@ -316,12 +324,28 @@ def _pixels(cases: Sequence[AnnotatedImage]) -> int:
 
 
 def train(order: TrainJob, watcher: TrainListener) -> Position:
-    """Train into a folder that exists, or go on where the same call was stopped; return where it ended."""
+    """Train into an existing folder, or resume the same call.
+
+    Args:
+        order: Folder, images and configuration.
+        watcher: Receives the progress.
+
+    Returns:
+        The final position.
+
+    Raises:
+        RecipeError: The folder holds another run, or the configuration does not fit the images.
+        DivergedError: Loss or gradient is not finite.
+    """
     return Trainer.of(order, watcher).run()
 
 
 def is_done(order: TrainJob) -> bool:
-    """Return whether an earlier call has trained it to its end. Raises RecipeError where that was another run."""
+    """Return whether an earlier call finished the run.
+
+    Raises:
+        RecipeError: The folder holds another run.
+    """
     if not (order.folder / resume_checkpoint.NAME).exists():
         return False
     saved = resume_checkpoint.read(order.folder, order.identity(order.spec()))

@@ -1,8 +1,7 @@
-"""How good a network is on images it does not learn from, while it learns.
+"""Validation of a network during training.
 
-Decision: it is judged as its user will meet it (mirrored edges, one whole pass in single precision, bytes, connected
-components, nothing drawn at random), so validating leaves no trace in what is learnt. Of an image too large for one
-pass, windows stand for the whole.
+Scores are computed as for a user (mirrored edges, one whole pass in single precision, bytes, connected components,
+nothing random), so validation does not influence training. Windows represent an image that is too large for one pass.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from unet_core.networks.whole_pass import whole_pass
 from unet_core.training.model_selection import components
 
 WINDOW_PX = 1024
-LARGEST_PX = 2**22  # pixels of an image that is judged whole
-MOST_WINDOWS = 16  # of one image: each is as large as sixteen small images
-THRESHOLD = 0.5  # until one is chosen
+LARGEST_PX = 2**22  # pixels of an image that is validated whole
+MOST_WINDOWS = 16  # per image; each is as large as sixteen small images
+THRESHOLD = 0.5  # before the selection
 
 Thing = TypeVar("Thing")
 
 
 def validate(model: SegmentationNetwork, seen: Sequence[AnnotatedImage]) -> dict[str, float]:
-    """Return Dice, IoU and F1 of objects at IoU 0.5, pooled over images and foreground classes, at threshold 0.5."""
+    """Return Dice, IoU and object F1 at IoU 0.5, pooled over images and foreground classes, at threshold 0.5."""
     pixels, objects = Counts(), Counts()
     for case in seen:
         found_YX, true_YX = class_map(whole_pass(model, case.image_CYX), THRESHOLD), case.class_map[:, :]
@@ -47,19 +46,19 @@ def validate(model: SegmentationNetwork, seen: Sequence[AnnotatedImage]) -> dict
 
 
 def views(cases: Sequence[AnnotatedImage], most: int) -> list[AnnotatedImage]:
-    """Return at most so many images, or windows of large ones, chosen evenly."""
+    """Return at most `most` images, or windows of large ones, evenly chosen."""
     chosen = evenly(cases, most)
     return [view for case in chosen for view in windows(case, min(MOST_WINDOWS, most // len(chosen)))]
 
 
 def evenly(things: Sequence[Thing], most: int) -> list[Thing]:
-    """Return at most so many of the things, from the first on, as far apart as can be."""
+    """Return at most `most` elements, evenly spaced from the first."""
     count = min(len(things), most)
     return [things[i * len(things) // count] for i in range(count)]
 
 
 def windows(case: AnnotatedImage, most: int) -> Iterator[AnnotatedImage]:
-    """Yield the image itself, or at most so many windows of a large one, half of them with objects if there are any."""
+    """Yield the image, or at most `most` windows of a large one, half of them with objects if there are any."""
     height, width = case.labels_YX.shape
     if height * width <= LARGEST_PX:
         yield case
@@ -78,14 +77,14 @@ def _cut(case: AnnotatedImage, box: Square) -> AnnotatedImage:
 
 
 def _part(array: ArrayLike, box: Square) -> ArrayLike:
-    """Return a box of an array, of which nothing is read if it is not in memory."""
+    """Return a box of an array, lazily if the array is not in memory."""
     part = ImageCrop(array, box)
     return part[(slice(None),) * len(array.shape)] if isinstance(array, np.ndarray) else part
 
 
 @dataclass(frozen=True, slots=True)
 class ImageCrop:
-    """A box of an array-like (.., y, x), read when it is sliced."""
+    """A box of an array-like (..., y, x) that is read when it is sliced."""
 
     whole: ArrayLike
     box: Square
