@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -174,13 +173,13 @@ def _work(batch: Batch, server: Server | None) -> Batch:
     from flows.prefect_server import used
 
     console = Console()
-    from prefect.utilities.annotations import quote
-
-    from flows.segment import IncompleteError, make_executor, segment_folder
+    from flows.batch.scheduler import make_executor
+    from flows.batch_run import PlannedBatch
+    from flows.segment import IncompleteError, run_flow
 
     try:
-        with make_executor(batch) as crew, used(server), SegmentProgress(console) as display:
-            return segment_folder(batch.shown, quote(display), quote(lambda _: nullcontext((batch, crew))))
+        with make_executor(batch) as executor, used(server), SegmentProgress(console) as display:
+            return run_flow(PlannedBatch(batch, executor, display))
     except IncompleteError as incomplete:
         return incomplete.batch
     except ServerError as lost:

@@ -110,9 +110,10 @@ LIGHT = (
 BROAD = {
     ("flows/batch/batch.py", "_plan"),
     ("flows/batch/batch.py", "open_slide_run"),
+    ("flows/batch_run.py", "_attempt"),
     ("pipeline/slides/read_timeout.py", "_resolve"),
 }
-"""Functions with ``except Exception``: around one slide of a batch, and where an error is raised again in another
+"""Functions with ``except Exception``: around a slide or stage of a batch, or where an error is raised again in another
 thread."""
 
 PASSES_ON = {("unet_core/spec.py", "preset"), ("pipeline/runs/segment_image.py", "segment_image")}

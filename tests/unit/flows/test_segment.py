@@ -13,7 +13,7 @@ import pytest
 import tifffile
 from skimage.data import immunohistochemistry
 
-from flows.segment import AdmissionPolicy
+from flows.batch.scheduler import AdmissionPolicy
 from tests.support.commands import CONTEXT, Command, Ran
 
 
@@ -92,10 +92,10 @@ def test_the_next_slide_is_read_while_one_is_computed(shown: Shown) -> None:
 # ---- how many slides are open --------------------------------------------------------------------------------------
 
 
-def opened(door: AdmissionPolicy, blocks_a_slide: int) -> int:
+def opened(policy: AdmissionPolicy, blocks_a_slide: int) -> int:
     """How many slides of a long batch are open before the first is through the network."""
     left: list[int] = []
-    while door.admits(left):
+    while policy.may_open(left):
         left.append(blocks_a_slide)
     return len(left)
 
@@ -104,8 +104,8 @@ def test_so_many_slides_are_open_that_workers_have_blocks() -> None:
     auto = AdmissionPolicy("auto", threads=lambda: 4)
     assert [opened(auto, blocks) for blocks in (500, 12, 6, 4, 2)] == [2, 2, 2, 3, 6]
     assert opened(auto, 0) == 16, "what is through the network does not count, but has its tables in memory"
-    assert auto.admits([5, 3, 3]), "nearly through: the next may come"
-    assert not auto.admits([5, 4, 3])
+    assert auto.may_open([5, 3, 3]), "nearly through: the next may come"
+    assert not auto.may_open([5, 4, 3])
 
 
 def test_no_more_slides_are_open_than_asked_for() -> None:

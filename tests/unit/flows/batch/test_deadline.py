@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flows import segment
+from flows.batch import scheduler
 from flows.batch.batch import Batch, BatchRequest, plan_batch
 from flows.batch.deadline import Deadline, read_clock
+from flows.batch.scheduler import Executor, SlideScheduler, StageJob, StageResult
 from flows.reports.batch_files import Report, noted
-from flows.segment import Executor, SlideScheduler, slide_stage
 from pipeline.config import load_config
 from pipeline.execution.blocks import serial
 from pipeline.slides.modification_time import file_states
@@ -34,32 +35,20 @@ class Looks(Deadline):
         return self.left[0] < 0
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A stage that was run at once instead of by Prefect."""
-
-    answer: Any
-
-    def result(self, *, raise_on_failure: bool) -> Any:
-        return self.answer
-
-    def add_done_callback(self, call: Callable[[Any], None]) -> None:
-        call(self)
-
-
-def submit(key: str, stage: str, job: Any) -> Ended:
+def submit(job: StageJob) -> Future[StageResult | BaseException]:
+    """Run a stage at once, in this thread."""
+    future: Future[StageResult | BaseException] = Future()
     try:
-        return Ended(slide_stage.fn(key, stage, job.unquote()))
+        future.set_result(job.run())
     except Exception as error:
-        return Ended(error)
+        future.set_result(error)
+    return future
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], Batch]:
+def run(tmp_path: Path) -> Callable[[str, int], Batch]:
     """Segment one slide of six blocks into a folder, under a clock that allows so many looks."""
     slide = write(tmp_path / "slides" / "slide.tif", draw((700, 1100), red_and_blue((700, 1100))))
-    monkeypatch.setattr(slide_stage, "submit", submit)
-    monkeypatch.setattr(segment, "show_artifact", lambda *_: None)
     settings = [f"model.weights={CLASSES}", "cluster.kind=serial", "tiles.block=512", "compute.precision=fp32"]
 
     def once(name: str, looks: int) -> Batch:
@@ -69,7 +58,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int],
         report = Report(batch)
         report.batch_planned(batch)
         with noted(batch):
-            SlideScheduler(batch, Executor(lambda *_: serial, lambda: 1, lambda: None), report).run()
+            SlideScheduler(batch, Executor(lambda *_: serial, lambda: 1, lambda: None), report, submit).run()
             report.finish()
         return batch
 
@@ -123,7 +112,7 @@ def test_a_slide_that_grows_while_it_is_read_goes_no_further(
 ) -> None:
     """Fault 24, seen by the flow itself: what was read of it may be half of it."""
     slide = tmp_path / "slides" / "slide.tif"
-    before, look = file_states(slide), segment.defer_changed
+    before, look = file_states(slide), scheduler.defer_changed
 
     def grow(batch: Batch, outcome: Any) -> bool:
         batch.files[outcome.key] = before
@@ -132,7 +121,7 @@ def test_a_slide_that_grows_while_it_is_read_goes_no_further(
                 file.write(b"more")
         return look(batch, outcome)
 
-    monkeypatch.setattr(segment, "defer_changed", grow)
+    monkeypatch.setattr(scheduler, "defer_changed", grow)
     batch = run("out", 10**6)
     (outcome,) = batch.outcomes
     assert (outcome.state, set(outcome.computed)) == ("deferred", {"ingest"})
