@@ -28,7 +28,9 @@ def test_the_wheel_installs_and_works_from_another_folder(tmp_path: Path) -> Non
     subprocess.run(build, check=True)
     (wheel,) = tmp_path.glob("overtile-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"unet_core", "pipeline", "flows"}
+    packages = {name.split("/")[0] for name in names if ".dist-info/" not in name and ".data/" not in name}
+    assert packages == {"unet_core", "pipeline", "flows"}
+    assert [name.split("/", 1)[1] for name in names if ".data/" in name] == ["scripts/overtile"]
     assert any(name.startswith("unet_core/weights/nuclei@1.") for name in names)
     assert {"flows/view/static/openseadragon.min.js", "flows/templates/view_slide.html.j2"} <= set(names)
     assert {f"pipeline/rendering/fonts/DejaVuSans.{kind}" for kind in ("ttf", "LICENSE.txt")} <= set(names)
