@@ -1,14 +1,15 @@
-"""The flow: one Prefect task for each fold that is held back, one network for each.
+"""The Prefect flow of a training: one task and one network for each fold that is held back.
 
-The one decision made here: as with slides, Prefect shows and is never the ledger; how far a training has come is what
-lies in its folder, so the same call goes on there whatever Prefect remembers.
+Prefect schedules and displays. The progress of a training is in its folder, so the same call resumes it there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
@@ -25,6 +26,21 @@ from unet_core.training.resume_checkpoint import Position
 from unet_core.training.train_state import use_threads
 from unet_core.training.trainer import BEST, TrainJob, TrainListener, train
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRun:
+    """A training whose images are read, and a listener for its progress."""
+
+    request: TrainRequest
+    prepared: Prepared
+    listener: TrainListener
+
+
+_PREPARED: ContextVar[PreparedRun | None] = ContextVar("prepared training", default=None)
+"""The training of `run_flow`. It is no parameter of the flow, because Prefect stores and displays parameters."""
+
 
 def _run_name() -> str:
     from prefect.runtime import flow_run
@@ -34,40 +50,60 @@ def _run_name() -> str:
 
 
 @flow(name="train-unet", flow_run_name=_run_name, persist_result=False, result_serializer="json")  # else a pickle
-def train_unet(request: TrainRequest, watcher: Any = None, begun: Any = None) -> list[Path]:
-    """Train a network for each fold that is held back; return the models' files. What is done already stays.
+def train_unet(request: TrainRequest) -> list[Path]:
+    """Train a network for each fold that is held back. Folds that are trained already are left unchanged.
 
-    ``begun`` gives what was prepared, for a caller who has read the images already: a function, because Prefect would
-    show whatever else it is given. Raises ConfigError when nothing could start, DivergedError when the loss is no
-    number any more.
+    Returns:
+        The model files.
+
+    Raises:
+        ConfigError: The request is invalid.
+        DivergedError: The loss is not finite.
     """
-    with (begun or begin)(request) as prepared:
-        keep_freed_memory()
-        exact_gpu_arithmetic()
-        use_threads(request.recipe.compute.threads)
-        models = [train_fold(printable(order.folder.name), _unseen((order, watcher))) for order in prepared.orders]
-        report(_unseen((request, prepared)))
-        return models
+    planned = _PREPARED.get()
+    if planned is not None:
+        return _train(planned)
+    with begin(request) as prepared:
+        return _train(PreparedRun(request, prepared, _NoListener()))
 
 
-def _unseen(job: Any) -> Any:
-    """What a task is given and Prefect neither looks into nor shows; it arrives as it is."""
-    return quote(job)
+def run_flow(run: PreparedRun) -> list[Path]:
+    """Run the flow for a training whose images are read already."""
+    token = _PREPARED.set(run)
+    try:
+        return train_unet(run.request)
+    finally:
+        _PREPARED.reset(token)
+
+
+def _train(run: PreparedRun) -> list[Path]:
+    keep_freed_memory()
+    exact_gpu_arithmetic()
+    use_threads(run.request.recipe.compute.threads)
+    jobs = run.prepared.orders
+    models = [train_fold(printable(job.folder.name), _hidden((job, run.listener))) for job in jobs]
+    report(_hidden((run.request, run.prepared)))
+    return models
+
+
+def _hidden(argument: T) -> T:
+    """An argument that reaches the task unchanged and that Prefect neither inspects nor stores."""
+    return cast(T, quote(argument))
 
 
 @task(name="train fold", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
-def train_fold(name: str, job: tuple[TrainJob, TrainListener | None]) -> Path:
-    """Train one network, and show how it went."""
-    order, watcher = job
-    order.folder.mkdir(parents=True, exist_ok=True)
-    train(order, watcher or _Nobody())
-    show_artifact("training", name, training_markdown(order.folder))
-    return order.folder / BEST
+def train_fold(name: str, fold: tuple[TrainJob, TrainListener]) -> Path:
+    """Train one network and show its validations as an artifact."""
+    job, listener = fold
+    job.folder.mkdir(parents=True, exist_ok=True)
+    train(job, listener)
+    show_artifact("training", name, training_markdown(job.folder))
+    return job.folder / BEST
 
 
 @task(name="report", cache_policy=NO_CACHE, persist_result=False)
 def report(job: tuple[TrainRequest, Prepared]) -> Path:
-    """Write the run's page, and show where it is."""
+    """Write the report of the run and show it as an artifact."""
     from flows.training.report_html import (
         write_training_report,  # matplotlib costs half a second, and training comes first
     )
@@ -78,7 +114,7 @@ def report(job: tuple[TrainRequest, Prepared]) -> Path:
 
 
 def training_markdown(folder: Path) -> str:
-    """How a training went: what was chosen, and every validation."""
+    """A training as Markdown: threshold, smallest object and the scores of every validation."""
     spec = describe(folder / BEST).spec
     scored = [line for line in read_json_lines(folder / METRICS) if "validation" in line]
     names = list(scored[0]["validation"]) if scored else []
@@ -98,8 +134,8 @@ def _row(step: int, scores: Mapping[str, float]) -> str:
     return f"| {step} | {' | '.join(f'{value:.4f}' for value in scores.values())} |"
 
 
-class _Nobody:
-    """Watches nothing."""
+class _NoListener:
+    """Ignores progress."""
 
     def begun(self, order: TrainJob, position: Position) -> None: ...
 

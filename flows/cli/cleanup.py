@@ -1,7 +1,6 @@
-"""Commands that make room: parts of results that are old enough, and whole results.
+"""Commands that free disk space: prune and delete.
 
-The one decision made here: nothing is asked back. ``--dry-run`` says what would go and how many bytes that is; without
-it the command does what it says, so that it can stand in a crontab.
+They ask for no confirmation, so that they can run from a crontab; `--dry-run` shows what they would remove.
 """
 
 from __future__ import annotations
@@ -19,54 +18,68 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would go and how much it is, and stop.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show what would be removed, and its size, without removing it.")
+]
 
 
 @app.command()
 def prune(
     out: ResultsFolder,
     older_than: Annotated[
-        str, typer.Option("--older-than", metavar="AGE", help="Of slides complete for so long, such as 30d, 12h or 2w.")
+        str,
+        typer.Option(
+            "--older-than",
+            metavar="AGE",
+            help="Prune slides that have been complete for longer than this, for example 30d, 12h or 2w.",
+        ),
     ],
     keep: Annotated[
         str,
         typer.Option(
             "--keep",
             metavar="PARTS",
-            help="What stays, with commas: tables, overview, geojson, labels, probability, tissue, image.",
+            help="Parts to keep, separated by commas: tables, overview, geojson, labels, probability, tissue, image.",
         ),
     ],
     dry_run: DryRun = False,  # noqa: FBT002  typer's way to declare a flag
 ) -> None:
-    """Give up parts of complete results to make room. They stay complete: nothing is computed again because of it."""
+    """Remove parts of complete results.
+
+    The results stay complete: no run computes the removed parts again. Exit code 3: a slide was left alone.
+    """
     from flows.batch.cleanup import prune as run
     from flows.batch.cleanup import read_age
     from pipeline.runs.prune import read_parts
 
-    _say(run(out, read_age(older_than), read_parts(keep), dry=dry_run), dry_run)
+    _print(run(out, read_age(older_than), read_parts(keep), dry=dry_run), dry_run)
 
 
 @app.command()
 def delete(
     out: ResultsFolder,
-    keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="Slides.", show_default=False)],
+    keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="Keys of the slides.", show_default=False)],
     dry_run: DryRun = False,  # noqa: FBT002  typer's way to declare a flag
 ) -> None:
-    """Take slides' results away. One that is still in the input is computed again by the next run over it."""
+    """Delete the results of slides.
+
+    The next run computes them again if the slides are still in its input. Exit code 3: a slide was left alone.
+    """
     from flows.batch.cleanup import delete as run
 
-    _say(run(out, keys, dry=dry_run), dry_run)
+    _print(run(out, keys, dry=dry_run), dry_run)
 
 
-def _say(told: Iterable[CleanupResult], dry: bool) -> None:  # noqa: FBT001  typer's flag
-    """Print what became of each slide and how much that is; ends with 3 when one was left alone."""
-    went: list[CleanupResult] = []
+def _print(results: Iterable[CleanupResult], dry: bool) -> None:  # noqa: FBT001  typer's flag
+    """Print the result of each slide and the total size. Exit code 3: a slide was left alone."""
+    removed: list[CleanupResult] = []
     alone: list[CleanupResult] = []
-    for one in told:
-        (alone if one.state == "left alone" else went).append(one)
-        size = "" if one.state == "left alone" else f"{one.bytes / 1e6:.1f} MB"
-        words = (one.state, printable(one.key), size, ", ".join(one.parts), printable(one.cause))
+    for result in results:
+        (alone if result.state == "left alone" else removed).append(result)
+        size = "" if result.state == "left alone" else f"{result.bytes / 1e6:.1f} MB"
+        words = (result.state, printable(result.key), size, ", ".join(result.parts), printable(result.cause))
         typer.echo("  ".join(word for word in words if word))
-    would = "would go" if dry else "went"
-    typer.echo(f"{sum(one.bytes for one in went) / 1e6:.1f} MB of {len(went)} slides {would}; {len(alone)} left alone")
+    verb = "would be removed" if dry else "removed"
+    size_mb = sum(result.bytes for result in removed) / 1e6
+    typer.echo(f"{size_mb:.1f} MB of {len(removed)} slides {verb}; {len(alone)} left alone")
     raise typer.Exit(3 if alone else 0)

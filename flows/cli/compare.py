@@ -1,7 +1,7 @@
-"""The command that lays two results side by side.
+"""The compare command.
 
-The one decision made here: it ends with 0 only when every slide of both folders was compared, so that a script which
-asks whether a new model changes anything is never told so by half of the slides.
+It exits with 0 only when every slide of both folders was compared, so that a script never draws a conclusion from a
+part of the slides.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-OutFolder = Annotated[Path, typer.Argument(help="A folder that segment wrote to.", show_default=False)]
+OutFolder = Annotated[Path, typer.Argument(help="Results folder of `overtile segment`.", show_default=False)]
 
 
 @app.command()
@@ -27,7 +27,10 @@ def compare(
     out2: OutFolder,
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder for report.html and slides.csv.")],
 ) -> None:
-    """Say how two results of the same slides differ. Ends with 3 where not every slide of both was compared."""
+    """Compare two results of the same slides.
+
+    Exit codes: 0 every slide of both folders was compared, 3 a slide was not.
+    """
     from flows.reports.compare import compare as run
     from flows.reports.compare_html import write_comparison
 

@@ -1,7 +1,4 @@
-"""`overtile evaluate`: words in.
-
-The one decision made here: judging needs the libraries of training, so none of it is imported before it is asked for.
-"""
+"""The evaluate command. It imports the libraries of training only when it runs."""
 
 from __future__ import annotations
 
@@ -11,40 +8,49 @@ from typing import Annotated
 import typer
 
 WithBaselines = Annotated[
-    bool, typer.Option("--baselines", help="Judge Otsu, and classifiers trained on the other folds, too.")
+    bool, typer.Option("--baselines", help="Also score Otsu and classifiers trained on the other folds.")
 ]
 app = typer.Typer()
 
 
 @app.command()
 def evaluate(  # noqa: PLR0913  one parameter an option
-    images: Annotated[Path, typer.Option("--images", metavar="DIR", help="Annotated images.")],
-    masks: Annotated[Path, typer.Option("--masks", metavar="DIR", help="Their masks, of the same names.")],
-    out: Annotated[Path, typer.Option("--out", metavar="REPORT", help="Folder for what is found.")],
+    images: Annotated[Path, typer.Option("--images", metavar="DIR", help="Folder of annotated images.")],
+    masks: Annotated[
+        Path, typer.Option("--masks", metavar="DIR", help="Folder of their masks, with the same file names.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="REPORT", help="Folder for the report.")],
     model: Annotated[
         list[str] | None,
         typer.Option(
             "--model",
             metavar="NAME_OR_FILE...",
-            help="Built-in models or files; A+B: their mean; a run over all folds: each image by who held it back.",
+            help="Built-in models, files or training runs; A+B averages two. Of a run over all folds, each image is "
+            "scored by the model that held it back.",
         ),
     ] = None,
     cases: Annotated[
-        Path | None, typer.Option("--cases", metavar="CSV", help="Columns image, patient, fold; see README.")
+        Path | None,
+        typer.Option("--cases", metavar="CSV", help="CSV table with columns image, patient and fold, see README."),
     ] = None,
     folds: Annotated[
-        list[int] | None, typer.Option("--folds", metavar="K...", help="Judge images of these folds only.")
+        list[int] | None, typer.Option("--folds", metavar="K...", help="Use images of these folds only.")
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="section.key=value", help="data.*: how masks are read; model.tta. Repeatable."),
+        typer.Option(
+            "--set", metavar="section.key=value", help="Override data.* (how masks are read) or model.tta. Repeatable."
+        ),
     ] = None,
     baselines: WithBaselines = False,  # noqa: FBT002  typer's way to declare a flag
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option("--device", help="Device: auto, cpu or cuda.")] = "cpu",
 ) -> None:
-    """Score models on annotated images, with intervals over patients, and compare them."""
+    """Score and compare models on annotated images.
+
+    The report has confidence intervals over patients.
+    """
     from flows.reports.evaluate import EvaluateRequest, Source
-    from flows.reports.evaluate import evaluate as judge
+    from flows.reports.evaluate import evaluate as run
 
     source = Source(images, masks, cases)
-    judge(EvaluateRequest(source, out, model or (), folds, settings or (), baselines, device))
+    run(EvaluateRequest(source, out, model or (), folds, settings or (), baselines, device))

@@ -1,7 +1,7 @@
-"""The command line: words in, exit code out.
+"""The `overtile` command: options, exit codes, signals.
 
-The one decision made here: heavy libraries are imported inside the command that needs them, so that help, usage errors
-and refusals cost a fraction of a second.
+Heavy libraries are imported inside the command that needs them, so that help and usage errors take a fraction of a
+second.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from rich.table import Column, Table
 
 from flows.batch.array_job import ArrayJob
 from flows.batch.deadline import read_clock
-from flows.cli.cleanup import app as tidy_app
+from flows.cli.cleanup import app as cleanup_app
 from flows.cli.compare import app as compare_app
 from flows.cli.evaluate import app as evaluate_app
 from flows.cli.model import app as model_app
 from flows.cli.options import ConfigFile, Overrides, ResultPath, Until
-from flows.cli.results import app as look_app
-from flows.cli.schedule import app as night_app
+from flows.cli.results import app as results_app
+from flows.cli.schedule import app as schedule_app
 from flows.cli.train import app as train_app
 from pipeline.errors import ConfigError, OvertileError, ServerError
 from pipeline.printable import printable
@@ -49,8 +49,10 @@ ENVIRONMENT = {
     "PREFECT_CLIENT_MAX_RETRIES": "3",
     "PREFECT_API_REQUEST_TIMEOUT": "20",
 }
-"""Set unless the user did: nothing leaves this machine, one voice on the terminal, and a server that is gone is waited
-for 14 s at each word, not 70, one whose database is locked 90 s and not five minutes: it keeps no ledger."""
+"""Defaults for unset variables: no telemetry, no console log of Prefect, and short waits for its server.
+
+An unreachable server costs 14 s a call instead of 70 s, a locked database 90 s instead of five minutes.
+"""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -61,47 +63,56 @@ app = typer.Typer(
 app.add_typer(model_app, name="model")
 app.add_typer(train_app)
 app.add_typer(evaluate_app)
-app.add_typer(night_app)
-app.add_typer(look_app)
-app.add_typer(tidy_app)
+app.add_typer(schedule_app)
+app.add_typer(results_app)
+app.add_typer(cleanup_app)
 app.add_typer(compare_app)
 
 Inputs = Annotated[
-    list[Path], typer.Argument(metavar="SLIDE_OR_FOLDER...", help="Slides, or folders of slides.", show_default=False)
+    list[Path], typer.Argument(metavar="SLIDE_OR_FOLDER...", help="Slides or folders of slides.", show_default=False)
 ]
 OutFolder = Annotated[
-    Path, typer.Option("--out", metavar="OUT", help="Folder for the results, one folder a slide.", show_default=False)
+    Path, typer.Option("--out", metavar="OUT", help="Results folder; holds one folder per slide.", show_default=False)
 ]
 ModelNames = Annotated[
     list[str] | None,
     typer.Option(
-        "--model", metavar="NAME_OR_FILE", help="Built-in model or .safetensors file. Of several, the mean probability."
+        "--model",
+        metavar="NAME_OR_FILE",
+        help="Built-in model or .safetensors file. Repeat it to average the probabilities of several models.",
     ),
 ]
 Mpp = Annotated[
     str | None,
-    typer.Option("--mpp", metavar="X|native", help="Micrometres per pixel of the slides, or 'native': no resampling."),
+    typer.Option(
+        "--mpp",
+        metavar="X|native",
+        help="Resolution of the slides in um per pixel, or 'native': no resampling. Default: as stored in the slide.",
+    ),
 ]
 Cases = Annotated[
     Path | None,
-    typer.Option("--cases", metavar="CSV", help="Table that names, orders and tells apart the slides; see README."),
+    typer.Option("--cases", metavar="CSV", help="CSV table that selects, orders and configures slides, see README."),
 ]
 Force = Annotated[
     list[str] | None,
     typer.Option(
         "--force",
         metavar="[KEY]",
-        help="Give up this slide's complete result if its plan changed. Bare: every slide's.",
+        help="Replace this slide's complete result if its plan has changed; without KEY, every slide's. Repeatable.",
     ),
 ]
 
 
 @app.callback(invoke_without_command=True)
 def version(
-    asked: Annotated[bool, typer.Option("--version", help="Say which version this is, and stop.")] = False,  # noqa: FBT002  typer's way to declare a flag
+    requested: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,  # noqa: FBT002  typer's way to declare a flag
 ) -> None:
-    """Segment whole-slide images exactly."""
-    if asked:
+    """Segment whole-slide images with a U-Net.
+
+    The result of tiles equals one forward pass over the whole slide. An interrupted run is resumed by the same command.
+    """
+    if requested:
         typer.echo(f"overtile {metadata.version('overtile')}")
         raise typer.Exit
 
@@ -118,15 +129,22 @@ def segment(  # noqa: PLR0913  one parameter an option
     force: Force = None,
     until: Until = None,
     redact: Annotated[
-        Path | None, typer.Option("--redact", metavar="FILE", help="Tell ids, not names; FILE says which is which.")
+        Path | None,
+        typer.Option("--redact", metavar="FILE", help="Replace slide names by pseudonyms; FILE keeps the mapping."),
     ] = None,
     array: Annotated[
         str | None,
-        typer.Option("--array", metavar="i/n", help="Take every n-th slide only, from the i-th: one job of n."),
+        typer.Option("--array", metavar="i/n", help="Process every n-th slide, starting with the i-th, as job i of n."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Price it in hours, disk and memory, and stop.")] = False,  # noqa: FBT002  typer's way to declare a flag
+    dry_run: Annotated[  # noqa: FBT002  typer's way to declare a flag
+        bool, typer.Option("--dry-run", help="Estimate run time, disk space and memory without segmenting.")
+    ] = False,
 ) -> None:
-    """Segment slides. Run the same command again to resume, or to add new slides."""
+    """Segment slides, or resume a run.
+
+    Run the same command again to resume or to process new slides; complete results are left unchanged. Exit codes:
+    0 all slides are complete, 2 invalid request, 3 some slides are not complete, 4 none is, 74 disk error, 75 locked.
+    """
     from pipeline.config import load_config
 
     overrides = list(settings or ())
@@ -134,7 +152,7 @@ def segment(  # noqa: PLR0913  one parameter an option
     overrides += [f"input.mpp={mpp}"] if mpp is not None else []
     overrides += [f"outputs.redact={json.dumps(str(redact))}"] if redact is not None else []
     overrides += [f"input.cases={json.dumps(str(cases))}"] if cases is not None else []
-    checked = load_config(config, overrides)  # before the second that the rest takes to import
+    checked = load_config(config, overrides)  # before imports that take a second
     share = None if array is None else ArrayJob.read(array)
     from flows.batch.batch import BatchRequest
 
@@ -154,7 +172,7 @@ def segment(  # noqa: PLR0913  one parameter an option
 def _segment(request: BatchRequest) -> int:
     from flows.prefect_server import Server
 
-    server = Server.start(apart=request.share is not None)  # it boots while the rest is imported and planned
+    server = Server.start(apart=request.share is not None)  # it starts while modules are imported and slides planned
     from flows.batch.batch import plan_batch, settle
     from flows.batch.group_permissions import shared_with_group
     from flows.reports.batch_files import write_batch_files
@@ -196,7 +214,7 @@ def _dry_run(request: BatchRequest) -> int:
 
 
 def _report(batch: Batch) -> int:
-    """Print the table of slides and the line that sums up; the exit code."""
+    """Print the table of slides and the totals; return the exit code."""
     from flows.batch.result_records import slide_record
     from pipeline.runs.slide_run import slide_root
     from pipeline.storage.slide_store import SlideStore
@@ -219,11 +237,11 @@ def _report(batch: Batch) -> int:
     for outcome in batch.outcomes:
         for notice in outcome.notices:
             console.print(f"note: {escape(printable(notice))}", soft_wrap=True, highlight=False)
-        said = f"{outcome.key}: {outcome.state} at {outcome.stage}: {outcome.cause}"
+        message = f"{outcome.key}: {outcome.state} at {outcome.stage}: {outcome.cause}"
         if outcome.state in ("resumable", "deferred"):
-            console.print(f"note: {escape(printable(said))}", soft_wrap=True, highlight=False)
+            console.print(f"note: {escape(printable(message))}", soft_wrap=True, highlight=False)
         elif not outcome.is_up_to_date:
-            _complain(said)
+            _print_error(message)
     blocks = sum(sum(outcome.computed.values()) for outcome in batch.outcomes)
     calls = sum(outcome.network_calls for outcome in batch.outcomes)
     complete = sum(outcome.is_up_to_date for outcome in batch.outcomes)
@@ -236,7 +254,10 @@ def _report(batch: Batch) -> int:
 
 @app.command()
 def verify(path: ResultPath) -> None:
-    """Check every file of every complete slide against its manifest. Exit 3 when one is damaged."""
+    """Check every file of complete results against its manifest.
+
+    Exit codes: 0 all files are intact, 3 a slide is damaged.
+    """
     from flows.batch.result_records import slide_stores
     from pipeline.runs.verify import verify_slide
 
@@ -255,15 +276,18 @@ def verify(path: ResultPath) -> None:
         for fault in damaged:
             typer.echo(f"    {fault.path}: {fault.reason}")
     if damaged_slides:
-        _complain(
-            f"{damaged_slides} slides are damaged. Run the same segment command again: it makes just those files again"
+        _print_error(
+            f"{damaged_slides} slides are damaged. Run the same segment command again: it rewrites only damaged files"
         )
         raise typer.Exit(3)
 
 
 @app.command()
 def doctor() -> None:
-    """Say what this machine offers, and whether overtile can work on it."""
+    """Show versions, memory, devices and models.
+
+    Exit codes: 0 overtile can run on this machine, 1 it cannot.
+    """
     from flows.cli.doctor import examine
 
     raise typer.Exit(examine(Console()))
@@ -271,11 +295,14 @@ def doctor() -> None:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to put slide and results.")] = Path(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the slide and its results.")] = Path(
         "demo-result"
     ),
 ) -> None:
-    """Segment real tissue that ships with scikit-image, and prove the result."""
+    """Segment a sample slide and verify the result.
+
+    The tissue ships with scikit-image. The result is compared with a single forward pass.
+    """
     from flows.cli.demo import run_demo
 
     raise typer.Exit(run_demo(out, _segment))
@@ -283,16 +310,16 @@ def demo(
 
 ALL = "*"
 MANY = ("--model", "--folds")
-"""Options of ``evaluate`` that take several words."""
+"""Options of ``evaluate`` that take several values."""
 EXIT_SIGNAL = 128
-"""Plus the signal's number: 130 after Ctrl-C, 143 after SIGTERM."""
+"""Exit code offset of signals: 130 after Ctrl-C, 143 after SIGTERM."""
 
-Refusal: Any = typer.BadParameter.__mro__[2]
-"""click's ClickException, which typer ships under a name of its own."""
+UsageException: Any = typer.BadParameter.__mro__[2]
+"""click's ClickException, which typer bundles under a private name."""
 
 
-def _bare_force(arguments: list[str]) -> list[str]:
-    """``--force`` without a key means every slide: what follows it is an option, or nothing."""
+def _expand_bare_force(arguments: list[str]) -> list[str]:
+    """Add ``*`` after a ``--force`` without a key, that is one followed by an option or by nothing."""
     pairs = zip(arguments, [*arguments, "-"][1:], strict=True)
     return [
         part
@@ -301,8 +328,8 @@ def _bare_force(arguments: list[str]) -> list[str]:
     ]
 
 
-def _one_by_one(arguments: list[str]) -> list[str]:
-    """``--model a b`` and ``--folds 0 1`` of ``evaluate`` mean each: the option is said again before each word."""
+def _repeat_options(arguments: list[str]) -> list[str]:
+    """Repeat ``--model`` and ``--folds`` of ``evaluate`` before each of their values, as typer expects."""
     if arguments[:1] != ["evaluate"]:
         return arguments
     spread: list[str] = []
@@ -325,37 +352,37 @@ class _Stopped(BaseException):
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
-    """Politely the first time; the second Ctrl-C ends it at once."""
+    """First signal: clean shutdown. A Ctrl-C after it: exit at once."""
     signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_SIGNAL + signal.SIGINT))
     raise _Stopped(number)
 
 
 def main() -> None:
-    """Entry point of the ``overtile`` command: run it and exit with an honest code."""
+    """Run the ``overtile`` command and exit with its code."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
-    logging.raiseExceptions = False  # a log that a server does not take is not worth a line on the terminal
-    atexit.register(gc.freeze)  # the interpreter ends without a last collection of all it imported: a second
-    arguments = _one_by_one(_bare_force(sys.argv[1:]))
+    logging.raiseExceptions = False  # no traceback on the terminal when a server rejects a log record
+    atexit.register(gc.freeze)  # skip the garbage collection at exit, which takes a second
+    arguments = _repeat_options(_expand_bare_force(sys.argv[1:]))
     sys.exit(_guarded(lambda: app(arguments, standalone_mode=False)))
 
 
 def _guarded(run: Callable[[], object]) -> int:
-    """Run a command; every refusal becomes one line on stderr and its exit code."""
+    """Run a command and return its exit code; an error becomes one line on stderr."""
     try:
-        answer = run()
+        result = run()
     except OvertileError as error:
-        return _complain(str(error), code=error.exit_code)
-    except Refusal as error:
+        return _print_error(str(error), code=error.exit_code)
+    except UsageException as error:
         error.show()
         return 2
     except _Stopped as stopped:
-        return _complain("stopped. Run the same command again to go on", code=stopped.exit_code)
-    return answer if isinstance(answer, int) else 0
+        return _print_error("stopped. Run the same command again to go on", code=stopped.exit_code)
+    return result if isinstance(result, int) else 0
 
 
-def _complain(text: str, code: int = 1) -> int:
+def _print_error(text: str, code: int = 1) -> int:
     sys.stderr.write(f"error: {printable(text)}\n")
     return code

@@ -1,7 +1,6 @@
-"""The models: which there are, what one is and costs, and how a PyTorch checkpoint becomes one.
+"""The model commands: list, info, convert.
 
-The one decision made here: everything that is said of a model comes from its file's header and from arithmetic, so a
-list of models reads a few kilobytes of each and imports no torch.
+`list` and `info` read the header of a model file and compute the rest, so they import no PyTorch.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ from unet_core.shapes import ValidShape
 from unet_core.spec import UNSEEN, UNetSpec
 
 TILES_PX = (384, 512, 1024, 2048)
-"""Cores for which costs are told: what people meet."""
+"""Sides of the tiles for which costs are shown."""
 ITEM_BYTES = {"fp32": 4, "bf16 or fp16": 2}
-app = typer.Typer(no_args_is_help=True, help="List models, say what one is and costs, convert a PyTorch checkpoint.")
+app = typer.Typer(no_args_is_help=True, help="List, describe and convert models.")
 
 
 @contextmanager
-def refused() -> Iterator[None]:
-    """What a model file is refused for becomes the command's own error."""
+def model_errors() -> Iterator[None]:
+    """Turn errors of a model file into errors of the command."""
     try:
         yield
     except (NetworkError, OSError) as error:
@@ -47,8 +46,8 @@ def refused() -> Iterator[None]:
 
 @app.command(name="list")
 def list_models(as_json: AsJson = False) -> None:  # noqa: FBT002  typer's way to declare a flag
-    """The built-in models, one line each."""
-    with refused():
+    """List the built-in models."""
+    with model_errors():
         records = [summary(path) for path in built_in()]
     if as_json:
         typer.echo(json.dumps(records, indent=1))
@@ -67,8 +66,8 @@ def info(
     model: Annotated[str, typer.Argument(metavar="NAME_OR_FILE", help="Built-in model or .safetensors file.")],
     as_json: AsJson = False,  # noqa: FBT002  typer's way to declare a flag
 ) -> None:
-    """Layers, parameters, arithmetic, memory, normalisation and provenance of one model."""
-    with refused():
+    """Show layers, parameters, cost, memory, normalisation and provenance of a model."""
+    with model_errors():
         record = details(resolve(model))
     if as_json:
         typer.echo(json.dumps(record, indent=1))
@@ -78,35 +77,47 @@ def info(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="IN.pt", help="A state_dict saved by torch.save.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The model file to write.")],
-    spec: Annotated[Path | None, typer.Option("--spec", metavar="F", help="The network's spec, YAML or JSON.")] = None,
+    source: Annotated[
+        Path, typer.Argument(metavar="IN.pt", help="PyTorch checkpoint: a state_dict saved by torch.save.")
+    ],
+    target: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="Model file to write; must not exist.")],
+    spec: Annotated[
+        Path | None, typer.Option("--spec", metavar="F", help="Specification of the network, YAML or JSON.")
+    ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="key=value", help="One key of the spec. Repeatable.")
+        list[str] | None,
+        typer.Option("--set", metavar="key=value", help="Override one key of the specification. Repeatable."),
     ] = None,
 ) -> None:
-    """Turn a PyTorch checkpoint into a model file. Nothing in it is run; the network is said, not guessed."""
+    """Convert a PyTorch checkpoint into a model file.
+
+    No code in the checkpoint is run. The architecture is given by --spec and --set; it is not guessed from the weights.
+    """
     if target.suffix != ".safetensors" or target.exists():
         raise ConfigError(f"{target}: expected the name of a new .safetensors file. Choose another")
     if not source.is_file():
         raise ConfigError(f"{source} does not exist: expected a checkpoint saved by torch.save")
-    wanted = read_spec(spec, settings or [])
-    from unet_core.model_file.convert import convert as converted  # torch costs a second
+    network = read_spec(spec, settings or [])
+    from unet_core.model_file.convert import convert as converted  # torch takes a second to import
 
-    with refused():
-        notes = converted(source, target, wanted)
+    with model_errors():
+        notes = converted(source, target, network)
     for note in notes:
         typer.echo(f"note: {printable(note)}")
-    typer.echo(f"{printable(str(target))}: {parameters(wanted):,} parameters, reads back and answers the same")
+    typer.echo(f"{printable(str(target))}: {parameters(network):,} parameters, read back and verified")
 
 
 def read_spec(path: Path | None, settings: list[str]) -> UNetSpec:
-    """The spec in a file and in settings. Raises ConfigError for unknown, wrong and unsaid keys."""
+    """The specification in a file and in settings.
+
+    Raises:
+        ConfigError: A key is unknown, invalid or missing.
+    """
     content = read_settings(path, settings)
-    if unsaid := [key for key in UNSEEN if key not in content]:
+    if missing := [key for key in UNSEEN if key not in content]:
         raise ConfigError(
-            f"the spec leaves out {', '.join(unsaid)}: weights do not show them and a wrong one changes every pixel. "
-            "Say them in --spec F or with --set key=value"
+            f"the spec leaves out {', '.join(missing)}: weights do not show them and a wrong one changes every pixel. "
+            "Give them in --spec F or with --set key=value"
         )
     try:
         return UNetSpec.model_validate_json(json.dumps(content), strict=True)
@@ -125,11 +136,11 @@ def _explain(error: ValidationError) -> Iterator[str]:
             yield f"{where}: {fault['msg']}, found {fault['input']!r}"
 
 
-# ---- what is said of a model -----------------------------------------------------------------------------------------
+# ---- descriptions ----------------------------------------------------------------------------------------------------
 
 
 def summary(path: Path) -> dict[str, Any]:
-    """The line of a list: name and version, what it finds, its size, what its card says first."""
+    """One row of the list: name, version, classes, size and the first sentence of the model card."""
     header = describe(path)
     name, _, version = path.stem.rpartition("@")
     return {
@@ -145,18 +156,18 @@ def summary(path: Path) -> dict[str, Any]:
 
 
 def _about(path: Path) -> str:
-    """The first sentence of the card beside the file that is no heading."""
+    """The first line of the model card that is neither heading nor table."""
     card = path.with_suffix(".md")
     lines = card.read_text("utf-8").splitlines() if card.exists() else []
     return next((line for line in lines if line and not line.startswith(("#", "|"))), "")
 
 
 def details(path: Path) -> dict[str, Any]:
-    """Everything there is to say about a model, as plain data; lengths in pixels, memory in bytes."""
+    """All facts about a model as plain data; lengths in pixels, memory in bytes."""
     header = describe(path)
     spec, shape = header.spec, ValidShape.of(header.spec)
     tiles = [tile for tile in TILES_PX if tile % shape.step == 0]
-    shown = shape.read_px(tiles[-2])
+    input_px = shape.read_px(tiles[-2])
     return {
         **summary(path),
         "file": str(path),
@@ -165,8 +176,8 @@ def details(path: Path) -> dict[str, Any]:
         "spec": spec.model_dump(mode="json"),
         "halo_px": shape.halo,
         "step_px": shape.step,
-        "input_px": shown,
-        "layers": [asdict(layer) | {"operations": layer.operations} for layer in layers(spec, shown)],
+        "input_px": input_px,
+        "layers": [asdict(layer) | {"operations": layer.operations} for layer in layers(spec, input_px)],
         "operations_per_px": {"limit": operations_per_px(spec)}
         | {str(tile): operations_per_px(spec, tile) for tile in tiles},
         "memory_bytes": {
@@ -182,7 +193,7 @@ def _stored_as(header: ModelHeader) -> str:
 
 
 def show(record: dict[str, Any], console: Console) -> None:
-    """Print the details of a model for a person."""
+    """Print the details of a model."""
     spec, limit = record["spec"], record["operations_per_px"]["limit"]
     version = f"@{record['version']}" if record["version"] else ""
     lines = [
@@ -205,11 +216,11 @@ def show(record: dict[str, Any], console: Console) -> None:
 
 
 def _colours(spec: dict[str, Any]) -> list[str]:
-    """What is done to a slide's colours before, where anything is; one line each."""
+    """One line for each normalisation of colours before the network."""
     lines = []
     if "stain_normalisation" in spec:
         lines += [
-            f"stains are first brought to {spec['stain_target']} ({spec['stain_normalisation']}), fitted once a slide"
+            f"stains are first normalised to {spec['stain_target']} ({spec['stain_normalisation']}), fitted once per slide"
         ]
     if "equalise" in spec:
         lines += ["each channel's values are then replaced by their ranks in the slide (histogram equalisation)"]

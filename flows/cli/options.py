@@ -1,4 +1,4 @@
-"""Words that more than one command understands, and understands alike."""
+"""Options and arguments shared by several commands."""
 
 from __future__ import annotations
 
@@ -7,17 +7,23 @@ from typing import Annotated
 
 import typer
 
-AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", metavar="F", help="YAML configuration; see configs/segment.yaml.")
+    Path | None, typer.Option("--config", metavar="F", help="YAML configuration file, see configs/segment.yaml.")
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="section.key=value", help="Override one key. Repeatable.")
+    list[str] | None,
+    typer.Option("--set", metavar="section.key=value", help="Override one configuration key. Repeatable."),
 ]
-Until = Annotated[str | None, typer.Option("--until", metavar="HH:MM", help="Begin no block from this time of day on.")]
+Until = Annotated[
+    str | None,
+    typer.Option(
+        "--until", metavar="HH:MM", help="Stop at this time of day: start no block after it. Default: run to the end."
+    ),
+]
 ResultPath = Annotated[
-    Path, typer.Argument(metavar="PATH", help="A results folder, or one slide's folder in it.", show_default=False)
+    Path, typer.Argument(metavar="PATH", help="Results folder, or the folder of one slide in it.", show_default=False)
 ]
 ResultsFolder = Annotated[
-    Path, typer.Argument(metavar="OUT", help="The folder that segment writes to.", show_default=False)
+    Path, typer.Argument(metavar="OUT", help="Results folder of `overtile segment`.", show_default=False)
 ]

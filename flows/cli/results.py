@@ -1,7 +1,4 @@
-"""Commands for looking at results and for handing them on.
-
-The one decision made here: they work on folders that ``segment`` wrote, need no server and never change a result.
-"""
+"""Commands that read results: inspect, export, report, view. They need no server and change no result."""
 
 from __future__ import annotations
 
@@ -23,9 +20,12 @@ app = typer.Typer()
 def inspect(
     path: ResultPath,
     as_json: AsJson = False,  # noqa: FBT002  typer's way to declare a flag
-    preview: Annotated[bool, typer.Option("--preview", help="The slides too, in colour.")] = False,  # noqa: FBT002  typer's way to declare a flag
+    preview: Annotated[bool, typer.Option("--preview", help="Print a picture of each slide, too.")] = False,  # noqa: FBT002  typer's way to declare a flag
 ) -> None:
-    """Say what a result holds and whether it is complete. Ends with 3 when something is not."""
+    """Show what results hold and whether they are complete.
+
+    Exit codes: 0 all results are complete, 3 a result is not complete.
+    """
     from flows.reports.inspect import inspect_stores
 
     records = inspect_stores(path)
@@ -41,19 +41,25 @@ def inspect(
 @app.command()
 def export(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="Slides' folders in OUT, or OUT.", show_default=False)
+        list[Path],
+        typer.Argument(metavar="PATH...", help="Results folders, or folders of slides in them.", show_default=False),
     ],
     to: Annotated[
         list[str],
-        typer.Option("--to", metavar="FORMAT", help="geojson, geoparquet, csv, ngff04 or ome-tiff. Repeatable."),
+        typer.Option(
+            "--to", metavar="FORMAT", help="Format: geojson, geoparquet, csv, ngff04 or ome-tiff. Repeatable."
+        ),
     ],
     into: Annotated[
         Path | None,
-        typer.Option("--into", metavar="DIR", help="Folder for the copies; else 'exports' beside each result."),
+        typer.Option("--into", metavar="DIR", help="Folder for the copies. Default: 'exports' in each slide's folder."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write anew what is there already.")] = False,  # noqa: FBT002  typer's way to declare a flag
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,  # noqa: FBT002  typer's way to declare a flag
 ) -> None:
-    """Copy complete results into forms that other tools read. Ends with 3 when one of several is not complete."""
+    """Export complete results to other formats.
+
+    Exit codes: 0 all results were exported, 3 a result is not complete or pruned and was left out.
+    """
     from flows.batch.result_records import slide_stores
     from pipeline.exports.formats import export as write
     from pipeline.exports.formats import lacking
@@ -81,7 +87,10 @@ def export(
 def report(
     out: ResultsFolder,
 ) -> None:
-    """Write report.html, a batch on one page; segment does so too, at the end of each run."""
+    """Write report.html for a results folder.
+
+    `segment` does so at the end of each run.
+    """
     from flows.reports.batch_html import write_report
 
     typer.echo(printable(str(write_report(out))))
@@ -91,15 +100,18 @@ def report(
 def view(
     path: ResultPath,
     port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, metavar="N", help="Port on 127.0.0.1; 0: one that is free.")
+        int, typer.Option("--port", min=0, max=65535, metavar="N", help="Port on 127.0.0.1; 0 selects a free one.")
     ] = 0,
     origin: Annotated[
         list[str] | None,
-        typer.Option("--origin", metavar="URL", help="A site whose programs may read the arrays. Repeatable."),
+        typer.Option("--origin", metavar="URL", help="Web origin that may read the arrays. Repeatable."),
     ] = None,
-    browser: Annotated[bool, typer.Option("--browser", help="Open the page in a browser, too.")] = False,  # noqa: FBT002  typer's way to declare a flag
+    browser: Annotated[bool, typer.Option("--browser", help="Open the page in the default browser.")] = False,  # noqa: FBT002  typer's way to declare a flag
 ) -> None:
-    """Look at results in a browser: slides, layers, objects. Serves this machine alone, until Ctrl-C."""
+    """View slides, layers and objects in a browser.
+
+    The page is served to this machine only, until Ctrl-C.
+    """
     import webbrowser
 
     from flows.view.catalog import Catalog

@@ -1,7 +1,7 @@
-"""Commands for what runs unattended: when, how it stands, and what to try again.
+"""Commands for unattended runs: schedule, status, retry.
 
-The one decision made here: status and retry work on OUT alone, from its files, so they answer without a server and on
-any machine that sees the folder. What is scheduled is asked for in the words of ``segment``.
+`status` and `retry` read and write files of the results folder only, so they work without a server and on any machine
+that mounts the folder.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ app = typer.Typer()
 @app.command()
 def status(
     out: ResultsFolder,
-    failed: Annotated[bool, typer.Option("--failed", help="Only slides that need somebody.")] = False,  # noqa: FBT002  typer's way to declare a flag
+    failed: Annotated[bool, typer.Option("--failed", help="Show only slides that need attention.")] = False,  # noqa: FBT002  typer's way to declare a flag
     as_json: AsJson = False,  # noqa: FBT002  typer's way to declare a flag
 ) -> None:
-    """Say what became of every slide, why, and what to do. Ends as segment would: 0 when every slide is complete."""
+    """Show the state of every slide, the cause and what to do.
+
+    Exit codes are those of `segment`: 0 when all slides are complete.
+    """
     from flows.batch.status import NEED_SOMEBODY, Status, show
 
     found = Status.of(out)
@@ -47,52 +50,70 @@ def status(
 @app.command()
 def retry(
     out: ResultsFolder,
-    keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="Slides that failed.", show_default=False)],
+    keys: Annotated[
+        list[str], typer.Argument(metavar="KEY...", help="Keys of slides that failed.", show_default=False)
+    ],
 ) -> None:
-    """Let the next run try slides again that were quarantined because they failed three times."""
+    """Release slides from quarantine.
+
+    A slide that failed in three runs in a row is not tried again until it is released or its plan changes.
+    """
     strikes = BatchHistory.read(out).strikes()
     if unknown := [key for key in keys if key not in strikes]:
-        known = ", ".join(sorted(strikes)[:10]) or "none did"
-        raise ConfigError(f"{unknown[0]}: expected the key of a slide that failed in {out}, found among them: {known}")
+        known = ", ".join(sorted(strikes)[:10]) or "no failed slide"
+        raise ConfigError(f"{unknown[0]}: expected the key of a slide that failed in {out}, found {known}")
     note(out, "retry", {"keys": keys, **doer()})
-    typer.echo(f"tried again in the next run: {printable(', '.join(keys))}")
+    typer.echo(f"the next run tries again: {printable(', '.join(keys))}")
 
 
 SETTLE_S = 60
-"""Nobody watches: a slide changed less than so many seconds ago may still be written, and waits for the next night."""
+"""Default of ``input.settle_s`` for scheduled runs: a slide modified since may still be written and is deferred."""
 
 
 @app.command()
 def schedule(  # noqa: PLR0913  one parameter an option
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder that slides arrive in.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", metavar="OUT", help="Folder for the results.", show_default=False)],
-    cron: Annotated[str | None, typer.Option("--cron", metavar="CRON", help="When, such as '0 1 * * *'.")] = None,
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder in which slides arrive.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="OUT", help="Results folder.", show_default=False)],
+    cron: Annotated[
+        str | None, typer.Option("--cron", metavar="CRON", help="Run at these times, for example '0 1 * * *'.")
+    ] = None,
     every: Annotated[
-        float | None, typer.Option("--every", metavar="SECONDS", help="How often, instead.", min=1)
+        float | None, typer.Option("--every", metavar="SECONDS", help="Run every so many seconds.", min=1)
     ] = None,
     watch: Annotated[  # noqa: FBT002  typer's way to declare a flag
-        bool, typer.Option("--watch", help="Whenever slides have arrived and rested, instead.")
+        bool, typer.Option("--watch", help="Run whenever slides have arrived and are no longer being written.")
     ] = False,
     timezone: Annotated[
         str | None,
-        typer.Option("--timezone", metavar="ZONE", help="Such as Europe/Berlin; else this machine's."),
+        typer.Option(
+            "--timezone", metavar="ZONE", help="Time zone, for example Europe/Berlin. Default: of this machine."
+        ),
     ] = None,
     until: Until = None,
     notify: Annotated[
         str | None,
-        typer.Option("--notify", metavar="BLOCK", help="Prefect's block to write to when a night fails or is missing."),
+        typer.Option(
+            "--notify",
+            metavar="BLOCK",
+            help="Prefect notification block that is called when a run fails or does not start.",
+        ),
     ] = None,
     config: ConfigFile = None,
     settings: Overrides = None,
 ) -> None:
-    """Segment what is new in a folder every night. Runs until it is stopped; start it again after a reboot."""
+    """Segment new slides of a folder at given times.
+
+    The command serves the schedule until it is stopped; start it again after a reboot.
+    """
     overrides = list(settings or ())
     checked = load_config(config, overrides)
     if "settle_s" not in checked.input.model_fields_set:
         overrides.append(f"input.settle_s={SETTLE_S}")
         checked = load_config(config, overrides)
     if not folder.is_dir():
-        raise ConfigError(f"{folder} is no folder: expected the one that slides arrive in")
+        raise ConfigError(f"{folder} is no folder: expected the folder in which slides arrive")
     zone = timezone or _local_zone()
     read_zone(zone)
     words = [str(folder.absolute()), "--out", str(out.absolute())]
@@ -110,7 +131,7 @@ def schedule(  # noqa: PLR0913  one parameter an option
 
 @dataclass(frozen=True, slots=True)
 class _Times:
-    """When nights are asked for."""
+    """When scheduled runs start; exactly one is set."""
 
     cron: str | None
     every_s: float | None
@@ -118,8 +139,8 @@ class _Times:
 
 
 def _serve(config: RunConfig, asked: dict[str, Any], times: _Times, block: str | None) -> int:
-    """Serve the nights asked for at these times until a signal; the exit code."""
-    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "INFO"  # nobody watches, a journal does
+    """Serve the schedule until a signal; return the exit code."""
+    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "INFO"  # the journal of an unattended process
     from flows.batch.selection import pin_models
     from flows.prefect_server import Server, used
     from pipeline.inference.ensemble import load_model
@@ -140,7 +161,7 @@ def _say(text: str) -> None:
 
 
 def _local_zone() -> str:
-    """The name of this machine's time zone: cron's times are those of the clock on its wall."""
+    """The name of this machine's time zone; cron times are local times."""
     named = os.environ.get("TZ", "").removeprefix(":")
     _, found, name = str(Path("/etc/localtime").resolve()).partition("zoneinfo/")
     return named or (name if found else "UTC")

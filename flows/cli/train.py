@@ -1,14 +1,14 @@
-"""`overtile train`: words in, a recipe and folders out.
+"""The train command.
 
-The one decision made here: whatever is said on the command line becomes a key of the recipe, so the recipe in a model's
-provenance is all that was asked for; torch and Prefect are imported when a training really starts.
+Every option becomes a key of the training configuration, so that the configuration in a model's provenance is complete.
+PyTorch and Prefect are imported only when a training starts.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,7 +30,7 @@ app = typer.Typer()
 
 @dataclass(frozen=True, slots=True)
 class TrainOptions:
-    """What was said: three paths in, one out, and the keys of the recipe."""
+    """Paths and configuration keys of the command line."""
 
     images: Path
     masks: Path
@@ -40,59 +40,87 @@ class TrainOptions:
     overrides: Sequence[str]
 
     def check(self) -> None:
-        """Raise ConfigError for what can be refused before anything heavy is imported."""
+        """Check what needs no heavy import.
+
+        Raises:
+            ConfigError: The configuration is invalid or a path does not exist.
+        """
         read_settings(self.config, self.overrides)
         for folder in (self.images, self.masks):
             if not folder.is_dir():
-                raise ConfigError(f"{folder} is no folder: expected one of annotated images, or of their masks")
+                raise ConfigError(f"{folder} is no folder: expected a folder of annotated images or of their masks")
         if self.cases is not None and not self.cases.is_file():
             raise ConfigError(f"{self.cases} does not exist: expected a CSV table with a column 'image'")
 
 
 @app.command()
 def train(  # noqa: PLR0913  one parameter an option
-    images: Annotated[Path, typer.Option("--images", metavar="DIR", help="Folder of images.", show_default=False)],
-    masks: Annotated[
-        Path, typer.Option("--masks", metavar="DIR", help="Folder of masks, by the same names.", show_default=False)
+    images: Annotated[
+        Path, typer.Option("--images", metavar="DIR", help="Folder of annotated images.", show_default=False)
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder of the run.", show_default=False)],
+    masks: Annotated[
+        Path,
+        typer.Option(
+            "--masks", metavar="DIR", help="Folder of their masks, with the same file names.", show_default=False
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", metavar="RUN", help="Folder for models, report and checkpoints of the run.", show_default=False
+        ),
+    ],
     cases: Annotated[
-        Path | None, typer.Option("--cases", metavar="CSV", help="Table of the images: patient, fold ...; see README.")
+        Path | None,
+        typer.Option("--cases", metavar="CSV", help="CSV table with columns image, patient and fold, see README."),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", metavar="F", help="YAML recipe; see configs/train.yaml.")
+        Path | None, typer.Option("--config", metavar="F", help="YAML configuration file, see configs/train.yaml.")
     ] = None,
-    minutes: Annotated[float | None, typer.Option("--minutes", metavar="M", help="How long.", min=0)] = None,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", metavar="M", help="Train for so many minutes.", min=0)
+    ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", metavar="N", help="How many steps, instead: repeatable.", min=1)
+        int | None,
+        typer.Option("--steps", metavar="N", help="Train for so many steps instead; reproducible to the bit.", min=1),
     ] = None,
     fold: Annotated[
-        str | None, typer.Option("--fold", metavar="K|all|none", help="Fold to hold back; all: each in turn.")
+        str | None,
+        typer.Option(
+            "--fold", metavar="K|all|none", help="Fold to hold back: a number, each fold in turn (all), or none."
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the images, draw some samples, and stop.")] = False,  # noqa: FBT002  typer's way to declare a flag
+    dry_run: Annotated[  # noqa: FBT002  typer's way to declare a flag
+        bool, typer.Option("--dry-run", help="Check the images and draw some samples without training.")
+    ] = False,
     settings: Overrides = None,
 ) -> None:
-    """Train a network on annotated images. Run the same command again to resume."""
-    words = TrainOptions(images, masks, cases, out, config, [*(settings or ()), *_said(minutes, steps, fold)])
+    """Train a network on annotated images, or resume a training.
+
+    Run the same command again to resume.
+    """
+    words = TrainOptions(images, masks, cases, out, config, [*(settings or ()), *_keys_of(minutes, steps, fold)])
     words.check()
     raise typer.Exit(_dry_run(words) if dry_run else _train(words))
 
 
-def _said(minutes: float | None, steps: int | None, fold: str | None) -> list[str]:
-    """The options as keys of the recipe."""
+def _keys_of(minutes: float | None, steps: int | None, fold: str | None) -> list[str]:
+    """The options as keys of the configuration."""
     if minutes is not None and steps is not None:
-        raise ConfigError("--minutes and --steps: expected one of them, found both. Only steps repeat to the bit")
-    said = [] if minutes is None else [f"schedule.minutes={minutes}", "schedule.steps=null"]
-    said += [] if steps is None else [f"schedule.steps={steps}"]
+        raise ConfigError(
+            "--minutes and --steps: expected one of them, found both. Only --steps is reproducible to the bit"
+        )
+    keys = [] if minutes is None else [f"schedule.minutes={minutes}", "schedule.steps=null"]
+    keys += [] if steps is None else [f"schedule.steps={steps}"]
     if fold is not None:
-        said.append(f"folds.hold_back={'null' if fold == 'none' else json.dumps(fold) if fold == 'all' else fold}")
-    return said
+        keys.append(f"folds.hold_back={'null' if fold == 'none' else json.dumps(fold) if fold == 'all' else fold}")
+    return keys
 
 
 def _train(words: TrainOptions) -> int:
     from flows.prefect_server import Server, used
 
-    server = Server.start()  # it boots while the rest is imported and the images are read
+    server = Server.start()  # it starts while modules are imported and images read
     from flows.cli.dataset_summary import show_summary
     from flows.reports.html_page import PAGE
     from flows.training.training_data import TrainRequest, begin
@@ -102,10 +130,10 @@ def _train(words: TrainOptions) -> int:
     recipe = load_as(TrainConfig, words.config, words.overrides)
     request = TrainRequest(words.images, words.masks, words.cases, words.out, recipe)
     console = Console()
-    with _refused(), begin(request) as prepared:
+    with _command_errors(), begin(request) as prepared:
         show_summary(prepared.summary, console)
         if all(map(is_done, prepared.orders)) and (words.out / PAGE).exists():
-            console.print("nothing to do: it was trained to its end before")
+            console.print("nothing to do: the training is complete")
         else:
             with used(server):
                 _run(request, prepared, console)
@@ -117,14 +145,12 @@ def _train(words: TrainOptions) -> int:
 
 
 def _run(request: TrainRequest, prepared: Prepared, console: Console) -> None:
-    """Train under Prefect."""
-    from prefect.utilities.annotations import quote
-
+    """Train as a Prefect flow."""
     from flows.cli.train_progress import TrainProgress
-    from flows.train import train_unet
+    from flows.train import PreparedRun, run_flow
 
     with TrainProgress(console) as display:
-        train_unet(request, quote(display), quote(lambda _: nullcontext(prepared)))
+        run_flow(PreparedRun(request, prepared, display))
 
 
 def _dry_run(words: TrainOptions) -> int:
@@ -135,7 +161,7 @@ def _dry_run(words: TrainOptions) -> int:
     recipe = load_as(TrainConfig, words.config, words.overrides)
     request = TrainRequest(words.images, words.masks, words.cases, words.out, recipe)
     console = Console()
-    with _refused():
+    with _command_errors():
         _, found, summary = read(request)
         show_summary(summary, console)
         samples = save_samples(request, found)
@@ -144,8 +170,8 @@ def _dry_run(words: TrainOptions) -> int:
 
 
 @contextmanager
-def _refused() -> Iterator[None]:
-    """What training is refused or given up for becomes the command's own error."""
+def _command_errors() -> Iterator[None]:
+    """Turn errors of training into errors of the command."""
     from unet_core.errors import DivergedError, NetworkError, RecipeError
 
     try:

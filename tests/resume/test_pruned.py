@@ -189,7 +189,7 @@ def test_the_commands(plan: Plan, root: Path, overtile_alone: Command) -> None:
     assert "1 of 1 slides complete; 0 blocks computed, 0 network calls" in ran.stdout
     ran = overtile_alone.run("delete", out, "discs", "--dry-run")
     assert ran.code == 0, ran.said
-    assert "would go; 0 left alone" in ran.stdout
+    assert "would be removed; 0 left alone" in ran.stdout
     assert is_complete(root)
     ran = overtile_alone.run("prune", out, "--older-than", "30", "--keep", "tables")
     assert ran.code == 2
