@@ -1,7 +1,4 @@
-"""What Prefect shows of a finished thing: markdown beside the run.
-
-The one decision made here: it is only shown. What was made is complete whether or not Prefect's server takes it.
-"""
+"""Show Markdown as a Prefect artifact. A result is complete whether or not the server accepts its artifact."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from prefect.exceptions import PrefectException
 
 
 def show_artifact(key: str, name: str, markdown: str) -> None:
-    """Put it where Prefect shows it under a key, or say in the run's log why not."""
+    """Create an artifact under a key, or log why it was not created."""
     try:
         create_markdown_artifact(markdown, key=key, description=name)
     except (PrefectException, HTTPError) as error:

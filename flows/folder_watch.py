@@ -1,7 +1,7 @@
-"""What has arrived in a folder: looked for now and then, which works on every file system, network shares too.
+"""Detect new slides in a folder by polling, which works on every file system, network shares included.
 
-The one decision made here: a slide has arrived when its files have rested and are not those of the night that was last
-asked for. What is complete is not looked up: a night finds that out itself, in seconds.
+A slide is new when its files are no longer being written and differ from those of the run that was last requested.
+Whether its result is complete is not checked here: a run finds that out within seconds.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from pipeline.inputs.discovery import find_slides
 from pipeline.slides.modification_time import FileState, file_states, recently_modified
 
 LOOK_S, SPARING = 10, 20
-"""How often it is looked, and at most for what part of the time: a large folder far away is looked at less often."""
+"""Seconds between scans, and the least ratio of pause to scan time: slow folders are scanned less often."""
 
 
 @dataclass(slots=True)
 class FolderWatch:
-    """The slides in the folders of a request, and what they looked like when a night was last asked for."""
+    """The slides in the folders of a request, and the state of their files when a run was last requested."""
 
     request: BatchRequest
     taken: dict[Path, tuple[FileState, ...]] = field(default_factory=dict)
     pause_s: float = LOOK_S
 
     def look(self) -> dict[Path, tuple[FileState, ...]]:
-        """What has rested and was not taken as it is now."""
+        """Slides that are no longer being written and are not in ``taken`` in their present state."""
         began, settle_s = time.monotonic(), self.request.config.input.settle_s
         rested = [path for path in self._slides() if not settle_s or recently_modified(path, settle_s) is None]
         found = {path: file_states(path) for path in rested}
@@ -36,10 +36,12 @@ class FolderWatch:
         return {path: states for path, states in found.items() if self.taken.get(path) != states}
 
     def _slides(self) -> list[Path]:
-        """Those there are, and the table that chooses among them, which may change too."""
-        asked = self.request.config.input
+        """All slides, and the cases table, which may change too."""
+        section = self.request.config.input
         try:
-            slides = [one.path for one in find_slides(self.request.inputs, asked.pattern, self.request.out)]
-        except ConfigError:  # nothing is there yet
+            slides = [
+                candidate.path for candidate in find_slides(self.request.inputs, section.pattern, self.request.out)
+            ]
+        except ConfigError:  # no slide yet
             return []
-        return slides if asked.cases is None else [*slides, Path(asked.cases)]
+        return slides if section.cases is None else [*slides, Path(section.cases)]

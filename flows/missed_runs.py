@@ -1,7 +1,7 @@
-"""What a schedule finds when it starts again: nights whose process is no more, nights that are late, nights missed.
+"""Scheduled runs that crashed, are late or were missed while no schedule was served.
 
-The one decision made here: whether a night lives is asked of its lock, which dies with it, never of Prefect, which
-would call it running for ever. Of all that was not done exactly one night is made up for: it does what is missing.
+Whether a run is alive is decided by its lock, which dies with its process; Prefect would report a killed run as running
+for ever. One run makes up for all that did not happen, because it processes everything that is missing.
 """
 
 from __future__ import annotations
@@ -28,33 +28,39 @@ from prefect.states import Cancelled, Crashed
 from flows.scheduled_run import LOCK
 from pipeline.storage.lock import live_owner
 
-AT_WORK = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
-MISSED = "nights were missed: one makes up for them"
+ACTIVE = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
+MISSED = "scheduled runs were missed: one run makes up for them"
 STOPPED = "Runner is shutting down"
-"""What Prefect says of nights that it ended because their schedule was."""
+"""Prefect's message for runs that it stopped together with their schedule."""
 GRACE = timedelta(seconds=90)
-"""So long may a night be at work without its lock: before it holds it, and after."""
+"""A run may be active without its lock for so long, at its start and at its end."""
 
 
 async def mark_dead(client: PrefectClient, deployment: UUID, out: Path, grace: timedelta = GRACE) -> list[FlowRun]:
-    """Mark nights as crashed that Prefect believes at work and whose process is gone; these."""
+    """Mark runs as crashed that Prefect reports as active and whose process is gone; return them."""
     if live_owner(out / LOCK):
         return []
     before = datetime.now(UTC) - grace
-    found = await _runs(client, deployment, AT_WORK)
+    found = await _runs(client, deployment, ACTIVE)
     dead = [run for run in found if run.state is not None and run.state.timestamp <= before]
     for run in dead:
-        await client.set_flow_run_state(run.id, Crashed(message="its process is gone; the next night goes on"))
+        await client.set_flow_run_state(run.id, Crashed(message="its process is gone; the next run resumes"))
     return dead
 
 
 async def catch_up(client: PrefectClient, deployment: UUID, out: Path, schedule: SCHEDULE_TYPES | None) -> str | None:
-    """Let exactly one night make up for all that died, are late or were missed; why, or None when there is none."""
+    """Start one run for all runs that crashed, are late or were missed.
+
+    Returns:
+        The reason, or None when there is nothing to make up for.
+    """
     now = datetime.now(UTC)
     dead = await mark_dead(client, deployment, out, timedelta(0))
     late = [run for run in await _runs(client, deployment, [StateType.SCHEDULED]) if _start(run) <= now]
-    for run in late:  # they were scheduled with what was asked for then
-        await client.set_flow_run_state(run.id, Cancelled(name="Skipped", message="one night makes up for all missed"))
+    for run in late:  # their parameters are those of an older deployment
+        await client.set_flow_run_state(
+            run.id, Cancelled(name="Skipped", message="one run makes up for all missed runs")
+        )
     past = [run for run in await _runs(client, deployment, list(StateType)) if _start(run) <= now]
     missed = bool(past and schedule and await firings(schedule, _start(past[0]), 1, before=now))
     stopped = bool(past) and STOPPED in (past[0].state.message or "" if past[0].state else "")
@@ -62,17 +68,17 @@ async def catch_up(client: PrefectClient, deployment: UUID, out: Path, schedule:
         return None
     await client.create_flow_run_from_deployment(deployment)
     if dead or late:
-        return f"{len(dead)} nights died and {len(late)} are late: one makes up for them"
-    return MISSED if missed else "the last night was ended with the schedule: another one goes on with it"
+        return f"{len(dead)} runs crashed and {len(late)} are late: one run makes up for them"
+    return MISSED if missed else "the last run was stopped with the schedule: a new run resumes it"
 
 
 async def is_busy(client: PrefectClient, deployment: UUID) -> bool:
-    """Whether a night is at work, or about to be."""
-    return bool(await _runs(client, deployment, [*AT_WORK, StateType.SCHEDULED]))
+    """Whether a run is active or about to start."""
+    return bool(await _runs(client, deployment, [*ACTIVE, StateType.SCHEDULED]))
 
 
 async def skipped(client: PrefectClient, deployment: UUID) -> list[FlowRun]:
-    """Nights that were not begun because the one before was still at work."""
+    """Runs that were skipped because the previous run was still active."""
     found = await _runs(client, deployment, [StateType.CANCELLED])
     return [run for run in found if run.state is not None and "concurrency limit" in (run.state.message or "")]
 
@@ -80,7 +86,7 @@ async def skipped(client: PrefectClient, deployment: UUID) -> list[FlowRun]:
 async def firings(
     schedule: SCHEDULE_TYPES, after: datetime, count: int, before: datetime | None = None
 ) -> list[datetime]:
-    """The next firings after a moment, as the server will find them."""
+    """The next times of a schedule after a moment, as the server computes them."""
     kind = server.CronSchedule if hasattr(schedule, "cron") else server.IntervalSchedule
     like = kind.model_validate(schedule.model_dump(exclude_unset=True))
     dates = await like.get_dates(n=count, start=after + timedelta(seconds=1), end=before)
@@ -92,7 +98,7 @@ def _start(run: FlowRun) -> datetime:
 
 
 async def _runs(client: PrefectClient, deployment: UUID, types: Sequence[StateType]) -> list[FlowRun]:
-    """Those of a deployment in states of these types, the latest first."""
+    """The runs of a deployment in states of these types, latest first."""
     return await client.read_flow_runs(
         deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment])),
         flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types)))),

@@ -1,7 +1,7 @@
-"""Who is told when a night went wrong: two automations of Prefect's, which write to one of its notification blocks.
+"""Prefect automations that call a notification block when a scheduled run fails or does not start.
 
-The one decision made here: the server tells, never the night. So a night that died is told of too, and one that never
-began, for as long as the server lives. They belong to the deployment: scheduling again replaces them.
+The server sends the notification, not the run, so that crashed runs and runs that never started are reported too, as
+long as the server is up. The automations belong to the deployment: scheduling again replaces them.
 """
 
 from __future__ import annotations
@@ -21,18 +21,22 @@ from pipeline.errors import ConfigError
 from pipeline.printable import printable
 
 PATIENCE = timedelta(minutes=10)
-"""So much later than it was due may a night begin before somebody is told."""
+"""Delay of a run after which it is reported as not started."""
 
-NIGHT = "prefect.flow-run.*"
-WRONG = ("Failed", "Crashed", "TimedOut")
-BEGUN = ("Pending", "Running", "Cancelled", "Skipped")
-"""States that say that somebody took care of a night that was late."""
+RUN = "prefect.flow-run.*"
+FAILED = ("Failed", "Crashed", "TimedOut")
+STARTED = ("Pending", "Running", "Cancelled", "Skipped")
+"""States after which a late run needs no notification."""
 
 STATE = "{{ flow_run.name }}: {{ flow_run.state.name }}. {{ flow_run.state.message }}"
 
 
 async def find_block(client: PrefectClient, name: str) -> UUID:
-    """The notification block of that name, TYPE/NAME. Raises ConfigError when there is none."""
+    """The id of the notification block TYPE/NAME.
+
+    Raises:
+        ConfigError: There is no notification block of that name.
+    """
     kind, _, own = name.partition("/")
     try:
         block = await client.read_block_document_by_name(own, kind)
@@ -40,34 +44,34 @@ async def find_block(client: PrefectClient, name: str) -> UUID:
         block = None
     if block is None or block.block_schema is None or "notify" not in block.block_schema.capabilities:
         raise ConfigError(
-            f"--notify {printable(name)}: expected a notification block of Prefect's, such as custom-webhook/lab, and "
-            f"found none of that name at {client.api_url}. 'prefect block ls' names those there are"
+            f"--notify {printable(name)}: expected a notification block of Prefect, such as custom-webhook/lab, "
+            f"found none of that name at {client.api_url}. 'prefect block ls' lists the existing ones"
         )
     return block.id
 
 
 def automations(deployment: UUID, block: UUID, out: Path, patience: timedelta = PATIENCE) -> list[AutomationCore]:
-    """Tell when a night of a deployment failed or died, and when one that was due did not begin."""
+    """Automations that report a failed or crashed run of a deployment, and a run that did not start in time."""
     owner, name = f"prefect.deployment.{deployment}", printable(out.name)
     about = {
-        "match": {"prefect.resource.id": NIGHT},
+        "match": {"prefect.resource.id": RUN},
         "match_related": {"prefect.resource.id": owner, "prefect.resource.role": "deployment"},
         "for_each": {"prefect.resource.id"},
     }
-    wrong = EventTrigger.model_validate({**about, "expect": {f"prefect.flow-run.{state}" for state in WRONG}})
+    failed = EventTrigger.model_validate({**about, "expect": {f"prefect.flow-run.{state}" for state in FAILED}})
     absent = EventTrigger.model_validate(
         {
             **about,
             "posture": Posture.Proactive,
             "after": {"prefect.flow-run.Late"},
-            "expect": {f"prefect.flow-run.{state}" for state in BEGUN},
+            "expect": {f"prefect.flow-run.{state}" for state in STARTED},
             "within": patience,
         }
     )
-    cure = _quoted(f"overtile status {shlex.quote(printable(str(out)))} --failed")
-    told = (
-        (wrong, f"{name}: a night went wrong", f"{STATE}\nWhich slides, why, and what to do: {cure}"),
-        (absent, f"{name}: a night did not begin", f"{STATE}\nDoes the machine run, and the schedule on it?"),
+    command = _quoted(f"overtile status {shlex.quote(printable(str(out)))} --failed")
+    messages = (
+        (failed, f"{name}: a scheduled run failed", f"{STATE}\nSlides, causes and remedies: {command}"),
+        (absent, f"{name}: a scheduled run did not start", f"{STATE}\nAre the machine and its schedule running?"),
     )
     return [
         AutomationCore(
@@ -76,10 +80,10 @@ def automations(deployment: UUID, block: UUID, out: Path, patience: timedelta = 
             actions=[SendNotification(block_document_id=block, subject=_quoted(f"overtile: {subject}"), body=body)],
             owner_resource=owner,
         )
-        for trigger, subject, body in told
+        for trigger, subject, body in messages
     ]
 
 
 def _quoted(text: str) -> str:
-    """Text that stays text in a template of Prefect's, which is one of Jinja's."""
+    """Text quoted for Prefect's notification templates, which are Jinja templates."""
     return f"{{{{ {json.dumps(text)} }}}}"

@@ -1,10 +1,10 @@
-"""A Prefect server of the run's own, where none is configured: it boots beside the imports and ends with its parent.
+"""A temporary Prefect server for a run where no server is configured.
 
-The one decision made here: Prefect would start one itself, but only after everything is imported, and ``kill -9`` of
-the parent would leave it behind. This one boots on another core from the first moment, is asked on a socket that was
-open before it, so nobody polls, and ends when the pipe from its parent does. A schedule's ``lasting`` server has the
-services that make runs due, and the pages to look at. Where many run at once, as shares of a batch do, or where the
-home is one that many machines mount, it is ``apart``: its database lies in a folder for temporary files.
+Prefect would start a server itself, but only after all imports, and `kill -9` of the parent would leave it running.
+This server starts in parallel with the imports, on a socket that is open before it, so that clients wait instead of
+polling, and it ends when the pipe from its parent closes. The server of a schedule (``lasting``) also runs Prefect's
+scheduler and serves its pages. Array jobs and home folders on a network file system use a temporary database
+(``apart``), because SQLite's locks do not work between machines.
 
     python -m flows.prefect_server DESCRIPTOR [lasting] [apart]
 """
@@ -30,13 +30,13 @@ from pipeline.errors import OvertileError, ServerError
 
 API_URL = "PREFECT_API_URL"
 HOST, PORT = "127.0.0.1", 4200
-"""Where a lasting server is found: Prefect's own port, when it is free."""
+"""Address of a lasting server: Prefect's default port, if it is free."""
 
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "afs", "9p", "fuse.sshfs"}
-"""File systems on which SQLite's locks do not hold."""
+"""File systems on which SQLite's locks do not work."""
 
 BOOT_S, STOP_S = 120, 5
-"""Longest waits: for a first start, which writes Prefect's database, on a slow disk; and for the end."""
+"""Longest waits for the start, which may create Prefect's database on a slow disk, and for the end."""
 
 
 @dataclass(slots=True)
@@ -45,34 +45,39 @@ class Server:
 
     port: int
     process: subprocess.Popen[bytes]
-    said: IO[bytes]
+    log: IO[bytes]
 
     @classmethod
     def start(cls, *, lasting: bool = False, apart: bool = False) -> Server | None:
-        """Start one and return at once; none where the environment names one. ``apart``: with a database of its own."""
+        """Start a server without waiting for it; None where the environment names a server.
+
+        Args:
+            lasting: Run Prefect's scheduler and pages too, on its default port if that is free.
+            apart: Use a temporary database.
+        """
         if os.environ.get(API_URL):
             return None
         with _listen(PORT if lasting else 0) as listening:
             descriptor, port = listening.fileno(), listening.getsockname()[1]
             apart = apart or (not lasting and is_on_network(_home(), Path("/proc/self/mountinfo").read_text()))
             words = [word for word, is_so in (("lasting", lasting), ("apart", apart)) if is_so]
-            said = TemporaryFile()  # noqa: SIM115  it is read when the server is no more
+            log = TemporaryFile()  # noqa: SIM115  it is read after the server has ended
             process = subprocess.Popen(  # noqa: S603  this very interpreter
                 [sys.executable, "-P", "-m", "flows.prefect_server", str(descriptor), *words],
                 env={**os.environ, **(_own_pages(port) if lasting else {})},
                 stdin=subprocess.PIPE,
-                stdout=said,
-                stderr=said,
+                stdout=log,
+                stderr=log,
                 pass_fds=(descriptor,),
-                start_new_session=True,  # Ctrl-C is for the parent, which still has to tell it how the run ended
+                start_new_session=True,  # Ctrl-C stops the parent only, which then reports the end of the run
             )
-            server = cls(port, process, said)
-        atexit.register(server.stop)  # not before Prefect's own last words, which are registered later
+            server = cls(port, process, log)
+        atexit.register(server.stop)  # runs after Prefect's exit handlers, which are registered later
         return server
 
     def stop(self) -> None:
-        """End it, and wait until it has ended."""
-        assert self.process.stdin is not None, "it was started with a pipe"
+        """Stop the server and wait for its end."""
+        assert self.process.stdin is not None, "the server is started with a pipe"
         self.process.stdin.close()
         try:
             self.process.wait(STOP_S)
@@ -81,34 +86,42 @@ class Server:
             self.process.wait()
 
     def require_alive(self) -> None:
-        """Raise OvertileError when it has ended by itself."""
+        """Check that the server is running.
+
+        Raises:
+            OvertileError: It has ended.
+        """
         if (code := self.process.poll()) is not None:
             raise OvertileError(
-                f"the Prefect server has ended with {code} ({self._last_words()}). Start the schedule again"
+                f"the Prefect server has ended with {code} ({self._last_line()}). Start the schedule again"
             )
 
     def wait(self) -> None:
-        """Wait until it answers. Raises OvertileError when it does not."""
+        """Wait until the server responds.
+
+        Raises:
+            OvertileError: It does not respond.
+        """
         connection = HTTPConnection(HOST, self.port, timeout=BOOT_S)
         try:
             connection.request("GET", "/api/health")
             connection.getresponse()
         except (OSError, HTTPException) as error:
             raise OvertileError(
-                f"the temporary Prefect server did not start ({self._last_words() or error}). Start one with 'prefect "
-                f"server start' and name it: export {API_URL}=http://127.0.0.1:4200/api"
+                f"the temporary Prefect server did not start ({self._last_line() or error}). Start one with 'prefect "
+                f"server start' and set it: export {API_URL}=http://127.0.0.1:4200/api"
             ) from error
         finally:
             connection.close()
 
-    def _last_words(self) -> str:
-        self.said.seek(0)
-        lines = self.said.read().decode(errors="replace").strip().splitlines()
+    def _last_line(self) -> str:
+        self.log.seek(0)
+        lines = self.log.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else ""
 
 
 def _listen(port: int) -> socket.socket:
-    """On that port of this machine alone, or on any when it is taken."""
+    """Listen on this port of the loopback address, or on any free port if it is taken."""
     try:
         return socket.create_server((HOST, port))
     except OSError:
@@ -116,7 +129,7 @@ def _listen(port: int) -> socket.socket:
 
 
 def _own_pages(port: int) -> dict[str, str]:
-    """Settings by which the server's pages find it, and other pages do not."""
+    """Settings that let the server's own pages reach it and pages of other origins not."""
     here = f"http://{HOST}:{port}"
     return {
         "PREFECT_SERVER_API_HOST": HOST,
@@ -128,9 +141,10 @@ def _own_pages(port: int) -> dict[str, str]:
 
 @contextmanager
 def used(server: Server | None) -> Iterator[None]:
-    """What is run inside talks to this server, unless Prefect's settings name another one or forbid it.
+    """Use this server inside the context, unless Prefect's settings name another one or forbid it.
 
-    Raises ServerError where that one does not answer, or goes away before it was told how the run ended.
+    Raises:
+        ServerError: The server does not respond, or it is lost before the end of the run is reported.
     """
     if server is None or not _is_needed():
         with _answering():
@@ -145,26 +159,26 @@ def used(server: Server | None) -> Iterator[None]:
 
 @contextmanager
 def _answering() -> Iterator[None]:
-    from httpx import HTTPError  # what Prefect lets through when its server cannot be reached
+    from httpx import HTTPError  # raised by Prefect when its server cannot be reached
     from prefect._internal.urls import strip_auth_from_url
     from prefect.client.orchestration import get_client
     from prefect.events.clients import PrefectEventsClient
     from prefect.events.worker import EventsWorker, emit_events_to_cloud
 
-    if not emit_events_to_cloud():  # a server that is gone is looked for once an event; ten times would be minutes
+    if not emit_events_to_cloud():  # one attempt per event; ten would take minutes
         EventsWorker.set_client_override(PrefectEventsClient, reconnection_attempts=1)
     with get_client(sync_client=True) as client:
-        unheard, url = client.api_healthcheck(), strip_auth_from_url(str(client.api_url))
-    if unheard is not None:
+        failure, url = client.api_healthcheck(), strip_auth_from_url(str(client.api_url))
+    if failure is not None:
         raise ServerError(
-            f"expected Prefect's server at {url}, where nothing answers as one ({unheard}). Start it, or unset "
-            f"{API_URL} and each run has one of its own. Nothing was begun"
+            f"no Prefect server responds at {url} ({failure}). Start it, or unset {API_URL} to use a "
+            "temporary server for each run. Nothing was started"
         )
     try:
         yield
     except HTTPError as error:
         raise ServerError(
-            f"Prefect's server at {url} went away ({error}): it does not know how this run ended, the files do"
+            f"lost Prefect's server at {url} ({error}). Its record of this run is incomplete, the results are not affected"
         ) from error
 
 
@@ -189,32 +203,32 @@ def serve(descriptor: int, *, lasting: bool) -> None:
 
 
 def _home() -> Path:
-    """Where Prefect keeps its database unless it is told otherwise."""
+    """Prefect's default folder for its database."""
     return Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
 
 
 def is_on_network(folder: Path, mounts: str) -> bool:
-    """Whether a folder lies on a file system that other machines mount too, by the lines of /proc/self/mountinfo."""
-    place, kinds = folder.absolute(), dict[Path, str]()
+    """Whether a folder is on a network file system, by the lines of /proc/self/mountinfo."""
+    path, kinds = folder.absolute(), dict[Path, str]()
     for line in mounts.splitlines():
         before, _, after = line.partition(" - ")
         point = Path(before.split()[4].replace("\\040", " "))
-        if place.is_relative_to(point):
+        if path.is_relative_to(point):
             kinds[point] = after.split()[0]
     return bool(kinds) and kinds[max(kinds, key=lambda point: len(point.parts))] in NETWORK
 
 
 @contextmanager
 def own_database() -> Iterator[None]:
-    """What is served inside keeps its runs in a folder for temporary files."""
+    """Use a temporary database inside the context."""
     with TemporaryDirectory(prefix="overtile-prefect-") as folder:
         os.environ["PREFECT_API_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{folder}/prefect.db"
         yield
 
 
 def _end_with_parent() -> None:
-    os.read(sys.stdin.fileno(), 1)  # nothing is ever written: it returns when the parent closes it, or is no more
-    os.kill(os.getpid(), signal.SIGTERM)  # at once while importing, politely when serving
+    os.read(sys.stdin.fileno(), 1)  # returns when the parent closes the pipe or dies; nothing is ever written
+    os.kill(os.getpid(), signal.SIGTERM)  # while serving, uvicorn shuts down cleanly
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""A schedule on one machine: a deployment that this process serves, and a Prefect server where none is configured.
+"""Serve a schedule on one machine as a Prefect deployment.
 
-The one decision made here: when, how often and how many at once are Prefect's own (a served deployment, its schedule,
-its concurrency limit with CANCEL_NEW); only what a killed process leaves behind is put right by us, when we start and
-every few seconds after.
+Prefect decides when runs start and how many run at once (deployment, schedule, concurrency limit with CANCEL_NEW).
+This module only repairs what a killed process leaves behind, at the start and every few seconds.
 """
 
 from __future__ import annotations
@@ -38,11 +37,15 @@ from pipeline.storage.lock import slide_lock
 
 LOCK = ".schedule"
 LOOK_S, POLL_S = 10, 5
-"""How often it is looked for nights that died, and for nights that are due."""
+"""Seconds between looks for crashed runs, and between looks for due runs."""
 
 
 def when(cron: str | None, every_s: float | None, zone: str, *, watch: bool = False) -> Schedule | None:
-    """Prefect's schedule, None to watch. Raises ConfigError unless exactly one is asked for, and makes sense."""
+    """Prefect's schedule of the options, None for ``--watch``.
+
+    Raises:
+        ConfigError: Not exactly one option is given, or it is invalid.
+    """
     if [cron is not None, every_s is not None, watch].count(True) != 1:
         raise ConfigError("expected one of --cron '0 1 * * *', --every SECONDS and --watch")
     if watch:
@@ -54,23 +57,26 @@ def when(cron: str | None, every_s: float | None, zone: str, *, watch: bool = Fa
 
 
 def deployment_of(request: ScheduledRunRequest, schedule: Schedule | None) -> RunnerDeployment:
-    """The deployment: one for an output folder, so that scheduling again replaces it."""
+    """The deployment of an output folder; scheduling again replaces it."""
     return RunnerDeployment.from_flow(
         night,
         name=f"{printable(request.out.name)}-{short_name(request.out)}",
         schedule=schedule,
         parameters={"request": request.model_dump(mode="json")},
         concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
-        description=f"Segments what is new in {', '.join(plain(path) for path in request.inputs)}",
+        description=f"Segments new slides in {', '.join(plain(path) for path in request.inputs)}",
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduleService:
-    """Where a schedule tells what it does, what it asks whether its server lives, and by which block it calls for help.
+    """Services of a schedule.
 
-    ``block`` is the name of one of Prefect's notification blocks.
+    Attributes:
+        say: Prints a message.
+        require_server: Raises OvertileError when the server has ended; None for an external server.
+        block: Name of the Prefect notification block that is called on failures.
     """
 
     say: Callable[[str], None]
@@ -79,7 +85,14 @@ class ScheduleService:
 
 
 def serve(request: ScheduledRunRequest, schedule: Schedule | None, post: ScheduleService) -> int:
-    """Serve it until SIGINT or SIGTERM; the exit code that follows. Raises LockedError when another process does."""
+    """Serve a schedule until SIGINT or SIGTERM.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        LockedError: Another process serves a schedule for this output folder.
+    """
     with slide_lock(request.out / LOCK):
         return anyio.run(_serve, request, schedule, post)
 
@@ -98,7 +111,7 @@ async def _serve(request: ScheduledRunRequest, schedule: Schedule | None, post: 
             if schedule is None:
                 tasks.start_soon(watch.arrivals)
             tasks.start_soon(watch.stop)
-            await runner.start()  # stops when it is asked to, and must not be cancelled
+            await runner.start()  # it must be stopped, not cancelled
             tasks.cancel_scope.cancel()
     if isinstance(watch.ended, OvertileError):
         raise watch.ended
@@ -107,7 +120,7 @@ async def _serve(request: ScheduledRunRequest, schedule: Schedule | None, post: 
 
 @dataclass(slots=True)
 class _Watch:
-    """Looks after the nights of a deployment while it is served."""
+    """Watches the runs of a deployment while it is served."""
 
     client: PrefectClient
     deployment: UUID
@@ -118,40 +131,40 @@ class _Watch:
     ended: int | OvertileError = 0
 
     async def begin(self) -> None:
-        """Put right what was left behind, and say what comes."""
+        """Make up for missed runs and print when the next run starts."""
         self.seen = {run.id for run in await skipped(self.client, self.deployment)}
         schedules = (await self.client.read_deployment(self.deployment)).schedules
         plan = schedules[0].schedule if schedules else None
         if why := await catch_up(self.client, self.deployment, self.request.out, plan):
             self.post.say(why)
-        following = [self._night(moment) for moment in await firings(plan, datetime.now(UTC), 1)] if plan else []
+        following = [self._run_name(moment) for moment in await firings(plan, datetime.now(UTC), 1)] if plan else []
         pages = self.client.api_url.copy_with(path="/")
         self.post.say(f"next: {', '.join(following) or 'when slides arrive'}; runs are shown at {pages}")
 
-    def _night(self, moment: datetime | None) -> str:
+    def _run_name(self, moment: datetime | None) -> str:
         zone = ZoneInfo(self.request.timezone or "UTC")
-        return "a night" if moment is None else f"the night of {moment.astimezone(zone):%Y-%m-%d %H:%M:%S %Z}"
+        return "a run" if moment is None else f"the run of {moment.astimezone(zone):%Y-%m-%d %H:%M:%S %Z}"
 
     async def stop(self) -> None:
-        """Wait for a signal, then end the night at work and the runner, politely. The runner's own way ends with 0."""
+        """Wait for a signal, then stop the active run and the runner. The runner alone would exit with 0."""
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             self.ended = 128 + await anext(aiter(signals))
             await self.runner.astop()
 
     async def arrivals(self) -> None:
-        """Ask for a night whenever slides have arrived, unless one is at work, or about to be: then a little later."""
+        """Start a run whenever slides have arrived; wait while a run is active or about to start."""
         arrivals = FolderWatch(self.request)
         while True:
-            with suppress(PrefectException, HTTPError):  # it is asked again
-                found = await anyio.to_thread.run_sync(arrivals.look, abandon_on_cancel=True)
-                if found and not await is_busy(self.client, self.deployment):
+            with suppress(PrefectException, HTTPError):  # the next look tries again
+                new = await anyio.to_thread.run_sync(arrivals.look, abandon_on_cancel=True)
+                if new and not await is_busy(self.client, self.deployment):
                     await self.client.create_flow_run_from_deployment(self.deployment)
-                    arrivals.taken |= found
-                    self.post.say(f"{len(found)} slides have arrived or changed: a night begins")
+                    arrivals.taken |= new
+                    self.post.say(f"{len(new)} slides have arrived or changed: a run starts")
             await anyio.sleep(arrivals.pause_s)
 
     async def look(self) -> None:
-        """Now and then: is the server there, did a night die, was one skipped?"""
+        """Check every few seconds for a lost server and for crashed or skipped runs."""
         while True:
             await anyio.sleep(LOOK_S)
             try:
@@ -161,15 +174,17 @@ class _Watch:
                 self.ended = error
                 await self.runner.astop()
                 return
-            with suppress(PrefectException, HTTPError):  # it is asked again
+            with suppress(PrefectException, HTTPError):  # the next look tries again
                 await self._look_once()
 
     async def _look_once(self) -> None:
         for run in await mark_dead(self.client, self.deployment, self.request.out):
-            self.post.say(f"{self._night(run.expected_start_time)} crashed: its process is gone. The next one goes on")
+            self.post.say(
+                f"{self._run_name(run.expected_start_time)} crashed: its process is gone. The next run resumes"
+            )
         for run in await skipped(self.client, self.deployment):
             if run.id not in self.seen:
                 self.seen.add(run.id)
-                why = f"{self._night(run.expected_start_time)} was skipped: the one before is still at work"
+                why = f"{self._run_name(run.expected_start_time)} was skipped: the previous run is still active"
                 self.post.say(why)
                 note(self.request.out, "skipped", {"night": str(run.expected_start_time), "why": why})

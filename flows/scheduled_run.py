@@ -1,8 +1,7 @@
-"""The flow of one night: the batch that was scheduled, under a lock that only one night at a time holds.
+"""The Prefect flow of a scheduled run: one batch under a lock, so that runs of a folder never overlap.
 
-The one decision made here: a night is ``segment`` and nothing more, with what was asked for kept in one checked model,
-so that what runs unattended can be run by hand. The weights are those that were there when it was scheduled, or it
-refuses to run.
+A scheduled run does what `overtile segment` does, with its request in one validated model, so it can be repeated by
+hand. It requires the model weights that were present when it was scheduled.
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ from pipeline.storage.atomic_files import digest
 from pipeline.storage.lock import slide_lock
 
 LOCK = ".night"
-"""The folder in OUT whose lock a night holds. It dies with its process, whatever Prefect believes."""
+"""The folder in OUT whose lock a run holds. The lock dies with the process, whatever state Prefect reports."""
 
 
 class ScheduledRunRequest(BatchRequest):
-    """What every night is asked to do."""
+    """The request of every run of a schedule."""
 
-    inputs: tuple[Path, ...] = Field(description="Slides, or folders of slides: what is new in them is segmented.")
-    out: Path = Field(description="Folder for the results, one folder a slide.")
-    model_sha256: str = Field(description="The weights that may be used; other ones are refused.")
+    inputs: tuple[Path, ...] = Field(description="Slides or folders of slides; new slides are segmented.")
+    out: Path = Field(description="Results folder; holds one folder per slide.")
+    model_sha256: str = Field(description="SHA-256 of the model; other weights are refused.")
 
 
-def _night_name() -> str:
+def _run_name() -> str:
     from prefect.runtime import flow_run
 
     return f"{flow_run.scheduled_start_time:%Y-%m-%d %H:%M} UTC"
@@ -49,34 +48,35 @@ def _night_name() -> str:
 
 @flow(
     name="night",
-    flow_run_name=_night_name,
+    flow_run_name=_run_name,
     task_runner=ThreadPoolTaskRunner(max_workers=MOST_SLIDES_ASKED),  # type: ignore[arg-type]  # its futures are ours
     persist_result=False,
     result_serializer="json",  # Prefect keeps what a flow raises, by default as a pickle of all it holds
 )
 def night(request: ScheduledRunRequest) -> State[None]:
-    """Segment what is new in a folder. Fails when a slide failed, with the count; stopping in time is no failure."""
+    """Segment new slides of a folder. The run fails when a slide fails; slides stopped by a deadline do not fail it."""
     require_sha256(load_model(request.config.model), request.model_sha256)
     try:
         with slide_lock(request.out / LOCK):
             batch = segment_folder.fn(request)
     except LockedError as error:
         get_run_logger().warning("skipped: %s", printable(str(error)))
-        return Cancelled(name="Skipped", message=f"the night before is still at work: {error}")
+        return Cancelled(name="Skipped", message=f"the previous run is still active: {error}")
     except IncompleteError as error:
         _show(error.batch)
-        in_vain = any(not one.is_up_to_date and one.state not in NOT_IN_VAIN for one in error.batch.outcomes)
-        return Failed(message=str(error)) if in_vain else Completed(message=str(error))
+        outcomes = error.batch.outcomes
+        has_failed = any(not outcome.is_up_to_date and outcome.state not in NOT_IN_VAIN for outcome in outcomes)
+        return Failed(message=str(error)) if has_failed else Completed(message=str(error))
     _show(batch)
     return Completed(message="all slides are complete")
 
 
 def short_name(out: Path) -> str:
-    """What tells an output folder from all others where a path cannot stand."""
+    """A short digest that identifies an output folder where a path is not allowed."""
     return digest(str(out))[:8]
 
 
 def _show(batch: Batch) -> None:
-    """Put the page of the night where all of this folder are found."""
+    """Show the run's summary as an artifact under the key of its output folder."""
     out = batch.request.out
     show_artifact(f"night-{short_name(out)}", plain(out), morning_page(batch))

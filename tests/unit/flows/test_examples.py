@@ -59,7 +59,7 @@ def test_automations_are_told_of_the_same_states_as_those_of_a_schedule(tmp_path
             validate_user_template(template)
     assert len(found) == len(own) + 1, "a schedule looks itself for nights that died"
     text = render_user_template_sync(own[0].actions[0].subject, {"flow_run": "seen"})  # type: ignore[union-attr]
-    assert text == "overtile: it's {{ flow_run }} {% raw %} }}: a night went wrong"
+    assert text == "overtile: it's {{ flow_run }} {% raw %} }}: a scheduled run failed"
 
 
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from tests.support.commands import Command
 from tests.unit.flows.serving import awaited, receiver
 
-PATIENCE_S = 240
+TIMEOUT_S = 240
 IN_PROCESS = """
 import asyncio, json, sys
 from datetime import UTC, datetime, timedelta
@@ -22,12 +22,12 @@ from pathlib import Path
 from prefect import get_client
 from prefect.states import Cancelled, Completed, Pending, Running, Scheduled
 from flows.missed_runs import catch_up, firings, is_busy, mark_dead
-from flows.scheduled_run import LOCK, NightRequest
+from flows.scheduled_run import LOCK, ScheduledRunRequest
 from flows.schedule import deployment_of, when
 from pipeline.storage.lock import slide_lock
 
 out = Path(sys.argv[1])
-request = NightRequest(inputs=(out,), out=out, model_sha256="0" * 64)
+request = ScheduledRunRequest(inputs=(out,), out=out, model_sha256="0" * 64)
 now = datetime.now(UTC)
 
 async def states(client, deployment):
@@ -51,7 +51,7 @@ def in_process(command: Command, script: str, *words: str | Path) -> str:
         env={**command.environment, "PYTHONPATH": root},
         capture_output=True,
         text=True,
-        timeout=PATIENCE_S,
+        timeout=TIMEOUT_S,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -142,24 +142,24 @@ print(await catch_up(client, deployment, out, plan), await is_busy(client, deplo
     lines = in_process(overtile, script, tmp_path).splitlines()
     assert lines[0] == "None []"
     skips = "'Skipped', 'Skipped', 'Skipped'"
-    assert lines[1] == f"0 nights died and 3 are late: one makes up for them ['Scheduled', {skips}]"
+    assert lines[1] == f"0 runs crashed and 3 are late: one run makes up for them ['Scheduled', {skips}]"
     assert lines[2] == f"[] ['Running', {skips}]", "it may not hold its lock yet"
     assert lines[3] == f"[] ['Running', {skips}]", "it lives"
     assert lines[4] == f"1 ['Crashed', {skips}]"
     assert lines[5] == "Pending", "what died holds no slot"
     assert lines[6] == "None", "it was meant to end"
-    assert lines[7] == "the last night was ended with the schedule: another one goes on with it True"
+    assert lines[7] == "the last run was stopped with the schedule: a new run resumes it True"
 
 
 def test_the_request_is_a_checked_form_and_reads_back_as_it_was(overtile: Command, tmp_path: Path) -> None:
     script = """
 from datetime import time
-asked = NightRequest(inputs=(out,), out=out, model_sha256="0" * 64, until=time(7), timezone="Europe/Berlin")
+asked = ScheduledRunRequest(inputs=(out,), out=out, model_sha256="0" * 64, until=time(7), timezone="Europe/Berlin")
 deployment = await deployment_of(asked, when("0 1 * * *", None, "Europe/Berlin")).aapply()
 found = await client.read_deployment(deployment)
-print(NightRequest.model_validate(found.parameters["request"]) == asked)
+print(ScheduledRunRequest.model_validate(found.parameters["request"]) == asked)
 print(found.global_concurrency_limit.limit, found.concurrency_options.collision_strategy.name)
-print(sorted(found.parameter_openapi_schema["definitions"]["NightRequest"]["required"]))
+print(sorted(found.parameter_openapi_schema["definitions"]["ScheduledRunRequest"]["required"]))
 try:
     wrong = {**found.parameters["request"], "config": {"tiles": {"blok": 512}}}
     await client.create_flow_run_from_deployment(deployment, parameters={"request": wrong})
@@ -194,7 +194,7 @@ print(state.name, state.message)
     refused, skipped = in_process(overtile, script, tmp_path).splitlines()
     assert "expected the weights that were scheduled, sha256 000000000000, found " in refused
     assert "schedule again to use these" in refused
-    assert skipped.startswith(f"Skipped the night before is still at work: {tmp_path} is being worked on by process ")
+    assert skipped.startswith(f"Skipped the previous run is still active: {tmp_path} is being worked on by process ")
 
 
 @pytest.mark.long
@@ -229,5 +229,5 @@ await due()
     told = [one["text"] for one in hook.received]
     assert len(told) == 2
     for text, run in zip(told, (first, second), strict=True):
-        assert text.startswith(f"overtile: {tmp_path.name}: a night did not begin {run.split()[1]}: Late.")
+        assert text.startswith(f"overtile: {tmp_path.name}: a scheduled run did not start {run.split()[1]}: Late.")
     assert began.split()[1] not in "".join(told)

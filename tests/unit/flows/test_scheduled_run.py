@@ -161,7 +161,7 @@ def test_what_arrives_is_taken_and_who_is_to_know_of_a_failure_is_told(tmp_path:
             assert exit_codes(out) == [0, 3]
             assert len(lines_of(out, "began")) == log.read_text().count("have arrived or changed") == 2
     (told,) = hook.received
-    assert "out: a night went wrong" in told["text"]
+    assert "out: a scheduled run failed" in told["text"]
     assert "Failed" in told["text"]
     assert "1 of 2 slides are not complete as asked" in told["text"]
     assert f"overtile status {out} --failed" in told["text"]
