@@ -178,7 +178,7 @@ def _answering() -> Iterator[None]:
         yield
     except HTTPError as error:
         raise ServerError(
-            f"lost Prefect's server at {url} ({error}). Its record of this run is incomplete, the results are not affected"
+            f"lost Prefect's server at {url} ({error}). Its record of this run is incomplete; results are not affected"
         ) from error
 
 

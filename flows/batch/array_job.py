@@ -1,7 +1,7 @@
-"""A share of a batch: every n-th slide, taken by one of n processes that know nothing of each other.
+"""Array jobs (`--array i/n`): job i of n independent processes takes every n-th slide.
 
-The one decision made here: a share is told by two numbers that every queueing system hands to its jobs, so there is no
-scheduler. All shares work into the same OUT, where locks keep two from one slide.
+Queueing systems pass both numbers to their jobs, so no scheduler is needed. All jobs write to the same OUT, where
+locks keep two jobs from the same slide.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ArrayJob:
-    """Number ``number`` of ``of``, counted from 1."""
+    """Job ``number`` of ``of``, counted from 1."""
 
     number: int
     of: int
 
     @classmethod
     def read(cls, text: str) -> ArrayJob:
-        """From i/n. Raises ConfigError for anything else."""
+        """Parse i/n.
+
+        Raises:
+            ConfigError: The text has another form, or i is not between 1 and n.
+        """
         found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, re.ASCII)
         share = cls(*map(int, found.groups())) if found else cls(0, 0)
         if not 1 <= share.number <= share.of:
@@ -36,5 +40,5 @@ class ArrayJob:
         return share
 
     def take(self, items: Sequence[T]) -> list[T]:
-        """Its part; those of all numbers are everything, once."""
+        """The items of this job. The items of all jobs are disjoint and complete."""
         return list(items[self.number - 1 :: self.of])

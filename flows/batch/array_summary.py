@@ -1,8 +1,8 @@
-"""What the shares of a batch leave together: files that tell of all slides, whichever process ends last.
+"""Batch-level files of array jobs; they cover all slides, whichever job finishes last.
 
-The one decision made here: a share believes the folders and the history of what is not its own, as ``overtile status``
-does, and writes when its own end is in the history. If another has said something meanwhile it writes again, so the
-last one to speak has heard all others.
+A job takes the states of other jobs' slides from the folders and the history, as `overtile status` does. It writes the
+files after its own end is in the history, and again if the history has grown meanwhile, so the last job to write has
+read the ends of all others.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ STATES: Mapping[str, State] = {
     "deferred": "deferred",
     "resumable": "resumable",
 }
-"""A slide's state in the words of an outcome, by what OUT tells of it; what is not told of waits."""
+"""States of outcomes by states of `overtile status`; all other slides are waiting."""
 
 
 def outcomes_of_all_jobs(out: Path, mine: Sequence[Outcome], slides: Mapping[str, Path]) -> list[Outcome]:
-    """Outcomes of all slides, in their order: of those that are others' to do, what OUT says of them now."""
+    """Outcomes of all slides in their order; those of other jobs' slides are derived from ``out``."""
     try:
-        standings = {one.key: one for one in Status.of(out).slides}
-    except ConfigError:  # nobody has begun
-        standings = {}
-    found = {outcome.key: outcome for outcome in mine}
-    return [found.get(key) or _outcome(key, slide, standings.get(key)) for key, slide in slides.items()]
+        statuses = {slide.key: slide for slide in Status.of(out).slides}
+    except ConfigError:  # no job has started
+        statuses = {}
+    own = {outcome.key: outcome for outcome in mine}
+    return [own.get(key) or _outcome(key, slide, statuses.get(key)) for key, slide in slides.items()]
 
 
-def _outcome(key: str, slide: Path, standing: SlideStatus | None) -> Outcome:
-    if standing is None or standing.state not in STATES:
+def _outcome(key: str, slide: Path, status: SlideStatus | None) -> Outcome:
+    if status is None or status.state not in STATES:
         return Outcome(key, slide)
-    cause = standing.cause
-    if standing.state == "resumable" and not cause:
-        cause = "its run ended before it was complete; the next run goes on"
-    return Outcome(key, slide, STATES[standing.state], standing.stage or "plan", cause)
+    cause = status.cause
+    if status.state == "resumable" and not cause:
+        cause = "its run ended before it was complete; the next run resumes"
+    return Outcome(key, slide, STATES[status.state], status.stage or "plan", cause)
 
 
 def write_until_stable(out: Path, write: Callable[[], None]) -> None:
-    """Write what tells of all shares; again when one of them said something meanwhile, so that nothing is left out."""
+    """Write the batch-level files, and again while the history of ``out`` grows."""
     before = None
     while before != (now := (out / NAME).stat().st_size):
         before = now

@@ -1,7 +1,7 @@
-"""A batch: the slides asked for, what became of each, and the exit code that follows. No Prefect here.
+"""A batch: the requested slides, the outcome of each, and the exit code.
 
-The one decision made here: a batch succeeds only when every slide asked for is complete as asked; everything else is
-said by the exit code, by name, with the cause. Each slide has its own configuration, which a cases table may change.
+A batch succeeds only when every requested slide is complete under its plan. Each slide has its own configuration,
+which a cases table may change.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from pipeline.storage.slide_store import SlideStore
 from unet_core.errors import NetworkError
 
 MANIFEST = "manifest"
-"""The step after a slide's last stage."""
+"""The step after the last stage of a slide."""
 
 EXIT_OK, EXIT_USAGE, EXIT_SOME, EXIT_NONE, EXIT_DISK, EXIT_LOCKED = 0, 2, 3, 4, 74, 75
 
@@ -48,11 +48,11 @@ NOT_THE_SLIDES: Mapping[str, bool | set[str]] = {
     "outputs": True,
     "input": {"pattern", "cases", "order", "settle_s"},
 }
-"""Settings that change nothing about whether a slide can be planned."""
+"""Configuration keys that do not affect whether a slide can be planned."""
 
 
 def _as_text(path: Path) -> str:
-    """A path as JSON can hold it: bytes that are no UTF-8 are shown as '?'."""
+    """A path that JSON can hold: bytes that are not UTF-8 become '?'."""
     return str(path).encode("utf-8", "replace").decode()
 
 
@@ -60,11 +60,19 @@ ShownPath = Annotated[Path, PlainSerializer(_as_text, when_used="json")]
 
 
 class BatchRequest(BaseModel):
-    """What a batch is asked to do: inputs (slides or folders), output folder, configuration, keys to force.
+    """The request of a batch.
 
-    From ``until`` on, a time of day in ``timezone`` (null: this machine's), no block is begun any more. ``command`` is
-    what does the same by hand, where it was not typed. Of a ``share`` only that part of the slides is taken. Of weights
-    that are ``pinned`` no others are used than those of that SHA-256.
+    Attributes:
+        inputs: Slides or folders of slides.
+        out: Output folder.
+        config: Configuration of all slides; a cases table may change it for a slide.
+        force: Keys of slides whose complete results may be replaced.
+        force_all: Whether all complete results may be replaced.
+        until: Time of day after which no block is started.
+        timezone: Time zone of ``until``; None for that of this machine.
+        command: The equivalent command line of a scheduled run; empty for a typed command.
+        share: The array job whose slides are processed; None for all slides.
+        pinned: Required SHA-256 of model weights, by name or path.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -81,13 +89,13 @@ class BatchRequest(BaseModel):
     pinned: dict[str, str] = {}
 
     def forces(self, key: str) -> bool:
-        """Whether a complete result of this slide may be given up."""
+        """Whether a complete result of this slide may be replaced."""
         return self.force_all or key in self.force
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRuntime:
-    """A model, and how this machine runs it."""
+    """A model and the device, precision and tile size with which it runs."""
 
     model: Ensemble
     compute: Compute
@@ -95,11 +103,19 @@ class ModelRuntime:
 
 @dataclass(slots=True)
 class Batch:
-    """Slides to be worked on, in order, and the outcomes of all that were asked for.
+    """A planned batch and the outcomes of its slides, in order.
 
-    ``equipment`` holds each model once, by what configurations say of it; ``cases`` what the cases table says of
-    a slide, by key; ``strikes`` the slides that failed in the last runs, ``files`` what slides that
-    have to rest looked like when they were planned; ``everything`` the slides of all shares.
+    Attributes:
+        request: The request.
+        equipment: Each model once, by its configuration section.
+        outcomes: One per requested slide.
+        plans: Plans by key, of slides that could be planned.
+        cases: Columns of the cases table by key.
+        strikes: Slides that failed in previous runs.
+        deadline: The time after which no block is started.
+        files: File states at planning, by key, where ``input.settle_s`` is set.
+        aliases: Pseudonyms of the slides, where ``outputs.redact`` is set.
+        everything: Paths by key of the slides of all array jobs.
     """
 
     request: BatchRequest
@@ -114,19 +130,19 @@ class Batch:
     everything: dict[str, Path] = field(default_factory=dict)
 
     def redact(self, text: str) -> str:
-        """The text without the names of slides that may not be told."""
+        """The text with slide names replaced by their pseudonyms."""
         for alias in self.aliases:
             text = alias.redact(text)
         return text
 
     @property
     def shown(self) -> BatchRequest:
-        """The request as others may read it."""
-        told = [Path(self.redact(str(path))) for path in self.request.inputs]
-        return self.request.model_copy(update={"inputs": tuple(told)}) if self.aliases else self.request
+        """The request with redacted input paths."""
+        redacted = [Path(self.redact(str(path))) for path in self.request.inputs]
+        return self.request.model_copy(update={"inputs": tuple(redacted)}) if self.aliases else self.request
 
     def exit_code(self) -> int:
-        """The code the command ends with."""
+        """The exit code of the command."""
         outcomes = self.outcomes
         if all(outcome.is_up_to_date for outcome in outcomes):
             return EXIT_OK
@@ -141,41 +157,50 @@ class Batch:
         )
 
     def todo(self) -> list[Outcome]:
-        """Slides that still wait, in order."""
+        """Waiting slides, in order."""
         return [outcome for outcome in self.outcomes if outcome.state == "waiting"]
 
 
 def plan_batch(request: BatchRequest, *, writing: bool = True) -> Batch:
-    """Find the slides, describe their models and plan every slide; a slide that cannot be planned is an outcome.
+    """Find the slides, load their models' headers and plan every slide.
 
-    ``writing`` makes sure first that the output can be written. Raises ConfigError, ModelError (nothing can start) or
-    DiskError.
+    Args:
+        request: The request.
+        writing: Whether to check first that the output folder can be written.
+
+    Returns:
+        The batch. A slide that cannot be planned has a failed outcome.
+
+    Raises:
+        ConfigError: The request is invalid.
+        ModelError: A model cannot be used.
+        DiskError: The output folder cannot be written.
     """
     deadline = Deadline.of(request.until, request.timezone)
     request = _absolute(request) if request.config.cluster.is_elsewhere else request
-    chosen = select_slides(request.inputs, request.out, request.config, writing=writing)
-    everything = {one.candidate.key: one.candidate.shown for one in chosen}
+    selected = select_slides(request.inputs, request.out, request.config, writing=writing)
+    everything = {slide.candidate.key: slide.candidate.shown for slide in selected}
     if unknown := [key for key in request.force if key not in everything]:
-        there = ", ".join(sorted(everything)[:10])
-        raise ConfigError(f"--force {unknown[0]}: no such slide here; expected one of {there}")
-    if all(one.candidate.refused for one in chosen):
-        raise ConfigError("; ".join(str(one.candidate.refused) for one in chosen))
-    chosen = chosen if request.share is None else request.share.take(chosen)
-    models = models_of(chosen, request.pinned)
+        known = ", ".join(sorted(everything)[:10])
+        raise ConfigError(f"--force {unknown[0]}: no such slide here; expected one of {known}")
+    if all(slide.candidate.refused for slide in selected):
+        raise ConfigError("; ".join(str(slide.candidate.refused) for slide in selected))
+    selected = selected if request.share is None else request.share.take(selected)
+    models = models_of(selected, request.pinned)
     if writing:
         _require_writable(request.out, "output folder", "--out")
         if request.config.outputs.scratch is not None:
             _require_writable(Path(request.config.outputs.scratch), "scratch folder", "outputs.scratch")
     batch = Batch(request, _resolve_runtimes(request.config, models))
     batch.strikes, batch.deadline, batch.everything = BatchHistory.read(request.out).strikes(), deadline, everything
-    batch.aliases = tuple(one.candidate.alias for one in chosen if one.candidate.alias)
-    for one in chosen:
-        _plan(batch, one)
+    batch.aliases = tuple(slide.candidate.alias for slide in selected if slide.candidate.alias)
+    for slide in selected:
+        _plan(batch, slide)
     return batch
 
 
 def _absolute(request: BatchRequest) -> BatchRequest:
-    """The request with paths that mean the same in whatever folder a worker was started."""
+    """The request with absolute paths, for workers that start in another folder."""
     inputs = tuple(path.absolute() for path in request.inputs)
     outputs = request.config.outputs
     scratch = None if outputs.scratch is None else str(Path(outputs.scratch).absolute())
@@ -184,15 +209,15 @@ def _absolute(request: BatchRequest) -> BatchRequest:
 
 
 def _resolve_runtimes(config: RunConfig, models: dict[ModelSection, Ensemble]) -> dict[ModelSection, ModelRuntime]:
-    from pipeline.inference.predictor import (  # torch costs a second; refusals need none
+    from pipeline.inference.predictor import (  # torch takes a second to import
         resolve_device,
         resolve_precision,
     )
 
     for model in models.values():
         _require_weights(model)
-    there = config.cluster.is_elsewhere and config.compute.device != "auto"  # then workers have it, or refuse
-    device = config.compute.device if there else resolve_device(config.compute.device)
+    is_remote = config.cluster.is_elsewhere and config.compute.device != "auto"  # the workers check their device
+    device = config.compute.device if is_remote else resolve_device(config.compute.device)
     precision = resolve_precision(config.compute.precision, device)
     return {
         section: ModelRuntime(model, Compute(device, precision, resolve_tile(config, model, device)))
@@ -201,7 +226,7 @@ def _resolve_runtimes(config: RunConfig, models: dict[ModelSection, Ensemble]) -
 
 
 def settle(batch: Batch) -> bool:
-    """Whether there is nothing to do: every slide is complete as asked already, or cannot even be planned."""
+    """Whether there is nothing to do: every slide is complete or could not be planned. Marks the complete ones."""
     waiting = batch.todo()
     if not all(is_complete(batch, outcome) for outcome in waiting):
         return False
@@ -211,7 +236,7 @@ def settle(batch: Batch) -> bool:
 
 
 def is_complete(batch: Batch, outcome: Outcome) -> bool:
-    """Whether a slide is complete as asked. Only looks."""
+    """Whether a slide is complete under its plan. Writes nothing."""
     return SlideRun(batch.plans[outcome.key], _store(batch, outcome.key)).is_complete()
 
 
@@ -219,8 +244,8 @@ def _store(batch: Batch, key: str) -> SlideStore:
     return SlideStore(slide_root(batch.request.out, key))
 
 
-def _plan(batch: Batch, chosen: SelectedSlide) -> None:
-    candidate = chosen.candidate
+def _plan(batch: Batch, selected: SelectedSlide) -> None:
+    candidate = selected.candidate
     outcome = Outcome(candidate.key, candidate.shown)
     batch.outcomes.append(outcome)
     if candidate.case is not None:
@@ -228,30 +253,30 @@ def _plan(batch: Batch, chosen: SelectedSlide) -> None:
     try:
         if candidate.refused is not None:
             raise candidate.refused
-        equipment = batch.equipment[chosen.config.model]
-        outcome.attempt = _unplanned_attempt(chosen, equipment.model)
+        runtime = batch.equipment[selected.config.model]
+        outcome.attempt = _unplanned_attempt(selected, runtime.model)
         if _is_left_alone(batch, outcome, candidate):
             return
-        compute = _compute(batch, equipment.compute, candidate.key)
-        plan = retry_io(lambda: plan_slide(candidate, equipment.model, compute, chosen.config))
+        compute = _compute(batch, runtime.compute, candidate.key)
+        plan = retry_io(lambda: plan_slide(candidate, runtime.model, compute, selected.config))
         outcome.attempt = digest(dict(plan.hashes))
         batch.plans[candidate.key] = _warned(plan, batch.request.config)
         _is_left_alone(batch, outcome, candidate)
-    except Exception as error:  # one bad slide never stops the others
+    except Exception as error:  # a slide that fails does not stop the others
         outcome.failed("plan", redact_error(error, candidate.alias))
 
 
-def _unplanned_attempt(chosen: SelectedSlide, model: Ensemble) -> str:
-    """What tells a slide and what is asked of it while there is no plan, whose hashes tell more."""
+def _unplanned_attempt(selected: SelectedSlide, model: Ensemble) -> str:
+    """A digest of file, configuration and model, for a slide that has no plan yet."""
     with suppress(OSError):
-        found = chosen.candidate.path.stat()
-        asked = chosen.config.model_dump(mode="json", exclude=NOT_THE_SLIDES)
-        return digest([found.st_size, found.st_mtime_ns, asked, model.sha256])
+        file = selected.candidate.path.stat()
+        config = selected.config.model_dump(mode="json", exclude=NOT_THE_SLIDES)
+        return digest([file.st_size, file.st_mtime_ns, config, model.sha256])
     return ""
 
 
 def _is_left_alone(batch: Batch, outcome: Outcome, candidate: Candidate) -> bool:
-    """Whether the slide is not to be tried: it is still being written, or it failed too often as it is."""
+    """Whether the slide is skipped: it is still being written, or it failed too often unchanged."""
     key, path, settle_s = candidate.key, candidate.path, batch.request.config.input.settle_s
     strikes = batch.strikes.get(key)
     if settle_s and (why := recently_modified(path, settle_s)):
@@ -264,7 +289,11 @@ def _is_left_alone(batch: Batch, outcome: Outcome, candidate: Candidate) -> bool
 
 
 def defer_changed(batch: Batch, outcome: Outcome) -> bool:
-    """Defer a slide whose files are not what they were when it was planned; whether it had to be."""
+    """Defer a slide whose files have changed since it was planned, or fail one whose files are gone.
+
+    Returns:
+        Whether the slide was deferred or failed.
+    """
     before, plan = batch.files.get(outcome.key), batch.plans[outcome.key]
     if before is None or before == (now := file_states(plan.slide)):
         return False
@@ -272,9 +301,7 @@ def defer_changed(batch: Batch, outcome: Outcome) -> bool:
     if gone:
         outcome.failed(
             outcome.stage,
-            SlideError(
-                f"{plan.display_name if plan.alias else gone[0]}: vanished after the slide was planned. Bring it back"
-            ),
+            SlideError(f"{plan.display_name if plan.alias else gone[0]}: vanished after the slide was planned. Bring it back"),
         )
         outcome.attempt = ""
     else:
@@ -282,29 +309,27 @@ def defer_changed(batch: Batch, outcome: Outcome) -> bool:
     return True
 
 
-def _warned(plan: SlidePlan, asked: RunConfig) -> SlidePlan:
-    """The plan, with a warning where the cases table and --mpp differ about the slide's resolution."""
-    mpp, general = plan.config.input.mpp, asked.input.mpp
+def _warned(plan: SlidePlan, config: RunConfig) -> SlidePlan:
+    """The plan with a warning where the cases table and --mpp give different resolutions."""
+    mpp, general = plan.config.input.mpp, config.input.mpp
     if not isinstance(mpp, float) or not isinstance(general, float) or abs(mpp / general - 1) <= TOLERANCE:
         return plan
-    warning = (
-        f"{plan.display_name}: the cases table's {mpp:g} um/px is used; --mpp gives {general:g}, more than 5 % off"
-    )
+    warning = f"{plan.display_name}: the cases table's {mpp:g} um/px is used; --mpp gives {general:g}, more than 5 % off"
     return replace(plan, warnings=(*plan.warnings, warning))
 
 
 def _compute(batch: Batch, now: Compute, key: str) -> Compute:
-    """``auto`` is resolved once a slide: on the same kind of device, what was chosen when it was begun stays chosen."""
-    asked = batch.request.config.compute
+    """Resolve precision ``auto`` once per slide: on the same device type, a started slide keeps its precision."""
+    section = batch.request.config.compute
     before = previous_plan(_store(batch, key))
-    if before is None or asked.precision != "auto" or before["config"]["compute"] != asked.model_dump(mode="json"):
+    if before is None or section.precision != "auto" or before["config"]["compute"] != section.model_dump(mode="json"):
         return now
     same_device = before["compute"]["device"] == now.device
     return replace(now, precision=before["compute"]["precision"]) if same_device else now
 
 
 def _require_weights(model: Ensemble) -> None:
-    """Refuse weights that no slide could be segmented with before one is read. Their header was read already."""
+    """Load the weights once, so that unusable ones are reported before a slide is read."""
     from unet_core.model_file import checkpoint  # torch
 
     try:
@@ -315,7 +340,7 @@ def _require_weights(model: Ensemble) -> None:
 
 
 def _require_writable(folder: Path, what: str, option: str) -> None:
-    """Do once in ``folder`` what every result needs: write a file, fsync it, rename it, remove it."""
+    """Check that a file can be written, synced, renamed and removed in ``folder``."""
     probe = folder / ".overtile.probe"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -330,7 +355,7 @@ def _require_writable(folder: Path, what: str, option: str) -> None:
 
 @dataclass(slots=True)
 class OpenSlide:
-    """A slide under its lock: its run, its outcome and the stages that are left."""
+    """A locked slide: its run, its outcome and the stages that are left."""
 
     run: SlideRun
     outcome: Outcome
@@ -339,7 +364,7 @@ class OpenSlide:
 
 
 def open_slide_run(batch: Batch, outcome: Outcome) -> OpenSlide | None:
-    """Lock a waiting slide and clear its way; None when there is nothing to do (its outcome then says why)."""
+    """Lock a waiting slide and prepare its folder; None when there is nothing to do, as its outcome then states."""
     plan = batch.plans[outcome.key]
     run = SlideRun(plan, _store(batch, plan.key))
     if defer_changed(batch, outcome):
@@ -347,15 +372,15 @@ def open_slide_run(batch: Batch, outcome: Outcome) -> OpenSlide | None:
     lock = ExitStack()
     try:
         lock.enter_context(slide_lock(run.store.work))
-        standing = run.prepare(forced=batch.request.forces(plan.key))
-    except Exception as error:  # one bad slide never stops the others
+        status = run.prepare(forced=batch.request.forces(plan.key))
+    except Exception as error:  # a slide that fails does not stop the others
         lock.close()
         outcome.failed("plan", redact_error(error, plan.alias))
         return None
     outcome.notices = [*plan.warnings, *run.notices]
-    if standing == "todo":
+    if status == "todo":
         return OpenSlide(run, outcome, iter((*plan.hashes, MANIFEST)), lock)
     lock.close()
-    outcome.state = "complete before" if standing == "complete" else "kept"
-    outcome.cause = run.notices[-1] if standing == "kept" else ""
+    outcome.state = "complete before" if status == "complete" else "kept"
+    outcome.cause = run.notices[-1] if status == "kept" else ""
     return None

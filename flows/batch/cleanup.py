@@ -1,7 +1,7 @@
-"""Making room in OUT: which slides are pruned, of what, and which are taken away.
+"""Prune and delete results in OUT.
 
-The one decision made here: what is going to happen is noted in the history before it does, so that a command that was
-killed is there too. What is deleted is forgotten, not forbidden: a slide that is still in the input is computed again.
+The history records the operation before it starts, so that a killed command is listed too. A deleted slide that is
+still in the input is computed again by the next run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
 @dataclass(frozen=True, slots=True)
 class CleanupResult:
-    """What becomes of one slide: parts and bytes that go, and why nothing does, or what follows."""
+    """The result for one slide: removed parts and bytes, and the cause or the consequence."""
 
     key: str
     state: Literal["pruned", "deleted", "left alone"]
@@ -41,7 +41,11 @@ class CleanupResult:
 
 
 def read_age(text: str) -> timedelta:
-    """An age such as 30d, 12h or 2w. Raises ConfigError for anything else."""
+    """Parse an age such as 30d, 12h or 2w.
+
+    Raises:
+        ConfigError: The text has another form.
+    """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([hdw])", text.strip())
     if found is None:
         raise ConfigError(f"--older-than {text}: expected a number and h, d or w, such as 30d")
@@ -52,21 +56,31 @@ def read_age(text: str) -> timedelta:
 
 
 def prune(out: Path, older_than: timedelta, keep: Collection[str], *, dry: bool) -> Iterator[CleanupResult]:
-    """Give up all but ``keep`` of what was complete for so long; yields what became of each slide that is so old.
+    """Remove all parts except ``keep`` from slides that have been complete for longer than ``older_than``.
 
-    Raises ConfigError before anything is done.
+    Args:
+        out: Results folder.
+        older_than: Least age of the results.
+        keep: Parts to keep.
+        dry: Whether to remove nothing.
+
+    Yields:
+        The result for each slide of that age.
+
+    Raises:
+        ConfigError: ``out`` holds no results; nothing has been removed.
     """
     stores, before = slides_of(out), datetime.now(UTC) - older_than
-    told = {key: one for key, store in stores.items() if (one := _look(key, store, before, keep))}
-    chosen = [key for key, one in told.items() if one.state == "pruned"]
-    if chosen and not dry:
-        note(out, "prune", {"keys": chosen, "keep": sorted(keep), "finished_before": before.isoformat(), **doer()})
-    for key, one in told.items():
-        yield one if dry or key not in chosen else _prune(one, stores[key], keep)
+    plans = {key: plan for key, store in stores.items() if (plan := _plan(key, store, before, keep))}
+    selected = [key for key, plan in plans.items() if plan.state == "pruned"]
+    if selected and not dry:
+        note(out, "prune", {"keys": selected, "keep": sorted(keep), "finished_before": before.isoformat(), **doer()})
+    for key, plan in plans.items():
+        yield plan if dry or key not in selected else _prune(plan, stores[key], keep)
 
 
-def _look(key: str, store: SlideStore, before: datetime, keep: Collection[str]) -> CleanupResult | None:
-    """What is to go of a slide; None where there is nothing to do, or too early."""
+def _plan(key: str, store: SlideStore, before: datetime, keep: Collection[str]) -> CleanupResult | None:
+    """What to remove from a slide; None where there is nothing to remove or the result is too new."""
     try:
         manifest = read_manifest(store)
     except DamagedError as error:
@@ -75,31 +89,43 @@ def _look(key: str, store: SlideStore, before: datetime, keep: Collection[str]) 
         return CleanupResult(key, "left alone", "it is not complete")
     if datetime.fromisoformat(manifest["finished"]) > before:
         return None
-    meant = going(manifest, keep)
-    if not meant.entries and not is_unfinished(store, manifest):
+    planned = going(manifest, keep)
+    if not planned.entries and not is_unfinished(store, manifest):
         return None
-    return CleanupResult(key, "pruned", "", meant.parts or tuple(pruned_parts(manifest)), meant.bytes)
+    return CleanupResult(key, "pruned", "", planned.parts or tuple(pruned_parts(manifest)), planned.bytes)
 
 
-def _prune(meant: CleanupResult, store: SlideStore, keep: Collection[str]) -> CleanupResult:
-    return _locked(meant, store, lambda: prune_slide(store, keep))
+def _prune(plan: CleanupResult, store: SlideStore, keep: Collection[str]) -> CleanupResult:
+    return _locked(plan, store, lambda: prune_slide(store, keep))
 
 
-def _locked(meant: CleanupResult, store: SlideStore, act: Callable[[], object]) -> CleanupResult:
-    """Act under the slide's lock; a slide that somebody works on, or that is damaged, is left alone."""
+def _locked(plan: CleanupResult, store: SlideStore, act: Callable[[], object]) -> CleanupResult:
+    """Act under the slide's lock; a slide that is locked by another process or damaged is left alone."""
     try:
         with slide_lock(store.work):
             act()
     except (LockedError, StoreError) as error:
-        return CleanupResult(meant.key, "left alone", str(error))
-    return meant
+        return CleanupResult(plan.key, "left alone", str(error))
+    return plan
 
 
 # ---- delete ----------------------------------------------------------------------------------------------------------
 
 
 def delete(out: Path, keys: Sequence[str], *, dry: bool) -> Iterator[CleanupResult]:
-    """Take slides' folders away; yields what became of each. Raises ConfigError before anything is done."""
+    """Delete the folders of slides.
+
+    Args:
+        out: Results folder.
+        keys: Keys of the slides.
+        dry: Whether to delete nothing.
+
+    Yields:
+        The result for each slide.
+
+    Raises:
+        ConfigError: A key is unknown; nothing has been deleted.
+    """
     stores = slides_of(out)
     for key in keys:
         if key not in stores:
@@ -108,18 +134,18 @@ def delete(out: Path, keys: Sequence[str], *, dry: bool) -> Iterator[CleanupResu
     if not dry:
         note(out, "delete", {"keys": list(keys), **doer()})
     for key in dict.fromkeys(keys):
-        meant = _meant(key, stores[key])
-        yield meant if dry else _locked(meant, stores[key], partial(_delete, stores[key], out))
+        plan = _deletion(key, stores[key])
+        yield plan if dry else _locked(plan, stores[key], partial(_delete, stores[key], out))
 
 
-def _meant(key: str, store: SlideStore) -> CleanupResult:
-    places = (*own_places(store), *_others(store))
-    size = sum(path.stat().st_size for place in places for path in (place, *place.rglob("*")) if path.is_file())
-    return CleanupResult(key, "deleted", _what_follows(store), (), size)
+def _deletion(key: str, store: SlideStore) -> CleanupResult:
+    roots = (*own_places(store), *_others(store))
+    size = sum(path.stat().st_size for root in roots for path in (root, *root.rglob("*")) if path.is_file())
+    return CleanupResult(key, "deleted", _consequence(store), (), size)
 
 
-def _what_follows(store: SlideStore) -> str:
-    """What the next run does, as far as it can be told."""
+def _consequence(store: SlideStore) -> str:
+    """What the next run does, as far as it is known."""
     plan = previous_plan(store)
     if plan is not None and Path(plan["slide"]).exists():
         return f"{plan['slide']} is still there: the next run over it computes it again"
@@ -127,7 +153,7 @@ def _what_follows(store: SlideStore) -> str:
 
 
 def _others(store: SlideStore) -> list[Path]:
-    """What was made of a slide elsewhere: copies beside the result, and what lies on a scratch disk."""
+    """Files of a slide in other places: exports beside the result, and its scratch folder."""
     plan = previous_plan(store)
     staged = leftover(store, None if plan is None else plan["config"]["outputs"].get("scratch"))
     copies = (store.root / FOLDER / name for files in FORMATS.values() for name in files)

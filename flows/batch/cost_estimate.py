@@ -1,8 +1,7 @@
-"""What a batch will cost, from how much of each slide there is and what a sample of it was seen to cost. No I/O.
+"""Estimate the cost of a batch from the extent of its slides and the measured cost of samples. No I/O.
 
-The one decision made here: everything scales with pixels, of tissue and of glass apart, except what scales with the
-network's calls or comes once a slide. So a price is a handful of products, and the sample is the only thing that can
-be wrong.
+Costs scale with pixels, separately for tissue and glass, except those that scale with network calls or occur once per
+slide.
 """
 
 from __future__ import annotations
@@ -10,27 +9,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.stage_table import OVERLAY as PICTURE
-from pipeline.stage_table import PREDICT as NETWORK
+from pipeline.stage_table import OVERLAY, PREDICT
 
 EFFICIENCY = 0.93
-"""Of several workers beside each other, for they share caches and memory."""
+"""Efficiency of several workers, which share caches and memory bandwidth."""
 START_S, SLIDE_S = 10.0, 0.5
-"""A batch's and a slide's share of Prefect and dask: starting servers and workers, handing stages over."""
+"""Seconds per batch and per slide for Prefect and dask: starting servers and workers, submitting stages."""
 SLIDE_BYTES = 60_000
-"""A slide's manifest and other small files."""
+"""Bytes of a slide's manifest and other small files."""
 OUTSIDE_BYTES = 1_000_000_000
-"""What the command itself and Prefect's server take beside the workers."""
+"""Memory of the command and of Prefect's server, beside the workers."""
 
 LEVEL_0 = {"image": "image", "probability": "probability"}
-"""Outputs that can be dropped, and the key of the configuration that says so."""
+"""Outputs that can be dropped, and their keys in section ``outputs``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """How much of a slide there is to do: pixels of cells with and without tissue, calls of the network.
+    """Work on a slide: pixels of cells with and without tissue, and network calls.
 
-    ``left`` is the share of a stage's blocks that are not done yet, where it is not all of them.
+    ``left`` is the remaining share of a stage's blocks, where it is below 1.
     """
 
     tissue_px: int
@@ -40,13 +38,13 @@ class Extent:
 
     @property
     def tissue_share(self) -> float:
-        """Of the whole image."""
+        """Share of tissue in the image."""
         return self.tissue_px / max(1, self.tissue_px + self.glass_px)
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one window of a slide took: seconds by stage, bytes by output."""
+    """Measured cost of one window: seconds by stage, bytes by output."""
 
     pixels: int
     calls: int
@@ -56,7 +54,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What a pixel costs by stage and by output, in tissue and on glass; what a call and a picture cost."""
+    """Cost per pixel by stage and output, for tissue and glass, and cost per network call and per overview."""
 
     tissue_s: Mapping[str, float]
     glass_s: Mapping[str, float]
@@ -68,24 +66,24 @@ class Rates:
 
     @classmethod
     def of(cls, tissue: Sequence[Seen], glass: Sequence[Seen]) -> Rates:
-        """From windows on tissue and on glass; where there are none of one kind, the other stands for it."""
+        """Rates of windows on tissue and on glass; where one kind is missing, the other is used for it."""
         everything = [*tissue, *glass]
         tissue, glass = tissue or glass, glass or tissue
         calls = sum(seen.calls for seen in everything)
-        called = sum(seen.seconds.get(NETWORK, 0.0) for seen in everything if seen.calls)
+        called = sum(seen.seconds.get(PREDICT, 0.0) for seen in everything if seen.calls)
         return cls(
             tissue_s=_per_pixel([seen.seconds for seen in tissue], tissue),
             glass_s=_per_pixel([seen.seconds for seen in glass], glass),
             tissue_bytes=_per_pixel([seen.sizes for seen in tissue], tissue),
             glass_bytes=_per_pixel([seen.sizes for seen in glass], glass),
             call_s=called / calls if calls else 0.0,
-            picture_s=max(seen.seconds.get(PICTURE, 0.0) for seen in everything),
-            picture_bytes=max(seen.sizes.get(PICTURE, 0) for seen in everything),
+            picture_s=max(seen.seconds.get(OVERLAY, 0.0) for seen in everything),
+            picture_bytes=max(seen.sizes.get(OVERLAY, 0) for seen in everything),
         )
 
 
 def _per_pixel(amounts: Sequence[Mapping[str, float]], windows: Sequence[Seen]) -> dict[str, float]:
-    names = {name for amount in amounts for name in amount} - {NETWORK, PICTURE}
+    names = {name for amount in amounts for name in amount} - {PREDICT, OVERLAY}
     pixels = sum(seen.pixels for seen in windows)
     return {name: sum(amount.get(name, 0.0) for amount in amounts) / pixels for name in sorted(names)}
 
@@ -100,16 +98,16 @@ class CostEstimate:
 
     @property
     def stays(self) -> float:
-        """Bytes that a complete slide keeps."""
+        """Bytes of the complete slide."""
         return sum(self.sizes.values()) - self.dropped
 
 
 def price(extent: Extent, rates: Rates, dropped: Iterable[str] = ()) -> CostEstimate:
-    """What a slide of this extent takes at these rates; ``dropped`` names the outputs that do not stay."""
-    seconds = extent.calls * rates.call_s * extent.left.get(NETWORK, 1.0)
+    """The cost of a slide of this extent; ``dropped`` names the outputs that it drops once complete."""
+    seconds = extent.calls * rates.call_s * extent.left.get(PREDICT, 1.0)
     for pixels, costs in ((extent.tissue_px, rates.tissue_s), (extent.glass_px, rates.glass_s)):
         seconds += sum(pixels * cost * extent.left.get(stage, 1.0) for stage, cost in costs.items())
-    seconds += rates.picture_s * extent.left.get(PICTURE, 1.0)
+    seconds += rates.picture_s * extent.left.get(OVERLAY, 1.0)
     names = sorted({*rates.tissue_bytes, *rates.glass_bytes})
     sizes = {
         name: extent.tissue_px * rates.tissue_bytes.get(name, 0.0) + extent.glass_px * rates.glass_bytes.get(name, 0.0)
@@ -121,7 +119,7 @@ def price(extent: Extent, rates: Rates, dropped: Iterable[str] = ()) -> CostEsti
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """A batch: wall seconds, bytes that stay by output, bytes at the worst moment."""
+    """The cost of a batch: wall time in seconds, bytes by output, bytes when complete and at most during the run."""
 
     seconds: float
     sizes: Mapping[str, float]
@@ -130,11 +128,11 @@ class Total:
 
 
 def total(prices: Sequence[CostEstimate], workers: int, open_at_once: int = 2) -> Total:
-    """The batch's price on so many workers; what is dropped still lies there while its slide is open."""
+    """The cost of a batch on so many workers. Dropped outputs count while their slide is open."""
     share = workers * (EFFICIENCY if workers > 1 else 1.0)
-    seconds = START_S + sum(one.seconds / share + SLIDE_S for one in prices) if prices else 0.0
-    names = sorted({name for one in prices for name in one.sizes})
-    sizes = {name: sum(one.sizes.get(name, 0.0) for one in prices) for name in names}
-    stays = sum(one.stays for one in prices)
-    waiting = sorted((one.dropped for one in prices), reverse=True)
+    seconds = START_S + sum(cost.seconds / share + SLIDE_S for cost in prices) if prices else 0.0
+    names = sorted({name for cost in prices for name in cost.sizes})
+    sizes = {name: sum(cost.sizes.get(name, 0.0) for cost in prices) for name in names}
+    stays = sum(cost.stays for cost in prices)
+    waiting = sorted((cost.dropped for cost in prices), reverse=True)
     return Total(seconds, sizes, stays, stays + sum(waiting[:open_at_once]))

@@ -1,7 +1,7 @@
-"""Looking at a slide before it is segmented: where its tissue is, and what a window of it really takes.
+"""Measure a slide before it is segmented: its tissue cells, and the time and disk space of a sample window.
 
-The one decision made here: a window is segmented by the very stages of a run, in a temporary folder that is gone
-afterwards. So nothing is modelled that could be measured, and a new stage is in the price from its first day.
+A window is segmented by the stages of a run in a temporary folder. So costs are measured, not modelled, and a new stage
+is included without further code.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.runs.plan import SlidePlan
 from pipeline.runs.stage_runner import ingest_section, run_stage, tissue_params
 from pipeline.slides.channels import choose_channels
 from pipeline.slides.opening import open_slide
-from pipeline.stage_table import OVERLAY as PICTURE
+from pipeline.stage_table import INGEST, OVERLAY, PREDICT
 from pipeline.stages.ingest import read_image
 from pipeline.stages.tissue import area_mean
 from pipeline.storage.layout import IMAGE, OVERVIEW, PROBABILITY, TISSUE_UM
@@ -34,32 +34,32 @@ from pipeline.tissue_detection.threshold import find_tissue
 from unet_core.networks.model_summary import operations_per_px
 
 LARGEST_THUMB_PX = 64_000_000
-"""A level larger than this is not read just to look: such a slide is priced as tissue throughout."""
+"""Levels larger than this are not read; the slide then counts as tissue throughout."""
 LARGEST_WINDOW = 1e12
-"""Operations of the network on a window, beyond which a window is one tile instead of one block."""
+"""Network operations on a window above which a window is one tile instead of one block."""
 
 Cells = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A slide's cells (rows, cols) for which the network will be asked; ``guessed`` says why none was looked at."""
+    """Cells (rows, cols) of a slide that the network computes; ``guessed`` states why they were not measured."""
 
     cells: Cells
     guessed: str = ""
 
 
-# ---- where there is tissue -------------------------------------------------------------------------------------------
+# ---- tissue ----------------------------------------------------------------------------------------------------------
 
 
 def look(plan: SlidePlan) -> Look:
-    """Find the slide's tissue on its smallest level, by the tissue stage's own rule."""
+    """Find the tissue of a slide on a coarse level, by the method of the tissue stage."""
     rows, cols = (-(-length // CELL_PX) for length in plan.shape_yx)
     cells, guessed = np.ones((rows, cols), bool), ""
     if plan.config.tissue is not None:
         thumb_CYX = _thumb(plan)
         if thumb_CYX is None:
-            guessed = "no small level to look at: priced as if all of it were tissue"
+            guessed = "no coarse level to measure: estimated as tissue throughout"
         elif params := tissue_params(plan, plan.shape_yx[0] / thumb_CYX.shape[1]):
             cells = _cells(find_tissue(thumb_CYX, params).mask, plan.shape_yx)
     if plan.regions is not None:
@@ -68,7 +68,7 @@ def look(plan: SlidePlan) -> Look:
 
 
 def _thumb(plan: SlidePlan) -> Array | None:
-    """The slide (c, y, x) at about 8 um per pixel, from a level that is not coarser; None when that is a large one."""
+    """The slide (c, y, x) at about 8 um per pixel, from a level that is not coarser; None if it is too large."""
     reader = choose_channels(open_slide(plan.slide), plan.channel_numbers)
     image_um = plan.resolution.mpp / plan.resolution.level0_from_image_yx[0]  # of a pixel of level 0
     fine = [number for number, level in enumerate(reader.levels) if level.downsample_yx[0] * image_um <= TISSUE_UM]
@@ -81,22 +81,22 @@ def _thumb(plan: SlidePlan) -> Array | None:
 
 
 def _cells(mask_YX: Cells, shape_yx: tuple[int, int]) -> Cells:
-    """Cells in which some pixel of the mask lies."""
-    places = [
-        (np.arange(length) * whole / length).astype(np.int64) // CELL_PX
-        for length, whole in zip(mask_YX.shape, shape_yx, strict=True)
+    """Cells (rows, cols) that contain a pixel of the mask (y, x)."""
+    cell_of_pixel = [
+        (np.arange(length) * full / length).astype(np.int64) // CELL_PX
+        for length, full in zip(mask_YX.shape, shape_yx, strict=True)
     ]
-    rows, cols = (int(place[-1]) + 1 for place in places)
+    rows, cols = (int(numbers[-1]) + 1 for numbers in cell_of_pixel)
     found = np.zeros((rows, cols), bool)
     y, x = np.nonzero(mask_YX)
-    found[places[0][y], places[1][x]] = True
-    whole = np.zeros(tuple(-(-length // CELL_PX) for length in shape_yx), bool)
-    whole[:rows, :cols] = found
-    return whole
+    found[cell_of_pixel[0][y], cell_of_pixel[1][x]] = True
+    cells = np.zeros(tuple(-(-length // CELL_PX) for length in shape_yx), bool)
+    cells[:rows, :cols] = found
+    return cells
 
 
 def extent(plan: SlidePlan, cells: Cells, store: SlideStore) -> Extent:
-    """Pixels and calls of a slide whose tissue lies in these cells, less what is done in ``store`` already."""
+    """Pixels and network calls of a slide with tissue in ``cells``, less what is complete in ``store``."""
     sides = [np.diff(np.append(np.arange(0, length, CELL_PX), length)) for length in plan.shape_yx]
     tissue_px = int(sides[0] @ cells.astype(np.int64) @ sides[1])
     height, width = plan.shape_yx
@@ -108,24 +108,24 @@ def extent(plan: SlidePlan, cells: Cells, store: SlideStore) -> Extent:
 
 
 def _left(plan: SlidePlan, store: SlideStore) -> Iterator[tuple[str, float]]:
-    """Stages that are complete, and the share of blocks that the costly ones still lack."""
+    """Remaining share of blocks, of stages that are complete or partly done."""
     for stage, made in plan.hashes.items():
         try:
             if store.stamped(stage) == made:
                 yield stage, 0.0
-            elif (path := {"ingest": IMAGE, "predict": PROBABILITY}.get(stage)) and store.holds(path, made):
+            elif (path := {INGEST: IMAGE, PREDICT: PROBABILITY}.get(stage)) and store.holds(path, made):
                 yield stage, 1 - len(store.done(path, made)) / plan.blocks
-        except DamagedError:  # the run will make it again
+        except DamagedError:  # the run recomputes it
             continue
 
 
-# ---- what a window takes ---------------------------------------------------------------------------------------------
+# ---- sample windows --------------------------------------------------------------------------------------------------
 
 
 def window(plan: SlidePlan, cells: Cells, *, tissue: bool) -> Box | None:
-    """A window that is all tissue, or all glass, as large as the slide has one; None when it has none.
+    """The largest window that is all tissue, or all glass; None when there is none.
 
-    At most a block, and with a network that takes long for one at most a tile.
+    A window is at most a block, or at most a tile where the network takes long for a block.
     """
     side = plan.block_px
     operations = plan.model.passes * sum(operations_per_px(spec) for spec in plan.model.specs)
@@ -139,14 +139,18 @@ def window(plan: SlidePlan, cells: Cells, *, tissue: bool) -> Box | None:
 
 
 def _best(plan: SlidePlan, wanted: Cells, side: int) -> Box | None:
-    """The largest of the windows of this side whose cells are all wanted."""
+    """The largest of the windows of this side whose cells are all ``wanted``."""
     boxes = [tile.core for tile in TileGrid(Box.of_shape(plan.shape_yx), side)]
     pure = [box for box in boxes if wanted[box.cover(CELL_PX).slices].all()]
     return max(pure, key=lambda box: box.area_px, default=None)
 
 
 def sample(plan: SlidePlan, box: Box) -> Seen:
-    """Segment the window, stage by stage, in a temporary folder. Raises what a run would."""
+    """Segment a window stage by stage in a temporary folder.
+
+    Raises:
+        OvertileError: A stage fails as it would in a run.
+    """
     resampling = replace(plan.resolution.resampling, out_yx=box.shape)
     small = replace(plan, resolution=replace(plan.resolution, resampling=resampling), regions=None)
     seconds: dict[str, float] = {}
@@ -156,7 +160,7 @@ def sample(plan: SlidePlan, box: Box) -> Seen:
         began = time.perf_counter()
         _read(plan, box, store)
         for stage in plan.hashes:
-            if stage != "ingest":
+            if stage != INGEST:
                 report: StageReport = run_stage(stage, small, store.root, serial)
                 calls += report.counts.get("network_calls", 0)
             seconds[stage] = time.perf_counter() - began
@@ -167,13 +171,13 @@ def sample(plan: SlidePlan, box: Box) -> Seen:
 
 
 def _read(plan: SlidePlan, box: Box, store: SlideStore) -> None:
-    """What ingest does for a block, for any box of the image."""
-    work = StageContext(store.root, box.shape, plan.block_px, plan.hashes["ingest"])
+    """Store a box of the image, as the ingest stage stores a block."""
+    work = StageContext(store.root, box.shape, plan.block_px, plan.hashes[INGEST])
     image_CYX = read_image(ingest_section(plan), box)
     store.create(ArraySpec(IMAGE, image_CYX.shape, str(image_CYX.dtype), work.block_px, work.plan_hash, codec="lz4"))
     store.write_block(IMAGE, work.plan_hash, Box.of_shape(box.shape), image_CYX)
     store.commit(IMAGE, work.plan_hash)
-    store.stamp("ingest", work.plan_hash, {})
+    store.stamp(INGEST, work.plan_hash, {})
 
 
 def _sizes(store: SlideStore) -> dict[str, int]:
@@ -187,9 +191,9 @@ def _sizes(store: SlideStore) -> dict[str, int]:
 
 
 def _output(name: str) -> str:
-    """What a person would call the file at this path below the slide's folder."""
+    """The displayed name of the output to which a file below the slide's folder belongs."""
     if name in (OVERVIEW, "manifest.json") or name.endswith("zarr.json"):
-        return PICTURE
+        return OVERLAY
     if name.startswith(("objects.", ".work/")):
         return "tables" if name.startswith("objects.") else "records of blocks"
     inside = name.removeprefix("slide.ome.zarr/")

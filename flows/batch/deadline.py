@@ -1,8 +1,7 @@
-"""Until when: a time of day, as the clock on the wall shows it, and the blocks that may still be taken before it.
+"""Deadline (`--until HH:MM`): no new block starts after it.
 
-The one decision made here: the moment is found once, when the run begins, as the first one after it at which the clock
-shows that time; where the clock is set forward over it, as much later as it was set forward. What was begun before it
-is ended and kept, nothing is begun after it.
+The moment is determined once, when the run starts, as the next moment with that local time. If the clock is set forward
+over it, the deadline moves by the same amount. Blocks that have started are completed and kept.
 """
 
 from __future__ import annotations
@@ -21,11 +20,15 @@ T = TypeVar("T")
 
 
 class TimeUpError(OvertileError):
-    """The time to stop has come. What is done is kept, the next run goes on."""
+    """The deadline has passed. Completed blocks are kept; the next run resumes."""
 
 
 def read_clock(text: str) -> Clock:
-    """A time of day such as 07:00. Raises ConfigError for anything else."""
+    """Parse a time of day such as 07:00.
+
+    Raises:
+        ConfigError: The text is no time of day.
+    """
     try:
         return datetime.strptime(text, "%H:%M:%S" if text.count(":") == 2 else "%H:%M").time()
     except ValueError as error:
@@ -33,7 +36,11 @@ def read_clock(text: str) -> Clock:
 
 
 def read_zone(name: str) -> ZoneInfo:
-    """A time zone by its name. Raises ConfigError when there is none of that name."""
+    """The time zone of a name.
+
+    Raises:
+        ConfigError: There is no time zone of that name.
+    """
     try:
         return ZoneInfo(name)
     except (LookupError, ValueError, OSError) as error:
@@ -41,42 +48,42 @@ def read_zone(name: str) -> ZoneInfo:
 
 
 def next_moment(clock: Clock, now: float, zone: ZoneInfo | None) -> float:
-    """The first moment after ``now`` (seconds since 1970) when clocks in the zone, or this machine's, show it."""
+    """The first moment after ``now`` (seconds since 1970) with this local time in ``zone``; None is the machine's."""
     today = datetime.fromtimestamp(now, zone).date()
     days = (today + timedelta(days=ahead) for ahead in (0, 1, 2))
     return min(moment for day in days for moment in _moments(day, clock, zone) if moment > now)
 
 
 def _moments(day: date, clock: Clock, zone: ZoneInfo | None) -> Iterator[float]:
-    """When it is shown on that day: once, twice when the clock is set back over it."""
-    wanted = datetime.combine(day, clock)
+    """The moments of a local time on a day: one, or two when the clock is set back over it."""
+    local = datetime.combine(day, clock)
     for fold in (0, 1):
-        moment = wanted.replace(tzinfo=zone, fold=fold).timestamp()
-        if datetime.fromtimestamp(moment, zone).replace(tzinfo=None) >= wanted:  # else before a clock set forward
+        moment = local.replace(tzinfo=zone, fold=fold).timestamp()
+        if datetime.fromtimestamp(moment, zone).replace(tzinfo=None) >= local:  # else before a clock set forward
             yield moment
 
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """When a run stops; ``moment`` is None for one that goes on to its end."""
+    """When a run stops; ``moment`` is None for a run without deadline."""
 
     moment: float | None = None
     clock: Clock | None = None
 
     @classmethod
     def of(cls, clock: Clock | None, zone: str | None) -> Deadline:
-        """The next time that the clock shows it, counted from now."""
+        """The next moment with this local time."""
         if clock is None:
             return cls()
         return cls(next_moment(clock, time.time(), None if zone is None else read_zone(zone)), clock)
 
     def is_over(self) -> bool:
-        """Whether nothing may be begun any more."""
+        """Whether no new block may start."""
         return self.moment is not None and time.time() >= self.moment
 
     def error(self) -> TimeUpError:
-        """What is said of a slide that was stopped."""
-        return TimeUpError(f"stopped at {self}; the blocks done are kept, and the next run goes on")
+        """The error of a slide that was stopped."""
+        return TimeUpError(f"stopped at {self}; completed blocks are kept, and the next run resumes")
 
     def __str__(self) -> str:
         return "" if self.clock is None else self.clock.isoformat("seconds" if self.clock.second else "minutes")
@@ -84,7 +91,7 @@ class Deadline:
 
 @dataclass(slots=True)
 class Taken(Iterable[T]):
-    """What may be taken before the deadline; ``cut`` when there was more."""
+    """The items before the deadline; ``cut`` is set when there were more."""
 
     items: Iterable[T]
     deadline: Deadline

@@ -1,7 +1,7 @@
-"""Room in OUT: which slides may still be begun under ``outputs.max_gb``.
+"""Disk quota (``outputs.max_gb``): decides which slides may start.
 
-The one decision made here: a slide is reckoned at what it may need at worst until it is complete, and at what lies on
-disk from then on. So the limit is kept while slides run, and what one drops at its end makes room for the next.
+A slide counts with its worst-case size until it is complete, and with its size on disk afterwards. So the quota holds
+while slides run, and arrays that a slide drops at its end make room for the next.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from pipeline.storage.slide_store import SlideStore
 
 GB = 10**9
 COARSER = 4 / 3
-"""An array with its pyramid, over the array."""
+"""Size of an array with its pyramid, relative to the array."""
 PROBABILITY, LABELS = 0.6, 0.3
-"""Stored bytes a byte of probability (2 is usual: 0.3) and a pixel of labels, with tables and polygons."""
+"""Stored bytes per byte of probability (usually 0.3), and per pixel of labels with tables and polygons."""
 AROUND = 2_000_000
-"""Bytes of a slide's small files."""
+"""Bytes of the small files of a slide."""
 
 
 @dataclass(slots=True)
 class DiskQuota:
-    """What ``out`` holds and may hold. ``full`` is set when a slide had to wait, until another one has ended."""
+    """Bytes in ``out`` and their limit. ``full`` is set from when a slide had to wait until another one ends."""
 
     out: Path
     limit_gb: float | None
@@ -39,12 +39,12 @@ class DiskQuota:
 
     @classmethod
     def of(cls, out: Path, limit_gb: float | None) -> DiskQuota:
-        """With what lies there now; without a limit nothing is counted."""
+        """The quota with the present content of ``out``; without a limit nothing is counted."""
         held = {} if limit_gb is None else {store.root: _stored(store) for store in slide_stores(out)}
         return cls(out, limit_gb, held)
 
     def admits(self, plan: SlidePlan, running: Iterable[SlidePlan]) -> bool:
-        """Whether a slide may be begun while these run."""
+        """Whether a slide may start while others run."""
         if self.limit_gb is None:
             return True
         if self.full:
@@ -52,18 +52,18 @@ class DiskQuota:
         return self._with([*running, plan]) <= self.limit_gb * GB
 
     def ended(self, plan: SlidePlan) -> None:
-        """A slide has come to its end: count what it left, and let others try again."""
+        """Count the result of a slide that has ended, and let waiting slides try again."""
         self.full = False
         if self.limit_gb is not None:
             root = slide_root(self.out, plan.key)
             self.held[root] = _stored(SlideStore(root))
 
     def cause(self, plan: SlidePlan) -> str:
-        """Why a slide was not begun, and what to do."""
+        """Why a slide was not started, and the remedy."""
         held = sum(self.held.values()) / GB
         return (
-            f"not begun: {self.out} holds {held:.2f} GB, this slide may need {at_most_bytes(plan) / GB:.2f} GB more, "
-            f"outputs.max_gb is {self.limit_gb:g}. Raise it, move results away, or let outputs.image=drop, then run "
+            f"not started: {self.out} holds {held:.2f} GB, this slide may need {at_most_bytes(plan) / GB:.2f} GB more, "
+            f"outputs.max_gb is {self.limit_gb:g}. Raise it, move results away, or set outputs.image=drop, then run "
             "the same command again"
         )
 
@@ -74,7 +74,7 @@ class DiskQuota:
 
 
 def at_most_bytes(plan: SlidePlan) -> int:
-    """What a slide may take until it is complete: an image that does not compress, and what comes with it."""
+    """The worst-case size of a slide until it is complete: an image that does not compress, and its other outputs."""
     height, width = plan.shape_yx
     image = plan.channels * np.dtype(plan.dtype).itemsize
     a_pixel = (image + plan.model.spec.foreground * PROBABILITY) * COARSER + LABELS
@@ -82,7 +82,7 @@ def at_most_bytes(plan: SlidePlan) -> int:
 
 
 def _stored(store: SlideStore) -> int:
-    """Bytes of a result: as its manifest says, else as they lie there."""
+    """Bytes of a result, by its manifest or else by its files."""
     try:
         manifest = read_manifest(store)
     except DamagedError:

@@ -1,7 +1,7 @@
-"""The price of a batch before it is run: hours, disk, memory. Nothing is written where results would lie.
+"""Estimate run time, disk space and memory of a batch (`--dry-run`). Nothing is written to the output folder.
 
-The one decision made here: about ten seconds of the real work, on windows of as many slides as fit into them, stand
-for the rest; a slide that was not sampled is priced at the mean of those that were.
+Windows of as many slides as possible are segmented for about ten seconds and extrapolated. A slide without sample gets
+the mean rates of the sampled ones.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from unet_core.networks.model_summary import HELD, parameters, tile_bytes
 
 BUDGET_S = 10.0
 DEVICE_BYTES = 600_000_000
-"""What CUDA and cuDNN take of a GPU's memory for themselves."""
+"""GPU memory that CUDA and cuDNN take."""
 
 
 @dataclass(slots=True)
 class BatchEstimate:
-    """The price of each slide that is to be done, by key, and what it was made from."""
+    """The cost of each slide to be processed, by key, and the data of the estimate."""
 
     batch: Batch
     looks: dict[str, Look] = field(default_factory=dict)
@@ -52,18 +52,22 @@ class BatchEstimate:
 
     @property
     def workers(self) -> int:
-        """Processes that compute."""
+        """Number of worker processes."""
         cluster = self.batch.request.config.cluster
         return 1 if cluster.kind == "serial" else resolve_workers(cluster.workers)
 
     @property
     def total(self) -> Total:
-        """Of all slides that are to be done."""
+        """The cost of all slides to be processed."""
         return total(list(self.prices.values()), self.workers)
 
 
 def dry_run(request: BatchRequest, console: Console) -> int:
-    """Price the batch and print it; the exit code: 0, or what a run would end with when no slide can be planned."""
+    """Estimate a batch and print the estimate.
+
+    Returns:
+        Exit code 0, or that of a run when no slide can be planned.
+    """
     batch = plan_batch(request, writing=False)
     if not batch.plans:
         _show_slides(BatchEstimate(batch), console)
@@ -76,7 +80,7 @@ def dry_run(request: BatchRequest, console: Console) -> int:
 
 
 def quote_batch(batch: Batch) -> BatchEstimate:
-    """Look at every slide that is to be done, sample some for about ten seconds, and price them all."""
+    """Measure the extent of every slide, sample some for about ten seconds, and estimate all."""
     quote = BatchEstimate(batch)
     todo = [plan for key, plan in batch.plans.items() if not _run(batch, plan).is_complete()]
     quote.notes.update({key: "complete already" for key in batch.plans})
@@ -100,13 +104,13 @@ def _dropped(outputs: OutputsSection) -> list[str]:
 
 
 def _rates(quote: BatchEstimate, todo: list[SlidePlan]) -> dict[str, Rates]:
-    """Rates of every slide: its own windows where it was sampled, else those of all slides of its model."""
+    """Rates of every slide: of its own windows, or of all slides of its model where it was not sampled."""
     windows: dict[tuple[str, bool], list[Seen]] = {}  # by slide or model, and by kind: tissue or glass
     began, warm = 0.0, set()
     for plan in _spread(todo):
         model, sampled = plan.model.sha256, 0
         if model not in warm:
-            _tried(quote, plan, _one_cell(plan, quote.looks[plan.key]))  # loads what a long run loads once
+            _tried(quote, plan, _one_cell(plan, quote.looks[plan.key]))  # load what a run loads once
             warm.add(model)
         began = began or time.perf_counter()
         for kind in (True, False):
@@ -130,14 +134,14 @@ def _rates(quote: BatchEstimate, todo: list[SlidePlan]) -> dict[str, Rates]:
 
 
 def _one_cell(plan: SlidePlan, seen: Look) -> Box | None:
-    """A cell for which the network is asked, if there is one."""
-    wanted = np.argwhere(seen.cells if seen.cells.any() else ~seen.cells)
-    row, col = (int(place) * CELL_PX for place in wanted[len(wanted) // 2])
+    """A cell that the network computes, if there is one."""
+    cells = np.argwhere(seen.cells if seen.cells.any() else ~seen.cells)
+    row, col = (int(number) * CELL_PX for number in cells[len(cells) // 2])
     return Box(row, col, row + CELL_PX, col + CELL_PX).intersect(Box.of_shape(plan.shape_yx))
 
 
 def _tried(quote: BatchEstimate, plan: SlidePlan, box: Box | None) -> list[Seen]:
-    """The window, segmented; nothing when there is none or when it cannot be, which is noted."""
+    """Segment a window; empty when there is none or when it fails, which is noted."""
     try:
         return [] if box is None else [sample(plan, box)]
     except OvertileError as error:
@@ -146,24 +150,24 @@ def _tried(quote: BatchEstimate, plan: SlidePlan, box: Box | None) -> list[Seen]
 
 
 def _spread(todo: list[SlidePlan]) -> Iterator[SlidePlan]:
-    """All slides, each as far as can be from those before: the middle, the quarters, the eighths.."""
+    """All slides in bisection order: the middle, the quarters, the eighths, and so on."""
     step = len(todo)
     seen: set[int] = set()
     while step:
-        for place in range(step // 2, len(todo), step):
-            if place not in seen:
-                seen.add(place)
-                yield todo[place]
+        for number in range(step // 2, len(todo), step):
+            if number not in seen:
+                seen.add(number)
+                yield todo[number]
         step //= 2
-    yield from (plan for place, plan in enumerate(todo) if place not in seen)
+    yield from (plan for number, plan in enumerate(todo) if number not in seen)
 
 
-# ---- for a person ----------------------------------------------------------------------------------------------------
+# ---- output ----------------------------------------------------------------------------------------------------------
 
 
 def _show_slides(quote: BatchEstimate, console: Console) -> None:
     columns = ("image px", "um/px", "tissue", "blocks", "calls", "min", "GB", Column("note", overflow="fold"))
-    table = Table(Column("slide", overflow="fold"), *columns, title="What would be done")
+    table = Table(Column("slide", overflow="fold"), *columns, title="Estimate")
     share = quote.workers
     for outcome in quote.batch.outcomes:
         plan = quote.batch.plans.get(outcome.key)
@@ -175,37 +179,38 @@ def _show_slides(quote: BatchEstimate, console: Console) -> None:
         size = (f"{width} x {height}", f"{plan.resolution.mpp:g}")
         cells = ["", str(plan.blocks), "", "", ""]
         if outcome.key in quote.prices:
-            asked, cost = quote.extents[outcome.key], quote.prices[outcome.key]
-            cells[0], cells[2] = f"{asked.tissue_share:.0%}", str(asked.calls)
+            work, cost = quote.extents[outcome.key], quote.prices[outcome.key]
+            cells[0], cells[2] = f"{work.tissue_share:.0%}", str(work.calls)
             cells[3:] = [f"{cost.seconds / share / 60:.1f}", f"{cost.stays / 1e9:.2f}"]
         table.add_row(name, *size, *cells, escape(printable(quote.notes.get(outcome.key, ""))))
     console.print(table)
 
 
 def _show_total(quote: BatchEstimate, console: Console) -> None:
-    whole, plan = quote.total, quote.batch.plans[next(iter(quote.prices))]
+    batch_total, plan = quote.total, quote.batch.plans[next(iter(quote.prices))]
     compute = plan.compute
-    outputs = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in whole.sizes.items())
+    outputs = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in batch_total.sizes.items())
     lines = [
-        f"time: {whole.seconds / 3600:.2f} h for {len(quote.prices)} slides, {quote.workers} workers on "
+        f"time: {batch_total.seconds / 3600:.2f} h for {len(quote.prices)} slides, {quote.workers} workers on "
         f"{compute.device} in {compute.precision}, tiles of {compute.tile_px} px "
         f"({quote.sampled} slides sampled for {quote.sampled_s:.0f} s)",
-        f"disk: {whole.stays / 1e9:.2f} GB stay, {whole.at_most / 1e9:.2f} GB at most while it runs ({outputs})",
+        f"disk: {batch_total.stays / 1e9:.2f} GB when complete, {batch_total.at_most / 1e9:.2f} GB at most during the "
+        f"run ({outputs})",
         *_memory(quote, plan),
-        *_room(quote.batch.request.out, whole),
+        *_disk(quote.batch.request.out, batch_total),
     ]
     for line in lines:
         console.print(escape(printable(line)), soft_wrap=True, highlight=False)
 
 
 def _memory(quote: BatchEstimate, plan: SlidePlan) -> Iterator[str]:
-    """The sample ran as a worker does, in this process: its peak is a worker's."""
+    """Memory of the run. The sample ran in this process as in a worker, so the peak here is a worker's."""
     worker = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     needed = worker * quote.workers + OUTSIDE_BYTES
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield f"memory: {needed / 1e9:.1f} GB ({quote.workers} workers of {worker / 1e9:.1f} GB, and the command itself)"
-    if needed > there:
-        yield f"warning: this machine has {there / 1e9:.1f} GB. Use fewer cluster.workers, or a smaller tiles.block"
+    if needed > available:
+        yield f"warning: this machine has {available / 1e9:.1f} GB. Use fewer cluster.workers, or a smaller tiles.block"
     if plan.compute.device == "cuda":
         size = 4 if plan.compute.precision == "fp32" else 2
         tile = max(tile_bytes(spec, plan.compute.tile_px, size) for spec in plan.model.specs)
@@ -214,12 +219,12 @@ def _memory(quote: BatchEstimate, plan: SlidePlan) -> Iterator[str]:
         yield f"GPU memory: {gpu / 1e9:.1f} GB"
 
 
-def _room(out: Path, whole: Total) -> Iterator[str]:
-    existing = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
+def _disk(out: Path, batch_total: Total) -> Iterator[str]:
+    existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
-    yield f"free where {out} lies: {free / 1e9:.1f} GB"
-    if whole.at_most > free:
+    yield f"free on the disk of {out}: {free / 1e9:.1f} GB"
+    if batch_total.at_most > free:
         yield (
-            f"warning: it will not fit: {whole.at_most / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free. Choose "
-            "another --out, drop what can be (outputs.image=drop), or segment fewer slides at a time"
+            f"warning: not enough disk space: {batch_total.at_most / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are "
+            "free. Choose another --out, drop arrays (outputs.image=drop), or segment fewer slides at a time"
         )

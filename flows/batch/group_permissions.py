@@ -1,7 +1,7 @@
-"""One OUT for several Unix users (``outputs.group_writable``).
+"""Share OUT between several Unix users (``outputs.group_writable``).
 
-The one decision made here: the folder is what is shared. Its setgid bit hands its group on to all that is made in it,
-and the run's umask leaves that group its rights; so no file is touched after it was written, and no writer has to know.
+The setgid bit of the folder passes its group on to everything created in it, and the umask of the run keeps the
+group's permissions. So no file is changed after it was written.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ SHARED = stat.S_ISGID | GROUP
 
 @contextmanager
 def shared_with_group(request: BatchRequest) -> Iterator[None]:
-    """What is written inside, by this process and those it starts, the group of OUT may change, if that is asked for.
+    """Make files written in the context, by this process and its children, writable by the group of OUT if configured.
 
-    Raises ConfigError when OUT is somebody else's and not set up for it.
+    Raises:
+        ConfigError: OUT belongs to another user and is not set up for its group.
     """
     if not request.config.outputs.group_writable:
         yield
@@ -45,8 +46,10 @@ def _share(out: Path) -> None:
             out.chmod(stat.S_IMODE(out.stat().st_mode) | SHARED)
     except OSError as error:
         problem = f" ({error.strerror})"
-    if problem or out.stat().st_mode & SHARED != SHARED:  # the bit is dropped where its group is not one's own
+    if (
+        problem or out.stat().st_mode & SHARED != SHARED
+    ):  # the system drops the bit for a group of which the user is no member
         raise ConfigError(
-            f"outputs.group_writable: expected that {out} hands its group on and lets it write, and cannot make it so"
+            f"outputs.group_writable: expected {out} to be setgid and group-writable, and cannot change it"
             f"{problem}. Its owner runs: chgrp GROUP {out}; chmod g+rwxs {out}"
         )

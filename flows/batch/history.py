@@ -1,8 +1,8 @@
-"""history.jsonl: who changed OUT, when, with what, and how it ended; and what follows from that for a slide.
+"""history.jsonl: user, time, command and exit code of every change of OUT, and the failure counts of slides.
 
-The one decision made here: lines are only ever appended, each in one write: one when a run begins, one when it ends. So
-a run that was killed is there too, without an end, and which slides failed how often is counted from the lines, kept
-nowhere else. Nothing here says what is done: a history that is lost costs slides a few more tries.
+Lines are only appended, each in one write, when a run starts and when it ends. So a killed run is listed too, without
+an end. Failure counts are computed from the lines. No result depends on the history: if it is lost, slides in
+quarantine are tried again.
 
     {"event": "began", "run": id, "when", "who", "host", "pid", "command", "batch": hash of all plans, "force" ..}
     {"event": "ended", "run": id, "exit_code", "states": counts, "not_complete": {key: state, stage, cause, attempt ..}}
@@ -27,27 +27,27 @@ from pipeline.storage.atomic_files import append_json, read_json_lines
 
 NAME = "history.jsonl"
 STRIKES = 3
-"""A slide that failed in so many runs on end, asked for in the same way, is not tried again."""
+"""A slide that failed in so many consecutive runs with the same plan is not tried again."""
 
 Line = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run as the history tells it; ``ended`` is None while it lives, and for ever when it was killed."""
+    """One run of the history; ``ended`` is None while it runs and after it was killed."""
 
     began: Line
     ended: Line | None
 
     @property
     def exit_code(self) -> int | None:
-        """How it ended."""
+        """The exit code; None without an end."""
         return None if self.ended is None else self.ended.get("exit_code")
 
 
 @dataclass(frozen=True, slots=True)
 class FailureCount:
-    """How often in a row a slide failed when it was asked for in one way, and why the last time."""
+    """The number of consecutive failures of a slide with one plan, and the last cause."""
 
     attempt: str
     count: int
@@ -57,7 +57,7 @@ class FailureCount:
 
 @dataclass(frozen=True, slots=True)
 class BatchHistory:
-    """The lines of a history, oldest first. Torn ones are left out."""
+    """The lines of a history, oldest first, without torn lines."""
 
     lines: tuple[Line, ...]
 
@@ -67,29 +67,28 @@ class BatchHistory:
         return cls(tuple(line for line in read_json_lines(out / NAME) if isinstance(line, dict)))
 
     def runs(self) -> list[Run]:
-        """All runs, in the order in which they began."""
+        """All runs, in the order of their start."""
         ended = {line["run"]: line for line in self._of("ended")}
         return [Run(line, ended.get(line["run"])) for line in self._of("began")]
 
     def strikes(self) -> dict[str, FailureCount]:
-        """By key the slides that failed when they were last tried. Forced and retried ones begin anew."""
-        found: dict[str, FailureCount] = {}
+        """Failure counts by key, of slides that failed when they were last tried. Forcing or retrying resets them."""
+        counts: dict[str, FailureCount] = {}
         for line in self.lines:
             match line:
                 case {"event": "began", "force": True}:
-                    found.clear()
+                    counts.clear()
                 case {"event": "began", "force": list(keys)} | {"event": "retry" | "delete", "keys": list(keys)}:
-                    _forget(found, keys)
+                    _forget(counts, keys)
                 case {"event": "ended", "not_complete": dict(slides), "recovered": list(keys)}:
-                    _forget(found, keys)
-                    found |= {key: _count(found.get(key), entry) for key, entry in slides.items() if _is_strike(entry)}
-        return found
+                    _forget(counts, keys)
+                    counts |= {
+                        key: _count(counts.get(key), entry) for key, entry in slides.items() if _is_strike(entry)
+                    }
+        return counts
 
     def last_words(self) -> dict[str, tuple[Run, Line]]:
-        """By key what was last said of a slide that did not come out as asked, and the run that said it.
-
-        Nothing is said of one that was deleted since.
-        """
+        """The last run and entry by key, of slides that were not up to date and were not deleted since."""
         found: dict[str, tuple[Run, Line]] = {}
         runs = {run.began["run"]: run for run in self.runs()}
         for line in sorted((*self._of("ended"), *self._deleted()), key=lambda line: str(line["when"])):
@@ -121,17 +120,17 @@ def _count(before: FailureCount | None, entry: Line) -> FailureCount:
 
 
 def new_run() -> str:
-    """A name for a run that no other has."""
+    """A unique id of a run."""
     return uuid.uuid4().hex[:12]
 
 
 def note(out: Path, event: Literal["began", "ended", "retry", "skipped", "prune", "delete"], facts: Line) -> None:
-    """Append a line: what happened, when, and whose doing it was."""
+    """Append a line: event, time and facts."""
     append_json(out / NAME, {"event": event, "when": datetime.now(UTC).isoformat(timespec="milliseconds"), **facts})
 
 
 def doer() -> dict[str, Any]:
-    """Who acts: user, host, process and what was typed."""
+    """The user, host, process and command line of this process."""
     return {"who": _user(), "host": socket.gethostname(), "pid": os.getpid(), "command": sys.argv}
 
 

@@ -1,7 +1,6 @@
-"""What became of one slide in a batch: its state, in the words of every report, where it stopped and why.
+"""The outcome of one slide in a batch: its state, the stage where it stopped, and the cause.
 
-The one decision made here: only ``complete`` and ``complete before`` are as asked; every other state has a cause that a
-person can act on, or needs nobody because the next run goes on.
+Only ``complete`` and ``complete before`` are up to date. Every other state has a cause, or is resumed by the next run.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ State = Literal[
 ]
 
 NOT_IN_VAIN = ("kept", "resumable", "deferred")
-"""States of slides that are not as asked, and yet nothing is wrong with them."""
+"""States of slides that are not up to date although nothing failed."""
 
 OTHERS_FAULT: Mapping[type[OvertileError], State] = {LockedError: "locked", ClusterError: "resumable"}
-"""What a slide is that stopped for no fault of its own."""
+"""States of slides that stopped for reasons outside the slide."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one slide. ``attempt`` tells whether it was asked for as in another run: same slide, same plan."""
+    """The outcome of one slide. ``attempt`` is a digest of slide and plan; equal ones are the same attempt."""
 
     key: str
     slide: Path
@@ -45,12 +44,12 @@ class Outcome:
 
     @property
     def is_up_to_date(self) -> bool:
-        """Complete under the plan that was asked for."""
+        """Whether the slide is complete under the requested plan."""
         return self.state in ("complete", "complete before")
 
     @property
     def stopped(self) -> bool:
-        """Not as asked, and there is something to say about it: it does not merely wait for its turn."""
+        """Whether the slide is not up to date for a stated cause, not merely waiting."""
         return not self.is_up_to_date and (self.state != "waiting" or self.cause != "")
 
     def add(self, report: StageReport, seconds: float) -> None:
@@ -60,25 +59,25 @@ class Outcome:
         self.network_calls += report.counts.get("network_calls", 0)
 
     def failed(self, stage: str, error: BaseException) -> None:
-        """Remember why the slide stopped, on one line."""
+        """Record why the slide stopped, on one line."""
         self.state = next((state for kind, state in OTHERS_FAULT.items() if isinstance(error, kind)), "failed")
         self.stage = stage
-        ours = isinstance(error, OvertileError)  # then the message names its place
-        text = str(error) if ours else f"{self.slide}: {type(error).__name__}: {error}"
+        is_own = isinstance(error, OvertileError)  # its message names the slide
+        text = str(error) if is_own else f"{self.slide}: {type(error).__name__}: {error}"
         self.cause = " ".join(text.split())
         self.disk_failed = isinstance(error, DiskError)
         if self.disk_failed or self.state != "failed":
-            self.attempt = ""  # no fault of the slide's
+            self.attempt = ""  # not caused by the slide
 
     def paused(self, stage: str, error: TimeUpError) -> None:
-        """Remember where the slide was stopped because the time was over."""
+        """Record the stage at which the deadline stopped the slide."""
         self.state, self.stage, self.cause = "resumable", stage, str(error)
 
     def deferred(self, why: str) -> None:
         """Leave the slide for the next run."""
         self.state, self.cause = "deferred", " ".join(why.split())
 
-    def quarantined(self, strikes: FailureCount, cure: str) -> None:
-        """Do not try the slide again before something changed."""
+    def quarantined(self, strikes: FailureCount, remedy: str) -> None:
+        """Do not try the slide again until it changes or is released."""
         self.state, self.stage = "quarantined", strikes.stage
-        self.cause = f"not tried, for it failed in {strikes.count} runs: {strikes.cause}. To try again: {cure}"
+        self.cause = f"not tried, for it failed in {strikes.count} runs: {strikes.cause}. To try again: {remedy}"

@@ -1,8 +1,8 @@
-"""Names that are not told: the file that says which slide an id stands for (``outputs.redact``).
+"""The key file of `outputs.redact`: maps pseudonyms to slides.
 
-The one decision made here: an id is a keyed hash of the slide's key, and the key to it lies in that file alone. So a
-slide has one id for all runs with the file, and without it nobody finds a name by trying all there may be. Only its
-owner may read the file, it lies outside OUT, and lines are only appended.
+A pseudonym is a keyed hash (HMAC-SHA-256) of the slide's key; the secret is in the key file only. So a slide has the
+same pseudonym in all runs with the file, and names cannot be found by hashing guesses. Only the owner may read the
+file, it is outside OUT, and lines are only appended.
 
     {"secret": hex}    {"id": "slide-..", "name": key, "path": ..}    {"id": "patient-..", "name": ..}
 """
@@ -27,30 +27,34 @@ from pipeline.storage.atomic_files import append_json, read_json_lines
 DIGITS = 12
 SECRET_BYTES = 32
 PATIENT = "patient"
-"""The column of a cases table whose words are replaced too."""
+"""The column of a cases table whose values are replaced too."""
 
 
 @dataclass(slots=True)
 class Pseudonyms:
-    """What the file holds: the secret, names by id, and lines that are not in it yet."""
+    """Content of the key file: the secret, names by id, and lines to append."""
 
     secret: bytes
     known: dict[str, str] = field(default_factory=dict)
     new: list[dict[str, str]] = field(default_factory=list)
 
     def id_of(self, kind: str, name: str, path: str | None = None) -> str:
-        """The id of a thing of this kind; remembered, with its path, when it is new. Raises ConfigError for a twin."""
+        """The id of a name, recorded with its path when it is new.
+
+        Raises:
+            ConfigError: Another name has the same id.
+        """
         content = f"{kind}\0{name}".encode(errors="surrogateescape")
-        found = f"{kind}-{hmac.new(self.secret, content, 'sha256').hexdigest()[:DIGITS]}"
-        if found not in self.known:
-            self.known[found] = name
-            self.new.append({"id": found, "name": name} | ({} if path is None else {"path": path}))
-        if self.known[found] != name:
-            raise ConfigError(f"outputs.redact: two names have the id {found}. Use another file for one of them")
-        return found
+        identifier = f"{kind}-{hmac.new(self.secret, content, 'sha256').hexdigest()[:DIGITS]}"
+        if identifier not in self.known:
+            self.known[identifier] = name
+            self.new.append({"id": identifier, "name": name} | ({} if path is None else {"path": path}))
+        if self.known[identifier] != name:
+            raise ConfigError(f"outputs.redact: two names have the id {identifier}. Use another file for one of them")
+        return identifier
 
     def redacted(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """The slides under their ids, with the patients' ids, and refused in words that tell no name."""
+        """The slides with pseudonyms as keys, of patients too, and with redacted errors."""
         aliases = [self._alias(candidate) for candidate in candidates]
         return [
             replace(
@@ -73,23 +77,28 @@ class Pseudonyms:
 
 
 def _redacted_error(error: OvertileError, aliases: Iterable[Pseudonym]) -> OvertileError:
-    """A refusal may name other slides too."""
+    """The error without names; it may name several slides."""
     for alias in aliases:
-        found = redact_error(error, alias)
-        assert isinstance(found, OvertileError), "what it makes of ours is ours"
-        error = found
+        redacted = redact_error(error, alias)
+        assert isinstance(redacted, OvertileError), "redaction keeps the type"
+        error = redacted
     return error
 
 
 @contextmanager
 def names_of(path: Path, out: Path, *, writing: bool = True) -> Iterator[Pseudonyms]:
-    """The names in a file, which is made when it is not there; what is new is in it in the end.
+    """Open the key file, or create it, and append new names at the end of the context.
 
-    Nothing is made or written unless ``writing``: ids are then made up where there is no file. Raises ConfigError for a
-    file in OUT, one that others may read, and one that is something else.
+    Args:
+        path: The key file.
+        out: Output folder, in which the file must not be.
+        writing: Whether to write; otherwise pseudonyms are random where there is no file.
+
+    Raises:
+        ConfigError: The file is in ``out``, others may read it, or it is no key file.
     """
     if path.resolve().is_relative_to(out.resolve()):
-        raise ConfigError(f"outputs.redact={path}: expected a file outside of {out}, which you may want to hand on")
+        raise ConfigError(f"outputs.redact={path}: expected a file outside of {out}, because results may be shared")
     if not writing and not path.exists():
         yield Pseudonyms(secrets.token_bytes(SECRET_BYTES))
         return
@@ -119,7 +128,7 @@ def _read(path: Path, file: int) -> Pseudonyms:
         if "secret" in line:
             return Pseudonyms(bytes.fromhex(line["secret"]), named)
     if path.read_bytes().strip():
-        raise ConfigError(f"outputs.redact={path}: expected a file of names that was written here, or none at all")
+        raise ConfigError(f"outputs.redact={path}: expected a key file written by overtile, or a new path")
     secret = secrets.token_bytes(SECRET_BYTES)
     append_json(path, {"secret": secret.hex()})
     return Pseudonyms(secret, named)

@@ -1,6 +1,6 @@
-"""What the slide folders below OUT say of themselves.
+"""Read the results of slide folders below OUT.
 
-The one decision made here: only a manifest is believed; a folder without one is incomplete, whatever lies in it.
+A folder without manifest is incomplete, whatever it contains.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.storage.slide_store import SlideStore
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One slide folder. All but its first lines are empty unless it is complete."""
+    """The result of one slide folder. Fields after ``content`` are empty unless it is complete."""
 
     key: str
     state: Literal["complete", "incomplete", "damaged"]
@@ -34,13 +34,13 @@ class Record:
 
     @property
     def hashes(self) -> Mapping[str, str]:
-        """Of each stage's plan; none unless it is complete."""
+        """Plan hashes by stage; empty unless complete."""
         found: Mapping[str, str] = self.plan.get("hashes", {})
         return found
 
 
 def read_record(store: SlideStore, key: str) -> Record:
-    """What is known of the folder of a slide: counts and figures, or the cause of its failure."""
+    """Read a slide folder: counts and figures, or the cause of its failure."""
     try:
         manifest = read_manifest(store)
         if manifest is None:
@@ -56,7 +56,7 @@ def read_record(store: SlideStore, key: str) -> Record:
 
 
 def slide_record(store: SlideStore) -> dict[str, Any]:
-    """What is known of one slide folder, for scripts."""
+    """The result of one slide folder as plain data."""
     return dict(read_record(store, store.root.name).content)
 
 
@@ -73,7 +73,11 @@ def slide_stores(out: Path) -> Iterator[SlideStore]:
 
 
 def slides_of(out: Path) -> dict[str, SlideStore]:
-    """Every slide folder below OUT by key. Raises ConfigError where there is none, or where OUT is one."""
+    """Slide folders below ``out`` by key.
+
+    Raises:
+        ConfigError: There is none, or ``out`` is itself a slide folder.
+    """
     stores = {store.root.relative_to(out).as_posix(): store for store in slide_stores(out)}
     if not stores:
         raise ConfigError(f"{out} holds no results: expected the folder that segment writes to")
@@ -83,9 +87,9 @@ def slides_of(out: Path) -> dict[str, SlideStore]:
 
 
 def figures(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers people ask for first: tissue, objects, objects per mm2, and what to be careful about.
+    """The main figures of a slide: tissue, objects, objects per mm2, flags and warnings.
 
-    Where regions are drawn, tissue is what lies in them, as objects do.
+    Where regions are drawn, tissue and objects are those in the regions.
     """
     plan, stages = manifest["plan"], manifest["stages"]
     tissue_mm2 = sum(tissue_areas_mm2(manifest).values())

@@ -1,7 +1,7 @@
-"""results.csv: one row for each slide, region and class, for whoever does the statistics.
+"""results.csv: one row for each slide, region and class.
 
-The one decision made here: every number is taken from a slide's manifest, and a slide is never silently missing. One
-that is not complete has one row that says so, with empty cells for numbers; zero objects are a row with count 0.
+Every number is taken from a slide's manifest, and every requested slide has a row. A slide that is not complete has one
+row with its state and empty numbers; zero objects are a row with count 0.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ FACTS = (
     *("flags", "model", "sha256", "plan", "mpp", "state"),
 )
 COLUMNS = ("slide", "region", "class", *FACTS)
-"""All but the cases table's, which stand after ``slide``."""
+"""All columns except those of the cases table, which come after ``slide``."""
 
 HASH_DIGITS = 12
 ENLARGED = 1 / 1.05
-"""An image whose pixels span less of the slide's than this was interpolated."""
+"""Least pixels of level 0 per pixel of the image; images below it were enlarged by interpolation."""
 ENLARGED_FLAG = "enlarged"
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
 def manifest_rows(manifest: Mapping[str, Any]) -> list[Row]:
-    """The rows of a complete slide. Without objects there is one for each region, of tissue alone.
+    """The rows of a complete slide. Without measured objects there is one row per region, with tissue only.
 
-    Areas are of the image at ``mpp``; density and fraction are of tissue, and empty where there is none.
+    Areas are those of the image at ``mpp``. Density and fraction are relative to tissue, and empty without tissue.
     """
     plan, stages = manifest["plan"], manifest["stages"]
     hashes = plan["hashes"]
@@ -55,7 +55,7 @@ def manifest_rows(manifest: Mapping[str, Any]) -> list[Row]:
 
 
 def _measured(facts: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """What was measured of each region and class. Version 0.1.0 noted counts and areas only: the rest stays empty."""
+    """Measures by region and class. Version 0.1.0 stored counts and areas only; other measures are then empty."""
     if "rows" in facts:
         rows: Sequence[Mapping[str, Any]] = facts["rows"]
         return rows
@@ -69,9 +69,9 @@ def _measured(facts: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 
 
 def _class_row(found: Mapping[str, Any], tissue_mm2: float) -> Row:
-    place = {"region": found["region"], "tissue_mm2": tissue_mm2}
+    region = {"region": found["region"], "tissue_mm2": tissue_mm2}
     if "class" not in found:
-        return place
+        return region
     area_mm2, count = found["area_um2"] / 1e6, found["count"]
     numbers = {
         "area_mm2": area_mm2,
@@ -83,16 +83,16 @@ def _class_row(found: Mapping[str, Any], tissue_mm2: float) -> Row:
     }
     areas, probabilities = found["area_um2_quartiles"], found["probability_quartiles"]
     quartiles = _quartiles("area_um2", areas) | _quartiles("probability", probabilities)
-    return place | {"class": found["class"]} | numbers | quartiles
+    return region | {"class": found["class"]} | numbers | quartiles
 
 
 def _quartiles(name: str, values: Sequence[float] | None) -> Row:
-    places = (f"{name}_q25", f"{name}_median", f"{name}_q75")
-    return dict(zip(places, values or (None, None, None), strict=True))
+    names = (f"{name}_q25", f"{name}_median", f"{name}_q75")
+    return dict(zip(names, values or (None, None, None), strict=True))
 
 
 def tissue_areas_mm2(manifest: Mapping[str, Any]) -> dict[str | None, float]:
-    """Tissue of each region; of the whole slide (None) where none are drawn."""
+    """Tissue area in mm2 by region, or of the slide (None) where no regions are drawn."""
     plan, facts = manifest["plan"], manifest["stages"]["tissue"]["facts"]
     drawn = plan.get("regions")
     pixels = dict(zip(drawn["names"], facts["region_tissue_px"], strict=True)) if drawn else {None: facts["tissue_px"]}
@@ -100,7 +100,7 @@ def tissue_areas_mm2(manifest: Mapping[str, Any]) -> dict[str | None, float]:
 
 
 def flags(manifest: Mapping[str, Any]) -> list[str]:
-    """What a slide's numbers should be read with caution for: every stage's flags, and ``enlarged``."""
+    """Quality flags of all stages, and ``enlarged`` for an interpolated image."""
     found = [flag for stage in manifest["stages"].values() for flag in stage["facts"].get("flags", ())]
     if min(manifest["plan"]["image"]["level0_from_image_yx"]) < ENLARGED:
         found.append(ENLARGED_FLAG)
@@ -108,10 +108,12 @@ def flags(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def results_csv(rows: Iterable[Row], cases: Iterable[Mapping[str, str]]) -> str:
-    """All rows as CSV. Numbers read back as the numbers they are, text is inert in a spreadsheet.
+    """All rows as CSV. Numbers are written with full precision; text is never a formula in a spreadsheet.
 
-    ``cases`` holds, for each row, what the cases table says of its slide. A column of the table that is called like
-    one of these is called ``case_`` and its name.
+    Args:
+        rows: Rows of all slides.
+        cases: For each row, the columns of its slide in the cases table. A column with the name of another column
+            gets the prefix ``case_``.
     """
     pairs = list(zip(rows, cases, strict=True))
     names = dict.fromkeys(name for _, case in pairs for name in case)
@@ -126,7 +128,7 @@ def results_csv(rows: Iterable[Row], cases: Iterable[Mapping[str, str]]) -> str:
 
 
 def _titles(names: Sequence[str]) -> dict[str, str]:
-    """What each column of the cases table is called here: no two columns alike."""
+    """Unique titles of the columns of the cases table."""
     titles: dict[str, str] = {}
     for name in names:
         title = name
@@ -143,7 +145,7 @@ def _cell(value: Cell) -> str:
 
 
 def _case_cell(text: str) -> str:
-    """A number of the user's is no formula, whatever its sign."""
+    """A cell of the cases table; a signed number is no formula."""
     return text if _NUMBER.fullmatch(text) else _text(text)
 
 
@@ -152,5 +154,5 @@ def _text(text: str) -> str:
 
 
 def inert(cell: str) -> str:
-    """Text that a spreadsheet does not take for a formula."""
+    """Text that a spreadsheet does not interpret as a formula."""
     return f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell

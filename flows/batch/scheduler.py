@@ -248,7 +248,7 @@ class SlideScheduler:
         elif is_complete(self.batch, outcome):
             outcome.state = "complete before"
         else:
-            outcome.state, outcome.cause = "resumable", f"not begun before {self.deadline}; the next run goes on"
+            outcome.state, outcome.cause = "resumable", f"not started before {self.deadline}; the next run resumes"
         self.listener.slide_done(outcome)
 
     def _admit(self, waiting: list[tuple[int, Outcome]]) -> None:

@@ -1,7 +1,7 @@
-"""Which slides a batch is asked for, in which order, each with its own configuration; and the models they need.
+"""Select the slides of a batch in order, each with its own configuration, and load the models they need.
 
-The one decision made here: a cases table and whoever asks are merged once, so that all that follows sees a slide and
-its configuration. Where names may not be told, nothing that leaves this room tells one, refusals included.
+The cases table and the general configuration are merged here only. With `outputs.redact`, neither slides nor errors
+that leave this module contain a slide name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.slides.modification_time import last_change
 
 @dataclass(frozen=True, slots=True)
 class SelectedSlide:
-    """A slide and the configuration of its run; ``case`` is the line of the table that named it."""
+    """A slide and its configuration; ``case`` is its line of the cases table."""
 
     candidate: Candidate
     config: RunConfig
@@ -30,11 +30,18 @@ class SelectedSlide:
 
 
 def select_slides(inputs: Sequence[Path], out: Path, config: RunConfig, *, writing: bool = True) -> list[SelectedSlide]:
-    """The slides asked for, in order: all that were found, or those that the cases table names.
+    """The requested slides in order: all slides found, or those of the cases table.
 
-    With ``outputs.redact`` they go by ids, and new ones are noted in its file if ``writing``. Raises ConfigError.
+    Args:
+        inputs: Slides or folders of slides.
+        out: Output folder; never searched for slides.
+        config: General configuration. With ``outputs.redact``, slides get pseudonyms as keys.
+        writing: Whether new pseudonyms are added to the key file.
+
+    Raises:
+        ConfigError: No slides are found, or the cases table or the key file is invalid.
     """
-    with _untold(config):
+    with _without_quotes(config):
         found = _found(inputs, out, config)
     if config.outputs.redact is None:
         return found
@@ -49,11 +56,11 @@ def _found(inputs: Sequence[Path], out: Path, config: RunConfig) -> list[Selecte
     if config.input.order == "priority" and not any("priority" in case.columns for case in cases or ()):
         raise ConfigError("input.order=priority: expected a cases table with a column 'priority', found none")
     if cases is None:
-        chosen = [SelectedSlide(candidate, config) for candidate in candidates]
+        selected = [SelectedSlide(candidate, config) for candidate in candidates]
     else:
         named = choose_slides(cases, candidates, telling=config.outputs.redact is None)
-        chosen = [SelectedSlide(candidate, case.config(config), case) for candidate, case in named]
-    return _ordered(chosen, config.input.order)
+        selected = [SelectedSlide(candidate, case.config(config), case) for candidate, case in named]
+    return _ordered(selected, config.input.order)
 
 
 def _cases(config: RunConfig) -> tuple[Case, ...] | None:
@@ -61,33 +68,41 @@ def _cases(config: RunConfig) -> tuple[Case, ...] | None:
 
 
 @contextmanager
-def _untold(config: RunConfig) -> Iterator[None]:
-    """Let nothing of the cases table be quoted where names may not be told."""
+def _without_quotes(config: RunConfig) -> Iterator[None]:
+    """With ``outputs.redact``, replace errors that quote the cases table."""
     try:
         yield
     except TableError as error:
         if config.outputs.redact is None:
             raise
         raise ConfigError(
-            f"{error.where}: this cannot be meant as it is written. Why is not said, because outputs.redact is set and "
-            "it would tell what stands there: run the same with --dry-run and without redaction to read it"
+            f"{error.where}: invalid entry. The reason is withheld, because outputs.redact is set and it quotes the "
+            "table: run the same command with --dry-run and without redaction to read it"
         ) from None
 
 
-def _ordered(chosen: list[SelectedSlide], order: str | None) -> list[SelectedSlide]:
-    """The slides as they are to be taken. A table's are in order of its priorities already."""
+def _ordered(selected: list[SelectedSlide], order: str | None) -> list[SelectedSlide]:
+    """The slides in processing order. Those of a cases table are in order of priority already."""
     if order == "newest":
-        return sorted(chosen, key=lambda one: -last_change(one.candidate.path))
-    return sorted(chosen, key=lambda one: one.candidate.key) if order == "name" else chosen
+        return sorted(selected, key=lambda slide: -last_change(slide.candidate.path))
+    return sorted(selected, key=lambda slide: slide.candidate.key) if order == "name" else selected
 
 
 # ---- models ----------------------------------------------------------------------------------------------------------
 
 
 def models_of(chosen: Sequence[SelectedSlide], pinned: Mapping[str, str]) -> dict[ModelSection, Ensemble]:
-    """Every model that a slide is to be segmented with, once, by what the configuration says of it.
+    """Load every model of the slides once.
 
-    Raises ModelError for one that cannot be used, or whose weights are others than those ``pinned`` by SHA-256.
+    Args:
+        chosen: Selected slides.
+        pinned: Required SHA-256 of weights, by name or path.
+
+    Returns:
+        Models by their configuration section.
+
+    Raises:
+        ModelError: A model cannot be used, or its weights differ from the pinned ones.
     """
     models: dict[ModelSection, Ensemble] = {}
     for one in chosen:
@@ -103,16 +118,20 @@ def models_of(chosen: Sequence[SelectedSlide], pinned: Mapping[str, str]) -> dic
 
 
 def pin_models(config: RunConfig) -> dict[str, str]:
-    """SHA-256 of all weights that the cases table names now, by name or path."""
-    with _untold(config):
+    """SHA-256 of the weights that the cases table names, by name or path."""
+    with _without_quotes(config):
         sections = {case.config(config).model for case in _cases(config) or ()} - {config.model}
     return {str(section.weights): load_model(section).sha256 for section in sections}
 
 
 def require_sha256(model: Ensemble, expected: str | None) -> None:
-    """Raise ModelError when the weights are not those that were scheduled; return when any may be used."""
+    """Check the weights of a scheduled run; None accepts any.
+
+    Raises:
+        ModelError: The weights differ from the scheduled ones.
+    """
     if expected is not None and model.sha256 != expected:
         raise ModelError(
             f"{model.name}: expected the weights that were scheduled, sha256 {expected[:12]}, found "
-            f"{model.sha256[:12]}. Bring them back, or schedule again to use these"
+            f"{model.sha256[:12]}. Restore them, or schedule again to use these"
         )

@@ -1,7 +1,7 @@
-"""What lies in OUT and what became of it, from the files alone: no server, no network, nothing written.
+"""States of all slides in OUT, from its files alone: no server, no network, no writing.
 
-The one decision made here: a folder is believed before the history is. A manifest is complete and a live lock is in
-progress, whatever was said last; only of a slide that is neither does the history tell why, and what to do.
+Folders take precedence over the history: a manifest means complete and a live lock means in progress. For other slides
+the history gives the cause and the remedy.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from flows.batch.result_records import read_record, slide_stores
 from pipeline.errors import ConfigError, StoreError
 from pipeline.printable import printable
 from pipeline.runs.scratch import place_of_work
+from pipeline.stage_table import PREDICT
 from pipeline.storage.layout import PROBABILITY
 from pipeline.storage.lock import live_owner
 from pipeline.storage.manifest import previous_plan
@@ -34,7 +35,7 @@ NEED_SOMEBODY = ("failed", "quarantined", "damaged", "kept", "vanished")
 
 @dataclass(frozen=True, slots=True)
 class SlideStatus:
-    """One slide: its state in the words of summary.md, why, what helps, and how far its network stage has come."""
+    """One slide: state, stage, cause, remedy (``cure``), and completed blocks of its predict stage."""
 
     key: str
     state: str
@@ -54,34 +55,40 @@ class Status:
 
     @classmethod
     def of(cls, out: Path) -> Status:
-        """Raises ConfigError where there are no results and no history."""
-        told = _Told.of(out, BatchHistory.read(out))
+        """Read the status of a results folder.
+
+        Raises:
+            ConfigError: The folder has neither results nor a history.
+        """
+        history = _HistoryView.of(out, BatchHistory.read(out))
         stores = {store.root.relative_to(out).as_posix(): store for store in slide_stores(out)}
-        if not stores and not told.runs:
+        if not stores and not history.runs:
             raise ConfigError(f"{out} holds no results: expected a folder that 'overtile segment' wrote")
-        slides = {key: told.standing(key, store) for key, store in stores.items()}
-        slides |= {key: told.without_folder(key) for key in told.words if key not in stores and told.is_current(key)}
-        return cls(tuple(slides[key] for key in sorted(slides)), tuple(told.runs))
+        slides = {key: history.status(key, store) for key, store in stores.items()}
+        slides |= {
+            key: history.without_folder(key) for key in history.words if key not in stores and history.is_current(key)
+        }
+        return cls(tuple(slides[key] for key in sorted(slides)), tuple(history.runs))
 
     @property
     def totals(self) -> Mapping[str, int]:
-        """How many slides are in each state."""
+        """Number of slides by state."""
         return Counter(slide.state for slide in self.slides)
 
     def exit_code(self) -> int:
-        """As ``segment`` would end: 0 when every slide is complete, 4 when none is, else 3."""
+        """The exit code as of ``segment``: 0 when every slide is complete, 4 when none is, else 3."""
         complete = self.totals.get("complete", 0)
         return 0 if complete == len(self.slides) else 3 if complete else 4
 
     def as_json(self, slides: Sequence[SlideStatus]) -> dict[str, Any]:
-        """For scripts."""
+        """The status as plain data, with the last runs."""
         runs = [{**run.began, "ended": run.ended} for run in self.runs[-LAST_RUNS:]]
-        return {"slides": [asdict(one) for one in slides], "totals": dict(self.totals), "runs": runs}
+        return {"slides": [asdict(slide) for slide in slides], "totals": dict(self.totals), "runs": runs}
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
-    """What the history tells: the runs, by key the last word on a slide and the run that said it, and strikes."""
+class _HistoryView:
+    """The runs of a history, the last entry of each slide with its run, and failure counts."""
 
     out: Path
     runs: Sequence[Run]
@@ -89,16 +96,16 @@ class _Told:
     strikes: Mapping[str, FailureCount]
 
     @classmethod
-    def of(cls, out: Path, history: BatchHistory) -> _Told:
+    def of(cls, out: Path, history: BatchHistory) -> _HistoryView:
         return cls(out, history.runs(), history.last_words(), history.strikes())
 
     def is_current(self, key: str) -> bool:
-        """Whether a slide without a folder is still to be told of: it was of the last run, or lies where it lay."""
+        """Whether a slide without folder is still listed: it was in the last run, or its file exists."""
         run, entry = self.words[key]
         return run == self.runs[-1] or not _has_vanished(key, entry)
 
-    def standing(self, key: str, store: SlideStore) -> SlideStatus:
-        """A slide that has a folder."""
+    def status(self, key: str, store: SlideStore) -> SlideStatus:
+        """The status of a slide that has a folder."""
         if owner := live_owner(store.work):
             cause = f"by process {owner['pid']} on {owner['host']} since {owner['since']}"
             return _with_blocks(SlideStatus(key, "in progress", cause=cause), store)
@@ -114,21 +121,21 @@ class _Told:
         return _with_blocks(SlideStatus(key, "resumable", cure=self._command(key)), store)
 
     def _last_state(self, key: str) -> str | None:
-        """What the history said last; that a complete result was kept counts for the last run only."""
+        """The last state in the history; ``kept`` counts for the last run only."""
         if key not in self.words:
             return None
         run, entry = self.words[key]
         return None if entry["state"] == "kept" and run != self.runs[-1] else str(entry["state"])
 
     def without_folder(self, key: str) -> SlideStatus:
-        """A slide as the history tells of it."""
+        """The status of a slide by the history alone."""
         _, entry = self.words[key]
         state, stage, cause, cure = entry["state"], entry["stage"], entry["cause"], self._command(key)
         strikes = self.strikes.get(key)
         if _has_vanished(key, entry):
-            return SlideStatus(key, "vanished", stage, f"{entry['slide']} is not there any more")
+            return SlideStatus(key, "vanished", stage, f"{entry['slide']} does not exist any more")
         if state == "quarantined" and strikes is None:
-            return SlideStatus(key, "waiting", "", "it is tried again in the next run", cure)
+            return SlideStatus(key, "waiting", "", "the next run tries it again", cure)
         if state == "quarantined" or (strikes and strikes.count >= STRIKES):
             cure = shlex.join(["overtile", "retry", str(self.out), key])
             return SlideStatus(key, "quarantined", stage, cause, cure)
@@ -137,14 +144,14 @@ class _Told:
         return SlideStatus(key, state, stage, cause, cure)
 
     def _command(self, key: str) -> str:
-        """What was typed to ask for the slide; the last command for one of which nothing was said."""
+        """The command line that requested the slide, or the last one if the history does not list the slide."""
         run = self.words[key][0] if key in self.words else self.runs[-1] if self.runs else None
         name, *words = run.began["command"] if run else [""]
         return shlex.join(["overtile", *words]) if Path(name).name == "overtile" else ""
 
 
 def _has_vanished(key: str, entry: Mapping[str, Any]) -> bool:
-    """Whether the slide is not where it lay; of one whose name is not told nobody knows."""
+    """Whether the slide file is gone; never true for a redacted name, whose path is unknown."""
     return entry["slide"] != key and not Path(entry["slide"]).exists()
 
 
@@ -154,24 +161,24 @@ def _with_blocks(slide: SlideStatus, store: SlideStore) -> SlideStatus:
 
 
 def _blocks(store: SlideStore) -> tuple[int, int] | tuple[None, None]:
-    """Of the network's blocks those that are done, and all."""
+    """Completed and total blocks of the predict stage."""
     plan = previous_plan(store)
     if plan is None:
         return None, None
     block = plan["config"]["tiles"]["block"]
     rows, cols = (-(-length // block) for length in plan["image"]["shape_yx"])
     try:
-        place = place_of_work(store, plan["config"]["outputs"]["scratch"])
-        return len(place.done(PROBABILITY, plan["hashes"]["predict"])), rows * cols
-    except StoreError:  # not begun
+        work = place_of_work(store, plan["config"]["outputs"]["scratch"])
+        return len(work.done(PROBABILITY, plan["hashes"][PREDICT])), rows * cols
+    except StoreError:  # not started
         return 0, rows * cols
 
 
-# ---- for people ------------------------------------------------------------------------------------------------------
+# ---- output ----------------------------------------------------------------------------------------------------------
 
 
 def show(status: Status, slides: Sequence[SlideStatus], console: Console) -> None:
-    """Print the slides chosen, totals, what helps, and the last runs."""
+    """Print slides, totals, remedies and the last runs."""
     table = Table(Column("slide", overflow="fold"), "state", "blocks", Column("cause", overflow="fold"))
     for slide in slides:
         colour = "green" if slide.state == "complete" else "red" if slide.state in NEED_SOMEBODY else "yellow"
@@ -192,10 +199,10 @@ def show(status: Status, slides: Sequence[SlideStatus], console: Console) -> Non
 
 def _last_lines(runs: Sequence[Run]) -> Iterator[str]:
     if runs:
-        yield f"last runs, of all in {NAME}:"
+        yield f"last runs (all runs are in {NAME}):"
     for run in runs:
         when = datetime.fromisoformat(run.began["when"]).astimezone().strftime("%Y-%m-%d %H:%M")
-        end = "no end: it runs, or was killed" if run.exit_code is None else f"exit {run.exit_code}"
+        end = "no end: running or killed" if run.exit_code is None else f"exit {run.exit_code}"
         words = shlex.join(["overtile", *run.began["command"][1:]])
         yield f"  {when}  {_text(run.began['who'])}@{_text(run.began['host'])}  {end}  {_text(words)}"
 

@@ -1,4 +1,4 @@
-"""Print what a training data set holds: images, classes and remarks."""
+"""Print the summary of a training data set: images, classes and remarks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_SHOWN = 20
 
 
 def show_summary(summary: DatasetSummary, console: Console) -> None:
-    """Print images, classes and remarks for a person."""
+    """Print images, classes and remarks."""
     console.print(_case_table(summary))
     if len(summary.cases) > MOST_SHOWN:
         console.print(f"  and {len(summary.cases) - MOST_SHOWN} more images", highlight=False)

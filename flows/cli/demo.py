@@ -1,7 +1,7 @@
-"""Demo: the main job on real tissue that ships with scikit-image, and the proof beside it.
+"""The demo command: segment tissue that ships with scikit-image and verify the result.
 
-The one decision made here: the demo fails unless the result is right: enough objects, every file as the manifest says,
-and one large window equal to a single forward pass of the network.
+The demo fails unless there are enough objects, every file matches the manifest, and one large window equals a single
+forward pass of the network.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from pipeline.storage.slide_store import SlideStore
 
 SIDE_PX = 4096
 PERIOD_PX = (509, 505)
-"""Side of the repeated tissue (y, x): odd, so that no network call sees the same picture at the same phase."""
+"""Size of the repeated tissue (y, x): odd, so that no two tiles have the same content at the same phase."""
 WINDOW = Box(1040, 1296, 1040 + 1500, 1296 + 1500)
 MPP = 0.5
 LEAST_OBJECTS = 500
 
 
 def run_demo(folder: Path, segment: Callable[[BatchRequest], int]) -> int:
-    """Write the slide, segment it, check the result and say where it lies; the exit code."""
+    """Write the slide, segment it, check the result and print its paths; return the exit code."""
     console = Console()
     slide = folder / "slides" / "tissue.tif"
     if not slide.exists():
@@ -45,7 +45,7 @@ def run_demo(folder: Path, segment: Callable[[BatchRequest], int]) -> int:
         return code
     store = SlideStore(out / "tissue")
     for line in check(store):
-        console.print(f"[green]proven[/] {line}", soft_wrap=True, highlight=False)
+        console.print(f"[green]verified[/] {line}", soft_wrap=True, highlight=False)
     console.print(f"overview: {store.root / 'overview.png'}", soft_wrap=True, highlight=False)
     console.print(f"arrays:   {store.zarr}", soft_wrap=True, highlight=False)
     console.print(f"objects:  {store.root / 'objects.parquet'}", soft_wrap=True, highlight=False)
@@ -85,7 +85,14 @@ def halve(level_YXC: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def check(store: SlideStore) -> list[str]:
-    """What was proven, line by line. Raises OvertileError at the first thing that does not hold."""
+    """Check the result.
+
+    Returns:
+        One line for each check.
+
+    Raises:
+        OvertileError: A check failed.
+    """
     manifest = read_manifest(store)
     if manifest is None:
         raise OvertileError(f"{store.root}: there is no manifest, so the demo's slide is not complete")
@@ -101,21 +108,21 @@ def check(store: SlideStore) -> list[str]:
     files = len(manifest["files"])
     return [
         f"{found} objects found",
-        f"{files} files are what the manifest says",
+        f"{files} files match the manifest",
         f"window {WINDOW} of {WINDOW.shape[0]} px equals a single forward pass, pixel for pixel",
     ]
 
 
 def _different_from_one_pass(store: SlideStore, manifest: dict[str, Any]) -> int:
-    """Pixels of the window that one network call on it alone gives otherwise, among cells with tissue."""
-    from pipeline.inference.predictor import load_networks, single_pass
-    from pipeline.stages.predict import cell_pixels, colours_of, tissue_cells
+    """Number of pixels of the window that differ from a single forward pass, in cells with tissue."""
+    from pipeline.inference.predictor import single_pass
+    from pipeline.stages.predict import PredictSection, cell_pixels, colours_of, load_network, tissue_cells
 
     model, compute = load_model(load_config(None).model), manifest["plan"]["compute"]
     facts = manifest["stages"]["tissue"]["facts"]
     factor = facts["factor"]
-    network = load_networks(model.weights, compute["device"], compute["precision"], model.tta)
-    whole = single_pass(network, store.read(IMAGE), WINDOW, colours_of(facts))
+    section = PredictSection(model.weights, model.spec.foreground, factor, **compute)
+    expected = single_pass(load_network(section), store.read(IMAGE), WINDOW, colours_of(facts))
     tissue = cell_pixels(tissue_cells(store.read(TISSUE), WINDOW, factor), WINDOW)
     stored = store.read(PROBABILITY).read(WINDOW)
-    return int((stored != np.where(tissue, whole, 0)).any(axis=0).sum())
+    return int((stored != np.where(tissue, expected, 0)).any(axis=0).sum())

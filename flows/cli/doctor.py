@@ -1,8 +1,4 @@
-"""Doctor: what this machine offers, and whether overtile can work here.
-
-The one decision made here: a check either passes, or says what to do. The CUDA path's last verification is a fact
-written down with the project, not a guess about this machine.
-"""
+"""The doctor command: versions, memory, devices and models of this machine, and checks with remedies."""
 
 from __future__ import annotations
 
@@ -19,12 +15,16 @@ from rich.table import Table
 from pipeline.storage.manifest import PACKAGES, package_version
 
 CUDA_VERIFIED = "never"
-"""When and on what ``make gpu`` last passed."""
+"""Date and device of the last successful ``make gpu``."""
 
 
 def examine(console: Console) -> int:
-    """Print the findings; 0 when overtile can work here, 1 otherwise."""
-    table = Table("what", "found", title="overtile doctor")
+    """Print facts and problems.
+
+    Returns:
+        Exit code 0 when overtile can run on this machine, else 1.
+    """
+    table = Table("item", "value", title="overtile doctor")
     for name, found in _facts():
         table.add_row(name, found)
     faults = list(_faults())
@@ -52,7 +52,7 @@ def _facts() -> Iterator[tuple[str, str]]:
     yield "CUDA path last verified", CUDA_VERIFIED
     yield "device and precision for 'auto'", f"{device}, {resolve_precision('auto', device)}"
     yield "built-in models", ", ".join(sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))) or "none"
-    yield "Prefect server", os.environ.get("PREFECT_API_URL", "none set: a temporary one is started for each run")
+    yield "Prefect server", os.environ.get("PREFECT_API_URL", "not set: a temporary server is started for each run")
 
 
 def _faults() -> Iterator[str]:
@@ -61,6 +61,6 @@ def _faults() -> Iterator[str]:
             yield f"{package} is not installed. Install overtile with pip, through its constraints file"
     folder = Path(tempfile.gettempdir())
     if not os.access(folder, os.W_OK):
-        yield f"{folder} is not writable. Set TMPDIR to a folder that is"
+        yield f"{folder} is not writable. Set TMPDIR to a writable folder"
     if shutil.disk_usage(folder).free < 2**30:
-        yield f"less than 1 GiB is free in {folder}. Free some or set TMPDIR"
+        yield f"less than 1 GiB is free in {folder}. Free disk space or set TMPDIR"

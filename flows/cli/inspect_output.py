@@ -1,6 +1,6 @@
-"""What inspect prints for people: a few lines, then tables of classes, stages and arrays.
+"""Output of the inspect command: a few lines, then tables of classes, stages and arrays.
 
-The one decision made here: all that came from outside (names, causes, notes) is shown and never obeyed.
+All text from files (names, causes, notes) is escaped before it is printed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.stage_table import STAGES
 
 
 def show(records: list[dict[str, Any]], console: Console, *, preview: bool = False) -> None:
-    """Print the records for a person, with a small picture of each slide if wanted."""
+    """Print the records, with a small picture of each complete slide if ``preview`` is set."""
     for record in records:
         show_record(record, console)
         if preview and record["state"] == "complete":
@@ -35,7 +35,7 @@ def show_record(record: dict[str, Any], console: Console) -> None:
     console.print(
         f"[bold]{_text(record['path'])}[/]  [{'green' if complete else 'red'}]{record['state']}[/]", soft_wrap=True
     )
-    lines = _lines(record) if complete else [record.get("cause", "segment it again to go on")]
+    lines = _lines(record) if complete else [record.get("cause", "run segment again to resume")]
     for line in lines:
         console.print(f"  {_text(line)}", soft_wrap=True, highlight=False)
     tables = [_classes(record), _stages(record)] if complete else []
@@ -64,7 +64,7 @@ def _lines(record: dict[str, Any]) -> Iterator[str]:
     if pruned := record["pruned"]:
         yield f"pruned {pruned['when']}: {', '.join(pruned['parts'])}; {pruned['bytes'] / 1e6:.1f} MB"
     for path in record["dropped"]:
-        yield f"dropped once complete: {path}, the full resolution"
+        yield f"dropped when complete: {path} (full resolution)"
     for warning in record["warnings"]:
         yield f"warning: {warning}"
     if record["flags"]:
@@ -77,7 +77,7 @@ def _level(level: dict[str, Any]) -> str:
 
 
 def _classes(record: dict[str, Any]) -> Table:
-    """One row for each region and class: how many, how much area, and quartiles of area and probability."""
+    """One row for each region and class: counts, areas, and quartiles of area and probability."""
     table = _table("class", "objects", "per mm2", "mm2", "share", "um2 quartiles", "probability")
     for row in record["classes"]:
         name = row["class"] if row["region"] is None else f"{row['class']} in {row['region']}"
@@ -95,7 +95,7 @@ def _classes(record: dict[str, Any]) -> Table:
 
 
 def _quartiles(row: dict[str, Any], name: str, how: str) -> str:
-    values = [row[f"{name}_{place}"] for place in ("q25", "median", "q75")]
+    values = [row[f"{name}_{quantile}"] for quantile in ("q25", "median", "q75")]
     return "" if None in values else "/".join(format(value, how) for value in values)
 
 
@@ -133,7 +133,7 @@ def _arrays(arrays: Iterable[dict[str, Any]]) -> Table:
 
 
 def _pyramid_of(array: dict[str, Any]) -> str:
-    """What the levels of one pyramid have in common; a damaged array stands alone."""
+    """The group of an array: levels of one pyramid share it, a damaged array has its own."""
     path = str(array["path"])
     return path if "damaged" in array or not path[-1].isdigit() else path[:-1]
 
@@ -147,5 +147,5 @@ def _times(lengths: Iterable[int]) -> str:
     return "x".join(map(str, lengths))
 
 
-def _text(words: str) -> str:
-    return escape(printable(words))
+def _text(text: str) -> str:
+    return escape(printable(text))

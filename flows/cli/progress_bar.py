@@ -1,7 +1,6 @@
-"""A bar on a terminal, and in a log a line now and then: how anything that takes long says how far it is.
+"""Progress as a bar on a terminal, or as lines in a log.
 
-The one decision made here: a log gets a line only when the last one is half a minute old, so a night of work can be
-read in the morning.
+A log gets at most one line in half a minute, so that the log of a long run stays readable.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ LOG_EVERY_S = 30.0
 
 
 class Bar:
-    """One bar with the time left, for a ``share`` of the work that grows from 0 to 1. A context manager."""
+    """A progress bar with the time left, from 0 to 1. A context manager."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -40,18 +39,18 @@ class Bar:
         self.progress.stop()
 
     def begin(self) -> None:
-        """Start from nothing."""
+        """Start at zero."""
         if self.row is not None:
             self.progress.remove_task(self.row)
         self.row = self.progress.add_task("starting", total=1.0, rate="")
 
     def describe(self, what: str) -> None:
-        """Say beside the bar what is being done, in rich's markup."""
+        """Set the text beside the bar, in rich markup."""
         if self.row is not None:
             self.progress.update(self.row, description=what)
 
     def move(self, share: float, what: str, rate: str = "") -> None:
-        """Set the bar, or log a line about what is done when the last one is long ago."""
+        """Set the bar, or log a line when the last one is older than ``LOG_EVERY_S``."""
         if self.row is not None:
             self.progress.update(self.row, completed=share, rate=rate)
         if not self.console.is_terminal and time.monotonic() - self.logged > LOG_EVERY_S:
@@ -59,5 +58,5 @@ class Bar:
             self.say(f"{share:4.0%} {what} {rate}".rstrip())
 
     def say(self, text: str) -> None:
-        """Print a line above the bar, in rich's markup."""
+        """Print a line above the bar, in rich markup."""
         self.console.print(text, soft_wrap=True, highlight=False)

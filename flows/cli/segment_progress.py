@@ -1,7 +1,7 @@
-"""How it goes, for a person (a bar with rate and time left) or for a log (a line now and then).
+"""Progress of a batch: rate and time left.
 
-The one decision made here: progress is measured in blocks weighted by what a block of each stage costs, so the time
-left is about the network, where the time goes.
+Progress is measured in blocks weighted by the cost of their stage, so that the time left follows the network, which
+takes most of the time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.printable import printable
 
 
 class SegmentProgress(Bar):
-    """Watches a batch. A context manager; safe to call from several threads."""
+    """Displays the progress of a batch. A context manager; thread-safe."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
@@ -29,18 +29,18 @@ class SegmentProgress(Bar):
         self.guard = threading.Lock()
 
     def batch_planned(self, batch: Batch) -> None:
-        """Set the scale."""
+        """Start the bar and print the number of slides."""
         self.batch = batch
         self.meter.plan(batch)
         self.begin()
-        self.say(f"{len(batch.outcomes)} slides, {len(batch.todo())} to look at; {_how(batch)}")
+        self.say(f"{len(batch.outcomes)} slides, {len(batch.todo())} to process; {_compute_text(batch)}")
 
     def stage_started(self, key: str, stage: str) -> None:
-        """Show which stage of which slide runs."""
+        """Show the running stage."""
         self.describe(f"{escape(printable(key))} {stage}")
 
     def block_done(self, key: str, stage: str, counts: Counts) -> None:
-        """Move the bar by one block, or log a line when the last one is long ago."""
+        """Move the bar by one block, or log a line when the last one is old enough."""
         with self.guard:
             self.meter.block(key, stage)
             if stage == "predict" and self.batch is not None:
@@ -48,7 +48,7 @@ class SegmentProgress(Bar):
             self._show(f"{key} {stage}")
 
     def slide_done(self, outcome: Outcome) -> None:
-        """Print one line about the slide."""
+        """Print the outcome of a slide."""
         with self.guard:
             self.meter.end_slide(outcome.key)
             colour = "green" if outcome.is_up_to_date else "red"
@@ -60,9 +60,12 @@ class SegmentProgress(Bar):
         self.move(self.meter.finished / (self.meter.total or 1), escape(printable(what)), self.meter.rate)
 
 
-def _how(batch: Batch) -> str:
-    """Models, device, precision and tiles, most often one of each."""
-    used = list(batch.equipment.values())
-    names = ", ".join(dict.fromkeys(f"model {one.model.name}" for one in used))
-    computes = (f"{one.compute.device} in {one.compute.precision}, tiles of {one.compute.tile_px} px" for one in used)
+def _compute_text(batch: Batch) -> str:
+    """Models, device, precision and tiles."""
+    runtimes = list(batch.equipment.values())
+    names = ", ".join(dict.fromkeys(f"model {runtime.model.name}" for runtime in runtimes))
+    computes = (
+        f"{runtime.compute.device} in {runtime.compute.precision}, tiles of {runtime.compute.tile_px} px"
+        for runtime in runtimes
+    )
     return f"{names} on {' or '.join(dict.fromkeys(computes))}"

@@ -1,7 +1,4 @@
-"""A slide in a terminal, two pixels to a character.
-
-The one decision made here: where the terminal shows no colours it is not tried, and said.
-"""
+"""A slide in a terminal, two pixels per character."""
 
 from __future__ import annotations
 
@@ -22,11 +19,11 @@ from pipeline.storage.slide_store import SlideStore
 
 MOST_COLUMNS, MOST_LINES = 96, 36
 HALF = "\u2580"
-"""A character whose upper half is inked: its own colour above, the one behind it below."""
+"""The upper half block: the foreground colour is the upper pixel, the background colour the lower one."""
 
 
 def show_preview(record: dict[str, Any], console: Console) -> None:
-    """Print the slide of a complete record, or why not."""
+    """Print the slide of a complete record, or why it cannot be shown."""
     if console.color_system is None:
         console.print("  no preview: this terminal shows no colours", highlight=False)
         return
@@ -47,7 +44,7 @@ def show_preview(record: dict[str, Any], console: Console) -> None:
 
 
 def half_blocks(rgb: NDArray[np.uint8]) -> Iterator[Text]:
-    """Lines of coloured text for (y, x, 3), two rows a line; an odd last row has nothing below it."""
+    """Lines of coloured text for an image (y, x, 3), two rows per line; the last line may hold one row."""
     for top in range(0, len(rgb), 2):
         line = Text("  ")
         for x, upper in enumerate(rgb[top]):

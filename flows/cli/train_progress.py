@@ -1,7 +1,6 @@
-"""How a training goes, for a person (a bar with the loss and the time left) or for a log (a line now and then).
+"""Progress of a training: loss and time left.
 
-The one decision made here: the loss shown is a running mean, for that of one batch says more about its tiles than about
-the network.
+The displayed loss is a running mean, because the loss of one batch depends mostly on its tiles.
 """
 
 from __future__ import annotations
@@ -21,23 +20,23 @@ MEAN_OVER = 50  # steps
 
 
 class TrainProgress(Bar):
-    """Watches a training. A context manager."""
+    """Displays the progress of a training. A context manager."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self.loss: float | None = None
 
     def begun(self, order: TrainJob, position: Position) -> None:
-        """Say what starts, or goes on."""
+        """Print that a training starts or resumes."""
         spec = order.material
         self.loss = None
         self.begin()
-        told = f"goes on after step {position.step}" if position.step else "starts"
-        counts = f"{len(spec.training)} images to learn from, {len(spec.held_back)} held back"
-        self.say(f"{escape(printable(str(order.folder)))} {told}: {counts}")
+        state = f"resumes after step {position.step}" if position.step else "starts"
+        counts = f"{len(spec.training)} training images, {len(spec.held_back)} held back"
+        self.say(f"{escape(printable(str(order.folder)))} {state}: {counts}")
 
     def stepped(self, record: Mapping[str, Any], progress: float) -> None:
-        """Move the bar, or log a line when the last one is long ago."""
+        """Move the bar, or log a line when the last one is old enough."""
         weight = 1.0 if self.loss is None else 1 / MEAN_OVER
         self.loss = (1 - weight) * (self.loss or 0.0) + weight * record["loss"]
         text = f"step {record['step']} loss {self.loss:.4f}"
@@ -45,5 +44,5 @@ class TrainProgress(Bar):
         self.move(progress, text)
 
     def validated(self, step: int, scores: Mapping[str, float]) -> None:
-        """Print one line about a validation."""
+        """Print the scores of a validation."""
         self.say(f"step {step} held back: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))

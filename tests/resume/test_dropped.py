@@ -290,6 +290,6 @@ def test_the_command_drops_verifies_and_tells(overtile: Command, tmp_path: Path)
     assert overtile.run("verify", out).code == 0
     (record,) = json.loads(overtile.run("inspect", out, "--json").stdout)
     assert record["dropped"] == ["0", "probability/0"]
-    assert "dropped once complete: probability/0" in overtile.run("inspect", out).stdout
+    assert "dropped when complete: probability/0" in overtile.run("inspect", out).stdout
     objects = zarr.open_group(out / "discs" / "slide.ome.zarr", mode="r")["labels/objects/0"]
     assert np.asarray(objects).max() > 0  # type: ignore[arg-type]  # an array

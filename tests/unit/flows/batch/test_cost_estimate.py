@@ -185,7 +185,7 @@ def test_fault_27_a_dry_run_tells_and_leaves_nothing(overtile_alone: Command, tm
     (slides / "bad.tif").write_bytes(b"no slide")
     ran = overtile_alone.with_environment(TMPDIR=str(temporary)).segment(slides, out, "--dry-run")
     assert ran.code == 0, ran.said
-    for words in ("time:", "disk:", "GB stay", "memory:", "free where", "2 slides sampled", "bad"):
+    for words in ("time:", "disk:", "GB when complete", "memory:", "free on the disk of", "2 slides sampled", "bad"):
         assert words in ran.stdout, ran.said
     assert not out.parent.exists(), "nothing of OUT is made"
     assert list(temporary.iterdir()) == []
@@ -213,5 +213,5 @@ def test_a_disk_that_is_too_small_is_named(
     request = BatchRequest(inputs=(plan.slide,), out=tmp_path / "out", config=plan.config)
     assert dry_run.dry_run(request, Console()) == 0
     said = capsys.readouterr().out
-    assert "warning: it will not fit" in said
+    assert "warning: not enough disk space" in said
     assert "outputs.image=drop" in said

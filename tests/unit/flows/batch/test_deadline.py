@@ -91,7 +91,7 @@ def test_stopped_again_and_again_it_ends_in_the_same_bytes_and_repeats_no_block(
         causes.append(f"{outcome.stage}: {outcome.cause}")
     assert outcome.is_up_to_date
     assert {cause.partition(":")[0] for cause in causes} >= {"ingest", "predict"}, "it was stopped in the middle"
-    assert "predict: stopped at 07:00; the blocks done are kept, and the next run goes on" in causes
+    assert "predict: stopped at 07:00; completed blocks are kept, and the next run resumes" in causes
     assert result_digests(tmp_path / "stopped" / "slide") == result_digests(tmp_path / "whole" / "slide")
 
 
@@ -101,7 +101,7 @@ def test_what_was_not_begun_in_time_is_resumable_and_what_is_complete_stays_so(
     batch = run("out", 0)
     (outcome,) = batch.outcomes
     assert (outcome.state, batch.exit_code()) == ("resumable", 3)
-    assert outcome.cause == "not begun before 07:00; the next run goes on"
+    assert outcome.cause == "not started before 07:00; the next run resumes"
     assert run("out", 10**6).exit_code() == 0
     batch = run("out", 0)
     assert (batch.outcomes[0].state, batch.exit_code()) == ("complete before", 0)

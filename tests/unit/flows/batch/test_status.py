@@ -163,7 +163,7 @@ def test_fault_24_a_slide_that_vanished_is_named(out: Path) -> None:
     run(out, "a", begun="failed", never="deferred")
     shutil.rmtree(out.parent / "slides")
     assert {key: slide.state for key, slide in found(out).items()} == {"begun": "vanished", "never": "vanished"}
-    assert "begun.tif is not there any more" in found(out)["begun"].cause
+    assert "begun.tif does not exist any more" in found(out)["begun"].cause
     run(out, "b", exit_code=0)
     assert set(found(out)) == {"begun"}, "what left no trace is not told of for ever"
 

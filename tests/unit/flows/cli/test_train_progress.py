@@ -44,7 +44,7 @@ def test_it_says_what_starts_goes_on_and_was_scored(said: StringIO) -> None:
         display.begun(TrainJob(Path("run"), material(3, 1), recipe()), Position(step=4))
         display.validated(6, {"loss": 0.25, "dice": 0.5})
     assert said.getvalue().splitlines() == [
-        "run goes on after step 4: 3 images to learn from, 1 held back",
+        "run resumes after step 4: 3 training images, 1 held back",
         "step 6 held back: loss 0.2500, dice 0.5000",
     ]
 
