@@ -301,7 +301,9 @@ def defer_changed(batch: Batch, outcome: Outcome) -> bool:
     if gone:
         outcome.failed(
             outcome.stage,
-            SlideError(f"{plan.display_name if plan.alias else gone[0]}: vanished after the slide was planned. Bring it back"),
+            SlideError(
+                f"{plan.display_name if plan.alias else gone[0]}: vanished after the slide was planned. Bring it back"
+            ),
         )
         outcome.attempt = ""
     else:
@@ -314,7 +316,9 @@ def _warned(plan: SlidePlan, config: RunConfig) -> SlidePlan:
     mpp, general = plan.config.input.mpp, config.input.mpp
     if not isinstance(mpp, float) or not isinstance(general, float) or abs(mpp / general - 1) <= TOLERANCE:
         return plan
-    warning = f"{plan.display_name}: the cases table's {mpp:g} um/px is used; --mpp gives {general:g}, more than 5 % off"
+    warning = (
+        f"{plan.display_name}: the cases table's {mpp:g} um/px is used; --mpp gives {general:g}, more than 5 % off"
+    )
     return replace(plan, warnings=(*plan.warnings, warning))
 
 

@@ -26,10 +26,8 @@ from pipeline.errors import ClusterError, OvertileError
 from pipeline.execution.blocks import Counts, MapBlocks, StageReport, serial
 from pipeline.printable import printable
 from pipeline.redaction import RedactErrors
+from pipeline.stage_table import INGEST, PREDICT
 from pipeline.storage.slide_store import Index
-
-READ, NETWORK = "ingest", "predict"
-"""The stage that reads the slide's files, and the stage whose blocks keep workers busy."""
 
 LEAST_SLIDES, MOST_SLIDES, BLOCKS_A_THREAD = 2, 16, 3
 """``auto``: the least and the most open slides, and the blocks left per thread above which no more are opened."""
@@ -166,7 +164,7 @@ def make_executor(batch: Batch) -> Iterator[Executor]:
     on_gpu = any(runtime.compute.device == "cuda" for runtime in batch.equipment.values())
     shared = [request.out, *(() if scratch is None else (Path(scratch),))]
     with open_worker_pool(cluster, shared, on_gpu=on_gpu) as pool:
-        pool.map_for(0, NETWORK).prepare("pipeline.runs.stage_runner")
+        pool.map_for(0, PREDICT).prepare("pipeline.runs.stage_runner")
         yield Executor(pool.map_for, lambda: pool.threads, pool.close)
 
 
@@ -292,7 +290,7 @@ class SlideScheduler:
             outcome.failed(stage, result)
         else:
             outcome.add(result.report, result.seconds)
-            if stage == NETWORK:
+            if stage == PREDICT:
                 self.blocks_left[outcome.key] = 0
             following = self._next_stage(slide, stage)
             if following is not None:
@@ -308,7 +306,7 @@ class SlideScheduler:
         following, outcome = next(slide.stages, None), slide.outcome
         if following is None:
             outcome.state = "complete"
-        elif stage == READ and defer_changed(self.batch, outcome):
+        elif stage == INGEST and defer_changed(self.batch, outcome):
             return None
         elif following != MANIFEST and self.deadline.is_over():
             outcome.paused(following, self.deadline.error())
@@ -327,7 +325,7 @@ class SlideScheduler:
                 if self.stopping.is_set():
                     raise OvertileError("stopped. Run the same command again to go on")
                 self.listener.block_done(outcome.key, stage, counts)
-                if stage == NETWORK:
+                if stage == PREDICT:
                     self.events.put(partial(self._predicted, outcome.key))
                 yield counts
             if taken.cut:

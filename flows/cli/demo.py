@@ -115,14 +115,14 @@ def check(store: SlideStore) -> list[str]:
 
 def _different_from_one_pass(store: SlideStore, manifest: dict[str, Any]) -> int:
     """Number of pixels of the window that differ from a single forward pass, in cells with tissue."""
-    from pipeline.inference.predictor import single_pass
-    from pipeline.stages.predict import PredictSection, cell_pixels, colours_of, load_network, tissue_cells
+    from pipeline.inference.predictor import load_networks, single_pass
+    from pipeline.stages.predict import cell_pixels, colours_of, tissue_cells
 
     model, compute = load_model(load_config(None).model), manifest["plan"]["compute"]
     facts = manifest["stages"]["tissue"]["facts"]
     factor = facts["factor"]
-    section = PredictSection(model.weights, model.spec.foreground, factor, **compute)
-    expected = single_pass(load_network(section), store.read(IMAGE), WINDOW, colours_of(facts))
+    network = load_networks(model.weights, compute["device"], compute["precision"], model.tta)
+    expected = single_pass(network, store.read(IMAGE), WINDOW, colours_of(facts))
     tissue = cell_pixels(tissue_cells(store.read(TISSUE), WINDOW, factor), WINDOW)
     stored = store.read(PROBABILITY).read(WINDOW)
     return int((stored != np.where(tissue, expected, 0)).any(axis=0).sum())

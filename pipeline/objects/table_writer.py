@@ -174,7 +174,7 @@ class ObjectTable:
         objects = len(self.merged.group)
         return (slice(start, min(start + ROW_GROUP, objects)) for start in range(0, objects, ROW_GROUP))
 
-    def _place(self, rows: slice) -> dict[str, Array | pa.Array]:
+    def _location(self, rows: slice) -> dict[str, Array | pa.Array]:
         (scale_y, scale_x), mpp = self.section.image.level0_from_image, self.section.image.mpp
         (y, x), (y0, x0, y1, x1) = self.merged.shapes.centroid(rows), self.merged.shapes.box[:, rows]
         height, width = self.shape_yx
