@@ -1,4 +1,4 @@
-"""Fixtures every test may use."""
+"""Shared fixtures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def skip_or_fail(reason: str) -> None:
-    """Skip, or fail when STRICT=1: a proof that did not run is not a proof."""
+    """Skip the test, or fail it if STRICT=1, where every proof has to run."""
     if os.environ.get("STRICT") == "1":
         pytest.fail(f"STRICT=1: {reason}")
     pytest.skip(reason)
@@ -32,7 +32,7 @@ def skip_or_fail(reason: str) -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder of real slides and annotated images beside the checkout; skips when it is not there."""
+    """Folder of real slides and annotated images next to the checkout; skips if it is missing."""
     if not SHARED_DATA.is_dir():
         skip_or_fail(f"no shared data at {SHARED_DATA}")
     return SHARED_DATA
@@ -40,13 +40,13 @@ def shared_data() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A Prefect server of our own and its address."""
+    """A Prefect server started by the tests, and its address."""
 
     process: subprocess.Popen[bytes]
     api: str
 
     def kill(self) -> None:
-        """Kill it with all it started."""
+        """Kill the server and its child processes."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -54,7 +54,7 @@ class Server:
 
 @contextmanager
 def serving(home: Path) -> Iterator[Server]:
-    """A real Prefect server whose database lies in ``home``, while the block runs."""
+    """Run a real Prefect server whose database is in ``home`` while the context is open."""
     home.mkdir(exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -99,19 +99,19 @@ def _await_health(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
 
 @pytest.fixture(scope="session")
 def overtile(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Command:
-    """The installed command, beside a Prefect server."""
+    """The installed command, connected to a Prefect server."""
     return Command.under(tmp_path_factory.mktemp("command"), prefect_server)
 
 
 @pytest.fixture(scope="session")
 def overtile_alone(tmp_path_factory: pytest.TempPathFactory) -> Command:
-    """The installed command where no flow can start: for what must be refused, or found done, before that."""
+    """The installed command without a reachable Prefect server, for checks made before a flow starts."""
     return Command.under(tmp_path_factory.mktemp("alone"), NO_SERVER)
 
 
 @pytest.fixture(scope="session")
 def finished(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A slide of three blocks in a row, objects of three sizes, segmented once. To be copied, never to be changed."""
+    """One finished run on a slide of three blocks in a row with objects of three sizes. Copy it; do not modify it."""
     folder = tmp_path_factory.mktemp("finished")
     discs = [replace(disc, radius=disc.radius - number % 3) for number, disc in enumerate(red_and_blue((300, 1100)))]
     slide = write(folder / "slides" / "slide.tif", draw((300, 1100), discs))
@@ -123,7 +123,7 @@ def finished(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> Fin
 
 @pytest.fixture(scope="session")
 def preload(tmp_path_factory: pytest.TempPathFactory) -> Preload:
-    """A library that makes system calls fail; skips where it cannot be compiled."""
+    """A preloaded library that makes system calls fail; skips where it cannot be compiled."""
     found = Preload.compile(tmp_path_factory.mktemp("preload"))
     if found is None:
         skip_or_fail("no C compiler: faults below Python cannot be made")

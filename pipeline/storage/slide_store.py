@@ -303,7 +303,9 @@ class SlideStore:
         """Read a block's small result.
 
         Args:
-            stage, plan, index: Stage, plan hash and (row, col) of the block.
+            stage: Name of the stage.
+            plan: Plan hash of the stage.
+            index: (row, col) of the block.
             names: Arrays to read; None for all.
 
         Raises:

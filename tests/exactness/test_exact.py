@@ -1,6 +1,6 @@
-"""Seam-exact and label-exact: what lies on disk is what one pass over the whole slide would give.
+"""Seam-exact and label-exact: stored results equal one pass over the whole slide.
 
-The network of these proofs has learnt context: the control shows that a stride off its step grid changes the answer.
+The network used here has learnt context. A control test shows that a stride off its step grid changes the output.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ THRESHOLDS = (0.1, 0.17, 0.2, 0.5)
 
 @pytest.fixture(scope="module")
 def crop(shared_data: Path) -> NDArray[np.uint8]:
-    """Real tissue (c, y, x), odd on both sides."""
+    """Real tissue (c, y, x) with odd height and width."""
     return np.ascontiguousarray(tifffile.imread(shared_data / "mosaics" / "he_mosaic.tif")[CROP].transpose(2, 0, 1))
 
 
@@ -59,13 +59,13 @@ def whole(crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="module")
 def mappers() -> Iterator[Callable[[str], MapBlocks]]:
-    """Who maps blocks, by name; the two dask workers are started once."""
+    """``MapBlocks`` implementations by name; the two dask workers are started once."""
     with local_cluster(2) as dask:
         yield lambda how: serial if how == "serial" else dask
 
 
 def write_tiff(path: Path, image_CYX: NDArray[Any]) -> Path:
-    """A tiled TIFF that states no resolution."""
+    """Write a tiled TIFF without a resolution."""
     tifffile.imwrite(path, np.moveaxis(image_CYX, 0, -1), tile=(256, 256), photometric="rgb", compression="deflate")
     return path
 
@@ -78,7 +78,7 @@ FORMATS: dict[str, Callable[[Path, NDArray[Any]], Path]] = {
 
 
 def segmented(slide: Path, out: Path, settings: list[str], map_blocks: MapBlocks) -> SlideStore:
-    """The slide through the stages up to labels."""
+    """Run the stages up to ``label`` on the slide."""
     common = ["input.mpp=0.25", "compute.precision=fp32", f"model.weights={CONTEXT}"]
     request = BatchRequest(inputs=(slide,), out=out, config=load_config(None, [*common, *settings]))
     batch = plan_batch(request)
@@ -92,7 +92,7 @@ def segmented(slide: Path, out: Path, settings: list[str], map_blocks: MapBlocks
 
 
 def assert_equal(stored: NDArray[np.uint8], expected: NDArray[np.uint8]) -> None:
-    """Stored bytes equal in at least 99.99 % of pixels and nowhere off by more than 1."""
+    """Assert that at least 99.99 % of the stored bytes are equal and none differs by more than 1."""
     assert stored.shape == expected.shape
     difference = np.abs(stored.astype(np.int16) - expected)
     assert difference.max(initial=0) <= 1
@@ -100,15 +100,15 @@ def assert_equal(stored: NDArray[np.uint8], expected: NDArray[np.uint8]) -> None
 
 
 @pytest.fixture(scope="module")
-def off(crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The paper's tiling, whose stride is no multiple of the step."""
+def off_grid(crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The crop tiled as in the U-Net paper, whose stride is no multiple of the step."""
     return oracle.tiled(oracle.network(CONTEXT), crop, tile=572, stride=388)
 
 
-def test_control_a_stride_off_the_step_grid_shows(
-    crop: NDArray[np.uint8], whole: NDArray[np.uint8], off: NDArray[np.uint8]
+def test_control_stride_off_the_step_grid_changes_pixels(
+    crop: NDArray[np.uint8], whole: NDArray[np.uint8], off_grid: NDArray[np.uint8]
 ) -> None:
-    wrong = np.abs(off.astype(np.int16) - whole)
+    wrong = np.abs(off_grid.astype(np.int16) - whole)
     on = np.abs(oracle.tiled(oracle.network(CONTEXT), crop, tile=572, stride=384).astype(np.int16) - whole)
     print(f"stride 388 changes {(wrong > 1).mean():.1%} of pixels by more than 1 grey level, up to {wrong.max()}")
     assert (wrong > 1).mean() >= 0.01
@@ -116,18 +116,18 @@ def test_control_a_stride_off_the_step_grid_shows(
 
 
 def seam(probability: NDArray[np.uint8], tile: int, block: int = 1 << 20) -> Any:
-    """How the lines of such tiles show."""
+    """Seam statistics along the lines between tiles of this size."""
     height, width = probability.shape[1:]
     computed = np.ones((-(-height // 512), -(-width // 512)), bool)
     cut = Cut((height, width), block, tile, oracle.STEP_4)
     return seam_check(lambda box: probability[(slice(None), *box.slices)], computed, cut)
 
 
-def test_the_look_at_seams_tells_an_exact_result_from_one_cut_wrong(
-    crop: NDArray[np.uint8], whole: NDArray[np.uint8], off: NDArray[np.uint8]
+def test_seam_check_separates_exact_from_inexact_tiling(
+    crop: NDArray[np.uint8], whole: NDArray[np.uint8], off_grid: NDArray[np.uint8]
 ) -> None:
-    exact = [seam(whole, tile)["ratio"] for tile in range(64, 272, 32)]  # any tile gives these pixels
-    wrong = seam(off, 388)["ratio"]
+    exact = [seam(whole, tile)["ratio"] for tile in range(64, 272, 32)]  # pixels are exact for any tile size
+    wrong = seam(off_grid, 388)["ratio"]
     blended = seam(blended_tiles(oracle.network(CONTEXT), crop), 320)["ratio"]
     print(f"seams: exact {exact}, stride 388 {wrong}, tiles without context blended over 64 px {blended}")
     assert fmean(exact) == pytest.approx(1, abs=0.02)
@@ -136,7 +136,7 @@ def test_the_look_at_seams_tells_an_exact_result_from_one_cut_wrong(
 
 
 def blended_tiles(model: UNet, crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Tiles of 384 px that see nothing beyond themselves, the mean where they overlap by 64."""
+    """Tiles of 384 px without context, averaged where they overlap by 64 px."""
     total, count = np.zeros((1, *crop.shape[1:])), np.zeros(crop.shape[1:])
     for y, x in np.ndindex(*(-(-side // 320) for side in crop.shape[1:])):
         place = slice(320 * y, 320 * y + 384), slice(320 * x, 320 * x + 384)
@@ -147,7 +147,7 @@ def blended_tiles(model: UNet, crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def prove(slide: Path, whole: NDArray[np.uint8], case: tuple[int, int, str], mapper: MapBlocks) -> None:
-    """One tile, one block, one way of mapping: bytes and labels."""
+    """Compare bytes and labels for one tile size, block size and way of mapping."""
     tile, block, _ = case
     settings = [f"tiles.tile={tile}", f"tiles.block={block}", "tissue=null"]
     store = segmented(slide, slide.parent / "out", settings, mapper)
@@ -165,7 +165,7 @@ def test_tiled_equals_whole(
 
 
 @pytest.mark.parametrize(("name", "how"), [("PNG", "dask"), ("OME-Zarr", "dask"), ("DICOM", "serial")])
-def test_tiled_equals_whole_of_slides_that_are_no_tiff(
+def test_tiled_equals_whole_for_other_formats_than_tiff(
     crop: NDArray[np.uint8],
     whole: NDArray[np.uint8],
     tmp_path: Path,
@@ -187,7 +187,7 @@ def test_tiled_equals_whole_at_every_size(
 def test_objects_across_seams_equal_skimage(crop: NDArray[np.uint8], tmp_path: Path) -> None:
     slide = write_tiff(tmp_path / "crop.tif", crop)
     crossing = {}
-    for threshold in THRESHOLDS:  # one output: only labels are made again
+    for threshold in THRESHOLDS:  # one network output: only labels are computed again
         settings = ["tiles.block=512", "tiles.tile=512", "tissue=null", f"objects.threshold={threshold}"]
         store = segmented(slide, tmp_path / "out", settings, serial)
         labels = store.read("labels/objects/0")[:]
@@ -201,7 +201,7 @@ def test_objects_across_seams_equal_skimage(crop: NDArray[np.uint8], tmp_path: P
 
 
 def seams_crossed(labels: NDArray[Any], block: int) -> tuple[int, int, int]:
-    """Objects on both sides of a vertical seam, of a horizontal one, and in all four blocks around a corner."""
+    """Count objects that cross a vertical seam, a horizontal seam, and all four blocks around a corner."""
     height, width = labels.shape
     columns, rows = range(block, width, block), range(block, height, block)
     vertical = [set(labels[:, x - 1][labels[:, x - 1] == labels[:, x]]) - {0} for x in columns]
@@ -224,7 +224,9 @@ SIDES = st.sampled_from([1, 7, 91, 92, 93, 511, 512, 513]) | st.integers(1, 700)
 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(height=SIDES, width=SIDES)
-def test_any_size(crop: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory, height: int, width: int) -> None:
+def test_slides_of_any_size_equal_whole_pass(
+    crop: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory, height: int, width: int
+) -> None:
     print(f"{height} x {width}")
     folder = tmp_path_factory.mktemp("size")
     image = np.ascontiguousarray(crop[:, :height, :width])

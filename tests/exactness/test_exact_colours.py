@@ -1,6 +1,6 @@
-"""Seam-exact with a slide's colours normalised: what lies on disk is one pass over the whole slide in its new colours.
+"""Seam-exact with stain normalisation: stored results equal one pass over the whole normalised slide.
 
-The oracle fits and recolours in numpy alone. The control shows that a map fitted to each tile changes the answer.
+The oracle fits and recolours in numpy alone. A control test shows that a map fitted to each tile changes the output.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ TARGETS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a model asks of a slide's colours."""
+class Normalisation:
+    """The colour normalisation that a model requires."""
 
     stain: str
     equalise: bool = False
@@ -57,8 +57,13 @@ class Asked:
         return colours.shown(image, self.stain, TARGETS[self.stain], equalise=self.equalise, whole=whole)
 
 
-ASKED = [Asked("reinhard"), Asked("macenko"), Asked("none", equalise=True), Asked("macenko", equalise=True)]
-HEIGHT, WIDTH = 523, 1061  # more than 2^18 pixels, so that only every second is looked at
+NORMALISATIONS = [
+    Normalisation("reinhard"),
+    Normalisation("macenko"),
+    Normalisation("none", equalise=True),
+    Normalisation("macenko", equalise=True),
+]
+HEIGHT, WIDTH = 523, 1061  # more than 2^18 pixels, so that only every second pixel is used for the fit
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +79,8 @@ def dask() -> Iterator[MapBlocks]:
         yield mapper
 
 
-def model(folder: Path, asked: Asked, name: str = "asked") -> Path:
-    """The network that has learnt context, asking for a normalisation."""
+def model(folder: Path, asked: Normalisation, name: str = "asked") -> Path:
+    """Write the network that has learnt context, with a required normalisation."""
     network = load(CONTEXT)
     path = folder / f"{name}.safetensors"
     save(path, with_spec(network, UNetSpec.model_validate(network.spec.model_dump() | asked.fields)), {})
@@ -105,24 +110,26 @@ def predicted(plan: SlidePlan, out: Path, map_blocks: MapBlocks = serial) -> NDA
 
 
 def step_through(run: SlideRun, others: Mapping[str, MapBlocks], map_blocks: MapBlocks = serial) -> None:
-    """The stages up to the network's, some of them mapped by others."""
+    """Run the stages up to ``predict``; ``others`` holds another ``MapBlocks`` for some of them."""
     for stage in ("ingest", "tissue", "predict"):
         run.step(stage, others.get(stage, map_blocks))
 
 
 @pytest.mark.parametrize(
-    "asked", [ASKED[0], ASKED[3], *(pytest.param(one, marks=pytest.mark.long) for one in ASKED[1:3])], ids=str
+    "asked",
+    [NORMALISATIONS[0], NORMALISATIONS[3], *(pytest.param(one, marks=pytest.mark.long) for one in NORMALISATIONS[1:3])],
+    ids=str,
 )
-def test_tiled_equals_whole(tmp_path: Path, image: NDArray[np.uint8], asked: Asked) -> None:
+def test_tiled_equals_whole(tmp_path: Path, image: NDArray[np.uint8], asked: Normalisation) -> None:
     tiled_equals_whole(tmp_path, image, asked, serial)
 
 
 @pytest.mark.long
-def test_workers_normalise_alike(tmp_path: Path, image: NDArray[np.uint8], dask: MapBlocks) -> None:
-    tiled_equals_whole(tmp_path, image, ASKED[1], dask)
+def test_dask_workers_normalise_like_one_process(tmp_path: Path, image: NDArray[np.uint8], dask: MapBlocks) -> None:
+    tiled_equals_whole(tmp_path, image, NORMALISATIONS[1], dask)
 
 
-def tiled_equals_whole(tmp_path: Path, image: NDArray[np.uint8], asked: Asked, mapper: MapBlocks) -> None:
+def tiled_equals_whole(tmp_path: Path, image: NDArray[np.uint8], asked: Normalisation, mapper: MapBlocks) -> None:
     weights = model(tmp_path, asked)
     plan = planned(write_tiff(tmp_path / "slide.tif", image), tmp_path / "out", [weights])
     stored = predicted(plan, tmp_path / "out", mapper)
@@ -132,8 +139,10 @@ def tiled_equals_whole(tmp_path: Path, image: NDArray[np.uint8], asked: Asked, m
     assert_equal_to_rounding(stored, expected, share=1e-3)
 
 
-@pytest.mark.parametrize("asked", ASKED[:3], ids=str)
-def test_control_a_map_fitted_to_each_tile_shows(tmp_path: Path, image: NDArray[np.uint8], asked: Asked) -> None:
+@pytest.mark.parametrize("asked", NORMALISATIONS[:3], ids=str)
+def test_control_map_fitted_to_each_tile_changes_pixels(
+    tmp_path: Path, image: NDArray[np.uint8], asked: Normalisation
+) -> None:
     network = oracle.network(model(tmp_path, asked))
     whole = oracle.whole_pass(network, asked.shown(image))
     left = oracle.whole_pass(network, asked.shown(image, whole=image[:, :, : WIDTH // 2]))
@@ -142,8 +151,11 @@ def test_control_a_map_fitted_to_each_tile_shows(tmp_path: Path, image: NDArray[
     assert apart.mean() > 0.05
 
 
-def test_each_network_of_an_ensemble_keeps_its_own(tmp_path: Path) -> None:
-    picture, asked = cut(150, 300), [Asked("macenko"), Asked("none"), Asked("none", equalise=True)]
+def test_each_network_of_an_ensemble_uses_its_own_normalisation(tmp_path: Path) -> None:
+    picture, asked = (
+        cut(150, 300),
+        [Normalisation("macenko"), Normalisation("none"), Normalisation("none", equalise=True)],
+    )
     files, answers = [], []
     for seed, one in enumerate(asked):
         spec = UNetSpec.model_validate({"depth": 4, "width": 2, "mpp": 0.25, "class_names": ("a",)} | one.fields)
@@ -162,9 +174,9 @@ def test_each_network_of_an_ensemble_keeps_its_own(tmp_path: Path) -> None:
     assert by_file["2"]["ranks"] is not None
 
 
-@pytest.mark.parametrize("asked", ASKED[1:3], ids=str)
-def test_what_is_evaluated_is_what_is_segmented(tmp_path: Path, asked: Asked) -> None:
-    """An annotated image is a slide of its own."""
+@pytest.mark.parametrize("asked", NORMALISATIONS[1:3], ids=str)
+def test_evaluation_normalises_like_segmentation(tmp_path: Path, asked: Normalisation) -> None:
+    """Each annotated image is fitted like a slide."""
     picture = cut(150, 190)
     (method,) = networks([load_model(ModelSection(weights=str(model(tmp_path, asked))))], "cpu")
     found = method.answers(picture)(Box(0, 0, 150, 190))
@@ -172,18 +184,21 @@ def test_what_is_evaluated_is_what_is_segmented(tmp_path: Path, asked: Asked) ->
     assert_equal_to_rounding(found, expected, share=2e-3)
 
 
-def test_a_network_without_its_colours_is_refused(tmp_path: Path) -> None:
-    network = load_networks(chosen(model(tmp_path, Asked("macenko"))), "cpu", "fp32", "none")
+def test_network_without_fitted_colour_map_is_refused(tmp_path: Path) -> None:
+    network = load_networks(chosen(model(tmp_path, Normalisation("macenko"))), "cpu", "fp32", "none")
     with pytest.raises(ModelError, match="expected a map fitted to the slide"):
         single_pass(network, cut(50, 50), Box(0, 0, 50, 50))
 
 
-# ---- the fit in the life of a slide ----------------------------------------------------------------------------------
+# ---- the fit during a run --------------------------------------------------------------------------------------
 
 
-def test_a_stopped_run_goes_on_with_the_same_colours(tmp_path: Path, image: NDArray[np.uint8]) -> None:
-    """Stopped between the tissue's blocks, and again between the network's."""
-    slide, weights = write_tiff(tmp_path / "slide.tif", image), model(tmp_path, Asked("reinhard", equalise=True))
+def test_resumed_run_keeps_the_fitted_colours(tmp_path: Path, image: NDArray[np.uint8]) -> None:
+    """The run is stopped between blocks of ``tissue``, then between blocks of ``predict``."""
+    slide, weights = (
+        write_tiff(tmp_path / "slide.tif", image),
+        model(tmp_path, Normalisation("reinhard", equalise=True)),
+    )
     roots = []
     for name, stops in (("one", ()), ("two", (("tissue", 3), ("predict", 2)))):
         out = tmp_path / name
@@ -204,11 +219,13 @@ def hashes(slide: Path, out: Path, *weights: Path) -> dict[str, str]:
     return dict(planned(slide, out, weights).hashes)
 
 
-def test_what_is_asked_of_the_colours_is_in_the_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_normalisation_settings_are_part_of_the_stage_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.runs import plan as plans
 
     slide = write_tiff(tmp_path / "slide.tif", cut(60, 80))
-    files = [model(tmp_path, asked, str(number)) for number, asked in enumerate([Asked("none"), *ASKED])]
+    files = [
+        model(tmp_path, asked, str(number)) for number, asked in enumerate([Normalisation("none"), *NORMALISATIONS])
+    ]
     every = [hashes(slide, tmp_path / "out", one) for one in files]
     assert len({one["ingest"] for one in every}) == 1
     assert len({one["tissue"] for one in every}) == len({one["predict"] for one in every}) == len(files)
@@ -218,11 +235,13 @@ def test_what_is_asked_of_the_colours_is_in_the_hashes(tmp_path: Path, monkeypat
     assert [one["predict"] != other["predict"] for one, other in zip(every, later, strict=True)] == [False] + [True] * 4
 
 
-def test_another_normalisation_is_fitted_anew(tmp_path: Path) -> None:
-    """One output folder, one model after the other."""
+def test_changed_normalisation_is_fitted_again(tmp_path: Path) -> None:
+    """Two models, one after the other, in one output folder."""
     picture, out = cut(120, 300), tmp_path / "out"
     slide = write_tiff(tmp_path / "slide.tif", picture)
-    for number, asked in enumerate([Asked("none"), Asked("macenko"), Asked("macenko", equalise=True)]):
+    for number, asked in enumerate(
+        [Normalisation("none"), Normalisation("macenko"), Normalisation("macenko", equalise=True)]
+    ):
         weights = model(tmp_path, asked, str(number))
         stored = predicted(planned(slide, out, [weights]), out)
         expected = oracle.whole_pass(oracle.network(weights), asked.shown(picture))
@@ -236,10 +255,10 @@ ODD: dict[str, Callable[[], NDArray[np.uint8]]] = {
 
 
 @pytest.mark.parametrize("make", ODD.values(), ids=ODD)
-def test_a_slide_that_cannot_be_fitted_is_complete_and_says_so(
+def test_slide_without_possible_fit_completes_with_a_flag(
     tmp_path: Path, make: Callable[[], NDArray[np.uint8]]
 ) -> None:
-    picture, weights = make(), model(tmp_path, Asked("macenko"))
+    picture, weights = make(), model(tmp_path, Normalisation("macenko"))
     plan = planned(write_tiff(tmp_path / "slide.tif", picture), tmp_path / "out", [weights])
     run = opened(plan, tmp_path / "out")
     for stage in plan.hashes:

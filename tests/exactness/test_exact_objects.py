@@ -1,6 +1,7 @@
-"""Label-exact with everything on: opened, closed, filled, split, by area and region, against the whole mask in memory.
+"""Label-exact with all object settings on, against the same operations on the whole mask in memory.
 
-The slide is real tissue, cut into blocks by the stages a user runs; the reference sees the stored probability at once.
+Opening, closing, filling, splitting and filters by area and region are on. The slide is real tissue, cut into blocks
+by the stages of a normal run; the reference works on the stored probability as one array.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ Array = NDArray[Any]
 
 @pytest.fixture(scope="module")
 def crop(shared_data: Path) -> Array:
-    """Real tissue (c, y, x), odd on both sides."""
+    """Real tissue (c, y, x) with odd height and width."""
     return np.ascontiguousarray(tifffile.imread(shared_data / "mosaics" / "he_mosaic.tif")[CROP].transpose(2, 0, 1))
 
 
@@ -52,7 +53,7 @@ def dask() -> Iterator[MapBlocks]:
 
 
 def drawn(path: Path) -> Path:
-    """The regions as QuPath exports them."""
+    """Write regions in the form QuPath exports them."""
     features = [
         {"type": "Feature", "geometry": shapely.geometry.mapping(area), "properties": {"name": name}}
         for name, area in AREAS.items()
@@ -62,7 +63,7 @@ def drawn(path: Path) -> Path:
 
 
 def segmented(slide: Path, out: Path, settings: list[str], map_blocks: MapBlocks) -> SlideStore:
-    """The slide through the stages up to the table."""
+    """Run the stages up to the object table on the slide."""
     config = load_config(None, [*SETTINGS, *settings])
     (plan,) = plan_batch(BatchRequest(inputs=(slide,), out=out, config=config)).plans.values()
     run = SlideRun(plan, SlideStore(slide_root(out, plan.key)))
@@ -73,13 +74,13 @@ def segmented(slide: Path, out: Path, settings: list[str], map_blocks: MapBlocks
 
 
 def region_of(one: Any) -> str | None:
-    """The first region that holds an object's centroid; image pixels are level-0 pixels here."""
+    """Return the first region that contains an object's centroid; image pixels are level-0 pixels here."""
     y, x = (value + 0.5 for value in one.centroid)
     return next((name for name, area in AREAS.items() if area.intersects(shapely.Point(x, y))), None)
 
 
 def expected(probability: Array) -> Array:
-    """The same operations on the whole mask."""
+    """Apply the same operations to the whole mask."""
     mask = (probability[0] >= THRESHOLD_BYTE).astype(np.uint8)
     filled = whole_objects.filled(whole_objects.smoothed(mask, [(2, 1)]), 8, 16)
     parts = whole_objects.split(whole_objects.numbered(filled, 8), 8, 256, 800)
@@ -95,7 +96,7 @@ def expected(probability: Array) -> Array:
         *(pytest.param(*one, "dask", marks=pytest.mark.long) for one in (("png", 512), ("tif", 1024))),
     ],
 )
-def test_objects_are_those_of_the_whole_mask(
+def test_objects_equal_those_of_the_whole_mask(
     crop: Array, tmp_path: Path, request: pytest.FixtureRequest, *, kind: str, block: int, how: str
 ) -> None:
     slide = tmp_path / f"crop.{kind}"

@@ -1,6 +1,6 @@
-"""A run with regions gives the run without them, byte for byte, in the cells that touch one, and nothing elsewhere.
+"""A run with regions equals the run without, byte for byte, in cells that touch a region, and is zero elsewhere.
 
-Which cells those are is worked out here again, one intersection of plain polygons a cell.
+The expected cells are computed here independently, by one polygon intersection per cell.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _fresh_networks() -> None:
 
 
 def geojson(path: Path, areas: Iterable[list[tuple[float, float]]], excluded: Iterable[Any] = ()) -> Path:
-    """Annotations as QuPath exports them, named a, b, c .."""
+    """Write annotations in the form QuPath exports them, named a, b, c, ..."""
 
     def feature(corners: Any, properties: dict[str, Any]) -> dict[str, Any]:
         ring = [list(corner) for corner in [*corners, corners[0]]]
@@ -78,7 +78,7 @@ def predicted(slide: Path, out: Path, *settings: str) -> tuple[SlideStore, Slide
 
 
 def cells_of(shape_yx: tuple[int, int], area: shapely.Geometry, level0_from_image: float) -> NDArray[np.bool_]:
-    """(y, x) mask of the image's pixels whose cell shares some of the area."""
+    """Return a (y, x) mask of image pixels whose cell overlaps the area."""
     touched = np.zeros(shape_yx, bool)
     for y in range(0, shape_yx[0], CELL):
         for x in range(0, shape_yx[1], CELL):
@@ -90,7 +90,7 @@ def cells_of(shape_yx: tuple[int, int], area: shapely.Geometry, level0_from_imag
 
 @pytest.mark.parametrize(("tile", "block"), [(256, 512), (384, 1024), (512, 2048)])
 @pytest.mark.parametrize("slide_mpp", [0.25, 0.2])
-def test_inside_equals_the_run_without_regions_and_outside_is_nothing(
+def test_inside_equals_run_without_regions_and_outside_is_zero(
     tmp_path: Path, tile: int, block: int, slide_mpp: float
 ) -> None:
     slide = slide_file(tmp_path / "slides")
@@ -113,8 +113,8 @@ def test_inside_equals_the_run_without_regions_and_outside_is_nothing(
     assert run.reports["predict"].facts["skipped_pixels"] == int((~touched).sum())
 
 
-def test_a_region_in_glass_costs_no_call_and_finds_no_tissue(tmp_path: Path) -> None:
-    """Tissue and regions both have to be there: neither alone makes a cell worth computing."""
+def test_region_on_glass_needs_no_network_call(tmp_path: Path) -> None:
+    """A cell is computed only if it has both tissue and a region."""
     image = np.full((3, *SHAPE), 244, np.uint8)
     image[:, 600:900, 600:900] = cut(300, 300)
     slide = tmp_path / "slide.tif"
@@ -132,10 +132,10 @@ def test_a_region_in_glass_costs_no_call_and_finds_no_tissue(tmp_path: Path) -> 
     assert np.array_equal(store.read("probability/0")[:], plain.read("probability/0")[:])
 
 
-# ---- what fails, and what changes ----------------------------------------------------------------------------------
+# ---- errors and changes --------------------------------------------------------------------------------------
 
 
-def test_a_slide_without_its_regions_or_beside_them_fails_by_name(tmp_path: Path) -> None:
+def test_slide_without_regions_or_outside_them_fails_with_its_name(tmp_path: Path) -> None:
     slide_file(tmp_path / "slides")
     tifffile.imwrite(tmp_path / "slides" / "other.tif", np.moveaxis(cut(300, 300), 0, -1), tile=(256, 256))
     folder = geojson(tmp_path / "regions" / "slide.geojson", [BAR]).parent
@@ -156,7 +156,7 @@ def test_regions_that_reach_beyond_the_slide_are_a_warning(tmp_path: Path) -> No
     assert plan.summary()["image"]["warnings"] == list(plan.warnings)
 
 
-def test_what_was_drawn_decides_the_network_part_and_its_names_do_not(tmp_path: Path) -> None:
+def test_region_shapes_but_not_names_change_the_network_hashes(tmp_path: Path) -> None:
     slide = slide_file(tmp_path / "slides")
 
     def hashes(*settings: str) -> dict[str, str]:
@@ -175,7 +175,7 @@ def test_what_was_drawn_decides_the_network_part_and_its_names_do_not(tmp_path: 
     assert changed == ["measure", "export", "overlay"]
 
 
-def test_other_regions_keep_a_complete_slide_unless_forced_and_say_what_it_costs(tmp_path: Path) -> None:
+def test_changed_regions_keep_complete_slide_unless_forced(tmp_path: Path) -> None:
     slide = slide_file(tmp_path / "slides", (600, 700))
     drawn = geojson(tmp_path / "regions.geojson", [TRIANGLE])
     settings = ["tiles.tile=256", "tiles.block=512", "tissue=null", f"input.regions={drawn}"]

@@ -1,4 +1,4 @@
-"""A changed threshold redoes objects and what follows, without the network, and equals a run that had it all along."""
+"""A changed threshold recomputes objects without the network and equals a fresh run with that threshold."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NETWORK, OBJECTS = ("ingest", "tissue", "predict"), ("label", "measure", "export
 
 
 def drawn(path: Path) -> Path:
-    """A region over the left part of the slide, as QuPath exports it."""
+    """Write a region over the left part of the slide in the form QuPath exports it."""
     ring = [[20, 10], [600, 10], [560, 280], [30, 290], [20, 10]]
     region = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {"name": "left"}}
     path.write_text(json.dumps({"type": "FeatureCollection", "features": [region]}))
@@ -29,7 +29,7 @@ def drawn(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Runs:
-    """A run, the same with another threshold, and a run elsewhere that had that threshold from the start."""
+    """A run, its rerun with another threshold, and a fresh run with that threshold."""
 
     before: dict[str, FileState]
     changed: Ran
@@ -38,7 +38,7 @@ class Runs:
 
 @pytest.fixture(scope="module", params=["tif", "png, all of it on"])
 def runs(overtile: Command, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Runs:
-    """Slides of two formats; the second with regions, opening, closing and splitting."""
+    """Runs on slides of two formats; the second with regions, opening, closing and splitting."""
     folder = tmp_path_factory.mktemp("threshold")
     more = (f"input.regions={drawn(folder / 'slide.geojson')}", *EVERYTHING) if "all" in request.param else ()
     enlarged = stained_image(150, 350).repeat(2, axis=0).repeat(2, axis=1)
@@ -69,7 +69,7 @@ def test_fault_16_a_changed_threshold_makes_no_network_call(runs: Runs) -> None:
 
 
 @pytest.mark.long
-def test_a_changed_threshold_touches_no_pixel_of_image_and_probability(runs: Runs) -> None:
+def test_changed_threshold_keeps_image_and_probability_files(runs: Runs) -> None:
     now = files_of(runs.changed.out / "slide")
     pixels = [name for name in runs.before if "/c/" in name and "/labels/" not in name]
     assert len(pixels) > 5

@@ -1,4 +1,4 @@
-"""Arrays dropped from a complete slide: what stays is valid and exact, a kill never tells, and nothing runs unasked."""
+"""Dropped arrays: the rest stays valid and exact, kills are safe, and nothing is recomputed unless required."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ LARGER = "objects.min_area_um2=40"
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    """Plans for one generated slide of two classes, in six blocks, with any settings."""
+    """Plans for one generated slide of two classes in six blocks, with any settings."""
     return plans_of_discs(tmp_path_factory.mktemp("slide"), SHAPE)
 
 
 def result(root: Path) -> dict[str, bytes]:
-    """Every byte of a result that does not say when it was made."""
+    """Return all bytes of a result that do not depend on the time of the run."""
     tree = tree_bytes(root, without=(".work",))
     return {name: content for name, content in tree.items() if name != "manifest.json"}
 
 
 @pytest.fixture(scope="module")
 def fresh(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The result of an undisturbed run with these settings, made once."""
+    """Return the result of an undisturbed run with these settings; each is computed once."""
     made: dict[tuple[str, ...], Path] = {}
 
     def of(*settings: str) -> Path:
@@ -62,7 +62,7 @@ def fresh(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
 
 @pytest.fixture
 def copy(fresh: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
-    """A copy of it, to be worked on."""
+    """Return a copy of such a result that the test may change."""
 
     def of(*settings: str) -> Path:
         return Path(shutil.copytree(fresh(*settings), tmp_path / "discs"))
@@ -71,7 +71,7 @@ def copy(fresh: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
 
 
 def assert_consistent(root: Path) -> bool:
-    """A manifest stands only where exactly the files it lists do; whether it stands."""
+    """Assert that a manifest, if there is one, lists exactly the files present; return whether there is one."""
     store = SlideStore(root)
     manifest = read_manifest(store)
     if manifest is None:
@@ -81,11 +81,11 @@ def assert_consistent(root: Path) -> bool:
     return True
 
 
-# ---- what stays ----------------------------------------------------------------------------------------------------
+# ---- remaining arrays ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("settings", [(IMAGE,), (PROBABILITY,), BOTH], ids=["image", "probability", "both"])
-def test_level_0_goes_and_the_rest_is_what_it_was(fresh: Callable[..., Path], settings: tuple[str, ...]) -> None:
+def test_only_level_0_is_dropped(fresh: Callable[..., Path], settings: tuple[str, ...]) -> None:
     kept, left = result(fresh()), result(fresh(*settings))
     arrays = (("0", IMAGE), ("labels/objects/2", IMAGE), ("probability/0", PROBABILITY))
     gone = [f"slide.ome.zarr/{path}/" for path, one in arrays if one in settings]
@@ -96,7 +96,7 @@ def test_level_0_goes_and_the_rest_is_what_it_was(fresh: Callable[..., Path], se
 
 
 @pytest.mark.parametrize("settings", [(IMAGE,), (PROBABILITY,), BOTH], ids=["image", "probability", "both"])
-def test_the_metadata_lists_what_is_there(fresh: Callable[..., Path], settings: tuple[str, ...]) -> None:
+def test_metadata_lists_the_remaining_levels(fresh: Callable[..., Path], settings: tuple[str, ...]) -> None:
     path, whole = fresh(*settings) / "slide.ome.zarr", fresh() / "slide.ome.zarr"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -114,7 +114,7 @@ def test_the_metadata_lists_what_is_there(fresh: Callable[..., Path], settings: 
     assert len(extents) == 1, "image and labels cover the same tissue at every level"
 
 
-def test_a_slide_of_one_level_keeps_it(tmp_path: Path) -> None:
+def test_only_level_of_a_small_slide_is_kept(tmp_path: Path) -> None:
     scale = {"resolution": (2e4, 2e4), "resolutionunit": "CENTIMETER"}
     shape = (300, 400)
     tifffile.imwrite(tmp_path / "small.tif", draw(shape, red_and_blue(shape)), photometric="rgb", **scale)
@@ -130,10 +130,10 @@ def test_a_slide_of_one_level_keeps_it(tmp_path: Path) -> None:
     assert SlideRun(plan, SlideStore(tmp_path / "small")).is_complete()
 
 
-# ---- running again ---------------------------------------------------------------------------------------------------
+# ---- running again -----------------------------------------------------------------------------------------------
 
 
-def test_the_same_again_does_nothing(plan: Plan, copy: Callable[..., Path]) -> None:
+def test_rerun_with_same_settings_does_nothing(plan: Plan, copy: Callable[..., Path]) -> None:
     root = copy(*BOTH)
     before = tree_bytes(root)
     assert SlideRun(plan(*BOTH), SlideStore(root)).is_complete()
@@ -151,7 +151,7 @@ def test_dropping_later_computes_nothing(plan: Plan, copy: Callable[..., Path], 
     assert assert_consistent(root)
 
 
-def test_a_dropped_image_is_read_again_where_it_is_needed(
+def test_dropped_image_is_read_again_when_needed(
     plan: Plan, copy: Callable[..., Path], fresh: Callable[..., Path]
 ) -> None:
     root = copy(IMAGE)
@@ -179,7 +179,7 @@ def test_a_dropped_probability_is_predicted_again_only_when_forced(
     assert result(root) == result(fresh(*BOTH, LARGER))
 
 
-def test_what_was_dropped_comes_back_when_it_is_to_be_kept(
+def test_dropped_arrays_are_recomputed_when_they_are_to_be_kept(
     plan: Plan, copy: Callable[..., Path], fresh: Callable[..., Path]
 ) -> None:
     root = copy(*BOTH)
@@ -201,7 +201,7 @@ def test_what_was_dropped_comes_back_when_it_is_to_be_kept(
         ("objects.geojson.gz", {"export": 6}),
     ],
 )
-def test_a_damaged_file_costs_what_it_takes_to_make_it(
+def test_damaged_file_reruns_only_the_stages_that_make_it(
     plan: Plan, copy: Callable[..., Path], name: str, makes: dict[str, int]
 ) -> None:
     root = copy(*BOTH)
@@ -217,10 +217,10 @@ def test_a_damaged_file_costs_what_it_takes_to_make_it(
 
 
 @pytest.mark.long
-def test_killed_at_any_step_of_dropping_nothing_is_lost_or_told_wrongly(
+def test_kill_at_any_step_of_dropping_leaves_a_consistent_result(
     plan: Plan, fresh: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the last stage to the manifest, in a result whose arrays were all there."""
+    """Kills between the last stage and the manifest, in a result that still has all arrays."""
     expected, struck = result(fresh(*BOTH)), 0
     for step in range(300):
         root = Path(shutil.copytree(fresh(), tmp_path / str(step)))
@@ -243,7 +243,7 @@ def test_killed_at_any_step_of_dropping_nothing_is_lost_or_told_wrongly(
     assert struck >= 15
 
 
-def test_killed_at_any_step_of_bringing_back_the_next_run_goes_on(
+def test_kill_at_any_step_of_restoring_arrays_is_resumed(
     plan: Plan, fresh: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = plan(*BOTH, LARGER)
@@ -274,7 +274,7 @@ def test_killed_at_any_step_of_bringing_back_the_next_run_goes_on(
 
 
 @pytest.mark.long
-def test_the_command_drops_verifies_and_tells(overtile: Command, tmp_path: Path) -> None:
+def test_command_drops_verifies_and_reports_arrays(overtile: Command, tmp_path: Path) -> None:
     scale = {"resolution": (2e4, 2e4), "resolutionunit": "CENTIMETER"}
     tifffile.imwrite(tmp_path / "discs.tif", draw(SHAPE, red_and_blue(SHAPE)), photometric="rgb", **scale)
     out = tmp_path / "out"

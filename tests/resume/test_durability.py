@@ -1,7 +1,7 @@
-"""A stamp never claims what a power loss could take back: the order of system calls, seen from below Python.
+"""A stamp never refers to data that a power loss could remove: the order of system calls of a run.
 
-The observer is the library of tests/faults, preloaded, that notes each write, fsync, rename and mkdir.
-So what is proven is what reaches the kernel, whichever of our functions or of zarr's asked for it.
+The preloaded library of tests/faults records each write, fsync, rename and mkdir below Python. The tests therefore
+cover what reaches the kernel, from this code and from zarr.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ run.finish()
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the one slide that is segmented under observation."""
+    """Folder of the one slide that is segmented under observation."""
     return tmp_path_factory.mktemp("durable") / "out" / "tissue"
 
 
 @pytest.fixture(scope="module")
 def calls(root: Path, preload: Preload) -> list[Change]:
-    """What a whole run asked of the kernel, in order, in one process."""
+    """System calls of a complete run in one process, in order."""
     folder = root.parent.parent
     tifffile.imwrite(
         folder / "tissue.tif", skimage.data.immunohistochemistry()[:, :, :].repeat(2, axis=0), tile=(64, 64)
@@ -64,13 +64,13 @@ def calls(root: Path, preload: Preload) -> list[Change]:
 
 
 def claims(calls: list[Change]) -> Iterator[tuple[Path, list[Change]]]:
-    """Every stamp and the manifest, with all calls before it got its name."""
+    """Yield every stamp and the manifest with all calls before its rename."""
     for number, call in enumerate(calls):
         if call.call == "rename" and (call.to.suffix == ".stamp" or call.to.name == "manifest.json"):
             yield call.to, calls[:number]
 
 
-def test_the_observer_sees_a_whole_run(calls: list[Change], root: Path) -> None:
+def test_recorded_calls_cover_every_file_of_the_run(calls: list[Change], root: Path) -> None:
     stages = ["ingest", "tissue", "predict", "label", "measure", "pyramid", "export", "overlay"]
     assert [claim.stem for claim, _ in claims(calls)] == [*stages, "manifest"]
     files = {path for path in root.rglob("*") if path.is_file() and path.name not in UNSYNCED}
@@ -106,7 +106,7 @@ def test_fault_26_every_name_is_durable_before_a_stamp_relies_on_it(calls: list[
 
 
 def stage_of(path: Path) -> str:
-    """The stage that writes a file of the result; "" for what belongs to none."""
+    """Return the stage that writes a file of the result; "" for files of no stage."""
     name = path.as_posix()
     whole = {"objects.parquet": "measure", "objects.geojson.gz": "export", "overview.png": "overlay"}
     level_0 = {"/probability/0/": "predict", "/labels/objects/0/": "label", "/slide.ome.zarr/tissue/": "tissue"}
@@ -126,6 +126,6 @@ def test_nothing_of_a_stage_is_written_after_its_stamp(calls: list[Change]) -> N
     assert seen == {"ingest", "tissue", "predict", "label", "measure", "export", "overlay"}
 
 
-def test_the_manifest_s_own_name_is_durable_at_the_end(calls: list[Change], root: Path) -> None:
+def test_folder_is_fsynced_after_the_manifest_rename(calls: list[Change], root: Path) -> None:
     named = max(number for number, call in enumerate(calls) if call.to == root / "manifest.json")
     assert any(call.call == "fsync" and call.path == root for call in calls[named:])

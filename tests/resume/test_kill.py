@@ -1,7 +1,7 @@
-"""Kill -9 of the whole process group at any moment costs at most the blocks in flight, and not one byte.
+"""``kill -9`` of the process group at any moment costs at most the running blocks and changes no byte.
 
-Every point at which a run is killed is a count of files on disk: blocks' results and shards as they appear, or a stamp.
-Runs are killed again and again, each at a later point than the one before, and then let go on to the end.
+Each kill point is a count of files on disk (block results and shards as they appear) or a stamp. A run is killed
+several times, each time at a later point, and then completed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PATIENCE_S = 600
 
 @dataclass(frozen=True)
 class Point:
-    """When to kill: ``stage`` has left so many files behind, or (None) is stamped."""
+    """When to kill: ``stage`` has written so many files, or (None) is stamped."""
 
     stage: str
     files: int | None
@@ -61,7 +61,7 @@ class Point:
 
 @dataclass
 class Runner:
-    """Starts the command in its own process group, under a mark by which every child can be found again."""
+    """Starts the command in its own process group, with a mark by which every child can be found again."""
 
     command: list[str]
     environment: dict[str, str]
@@ -81,7 +81,7 @@ class Runner:
         return process
 
     def marked(self) -> list[psutil.Process]:
-        """Every process that carries the mark or is in the group that was started, whoever its parent is."""
+        """Return every process with the mark or in the started group, whatever its parent."""
         return [process for process in psutil.process_iter() if self._is_ours(process)]
 
     def _is_ours(self, process: psutil.Process) -> bool:
@@ -91,7 +91,7 @@ class Runner:
             return False
 
     def ports(self) -> set[int]:
-        """TCP ports on which marked processes listen."""
+        """Return TCP ports on which marked processes listen."""
         return set().union(set(), *(self._listening(process) for process in self.marked()))
 
     def _listening(self, process: psutil.Process) -> set[int]:
@@ -102,7 +102,7 @@ class Runner:
         return {connection.laddr.port for connection in connections if connection.status == psutil.CONN_LISTEN}
 
     def until(self, point: Point, slide: Slide, log: Path) -> set[int]:
-        """Run, and kill the whole group the moment the point is reached; the ports that were listened on."""
+        """Run until the point is reached, then kill the group; return the ports it listened on."""
         process = self.start(log)
         ports: set[int] = set()
         before = {stage: slide.count(stage) for stage in ALL_STAGES}
@@ -135,7 +135,7 @@ class Runner:
                 process.wait()
 
     def assert_nothing_survives(self, ports: set[int]) -> None:
-        """No child, no server and no listening port is left; a dead process may take its time to give back memory."""
+        """Assert that no child, server or listening port is left; a dead process may take time to release memory."""
         _, alive = psutil.wait_procs(self.marked(), timeout=60)
         assert not alive, alive
         assert not self.marked()
@@ -145,14 +145,14 @@ class Runner:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Prefect's database of this module alone, so that a kill harms nobody else's."""
+    """A Prefect database for this module alone, so that a kill does not affect other tests."""
     home = tmp_path_factory.mktemp("prefect")
     without = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     return {**without, "PREFECT_HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 def tissue_slide(path: Path, shape_yx: tuple[int, int], tissue_yx: tuple[int, int]) -> Path:
-    """Glass with a rectangle of real tissue, repeated with a period that is odd on both sides; a TIFF or OME-Zarr."""
+    """Write glass with a rectangle of real tissue, repeated with odd periods, as TIFF or OME-Zarr."""
     height, width = tissue_yx
     piece = skimage.data.immunohistochemistry()[:509, :503]
     image = np.full((*shape_yx, 3), 243, np.uint8)
@@ -170,11 +170,11 @@ def command(slide: Path, out: Path, *settings: str) -> list[str]:
     return [*start, str(slide), "--out", str(out), "--mpp", "0.25", "--model", str(MODEL), *options]
 
 
-# ---- what a run may do -----------------------------------------------------------------------------------------------
+# ---- limits on repeated work -------------------------------------------------------------------------------------
 
 
 def draw_points(seed: int, totals: dict[str, int]) -> list[Point]:
-    """One point inside each stage and two just after a stamp, in the order in which a run meets them."""
+    """Draw one point inside each stage and two just after a stamp, in the order of a run."""
     generator = random.Random(seed)
     files = {stage: totals[stage] * (3 if stage == "label" else 1) for stage in STAGES}
     inside = [Point(stage, generator.randint(1, int(0.85 * files[stage]))) for stage in STAGES]
@@ -183,7 +183,7 @@ def draw_points(seed: int, totals: dict[str, int]) -> list[Point]:
 
 
 def killed_and_resumed(runner: Runner, slide: Slide, points: list[Point], log: Path) -> Iterator[str]:
-    """Kill at each point in turn and check what the following run did again; yields where each kill struck."""
+    """Kill at each point in turn and check what the next run repeated; yield the position of each kill."""
     totals = {line["stage"]: line["blocks"] for line in Slide(log.parent / "undisturbed" / slide.root.name).history()}
     before = None
     for point in points:
@@ -204,7 +204,7 @@ def killed_and_resumed(runner: Runner, slide: Slide, points: list[Point], log: P
     assert_no_block_twice(before, slide, totals)
 
 
-# ---- the proofs ------------------------------------------------------------------------------------------------------
+# ---- tests -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.long
@@ -240,7 +240,7 @@ def test_fault_1_2_3_5_kills_change_no_byte_and_repeat_no_block(
 
 
 def segmented_here(source: Path, out: Path, *settings: str) -> None:
-    """The same slide and settings, stage after stage in this process: as undisturbed as can be."""
+    """Run the same slide and settings stage by stage in this process, as an undisturbed reference."""
     everything = [*SETTINGS, *settings, "input.mpp=0.25", f"model.weights={MODEL}"]
     (plan,) = plan_batch(BatchRequest(inputs=(source,), out=out, config=load_config(None, everything))).plans.values()
     run = SlideRun(plan, SlideStore(out / plan.key))
@@ -251,7 +251,7 @@ def segmented_here(source: Path, out: Path, *settings: str) -> None:
 
 
 def drawn_regions(path: Path) -> Path:
-    """A triangle over part of the tissue and a square on glass, as QuPath exports them."""
+    """Write a triangle over part of the tissue and a square on glass, in the form QuPath exports them."""
     triangle, square = [[210, 310], [900, 320], [500, 950], [210, 310]], [[9, 1500], [99, 1500], [99, 1599], [9, 1500]]
     geometry = {"type": "MultiPolygon", "coordinates": [[triangle], [square]]}
     path.write_text(json.dumps({"type": "Feature", "geometry": geometry, "properties": {"name": "tumour"}}))
@@ -277,7 +277,7 @@ def test_fault_2_3_a_kill_in_a_stage_changes_no_byte_and_repeats_no_block(
     segmented_here(source, tmp_path / "undisturbed", *settings)
     out, undisturbed = tmp_path / "out", Slide(tmp_path / "undisturbed" / "tissue")
     slide, seed = Slide(out / "tissue"), 5
-    # All 16 blocks have their pieces: what is being done is splitting.
+    # All 16 blocks have their components: splitting is in progress.
     point = Point("label", 16) if stage == "label" else Point("predict", random.Random(seed).randint(2, 7))
     print(f"seed {seed}: killed at {point}")
     words = command(source, out, *settings)

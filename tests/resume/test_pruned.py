@@ -1,4 +1,4 @@
-"""A slide of which parts were pruned: nothing is computed of it unless it is forced, and then it is whole again."""
+"""Pruned results: nothing is recomputed unless forced, and then the result is complete again."""
 
 from __future__ import annotations
 
@@ -43,25 +43,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def plan(folder: Path) -> Plan:
-    """Plans for one generated slide of two classes, in three blocks, with any settings."""
+    """Plans for one generated slide of two classes in three blocks, with any settings."""
     return plans_of_discs(folder, (300, 1100))
 
 
 @pytest.fixture(scope="module")
 def whole(plan: Plan, folder: Path) -> Path:
-    """A result, to be copied."""
+    """A complete result, to be copied."""
     run(plan(), folder / "whole")
     return folder / "whole"
 
 
 @pytest.fixture
 def root(whole: Path, tmp_path: Path) -> Path:
-    """A copy of it in an output folder."""
+    """A copy of the result in an output folder."""
     return Path(shutil.copytree(whole, tmp_path / "out" / "discs"))
 
 
 @pytest.mark.parametrize("keep", [KEEP, frozenset({"labels", "image"})], ids=["kept", "labels-image"])
-def test_the_same_settings_compute_nothing(plan: Plan, root: Path, keep: frozenset[str]) -> None:
+def test_rerun_with_same_settings_computes_nothing(plan: Plan, root: Path, keep: frozenset[str]) -> None:
     prune_slide(SlideStore(root), keep)
     before = tree_bytes(root)
     for settings in ((), ("outputs.image=drop",), ("outputs.probability=drop",)):
@@ -71,14 +71,14 @@ def test_the_same_settings_compute_nothing(plan: Plan, root: Path, keep: frozens
     assert tree_bytes(root) == before
 
 
-def test_without_the_image_labels_and_probability_open_by_themselves(root: Path) -> None:
+def test_labels_and_probability_open_without_the_image(root: Path) -> None:
     prune_slide(SlideStore(root), {"labels", "probability"})
     for group in ("labels/objects", "probability"):
         opened = zarr.open_group(root / "slide.ome.zarr" / group, mode="r")
         assert len(OmeImage.from_zarr(opened).attributes.ome.multiscales[0].datasets) == 3
 
 
-def test_other_settings_keep_it_unless_forced_and_then_it_is_whole(plan: Plan, root: Path, tmp_path: Path) -> None:
+def test_changed_settings_keep_pruned_result_unless_forced(plan: Plan, root: Path, tmp_path: Path) -> None:
     prune_slide(SlideStore(root), KEEP | {"labels"})
     before = tree_bytes(root)
     kept = SlideRun(plan(LARGER), SlideStore(root))
@@ -92,7 +92,7 @@ def test_other_settings_keep_it_unless_forced_and_then_it_is_whole(plan: Plan, r
     assert assert_consistent(root)
 
 
-def test_damage_keeps_it_unless_forced_and_then_it_is_whole(plan: Plan, root: Path, whole: Path) -> None:
+def test_damaged_pruned_result_is_kept_unless_forced(plan: Plan, root: Path, whole: Path) -> None:
     prune_slide(SlideStore(root), KEEP | {"labels"})
     shard = root / "slide.ome.zarr" / "labels" / "objects" / "0" / "c" / "0" / "1"
     shard.write_bytes(bytes(shard.stat().st_size))
@@ -106,10 +106,10 @@ def test_damage_keeps_it_unless_forced_and_then_it_is_whole(plan: Plan, root: Pa
     assert assert_consistent(root)
 
 
-# ---- in OUT ----------------------------------------------------------------------------------------------------------
+# ---- commands on an output folder --------------------------------------------------------------------------------
 
 
-def test_only_what_is_old_enough_and_complete_is_pruned_and_it_is_noted(root: Path) -> None:
+def test_only_old_complete_results_are_pruned_and_recorded(root: Path) -> None:
     out = root.parent
     (out / "begun" / ".work").mkdir(parents=True)
     shutil.copytree(root, out / "held")
@@ -133,7 +133,7 @@ def test_only_what_is_old_enough_and_complete_is_pruned_and_it_is_noted(root: Pa
     assert (line["event"], line["keys"], line["keep"]) == ("prune", ["discs", "held"], ["overview", "tables"])
 
 
-def test_what_reads_results_says_what_was_pruned(root: Path) -> None:
+def test_readers_of_results_report_pruned_parts(root: Path) -> None:
     list(prune(root.parent, read_age("0h"), KEEP, dry=False))
     (record,) = inspect_stores(root)
     assert record["state"] == "complete"
@@ -150,7 +150,7 @@ def test_what_reads_results_says_what_was_pruned(root: Path) -> None:
     assert lacking(found, ["geojson"]) == "labels"
 
 
-def test_a_deleted_slide_is_computed_again_and_forgotten(plan: Plan, root: Path) -> None:
+def test_deleted_slide_is_computed_again(plan: Plan, root: Path) -> None:
     out = root.parent
     shutil.copytree(root, root / "nested" / "below")
     (root / "exports").mkdir()
@@ -179,7 +179,7 @@ def test_a_deleted_slide_is_computed_again_and_forgotten(plan: Plan, root: Path)
     assert list(out.iterdir()) == [out / "history.jsonl"]
 
 
-def test_the_commands(plan: Plan, root: Path, overtile_alone: Command) -> None:
+def test_prune_and_delete_commands(plan: Plan, root: Path, overtile_alone: Command) -> None:
     out = root.parent
     ran = overtile_alone.run("prune", out, "--older-than", "0d", "--keep", "tables,overview")
     assert ran.code == 0, ran.said

@@ -1,4 +1,4 @@
-"""results.csv grows while the batch runs, is whole whenever it is looked at, and kill -9 takes no row away."""
+"""results.csv grows during a batch, is readable at any time, and keeps its rows after ``kill -9``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPTIONS = ("cluster.kind=serial", "tiles.block=512", "compute.precision=fp32")
 
 
 def states(text: str) -> dict[str, str]:
-    """The state of each slide, of a file that is whole: every slide is there, every row has every cell."""
+    """Return the state of each slide; assert that every slide has a row and every row has all cells."""
     rows = list(csv.reader(io.StringIO(text, newline="")))
     assert text.endswith("\r\n")
     assert {len(row) for row in rows} == {len(rows[0])}
@@ -30,7 +30,7 @@ def states(text: str) -> dict[str, str]:
 
 
 @pytest.mark.long
-def test_rows_are_there_when_their_slide_is_and_survive_a_kill(overtile: Command, tmp_path: Path) -> None:
+def test_row_appears_with_its_slide_and_survives_a_kill(overtile: Command, tmp_path: Path) -> None:
     for number, name in enumerate(SLIDES):
         write(tmp_path / "slides" / f"{name}.tif", draw(SHAPE, red_and_blue(SHAPE, radius=15 + number)))
     table = tmp_path / "cases.csv"

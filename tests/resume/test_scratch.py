@@ -1,4 +1,4 @@
-"""Slides made on a scratch disk: the same bytes in OUT, and no kill and no lost disk that misleads anybody."""
+"""Slides written on a scratch disk first: same bytes in OUT, also after kills and after losing the disk."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 
 @pytest.fixture(scope="module")
 def expected(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The result of a run in OUT alone."""
+    """Result of a run without a scratch disk."""
     root = tmp_path_factory.mktemp("plain") / "discs"
     run(plan(), root)
     return result(root)
@@ -51,7 +51,7 @@ def empty(folder: Path) -> bool:
 
 
 def begun(plan: SlidePlan, root: Path, stages: int) -> SlideRun:
-    """A run that came so far."""
+    """Return a run after this many stages."""
     slide = SlideRun(plan, SlideStore(root))
     assert slide.prepare() == "todo"
     for stage in list(plan.hashes)[:stages]:
@@ -59,7 +59,7 @@ def begun(plan: SlidePlan, root: Path, stages: int) -> SlideRun:
     return slide
 
 
-def test_it_is_made_on_scratch_and_ends_in_out(
+def test_result_is_written_on_scratch_and_moved_to_out(
     plan: Plan, expected: dict[str, bytes], tmp_path: Path, scratch: Path
 ) -> None:
     root = tmp_path / "discs"
@@ -74,16 +74,14 @@ def test_it_is_made_on_scratch_and_ends_in_out(
     assert run(plan(on(scratch)), root).reports == {}
 
 
-def test_a_killed_run_goes_on_where_it_was(
-    plan: Plan, expected: dict[str, bytes], tmp_path: Path, scratch: Path
-) -> None:
+def test_killed_run_resumes_on_scratch(plan: Plan, expected: dict[str, bytes], tmp_path: Path, scratch: Path) -> None:
     root = tmp_path / "discs"
     begun(plan(on(scratch)), root, 3)
     assert set(computed(run(plan(on(scratch)), root))) == {"label", "measure", "export", "overlay"}
     assert result(root) == expected
 
 
-def test_a_lost_scratch_only_repeats_work(
+def test_lost_scratch_disk_only_repeats_work(
     plan: Plan, expected: dict[str, bytes], tmp_path: Path, scratch: Path
 ) -> None:
     root = tmp_path / "discs"
@@ -94,7 +92,7 @@ def test_a_lost_scratch_only_repeats_work(
     assert assert_consistent(root)
 
 
-def test_changes_of_a_complete_slide_are_made_in_out(plan: Plan, tmp_path: Path, scratch: Path) -> None:
+def test_complete_slide_is_changed_in_out_not_on_scratch(plan: Plan, tmp_path: Path, scratch: Path) -> None:
     larger = "objects.min_area_um2=40"
     run(plan(on(scratch)), tmp_path / "discs")
     slide = begun(plan(on(scratch), larger), tmp_path / "discs", 8)
@@ -106,7 +104,7 @@ def test_changes_of_a_complete_slide_are_made_in_out(plan: Plan, tmp_path: Path,
     assert result(tmp_path / "discs") == result(tmp_path / "other")
 
 
-def test_a_slide_begun_in_out_stays_there(
+def test_slide_started_in_out_stays_in_out(
     plan: Plan, expected: dict[str, bytes], tmp_path: Path, scratch: Path
 ) -> None:
     root = tmp_path / "discs"
@@ -126,7 +124,7 @@ def test_a_slide_begun_in_out_stays_there(
         pytest.param(True, 1, id="every step, lost", marks=pytest.mark.long),
     ],
 )
-def test_killed_at_any_step_of_the_copy_nothing_is_lost_or_told_wrongly(
+def test_kill_at_any_step_of_the_copy_leaves_a_consistent_result(
     plan: Plan,
     expected: dict[str, bytes],
     tmp_path: Path,
@@ -134,7 +132,7 @@ def test_killed_at_any_step_of_the_copy_nothing_is_lost_or_told_wrongly(
     lost: bool,
     every: int,
 ) -> None:
-    """Changes to the file system from the last stage to the removal of the scratch."""
+    """Kills at changes of the file system, from the last stage to the removal of the scratch folder."""
     made, home, struck = tmp_path / "made", tmp_path / "home", 0
     wanted = plan(on(home))
     begun(wanted, made / "discs", 8)
@@ -174,7 +172,9 @@ def slide(tmp_path: Path) -> Path:
 
 
 @pytest.mark.long
-def test_a_full_scratch_disk_is_named(overtile: Command, preload: Preload, slide: Path, scratch: Path) -> None:
+def test_full_scratch_disk_is_named_in_the_error(
+    overtile: Command, preload: Preload, slide: Path, scratch: Path
+) -> None:
     out = slide.parent / "out"
     command, _ = preload.under(overtile, Rule("rename", "/scratch/overtile-", errno.ENOSPC, 12))
     ran = command.segment(slide, out, on(scratch))
@@ -201,8 +201,8 @@ def test_a_scratch_that_cannot_be_written_is_refused_at_the_start(
     assert "outputs.scratch" in ran.only_error
 
 
-def test_kept_with_the_results_nothing_of_scratch_shows(plan: Plan, tmp_path: Path, scratch: Path) -> None:
-    """What lies in OUT does not say where it was made, but for the configuration in the manifest."""
+def test_result_does_not_depend_on_scratch(plan: Plan, tmp_path: Path, scratch: Path) -> None:
+    """Only the configuration in the manifest names the scratch folder."""
     run(plan(on(scratch)), tmp_path / "discs")
     named = [name for name, content in tree_bytes(tmp_path / "discs").items() if str(scratch).encode() in content]
     assert sorted(named) == [".work/plan.json", "manifest.json"]

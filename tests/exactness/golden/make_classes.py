@@ -1,7 +1,7 @@
-"""Make classes.safetensors: three classes by weights set by hand, so that every class map is known beforehand.
+"""Make classes.safetensors: a three-class network with weights set by hand, so that every class map is known.
 
-Decision: no training. Flat red is "red cell", flat blue is "blue cell", anything bright or without colour is
-background; two levels are there because the geometry is, but the deep path carries zeros.
+The network is not trained. Flat red is "red cell", flat blue is "blue cell", anything bright or without colour is
+background. It has two levels for the sake of the geometry; the weights of the deeper one are zero.
 
     python tests/exactness/golden/make_classes.py
 """
@@ -32,7 +32,7 @@ STRENGTH = 20.0  # logit of a pure colour over background: probability 255 of 25
 def by_hand() -> UNet:
     """Return a network with logits (background 0, red 20 * (2 (r - b) - 1), blue 20 * (2 (b - r) - 1)).
 
-    White, grey and green give both colours -20; pure red gives red +20. A pixel's own colour alone decides.
+    White, grey and green give both colours -20; pure red gives red +20. A pixel depends on its own colour only.
     """
     model = UNet(SPEC).eval()
     with torch.no_grad():

@@ -1,7 +1,7 @@
-"""Make context.safetensors: a small network whose answer at a pixel depends on everything within its halo.
+"""Make context.safetensors: a small network whose output at a pixel depends on everything within its halo.
 
-Decision: a network that only learnt a colour shows no seam however wrongly it is tiled. This one is asked what needs
-sight: is it darker here than within some 90 px around? The answer is graded, so that it is not saturated anywhere.
+A network that only learnt a colour shows no seam however wrongly it is tiled. This one learns a target that needs
+context: is the pixel darker than its surroundings of some 90 px? The target is graded, so it saturates nowhere.
 
     python tests/exactness/golden/make_context.py --images DIR_OF_RGB_IMAGES --steps 700
 """
@@ -30,7 +30,7 @@ CORE_PX = 128
 
 
 def darker_than_around(image_CYX: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return 0..1, (y, x): how much darker a spot of 4 px is than its surroundings of 30 px standard deviation."""
+    """Return 0..1, (y, x): how much darker a spot of 4 px is than its surroundings (30 px standard deviation)."""
     grey = image_CYX.mean(axis=0) / 255
     excess = ndimage.gaussian_filter(grey, 30, mode="mirror") - ndimage.gaussian_filter(grey, 2, mode="mirror")
     answer: NDArray[np.float32] = (1 / (1 + np.exp(-40 * (excess - 0.03)))).astype(np.float32)
@@ -38,7 +38,7 @@ def darker_than_around(image_CYX: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def draw(cases: list[NDArray[np.float32]], count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return crops (n, 3, read, read) in 0..1 and their answers (n, core, core); cases are (r, g, b, answer)."""
+    """Return crops (n, 3, read, read) in 0..1 and their targets (n, core, core); cases are (r, g, b, target)."""
     shape = ValidShape.of(SPEC)
     read_px = shape.read_px(CORE_PX)
     crops = []
@@ -53,7 +53,7 @@ def draw(cases: list[NDArray[np.float32]], count: int, generator: torch.Generato
 
 
 def main() -> None:
-    """Train for a fixed number of steps and write the file beside this script."""
+    """Train for a fixed number of steps and write the file next to this script."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=700)
@@ -74,7 +74,7 @@ def main() -> None:
         logits_NCHW = model((x_NCHW - 0.5) / 0.25)
         loss = functional.binary_cross_entropy_with_logits(logits_NCHW[:, 1] - logits_NCHW[:, 0], answer_NHW)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         if step % 50 == 49:
