@@ -1,4 +1,4 @@
-"""The pages of the documentation and their code blocks, with the explicit list of what is not run."""
+"""The pages of the documentation and their code blocks, with the list of exceptions that are not run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LINES_NOT_RUN = {
     "podman ": "needs a container runtime; test_examples.py checks the Containerfile",
     "napari ": "needs a screen; test_real_slides.py proves its reader",
     "overtile view ": "runs until stopped; flows/test_view_page.py opens its pages",
-    "overtile schedule ": "runs until stopped; test_readme_nights.py and flows/test_served.py run it",
+    "overtile schedule ": "runs until stopped; test_scheduling_example.py and unit/flows/test_scheduled_run.py run it",
     "prefect server start": "runs until stopped; flows/test_pool.py runs it",
     "prefect worker start": "runs until stopped; flows/test_pool.py runs it",
     "prefect automation create": "needs the id of a notification block; flows/test_examples.py validates the file",
@@ -59,33 +59,33 @@ class Block:
 
     @property
     def reason(self) -> str | None:
-        """Why the whole block is not run; None if it is."""
+        """Why the whole block is not run; None if it is run."""
         return next((why for start, why in BLOCKS_NOT_RUN.items() if self.text.startswith(start)), None)
 
     def lines(self) -> Iterator[tuple[str, str | None]]:
-        """Commands of a block of shell, each with the reason why it is not run."""
+        """Yield the commands of a shell block, each with the reason why it is not run, or None."""
         for line in self.text.replace("\\\n", " ").splitlines():
             yield line, next((why for start, why in LINES_NOT_RUN.items() if line.startswith(start)), None)
 
 
 def blocks(page: Path, *languages: str) -> list[Block]:
-    """The blocks of a page in order; of some languages only, if any are named."""
+    """Return the blocks of a page in order, optionally of some languages only."""
     found = [Block(page, language, text) for language, text in BLOCK.findall(page.read_text("utf-8"))]
     return [block for block in found if not languages or block.language in languages]
 
 
 def code_of(page: Path) -> str:
-    """Everything in a page that is set as code."""
+    """Return all text of a page that is set as code."""
     text = page.read_text("utf-8")
     return "\n".join([*(block.text for block in blocks(page)), *re.findall(r"`([^`]+)`", BLOCK.sub("", text))])
 
 
 def prose_of(page: Path) -> str:
-    """Everything in a page outside of fenced blocks."""
+    """Return all text of a page outside of fenced blocks."""
     return BLOCK.sub("", page.read_text("utf-8"))
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that GitHub gives the headings of a page."""
+    """Return the anchors that GitHub gives the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", prose_of(page), re.M)
     return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}

@@ -1,8 +1,8 @@
-"""The pages are true: commands and code of each page run in order, configurations load, links and names exist.
+"""The pages are correct: commands and code run in order, configurations load, links and names exist.
 
-What is not run stands in `tests/docs/pages.py` with the reason. ``overtile segment`` runs on a small slide with a
-configuration file of ``cluster.kind=serial``, ``overtile train`` on drawn discs: two steps of a small network in
-place of the minutes stated.
+`tests/docs/pages.py` lists what is not run, with the reason. ``overtile segment`` runs on a small slide with a
+configuration of ``cluster.kind=serial``, ``overtile train`` on drawn discs: two steps of a small network instead of
+the minutes stated.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def of_page(page: Path) -> str:
 
 
 def write_inputs(place: Path) -> None:
-    """What the commands of the pages expect to find: slides, regions, a checkpoint, annotated images."""
+    """Write the inputs of the pages' commands: slides, regions, a checkpoint, annotated images."""
     (place / "slides").mkdir()
     (place / "channels").mkdir()
     pixels = np.tile(immunohistochemistry()[:509, :505], (2, 2, 1))
@@ -85,7 +85,7 @@ def write_inputs(place: Path) -> None:
 
 
 def write_checkpoint(place: Path) -> None:
-    """A PyTorch checkpoint of the network that the page about models describes."""
+    """Write a PyTorch checkpoint of the network described on the page about models."""
     import torch
 
     from unet_core.networks.factory import build
@@ -97,7 +97,7 @@ def write_checkpoint(place: Path) -> None:
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with everything but results."""
+    """A folder with all inputs and no results."""
     place = tmp_path_factory.mktemp("fresh")
     write_inputs(place)
     write_checkpoint(place)
@@ -106,7 +106,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def segmented(fresh: Path, tmp_path_factory: pytest.TempPathFactory, environment: Mapping[str, str]) -> Path:
-    """The same with results, as the pages after the README assume: those of the cases table."""
+    """The same folder with results of the cases table, which the pages after the README assume."""
     place = tmp_path_factory.mktemp("segmented") / "place"
     shutil.copytree(fresh, place)
     for line, _ in blocks(DOCS / "cases.md", "bash")[0].lines():
@@ -116,14 +116,14 @@ def segmented(fresh: Path, tmp_path_factory: pytest.TempPathFactory, environment
 
 @pytest.fixture(scope="module")
 def environment(overtile: Command) -> Mapping[str, str]:
-    """With the command, and the values that a deployment reads."""
+    """Environment with the command on PATH and the variables that a deployment reads."""
     path = f"{Path(sys.executable).parent}:{overtile.environment['PATH']}"
     told = {"OVERTILE_SLIDES": "slides", "OVERTILE_OUT": "results", "OVERTILE_SHA256": "0" * 64}
     return {**overtile.environment, "PATH": path, **told}
 
 
 def shell(line: str, place: Path, environment: Mapping[str, str]) -> None:
-    """Run a line as it stands but for the shorter settings."""
+    """Run a line unchanged except for smaller settings."""
     shorter = f"{line} --config small.yaml" if " segment " in line else line
     if " train " in line:
         shorter = re.sub(r" --minutes \d+", "", line) + " --config tiny.yaml"
@@ -135,13 +135,16 @@ def shell(line: str, place: Path, environment: Mapping[str, str]) -> None:
 
 
 def run(block: Block, place: Path, environment: Mapping[str, str]) -> None:
-    """Run a block, or look whether the files exist that it names."""
+    """Run a block, or check that the files it names exist."""
     if block.language == "bash" and block.reason is None:
         for line, reason in block.lines():
             if reason is None:
                 shell(line, place, environment)
     elif block.language == "python":
-        everything = {**environment, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}  # pandas and the like included
+        everything = {
+            **environment,
+            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+        }  # including pandas and similar packages
         words = [sys.executable, "-c", block.text]
         done = subprocess.run(words, cwd=place, env=everything, capture_output=True, text=True)
         assert done.returncode == 0, f"{block.text}\n{done.stderr}"
@@ -189,13 +192,13 @@ def test_every_configuration_loads(page: Path, tmp_path: Path) -> None:
             load_config(file)
 
 
-def test_the_defaults_shown_are_the_defaults(tmp_path: Path) -> None:
+def test_documented_defaults_equal_the_defaults(tmp_path: Path) -> None:
     (block,) = blocks(DOCS / "configuration.md", "yaml")
     (tmp_path / "shown.yaml").write_text(block.text)
     assert load_config(tmp_path / "shown.yaml") == RunConfig()
 
 
-def test_every_block_is_of_a_kind_that_is_checked() -> None:
+def test_every_block_has_a_checked_language() -> None:
     found = {block.language for page in PAGES for block in blocks(page)}
     assert found <= {"bash", "python", "yaml", "text", "groovy"}
     fences = {page.name: len(re.findall(r"^ *(?:```|~~~)", page.read_text("utf-8"), re.M)) for page in PAGES}
@@ -204,7 +207,7 @@ def test_every_block_is_of_a_kind_that_is_checked() -> None:
     assert len(run_lines) >= 25
 
 
-def test_nothing_stands_on_the_list_of_what_is_not_run_without_need() -> None:
+def test_every_exception_from_running_is_used() -> None:
     everything = [block for page in PAGES for block in blocks(page)]
     lines = [line for block in everything if block.language == "bash" for line in block.text.splitlines()]
     assert [start for start in LINES_NOT_RUN if not any(line.startswith(start) for line in lines)] == []

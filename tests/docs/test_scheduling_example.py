@@ -1,6 +1,6 @@
-"""The page about scheduled runs, to the letter, on a fresh clone: a run fires, is killed, and the next one ends it.
+"""The page about scheduled runs, followed on a fresh clone: a run starts, is killed, and the next one completes it.
 
-Not followed: ``pip install``, for which the packages of this environment stand, so that no network is asked.
+``pip install`` is replaced by the packages of this environment, so that no network is needed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FIRES_WITHIN_S = 120
 
 
 def fresh_clone(folder: Path) -> Path:
-    """A clone of what is committed, with its own ``.venv``."""
+    """A clone of the committed files with its own ``.venv``."""
     if not (REPOSITORY / ".git").exists():
         skip_or_fail("no repository here to clone")
     subprocess.run(["git", "clone", "--quiet", REPOSITORY, folder], check=True)
@@ -43,7 +43,7 @@ def fresh_clone(folder: Path) -> Path:
 
 
 def tissue(path: Path) -> None:
-    """Stained tissue that has rested: 4 blocks as they are by default."""
+    """Write stained tissue with an old modification time: 4 blocks at default settings."""
     path.parent.mkdir()
     pixels = np.tile(immunohistochemistry()[:509, :505], (8, 8, 1))
     resolution = {"resolution": (40000, 40000), "resolutionunit": "CENTIMETER"}
@@ -52,7 +52,7 @@ def tissue(path: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_night_of_the_readme_is_killed_and_the_next_one_ends_it(tmp_path: Path) -> None:
+def test_killed_scheduled_run_is_completed_by_the_next(tmp_path: Path) -> None:
     clone = fresh_clone(tmp_path / "clone")
     tissue(clone / "slides" / "tissue.tif")
     page = (clone / ".github" / "docs" / "scheduling.md").read_text("utf-8")

@@ -1,4 +1,4 @@
-"""Works as a wheel: what is installed holds the packages, the built-in model and the command, and nothing else."""
+"""The wheel: the installed files are the packages, the built-in model and the command, and nothing else."""
 
 from __future__ import annotations
 

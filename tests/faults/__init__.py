@@ -1,1 +1,1 @@
-"""Ways to break things from outside: a library to preload, slides to draw, trees to damage."""
+"""Fault injection: system calls that fail, damaged slides and results, kills."""

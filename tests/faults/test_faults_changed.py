@@ -1,4 +1,4 @@
-"""Slides that are replaced under their name, size and time, and slides that another run holds."""
+"""Slides replaced by others of the same name, size and time; slides locked by another run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.faults.trees import Finished
 
 
 def replace(slide: Path) -> None:
-    """Other pixels in a file of the same name, size and time."""
+    """Write other pixels to a file of the same name, size and time."""
     before = slide.stat()
     write(slide, draw((300, 1100), [Disc(150, 500, 40, BLUE)]))
     missing = before.st_size - slide.stat().st_size
@@ -31,7 +31,7 @@ def replace(slide: Path) -> None:
 
 
 def stop_in_prediction(root: Path) -> None:
-    """As a run that was stopped when two blocks of three were predicted."""
+    """Leave the result as a run stopped after two of three predicted blocks would."""
     (root / "manifest.json").unlink()
     for stage in ("predict", "label", "measure", "pyramid", "export", "overlay"):
         (root / ".work" / f"{stage}.stamp").unlink()
@@ -41,10 +41,10 @@ def stop_in_prediction(root: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_fault_15_17_replaced_slides_are_noticed_and_held_ones_refused(
+def test_fault_15_17_replaced_slides_are_noticed_and_locked_ones_refused(
     finished: Finished, overtile: Command, tmp_path: Path, record_property: Any
 ) -> None:
-    """One slide complete and one begun when they were replaced, and one that this very process holds."""
+    """One slide was complete and one unfinished when they were replaced; this process holds the lock of a third."""
     slides, out = finished.copies(tmp_path, ["complete", "begun", "held"])
     for name in ("begun", "held"):
         stop_in_prediction(out / name)

@@ -1,4 +1,4 @@
-"""Configuration that is not what it should be: refused in one line, before anything is imported, read or written."""
+"""Invalid configuration is refused in one line, before anything is imported, read or written."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_fault_60_bad_options_are_refused_with_one_line(
 
 
 def test_fault_60_an_alias_bomb_costs_no_memory(overtile_alone: Command, tmp_path: Path) -> None:
-    """Expanded it would hold 9**9 items; here the process may not have more than a few hundred MB."""
+    """Expanded, it would hold 9**9 items; this process may use only a few hundred MB."""
     (tmp_path / "bomb.yaml").write_text(BOMB)
     line = [*installed_command(), "segment", "slide.tif", "--out", "out", "--config", str(tmp_path / "bomb.yaml")]
     limit = 700 << 20

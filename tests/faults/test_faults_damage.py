@@ -1,6 +1,6 @@
-"""Damaged results: every file, in every way, is found by verify; the next run makes just those files again.
+"""Damaged results: ``verify`` finds every damaged file, and the next run recomputes only those files.
 
-Also what is damaged while a result is unfinished: it is named, never read as zeros, and made again by the run after.
+Damage in an unfinished result is named, never read as zeros, and repaired by the run after.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def test_fault_31_verify_names_every_file_that_is_damaged(finished: Finished, tm
 
 @dataclass(frozen=True)
 class Repair:
-    """Copies of one finished result, each damaged in one way; what verify said, and what the next run did."""
+    """Copies of one finished result, each damaged in one way, with the output of ``verify`` and of the next run."""
 
     before: dict[str, dict[str, FileState]]
     manifest: dict[str, Any]
@@ -81,7 +81,7 @@ def repair(
     return Repair(before, manifest, verified, noticed, ran, after)
 
 
-def test_fault_31_the_command_says_which_files_of_which_slide(repair: Repair) -> None:
+def test_fault_31_verify_prints_the_damaged_files_of_each_slide(repair: Repair) -> None:
     assert repair.verified.code == 3
     assert repair.verified.only_error.startswith("4 slides are damaged")
     said = repair.verified.stdout.split("DAMAGED")[1:]
@@ -93,7 +93,7 @@ def test_fault_31_the_command_says_which_files_of_which_slide(repair: Repair) ->
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_fault_31_the_next_run_makes_just_those_files_again(repair: Repair, kind: str) -> None:
+def test_fault_31_next_run_recomputes_only_the_damaged_files(repair: Repair, kind: str) -> None:
     assert repair.ran.code == 0, repair.ran.said
     root = repair.ran.out / kind
     files = json.loads((root / "manifest.json").read_text())["files"]
@@ -109,7 +109,7 @@ def test_fault_31_the_next_run_makes_just_those_files_again(repair: Repair, kind
     assert repair.ran.computed(kind) == {"ingest": 1, "predict": 1, "label": 1, "pyramid": 1, "export": 3, "overlay": 1}
 
 
-def test_fault_31_what_was_repaired_is_sound(repair: Repair) -> None:
+def test_fault_31_repaired_results_pass_verify(repair: Repair) -> None:
     assert repair.after.code == 0, repair.after.said
     assert repair.after.stdout.count("sound") == len(DAMAGES)
 
@@ -129,7 +129,7 @@ LEFT_BY = {
 
 
 def _stopped_after(root: Path, last: str, *, kept: str = "") -> None:
-    """As a run that was stopped when this stage was complete; what lies at ``kept`` was done already."""
+    """Leave the result as a run stopped after this stage would; ``kept`` is a prefix of files that existed already."""
     (root / "manifest.json").unlink()
     stages = list(LEFT_BY)
     for stage in stages[stages.index(last) + 1 if last in stages else 0 :]:
@@ -153,7 +153,7 @@ def _shard_flipped(root: Path) -> Path:
     _stopped_after(root, "predict")
     path = root / SHARDS["predict"]
     data = bytearray(path.read_bytes())
-    data[40] ^= 16  # within compressed pixels: its checksum no longer fits
+    data[40] ^= 16  # within compressed pixels, so that the checksum does not match
     return _damaged(path, bytes(data))
 
 
@@ -204,8 +204,8 @@ UNFINISHED = {
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the run that met the damage said, what it left, and what the run after it did."""
+class DamagedRun:
+    """The run that met the damage, what it left, and the run after it."""
 
     damaged: dict[str, Path]
     first: Ran
@@ -215,7 +215,7 @@ class Found:
 
 
 @pytest.fixture(scope="module")
-def found(finished: Finished, overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> Found:
+def found(finished: Finished, overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> DamagedRun:
     folder = tmp_path_factory.mktemp("unfinished")
     slides, out = finished.copies(folder, [*UNFINISHED, "neighbour"])
     (out / "neighbour" / "manifest.json").unlink()
@@ -228,11 +228,11 @@ def found(finished: Finished, overtile: Command, tmp_path_factory: pytest.TempPa
     first = overtile.segment(slides, out)
     left = {name: is_complete(out / name) for name in (*UNFINISHED, "neighbour")}
     states = first.states()
-    return Found(damaged, first, left, states, overtile.segment(slides, out))
+    return DamagedRun(damaged, first, left, states, overtile.segment(slides, out))
 
 
 @pytest.mark.parametrize("name", UNFINISHED)
-def test_fault_32_33_damage_met_on_the_way_is_named_and_never_read_as_zeros(found: Found, name: str) -> None:
+def test_fault_32_33_damage_in_unfinished_results_is_named_not_read_as_zeros(found: DamagedRun, name: str) -> None:
     assert found.first.code == 3, found.first.said
     line = found.first.error_of(name)
     assert line.startswith(f"{name}: failed at {UNFINISHED[name][1]}: "), line
@@ -242,16 +242,14 @@ def test_fault_32_33_damage_met_on_the_way_is_named_and_never_read_as_zeros(foun
 
 
 @pytest.mark.parametrize("name", UNFINISHED)
-def test_fault_32_33_the_run_after_makes_it_again_and_keeps_every_sound_shard(
-    found: Found, finished: Finished, name: str
-) -> None:
+def test_fault_32_33_next_run_recomputes_damaged_shards_only(found: DamagedRun, finished: Finished, name: str) -> None:
     assert found.second.code == 0, found.second.said
     assert result_digests(found.second.out / name) | {NAMED: ""} == result_digests(finished.result) | {NAMED: ""}
     computed = found.second.outcome(name)["computed"]
     assert tuple(computed[stage] for stage in ("ingest", "predict", "label")) == UNFINISHED[name][2]
 
 
-def test_fault_21_orphans_are_removed_on_resume_and_never_served(found: Found) -> None:
+def test_fault_21_orphans_are_removed_on_resume_and_never_served(found: DamagedRun) -> None:
     assert found.left["neighbour"]
     assert found.first.computed("neighbour") == {} or found.states["neighbour"] == "complete"
     assert not list((found.first.out / "neighbour").rglob("*.partial"))
@@ -259,14 +257,14 @@ def test_fault_21_orphans_are_removed_on_resume_and_never_served(found: Found) -
     assert not [name for name in manifest["files"] if "partial" in name]
 
 
-def test_fault_31_a_torn_line_of_history_costs_that_line_and_no_more(found: Found) -> None:
+def test_fault_31_truncated_history_line_loses_only_that_line(found: DamagedRun) -> None:
     lines = (found.first.out / "neighbour" / ".work" / "history.jsonl").read_text().splitlines()
     torn = [line for line in lines if not line.endswith("}")]
     assert len(torn) == 1
     assert len([json.loads(line) for line in lines if line not in torn]) == 15, "7 whole lines before, 8 stages after"
 
 
-def test_what_lies_in_work_is_not_needed_once_complete(
+def test_work_folder_is_not_needed_by_a_complete_result(
     finished: Finished, overtile_alone: Command, tmp_path: Path
 ) -> None:
     slides, out = finished.copies(tmp_path, ["removed", "zeroed"])

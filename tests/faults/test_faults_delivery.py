@@ -1,4 +1,4 @@
-"""A scheduler may deliver a block twice, even at once: a lost answer looks like a lost block."""
+"""A scheduler may deliver a block twice, even at once, because a lost result looks like a lost block."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.run_slide import plans_of_discs, run
 
 
 def twice_at_once(function: Callable[[Index], Counts], indices: Iterable[Index]) -> Iterator[Counts]:
-    """Every block by two threads at the same time."""
+    """Process every block in two threads at the same time."""
     with ThreadPoolExecutor(2) as threads:
         for index in indices:
             first, second = (

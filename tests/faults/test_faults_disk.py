@@ -1,6 +1,6 @@
-"""Disks that fill up, few open files, a clock that runs backwards: the installed command ends well, or by name.
+"""Full disks, few open files, a clock that runs backwards: a clean end or an error with a name.
 
-Each slide of a batch meets its own fault, and a run on a sound machine goes on with all of them.
+Each slide of a batch meets its own fault; a second run without faults completes all of them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def assert_equals(result: Path, finished: Finished) -> None:
 def test_fault_27_the_disk_is_full_at_the_nth_write(
     overtile: Command, preload: Preload, finished: Finished, tmp_path: Path, record_property: Any
 ) -> None:
-    """Each slide finds it full once, at a write of its own; the next run makes what is missing and nothing else."""
+    """Each slide meets one failing write, at a different number; the next run computes only what is missing."""
     slides, out = tmp_path / "slides", tmp_path / "out"
     slides.mkdir()
     numbers = range(1, 89, 6)
@@ -66,7 +66,7 @@ def test_fault_27_the_disk_is_full_at_the_nth_write(
 
 @pytest.mark.long
 def test_fault_27_a_disk_that_is_really_full(overtile: Command, finished: Finished, tmp_path: Path) -> None:
-    """A file system in memory, too small; then larger, and the same command again."""
+    """A file system in memory that is too small, then enlarged; the same command is run on both."""
     out, kept = tmp_path / "out", tmp_path / "kept"
     out.mkdir()
     mount = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]

@@ -1,6 +1,6 @@
-"""A worker that froze is taken for lost and its block given to another; then it comes back, and writes the block too.
+"""A frozen worker is taken for lost and its block reassigned; then it continues and writes the block too.
 
-A machine that slept, a guest that was moved, a file server that hung: dask cannot tell them from a dead worker.
+Causes are a suspended machine, a migrated guest or a hung file server; dask cannot tell them from a dead worker.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 
 def frozen(there: Machines) -> list[str]:
-    """The names of the workers that stand still."""
+    """Names of the stopped workers."""
     status = {name: psutil.Process(process.pid).status() for name, process in there.processes.items()}
     return [name for name in status if status[name] == psutil.STATUS_STOPPED]
 
 
 def thaw(there: Machines) -> None:
-    """Let all of them go on."""
+    """Let all stopped workers continue."""
     for name in frozen(there):
         os.kill(there.processes[name].pid, signal.SIGCONT)
 
@@ -42,13 +42,13 @@ def thaw(there: Machines) -> None:
 def test_fault_14_a_block_that_two_workers_write_is_the_same_bytes(
     overtile: Command, preload: Preload, finished: Finished, tmp_path: Path, stage: str, workers: int
 ) -> None:
-    """They freeze themselves between writing and renaming one shard: both, to go on at once, or one, until the end."""
+    """Workers stop between writing and renaming one shard: both, until then; or one, until the end of the run."""
     shard = tmp_path / "out" / "slide" / SHARDS[stage]
     rules = Rule("rename", SHARDS[stage], "stop", 1, workers), Rule("rename", f"{Path(SHARDS[stage]).parent}/", 0)
     freezing, (_, renamed) = preload.under(Command({}, tmp_path), *rules)
     with machines(tmp_path, environment=PATIENCE) as there:
         for name in ("one", "two"):
-            there.start_worker(name, "--no-nanny", environment=freezing.environment)  # one would kill what is frozen
+            there.start_worker(name, "--no-nanny", environment=freezing.environment)  # a nanny kills stopped workers
         running = Running(overtile, finished.slide, tmp_path / "out", there.settings)
         running.until(lambda: bool(frozen(there)))
         (first,) = frozen(there)
@@ -60,7 +60,7 @@ def test_fault_14_a_block_that_two_workers_write_is_the_same_bytes(
         code, said = running.end()
         assert code == 0, said
         thaw(there)
-        there.processes.pop(first).wait(timeout=60)  # its scheduler has forgotten it
+        there.processes.pop(first).wait(timeout=60)  # the scheduler has removed it
         assert "failed to heartbeat" in (tmp_path / "scheduler.log").read_text()
     assert times(renamed) > BLOCKS, "no block was written twice"
     assert result_digests(tmp_path / "out" / "slide") == result_digests(finished.result)

@@ -1,8 +1,8 @@
-"""Killed before a change of the disk, wherever there is one, with and without a power loss.
+"""Kills before every change of the disk, with and without a power loss.
 
-A run is watched below Python, where what zarr, Arrow and gzip write counts as well, and before each change its folder
-is copied: that is what kill -9 at this moment would leave. The copies become slides of their own, one command goes on
-with all of them. (Runs that are really killed are in test_kill.py and test_faults_storage.py.)
+A run is observed below Python, so that writes by zarr, Arrow and gzip count too. Its folder is copied before each
+change, which is the state that ``kill -9`` would leave. The copies become slides of their own, completed by one
+command. (Runs that are really killed are in test_kill.py and test_faults_storage.py.)
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from tests.support.faults.standing import Slide, Standing, assert_no_block_twice
 from tests.support.faults.trees import SHARDS, Finished
 
 Record = Callable[[str, object], None]
-Make = Callable[["Left", Path], Path]
+Make = Callable[["KilledState", Path], Path]
 
 NAMED = "overview.png"
 """Shows the slide's name, and so differs between copies."""
 STRUCK = ("ingest", "predict", "label", "manifest")
 """What is a case of its own."""
 SHAPES = ("mkdir", "rename", "unlink", "rmdir")
-"""Changes of which each leaves another tree; what is written in between has a name that nobody reads."""
+"""Changes that each leave another tree; writes in between go to files that are never read."""
 BATCH = 40
 SEED = 20
 
 
 @dataclass(frozen=True)
-class Left:
-    """What a kill before one change would leave: the slide's folder, and all changes before it."""
+class KilledState:
+    """The state that a kill before one change would leave: the slide's folder, and all changes before it."""
 
     number: int
     folder: Path
@@ -45,15 +45,15 @@ class Left:
 
     @property
     def stage(self) -> str:
-        """The stage that was at work."""
+        """The stage that was running."""
         return unfinished(Slide(self.folder))
 
 
 @dataclass(frozen=True)
 class Watched:
-    """A run that was not disturbed, and what a kill would have left before each of its changes."""
+    """An undisturbed run, and the state that a kill before each of its changes would have left."""
 
-    lefts: tuple[Left, ...]
+    lefts: tuple[KilledState, ...]
 
 
 @pytest.fixture(scope="module")
@@ -73,16 +73,16 @@ def watched(
     return Watched(tuple(lefts[number] for number in sorted(lefts)))
 
 
-def _lefts(counter: Path) -> Iterator[Left]:
+def _lefts(counter: Path) -> Iterator[KilledState]:
     for number in range(1, times(counter) + 1):
         folder = counter.with_name(f"{counter.name}.{number}")
-        if folder.is_dir():  # not before the slide's own folder
+        if folder.is_dir():  # not before the slide's own folder exists
             before = tuple(read_journal(folder.with_name(f"{folder.name}.journal")))
-            yield Left(len(before), folder, before)
+            yield KilledState(len(before), folder, before)
 
 
 def assert_no_stamp_lies(root: Path) -> None:
-    """What a stamp says is complete has each of its three shards, or its file, and none of them is empty."""
+    """Assert that what a stamp claims (three shards, or a file) exists and is not empty."""
     slide = Slide(root)
     for stage, name in SHARDS.items():
         if not slide.stamped(stage):
@@ -93,13 +93,13 @@ def assert_no_stamp_lies(root: Path) -> None:
         assert all(path.exists() and path.stat().st_size for path in files), f"{stage} is stamped without {files}"
 
 
-def killed(left: Left, folder: Path) -> Path:
-    """What the kill left, to be worked on."""
+def killed(left: KilledState, folder: Path) -> Path:
+    """Return a copy of the state after a kill."""
     return shutil.copytree(left.folder, folder / f"killed-{left.number}")
 
 
-def powerless(left: Left, folder: Path) -> Path:
-    """The same after a power loss."""
+def powerless(left: KilledState, folder: Path) -> Path:
+    """Return the same state after a power loss."""
     tree = shutil.copytree(left.folder, folder / f"powerless-{left.number}")
     root = left.before[0].path
 
@@ -111,9 +111,9 @@ def powerless(left: Left, folder: Path) -> Path:
 
 
 def assert_survived(command: Command, finished: Finished, trees: Sequence[Path]) -> dict[str, int]:
-    """One command completes them all, to equal bytes, and repeats no block that was done.
+    """Complete all trees with one command; results are byte-identical and no finished block is repeated.
 
-    The trees lie in the output folder. Returns the blocks it computed, by the stage in which the trees were left.
+    The trees are in the output folder. Returns the number of computed blocks, by the stage in which a tree was left.
     """
     slides = trees[0].parents[1] / "slides"
     slides.mkdir(exist_ok=True)
@@ -136,10 +136,10 @@ def assert_survived(command: Command, finished: Finished, trees: Sequence[Path])
     return computed
 
 
-def test_fault_1_2_3_4_26_what_a_kill_or_a_power_loss_leaves_is_gone_on_with(
+def test_fault_1_2_3_4_26_run_resumes_after_kill_or_power_loss(
     watched: Watched, overtile: Command, finished: Finished, tmp_path: Path, record_property: Record
 ) -> None:
-    """At a seeded place in each stage that is a case of its own."""
+    """One seeded position in each stage, each a case of its own."""
     generator = random.Random(SEED)
     print(f"seed {SEED}")
     chosen = [generator.choice([left for left in watched.lefts if left.stage == stage]) for stage in STRUCK]

@@ -1,7 +1,7 @@
-"""``on_bad_tile: mask``: a slide goes on without a tile that cannot be decoded, says so, and is else what it was.
+"""``on_bad_tile: mask``: a slide completes without an undecodable tile, which is reported.
 
-One command segments a slide, its twin of which one tile is damaged, and one of which nothing can be read. Where the
-network saw nothing of the tile, twin and slide are equal to the byte.
+One command segments a sound slide, its twin with one damaged tile, and a slide without any readable tile. Where the
+network's input does not include the tile, twin and slide are byte-identical.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def test_fault_42_the_tile_is_listed_in_manifest_and_summary(masked: Masked) -> 
     assert "masked" in (masked.ran.out / "results.csv").read_text()
 
 
-def test_fault_42_where_the_network_saw_none_of_it_every_byte_is_the_sound_slides(masked: Masked) -> None:
+def test_fault_42_bytes_outside_the_tiles_context_equal_the_sound_slide(masked: Masked) -> None:
     y, x = (place * TILE for place in PLACE)
     sound, torn = (masked.array(key, "0") for key in ("sound", "torn"))
     inside = np.zeros(SHAPE, bool)
@@ -105,7 +105,7 @@ def test_fault_42_where_the_network_saw_none_of_it_every_byte_is_the_sound_slide
     assert (sound[:, seen] > 127).any()
 
 
-def test_fault_42_the_picture_hatches_it(masked: Masked) -> None:
+def test_fault_42_overview_hatches_the_tile(masked: Masked) -> None:
     red = [
         (np.asarray(Image.open(masked.ran.out / key / "overview.png").convert("RGB")) == ALERT).all(axis=-1)
         for key in ("sound", "torn")
@@ -117,7 +117,7 @@ def test_fault_42_the_picture_hatches_it(masked: Masked) -> None:
 def test_fault_42_what_was_masked_stays_listed_through_a_repair(
     masked: Masked, overtile: Command, tmp_path: Path, record_property: Any
 ) -> None:
-    """The whole of .work may be removed: a repair makes the list again."""
+    """A repair restores the list even if the whole of .work was removed."""
     out = tmp_path / "out"
     shutil.copytree(masked.ran.out / "torn", out / "torn")
     shutil.rmtree(out / "torn" / ".work")

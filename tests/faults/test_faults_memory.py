@@ -1,6 +1,6 @@
-"""The device runs out of memory in the workers of the installed command: the tile is halved, the bytes are the same.
+"""Workers whose device runs out of memory halve the tile; the bytes stay the same.
 
-There need not be a device: torch's own convolution fails as it does on CUDA (tests/support/scarce/sitecustomize.py).
+No GPU is needed: torch's own convolution fails as it does on CUDA (tests/support/scarce/sitecustomize.py).
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 
 def scarce(command: Command, most_px: int) -> Command:
-    """The command on a device that takes no input wider than this."""
+    """The command on a device that accepts no input wider than this."""
     found = os.pathsep.join([str(SCARCE), command.environment["PYTHONPATH"]])
     return command.with_environment(PYTHONPATH=found, SCARCE_PX=str(most_px))
 
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of 16 channels and more: narrower layers are computed by other kernels for other sizes."""
+    """Weights of 16 and more channels: with fewer, the kernels differ between sizes."""
     return weights_of(tmp_path_factory.mktemp("wide"), UNetSpec(width=16, mpp=0.5))
 
 
 def predicted(slide: Path) -> dict[str, int]:
-    """What the blocks of the network counted."""
+    """Sum of the counts of the network's blocks."""
     (line,) = (line for line in history(slide) if line["stage"] == "predict")
     return dict(line["counts"])
 
@@ -42,7 +42,7 @@ def predicted(slide: Path) -> dict[str, int]:
 def test_fault_12_out_of_memory_halves_the_tile_and_changes_no_byte(
     overtile: Command, finished: Finished, wide: Path, tmp_path: Path
 ) -> None:
-    """Tiles of 512 px are read as 700, of 256 px as 444: the memory is for the latter."""
+    """Tiles of 512 px are read as 700, of 256 px as 444; the memory is enough for the latter."""
     whole = overtile.segment(finished.slide, tmp_path / "whole", *WORKERS, model=wide)
     assert whole.code == 0, whole.said
     ran = scarce(overtile, 500).segment(finished.slide, tmp_path / "halved", *WORKERS, model=wide)
@@ -54,9 +54,7 @@ def test_fault_12_out_of_memory_halves_the_tile_and_changes_no_byte(
     assert result_digests(tmp_path / "halved" / "slide") == result_digests(tmp_path / "whole" / "slide")
 
 
-def test_fault_12_where_nothing_fits_the_slide_fails_and_is_no_background(
-    overtile: Command, finished: Finished, tmp_path: Path
-) -> None:
+def test_fault_12_slide_fails_if_no_tile_size_fits(overtile: Command, finished: Finished, tmp_path: Path) -> None:
     ran = scarce(overtile, 0).segment(finished.slide, tmp_path / "out", *WORKERS)
     assert ran.code == 4, ran.said
     assert "predict" in ran.error_of("slide")

@@ -1,4 +1,4 @@
-"""Models that cannot be used, or that changed: refused before a slide is read, by naming what is expected and found."""
+"""Unusable or changed models are refused before a slide is read, with expected and found values."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL = UNetSpec(depth=1, width=2, mpp=0.5)
 
 
 def nothing_in(folder: Path) -> bool:
-    """No file was written: at most an empty folder stands there."""
+    """Return whether there are no files, at most an empty folder."""
     return not folder.exists() or not any(folder.iterdir())
 
 
@@ -80,7 +80,7 @@ def _grown(path: Path) -> str:
 
 
 def _of_another_width(path: Path) -> str:
-    """The weights of one network under the spec of another."""
+    """Combine the weights of one network with the spec of another."""
     save(path, UNet(SMALL), {})
     header, weights = _parts(path)
     own = json.loads(header["__metadata__"]["overtile"])
@@ -110,7 +110,7 @@ def _join(path: Path, header: dict[str, Any], weights: bytes) -> None:
 
 
 @pytest.mark.parametrize("make", [_truncated, _grown, _of_another_width, _not_a_number])
-def test_fault_56_57_weights_that_cannot_be_right_are_refused_with_both_sides_named(
+def test_fault_56_57_inconsistent_weights_are_refused_with_expected_and_found(
     finished: Finished, overtile_alone: Command, tmp_path: Path, make: Callable[[Path], str]
 ) -> None:
     model = tmp_path / "model.safetensors"
@@ -143,10 +143,8 @@ def test_fault_59_a_tile_off_the_step_grid_is_refused_with_the_nearest_legal_siz
     assert nothing_in(tmp_path / "out")
 
 
-def test_fault_57_an_output_that_overflows_fails_its_slide_and_is_never_background(
-    overtile: Command, tmp_path: Path
-) -> None:
-    """Finite weights whose answer to colour is beyond fp32; black gets a finite one."""
+def test_fault_57_overflowing_output_fails_the_slide(overtile: Command, tmp_path: Path) -> None:
+    """Finite weights whose output overflows fp32 for colours and is finite for black."""
     model = load(CLASSES)
     with torch.no_grad():
         for name in ("down.0.0.weight", "down.0.2.weight"):
@@ -168,7 +166,7 @@ def test_fault_57_an_output_that_overflows_fails_its_slide_and_is_never_backgrou
 def test_fault_16_58_changed_weights_are_noticed_and_never_mixed(
     finished: Finished, overtile: Command, tmp_path: Path
 ) -> None:
-    """One slide complete under the old weights, one stopped in mid-prediction under them."""
+    """One slide is complete with the old weights, one was stopped during prediction with them."""
     slides, out = finished.copies(tmp_path, ["complete", "begun"])
     begun = out / "begun"
     (begun / "manifest.json").unlink()

@@ -1,4 +1,4 @@
-"""Real slides with bytes changed at random: each ends as a result or as one line that names it, and the run ends."""
+"""Real slides with bytes changed at random: each is completed or named in one error line, and the run ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SLIDES = ("OS-1-detail.ome.tif", "OS-2-vsi.ome.tif", "OS-2-ndpi.ome.tif", "CMU-1
 
 
 def mutate(data: bytearray, generator: random.Random) -> bytes:
-    """A few bytes, a run of bytes, the end, or what tells where things lie."""
+    """Change single bytes, a run of bytes, the end, or the offsets of the file."""
     at = generator.randrange(8, len(data))
     match generator.choice(("bytes", "head", "zeros", "noise", "cut", "moved")):
         case "bytes":
@@ -42,7 +42,7 @@ def mutate(data: bytearray, generator: random.Random) -> bytes:
 def test_fault_42_43_mutated_real_slides_end_as_results_or_by_name(
     overtile: Command, shared_data: Path, tmp_path: Path
 ) -> None:
-    """In its own processes, as untrusted slides are read: what kills one is named."""
+    """Slides are read in child processes, as untrusted slides are; one that kills its process is named."""
     print(f"seed {SEED}")
     generator = random.Random(SEED)
     slides, out = tmp_path / "slides", tmp_path / "out"

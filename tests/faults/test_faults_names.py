@@ -1,7 +1,7 @@
-"""Names that collide, and names that would do something if anybody obeyed them.
+"""Slide names that collide, and names that would be harmful if interpreted.
 
-One folder holds them all, some as sound slides and some as broken ones, so that names reach tables, error lines and
-reports; one command is run on it.
+One folder holds them all, as sound and as broken slides, so that names reach tables, error lines and reports; one
+command is run on it.
 """
 
 from __future__ import annotations
@@ -60,12 +60,14 @@ def names(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> Ran:
         path = folder / "slides" / name
         path.parent.mkdir(exist_ok=True)
         write_svs(path, PICTURE, mpp=0.5) if path.suffix == ".svs" else write(path, PICTURE)
-    by_itself = folder / "slides" / f"{HOSTILE['latin_1']}.tif"  # so that it is an argument of command and flow too
+    by_itself = (
+        folder / "slides" / f"{HOSTILE['latin_1']}.tif"
+    )  # so that the name is also an argument of the command and the flow
     return overtile.segment([folder / "slides", by_itself], folder / "out")
 
 
 def shown(name: str) -> str:
-    """How a name may appear: every character that is not printable replaced."""
+    """Return a name as it may be printed: every unprintable character replaced."""
     return "".join(char if char.isprintable() else "?" for char in name)
 
 
@@ -82,7 +84,9 @@ def test_fault_35_colliding_keys_fail_by_name_and_the_others_go_on(names: Ran) -
     assert "case.tif" in case
 
 
-def test_fault_35_nothing_else_left_is_a_usage_error(names: Ran, overtile_alone: Command, tmp_path: Path) -> None:
+def test_fault_35_batch_of_colliding_keys_only_is_a_usage_error(
+    names: Ran, overtile_alone: Command, tmp_path: Path
+) -> None:
     slides = names.out.parent / "slides"
     ran = overtile_alone.segment([slides / "twin.svs", slides / "twin.tif"], tmp_path / "out")
     assert ran.code == 2
@@ -103,7 +107,7 @@ def test_fault_37_66_a_broken_slide_of_any_name_has_one_error_line(names: Ran, k
     assert "an empty file" in line
 
 
-def test_fault_66_nothing_was_run(names: Ran, overtile: Command) -> None:
+def test_fault_66_no_name_was_executed(names: Ran, overtile: Command) -> None:
     for place in (names.out.parent, overtile.folder):
         assert not [path for path in place.rglob("pwned*")]
 
@@ -148,7 +152,7 @@ def test_fault_66_prefects_pages_hold_names_as_text(names: Ran, overtile: Comman
     assert not [text for text in said if "\x1b" in text or "\x07" in text]
 
 
-def test_fault_66_inspect_and_verify_show_names_and_obey_none(names: Ran, overtile_alone: Command) -> None:
+def test_fault_66_inspect_verify_and_status_escape_names(names: Ran, overtile_alone: Command) -> None:
     inspected = overtile_alone.run("inspect", names.out)
     verified = overtile_alone.run("verify", names.out)
     told = overtile_alone.run("status", names.out)

@@ -1,6 +1,7 @@
-"""Nights that nobody watches: what still grows waits, what always fails is left alone, what stops in time goes on.
+"""Unattended scheduled runs: growing files wait, repeated failures are quarantined, deadlines can be resumed.
 
-Runs of the installed command on real files. That a night which is killed is made up for is in flows/test_schedule.py.
+Runs of the installed command on real files. A killed scheduled run is made up for
+in unit/flows/test_schedule.py.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ YOUNG = "input.settle_s=3600"
 
 
 @dataclass(frozen=True, slots=True)
-class Nights:
-    """Four nights over a slide that was just written, and one that is broken; what was said of OUT after each."""
+class ScheduledRuns:
+    """Four runs over a new slide and a broken one, and the output of ``status`` after each."""
 
     out: Path
     ran: tuple[Ran, ...]
@@ -29,8 +30,8 @@ class Nights:
     status: tuple[dict[str, str], ...]
 
 
-def repeat_night(out: Path) -> None:
-    """The last run once more, as the history would tell it."""
+def repeat_last_run(out: Path) -> None:
+    """Append the last run to the history once more."""
     lines = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     with (out / "history.jsonl").open("a") as file:
         for line in lines[-2:]:
@@ -38,8 +39,8 @@ def repeat_night(out: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def nights(overtile: Command, overtile_alone: Command, tmp_path_factory: pytest.TempPathFactory) -> Nights:
-    folder = tmp_path_factory.mktemp("nights")
+def scheduled(overtile: Command, overtile_alone: Command, tmp_path_factory: pytest.TempPathFactory) -> ScheduledRuns:
+    folder = tmp_path_factory.mktemp("scheduled")
     slides, out = folder / "slides", folder / "out"
     write(slides / "young.tif", draw((64, 64), red_and_blue((64, 64))))
     (slides / "broken.tif").write_bytes(b"II*\0")
@@ -55,50 +56,52 @@ def nights(overtile: Command, overtile_alone: Command, tmp_path_factory: pytest.
         states.append(ran[-1].states())
         look()
     for _ in range(2):
-        repeat_night(out)
+        repeat_last_run(out)
     look()
     ran.append(overtile.segment(slides, out, "input.settle_s=0.001"))
     states.append(ran[-1].states())
     look()
     assert overtile_alone.run("retry", out, "broken").code == 0
     look()
-    return Nights(out, tuple(ran), tuple(states), tuple(status))
+    return ScheduledRuns(out, tuple(ran), tuple(states), tuple(status))
 
 
 @pytest.mark.long
-def test_fault_24_what_still_grows_is_deferred_with_a_notice(nights: Nights) -> None:
-    first = nights.ran[0]
+def test_fault_24_growing_file_is_deferred_with_a_notice(scheduled: ScheduledRuns) -> None:
+    first = scheduled.ran[0]
     assert first.code == 3, first.said
-    assert set(nights.states[0].values()) == {"deferred"}, "broken or not: nobody knows before it has rested"
+    assert set(scheduled.states[0].values()) == {"deferred"}, (
+        "not even the broken one is opened before it is old enough"
+    )
     assert "note: young: deferred at plan: " in first.stdout
     assert "young.tif: still being written?" in first.stdout
     assert first.stderr == ""
-    assert nights.status[0] == {"broken": "deferred", "young": "deferred"}
+    assert scheduled.status[0] == {"broken": "deferred", "young": "deferred"}
 
 
 @pytest.mark.long
-def test_fault_24_it_is_taken_when_it_has_rested(nights: Nights) -> None:
-    last = nights.ran[-1]
-    assert nights.states[-1]["young"] == "complete", last.said
-    assert is_complete(nights.out / "young")
+def test_fault_24_deferred_slide_is_segmented_once_unchanged(scheduled: ScheduledRuns) -> None:
+    last = scheduled.ran[-1]
+    assert scheduled.states[-1]["young"] == "complete", last.said
+    assert is_complete(scheduled.out / "young")
 
 
 @pytest.mark.long
-def test_a_slide_that_failed_three_times_is_named_and_not_tried(nights: Nights) -> None:
-    second, last = nights.ran[1:]
-    assert (second.code, nights.states[1]) == (4, {"broken": "failed"})
-    assert nights.status[2]["broken"] == "quarantined"
+def test_slide_that_failed_three_times_is_quarantined(scheduled: ScheduledRuns) -> None:
+    second, last = scheduled.ran[1:]
+    assert (second.code, scheduled.states[1]) == (4, {"broken": "failed"})
+    assert scheduled.status[2]["broken"] == "quarantined"
     assert last.code == 3
-    assert nights.states[2]["broken"] == "quarantined", last.said
-    assert f"To try again: overtile retry {nights.out} broken" in last.error_of("broken")
-    assert "1 of 2 slides complete**, 1 quarantined" in (nights.out / "summary.md").read_text()
-    assert nights.status[3] == {"broken": "quarantined", "young": "complete"}
-    assert nights.status[4] == {"broken": "waiting", "young": "complete"}
+    assert scheduled.states[2]["broken"] == "quarantined", last.said
+    assert f"To try again: overtile retry {scheduled.out} broken" in last.error_of("broken")
+    assert "1 of 2 slides complete**, 1 quarantined" in (scheduled.out / "summary.md").read_text()
+    assert scheduled.status[3] == {"broken": "quarantined", "young": "complete"}
+    assert scheduled.status[4] == {"broken": "waiting", "young": "complete"}
 
 
 @pytest.mark.long
-def test_fault_10_a_night_that_is_over_is_resumable_and_the_next_one_ends_it(overtile: Command, tmp_path: Path) -> None:
-    """--until, by a real clock: seconds from now, whatever the run is doing then."""
+def test_fault_10_run_stopped_by_until_is_resumed_by_the_next(overtile: Command, tmp_path: Path) -> None:
+    """``--until`` is a few seconds from now, whatever the run is doing then."""
     slide = write(tmp_path / "slide.tif", draw((5000, 3500), red_and_blue((5000, 3500))))
     soon = (datetime.now() + timedelta(seconds=15)).strftime("%H:%M:%S")
     slow = ["tiles.tile=64", "input.order=newest"]

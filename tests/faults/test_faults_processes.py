@@ -1,4 +1,4 @@
-"""Workers that die, decoders that abort, a Prefect server that goes away: by the installed command, on real files."""
+"""Workers that die, decoders that abort, a Prefect server that stops: the installed command on real files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PATIENCE_S = 200
 def test_fault_6_11_13_workers_die_once_and_always(
     overtile: Command, preload: Preload, finished: Finished, tmp_path: Path, record_property: Any
 ) -> None:
-    """One slide's decoder aborts its process every time, another loses a worker once: the others never notice.
+    """The decoder of one slide always aborts its process, another slide loses a worker once; the rest complete.
 
     For the run, a worker that the system killed for its memory is the same as one that aborted.
     """
@@ -64,8 +64,8 @@ def test_fault_6_11_13_workers_die_once_and_always(
 
 
 @dataclass(frozen=True, slots=True)
-class Behind:
-    """A run whose Prefect server fails it, once its network has begun."""
+class UnreliableServer:
+    """A run whose Prefect server fails after the network stage has started."""
 
     process: psutil.Process
     server: Server
@@ -74,11 +74,11 @@ class Behind:
     log: Path
 
     def awaited(self, what: Path) -> None:
-        """Until the run has made it."""
+        """Wait until the file exists."""
         awaited(what.exists, self.log)
 
     def ended(self) -> str:
-        """What the command said, once it has ended with a complete slide and no traceback."""
+        """Return the output of the command, which must end with a complete slide and no traceback."""
         assert self.process.wait(PATIENCE_S) == 0, self.log.read_text()
         said = self.log.read_text()
         assert "1 of 1 slides complete" in said
@@ -88,15 +88,17 @@ class Behind:
 
 
 @pytest.fixture
-def behind(overtile: Command, finished: Finished, tmp_path: Path, record_property: Any) -> Iterator[Behind]:
-    """When the test is over the result is the undisturbed one, and neither that run nor the next did a block twice."""
+def unreliable(
+    overtile: Command, finished: Finished, tmp_path: Path, record_property: Any
+) -> Iterator[UnreliableServer]:
+    """A run whose result must equal the undisturbed one; neither it nor the next run may repeat a block."""
     home, out, log = tmp_path / "server", tmp_path / "out", tmp_path / "log"
     settings = ["cluster.kind=serial", "tiles.block=512", "compute.precision=fp32"]
     words = ["segment", finished.slide, "--out", out, "--model", CLASSES]
     words += [word for setting in settings for word in ("--set", setting)]
     line = [*installed_command(), *map(str, words)]
     with serving(home) as server, running(line, Command.under(tmp_path, server.api), log) as process:
-        run = Behind(process, server, home, out, log)
+        run = UnreliableServer(process, server, home, out, log)
         run.awaited(out / "slide" / "slide.ome.zarr" / "probability" / "0" / "c" / "0" / "0")
         assert not is_complete(out / "slide")
         yield run
@@ -112,23 +114,23 @@ def behind(overtile: Command, finished: Finished, tmp_path: Path, record_propert
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_fault_8_the_prefect_server_dies_in_mid_run(behind: Behind) -> None:
-    behind.server.kill()
-    assert f"note: lost Prefect's server at {behind.server.api}/" in behind.ended()
+def test_fault_8_the_prefect_server_dies_in_mid_run(unreliable: UnreliableServer) -> None:
+    unreliable.server.kill()
+    assert f"note: lost Prefect's server at {unreliable.server.api}/" in unreliable.ended()
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_fault_8_the_database_of_the_prefect_server_is_locked(behind: Behind) -> None:
-    """Until the slide is complete: nothing waits for it before that."""
-    with closing(sqlite3.connect(behind.home / "prefect.db", isolation_level=None, timeout=60)) as database:
+def test_fault_8_the_database_of_the_prefect_server_is_locked(unreliable: UnreliableServer) -> None:
+    """The database stays locked until the slide is complete; nothing may wait for it before that."""
+    with closing(sqlite3.connect(unreliable.home / "prefect.db", isolation_level=None, timeout=60)) as database:
         database.execute("BEGIN EXCLUSIVE")
-        behind.awaited(behind.out / "slide" / "manifest.json")
+        unreliable.awaited(unreliable.out / "slide" / "manifest.json")
         database.execute("ROLLBACK")
-    behind.ended()
+    unreliable.ended()
 
 
-def test_a_server_that_is_not_there_is_named_before_anything_is_begun(overtile: Command, tmp_path: Path) -> None:
+def test_unreachable_prefect_server_is_refused_before_work_starts(overtile: Command, tmp_path: Path) -> None:
     slide = write(tmp_path / "slide.tif", draw((64, 64), red_and_blue((64, 64))))
     command = overtile.with_environment(PREFECT_API_URL=NO_SERVER, PREFECT_CLIENT_MAX_RETRIES="0")
     ran = command.segment(slide, tmp_path / "out")

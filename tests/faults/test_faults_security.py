@@ -1,7 +1,7 @@
-"""What leaves a run: nothing over the network, nothing of what a slide says of people, no picture of its label.
+"""Data leaving a run: no network traffic, no personal data of a slide, no picture of its label.
 
-One real run, with dask workers and a Prefect server of its own, on slides full of what must not be passed on. While it
-lives the kernel is asked which sockets it holds; when it has ended everything it wrote is searched.
+One real run, with dask workers and its own Prefect server, on slides full of personal data. Its sockets are read from
+the kernel while it runs; afterwards everything it wrote is searched.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WHOLE = ("aperio", "ome", "tags", "photo", "dicom", "ngff")
 
 @dataclass(slots=True)
 class Watched:
-    """A run, where it wrote, and what it and its children listened on while it lived."""
+    """A run, the folders it wrote to, and the sockets it and its children listened on."""
 
     ran: Ran
     home: Path
@@ -68,7 +68,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
     return Watched(running.result(), folder / "prefect", folder / "tmp", seen)
 
 
-# ---- sockets and what is kept ----------------------------------------------------------------------------------------
+# ---- sockets and stored data --------------------------------------------------------------------------------------
 
 
 def test_fault_63_every_socket_of_a_run_is_on_loopback(watched: Watched) -> None:
@@ -89,7 +89,7 @@ def test_fault_63_every_socket_of_a_schedule_is_on_loopback(tmp_path: Path) -> N
 
 
 @pytest.mark.long
-def test_a_server_set_up_as_the_readme_says_lets_nobody_in_without_its_password(tmp_path: Path) -> None:
+def test_server_of_the_readme_requires_its_password(tmp_path: Path) -> None:
     text = (REPOSITORY / ".github" / "docs" / "security.md").read_text("utf-8")
     settings = dict(line.split("=", 1) for line in re.findall(r"^PREFECT_\w+=.*$", text, re.MULTILINE))
     assert len(settings) == 5
@@ -108,15 +108,15 @@ def test_a_server_set_up_as_the_readme_says_lets_nobody_in_without_its_password(
         with urlopen(Request(f"{api}/admin/version", headers=mine), timeout=60) as answer:
             assert answer.headers.get("Access-Control-Allow-Origin") is None, "a page from elsewhere may not read it"
         posted = Request(f"{api}/flow_runs/filter", b"{}", {"Content-Type": "application/json", **mine})
-        with pytest.raises(HTTPError, match="403"):  # and has no token to change anything
+        with pytest.raises(HTTPError, match="403"):  # no token to change anything either
             urlopen(posted, timeout=60)
         wanted = {name: value for name, value in settings.items() if "SERVER" not in name}
         ran = Command.under(tmp_path, api).with_environment(**wanted).segment(slide, tmp_path / "out")
         assert ran.code == 0, ran.said
 
 
-def test_fault_66_nothing_is_kept_as_a_pickle(watched: Watched) -> None:
-    """Prefect would keep results and parameters so, dask what does not fit into memory."""
+def test_fault_66_no_pickle_is_stored(watched: Watched) -> None:
+    """By default, Prefect stores results and parameters as pickles, and dask what does not fit into memory."""
     for folder in watched.written:
         for path in files_below(folder):
             start = path.read_bytes()[:2]
@@ -128,16 +128,16 @@ def test_fault_66_nothing_is_kept_as_a_pickle(watched: Watched) -> None:
     assert b"gAWV" not in b"".join(path.read_bytes() for path in files_below(watched.home)), "a pickle in base64"
 
 
-def test_what_a_run_writes_obeys_its_umask(watched: Watched) -> None:
+def test_written_files_respect_the_umask(watched: Watched) -> None:
     for folder in watched.written:
         modes = {path: stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if not path.is_symlink()}
         assert {path: oct(mode) for path, mode in modes.items() if mode & 0o077} == {}
 
 
-# ---- what slides say -------------------------------------------------------------------------------------------------
+# ---- metadata of slides -----------------------------------------------------------------------------------------
 
 
-def test_fault_65_nothing_written_holds_what_a_slide_says_of_people(watched: Watched) -> None:
+def test_fault_65_no_personal_data_of_slides_is_written(watched: Watched) -> None:
     assert watched.ran.states() == dict.fromkeys(WHOLE, "complete") | {"damaged": "failed"}, watched.ran.said
     slides = watched.ran.out.parent / "slides"
     assert {name.partition("/")[0].partition(".")[0] for name, _ in words_held(slides, [WORD])} == {*WHOLE, "damaged"}
@@ -149,15 +149,15 @@ def test_fault_65_nothing_written_holds_what_a_slide_says_of_people(watched: Wat
     assert list(watched.home.rglob("*.db")), "no Prefect database was looked into"
 
 
-def test_fault_65_no_label_is_shown(watched: Watched) -> None:
+def test_fault_65_no_label_image_is_written(watched: Watched) -> None:
     assert len(colour_held(watched.ran.out.parent / "slides", LABEL)) >= 4, "the search finds them where they are"
     for folder in watched.written:
         assert colour_held(folder, LABEL) == []
     assert all(is_complete(watched.ran.out / key) for key in WHOLE)
 
 
-def test_fault_65_of_a_real_scanners_tags_none_is_told(shared_data: Path, tmp_path: Path) -> None:
-    """Hamamatsu's own tags, where a scanner's number and a date were written over in place."""
+def test_fault_65_no_private_tag_of_a_real_scanner_is_written(shared_data: Path, tmp_path: Path) -> None:
+    """Hamamatsu's own tags; a scanner's number and a date are overwritten in place."""
     path = tmp_path / "slide.ndpi"
     content = (shared_data / "wsi" / "test3-TRITC 2 (560).ndpi").read_bytes()
     assert b"NDP.scan" in content

@@ -1,4 +1,4 @@
-"""Slides of awkward sizes equal one pass over the whole, and what is asked for twice is done once.
+"""Slides of awkward sizes equal one pass over the whole, and repeated inputs are processed once.
 
 One command segments them all; a second one, where no flow can start, finds them complete.
 """
@@ -34,7 +34,7 @@ SETTINGS = (f"tiles.tile={TILE}", "tissue=null")
 
 @pytest.fixture(scope="module")
 def sizes(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """The command on the folder and, once more, on one slide in it."""
+    """The command on the folder with one of its slides given a second time."""
     folder = tmp_path_factory.mktemp("sizes")
     (folder / "slides").mkdir()
     for name, (height, width) in SIZES.items():

@@ -1,6 +1,6 @@
-"""Bad slides: each is refused by name, with place and cause, and its neighbours never notice.
+"""Bad slides are refused by name, with position and cause, and do not affect other slides.
 
-All damaged slides lie in one folder with sound ones of every supported kind, and one command is run on it.
+All damaged slides are in one folder with sound ones of every supported kind; one command is run on it.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ def _misordered(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Batch:
-    """The slides, by name with the phrase their error must hold, and the command that was run on them."""
+    """Slides by name with the phrase that their error must contain, and the command run on them."""
 
     slides: Path
     phrases: dict[str, str]
     ran: Ran
 
     def assert_refused(self, *names: str) -> None:
-        """One error line for each slide; nothing of it looks complete."""
+        """Assert that each slide has one error line and no result that looks complete."""
         with (self.ran.out / "failures.csv").open(newline="") as file:
             failures = {row["slide"]: row for row in csv.DictReader(file)}
         for name in names:
@@ -102,7 +102,7 @@ def test_every_bad_slide_is_named_and_every_sound_one_complete(bad: Batch) -> No
     assert f"{len(SOUND)} of {len(states)} slides complete**" in summary
 
 
-def test_what_a_bad_slide_left_is_called_incomplete(bad: Batch, overtile_alone: Command) -> None:
+def test_partial_result_of_a_bad_slide_is_reported_incomplete(bad: Batch, overtile_alone: Command) -> None:
     ran = overtile_alone.run("inspect", bad.ran.out, "--json")
     found = {Path(record["path"]).name: record["state"] for record in json.loads(ran.stdout)}
     assert ran.code == 3
@@ -128,7 +128,7 @@ def test_fault_39_other_files_with_a_slide_s_name(bad: Batch) -> None:
     bad.assert_refused("html", "gzipped", "zipped", "pdf")
 
 
-def test_fault_40_what_is_no_file(bad: Batch) -> None:
+def test_fault_40_paths_that_are_not_files(bad: Batch) -> None:
     bad.assert_refused("folder", "dangling_link", "link_loop", "device")
 
 
@@ -144,7 +144,7 @@ def test_fault_43_random_bytes_and_damaged_tails(bad: Batch) -> None:
     bad.assert_refused("random_tile", "deflate_tail_damaged", "lzw_damaged", "jpeg2000_cut")
 
 
-def test_fault_44_no_bytes_and_no_table_are_never_a_black_slide(bad: Batch) -> None:
+def test_fault_44_missing_tile_bytes_or_tables_are_not_read_as_black(bad: Batch) -> None:
     bad.assert_refused("count_zero", "table_missing", "table_short")
 
 
@@ -152,7 +152,7 @@ def test_fault_45_offsets_past_the_end_and_overlapping(bad: Batch) -> None:
     bad.assert_refused("offset_past_end", "tiles_overlap")
 
 
-def test_fault_46_sides_of_nothing_and_of_2_31(bad: Batch) -> None:
+def test_fault_46_sides_of_zero_and_of_2_31_pixels(bad: Batch) -> None:
     bad.assert_refused("width_zero", "height_zero", "tile_zero", "huge")
 
 
@@ -173,7 +173,7 @@ def test_fault_50_bombs(bad: Batch) -> None:
     bad.assert_refused("bomb_tile", "xml_bomb")
 
 
-def test_fault_53_resolutions_missing_or_absurd_and_no_numbers_at_all(bad: Batch) -> None:
+def test_fault_53_missing_absurd_or_non_numeric_resolutions(bad: Batch) -> None:
     bad.assert_refused("mpp_missing", "mpp_absurd", "floating_point")
 
 
@@ -183,26 +183,32 @@ def test_fault_53_misordered_levels_are_put_in_order(bad: Batch) -> None:
 
 
 @pytest.fixture(scope="module")
-def liars(bad: Batch, overtile_alone: Command, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ran, float, float]:
-    """Three slides whose directories lie: what the command said, its CPU seconds and its peak MB."""
-    folder = tmp_path_factory.mktemp("liars")
+def false_directories(
+    bad: Batch, overtile_alone: Command, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Ran, float, float]:
+    """Three slides with false directories: output of the command, its CPU seconds and its peak MB."""
+    folder = tmp_path_factory.mktemp("false_directories")
     for name in ("huge", "tile_width_huge", "directories_100000"):
         shutil.copy(bad.slides / f"{name}.tif", folder)
     return _measured(overtile_alone, folder, folder / "out")
 
 
-def test_fault_46_49_a_lying_directory_costs_neither_time_nor_memory(
-    bad: Batch, liars: tuple[Ran, float, float], overtile_alone: Command, tmp_path: Path
+def test_fault_46_49_false_directories_cost_neither_time_nor_memory(
+    bad: Batch, false_directories: tuple[Ran, float, float], overtile_alone: Command, tmp_path: Path
 ) -> None:
     usual = _measured(overtile_alone, bad.slides / "empty.tif", tmp_path / "usual")
-    print(f"CPU seconds and MB: {usual[1:]} for an empty file, {liars[1:]} for three liars")
-    assert liars[1] - usual[1] < 1
-    assert liars[2] - usual[2] < 50
+    print(f"CPU seconds and MB: {usual[1:]} for an empty file, {false_directories[1:]} for three false_directories")
+    assert false_directories[1] - usual[1] < 1
+    assert false_directories[2] - usual[2] < 50
 
 
-def test_fault_19_the_exit_code_is_4_when_every_slide_fails(liars: tuple[Ran, float, float]) -> None:
-    assert liars[0].code == 4, liars[0].said
-    assert [line.split(":")[0] for line in liars[0].errors] == ["directories_100000", "huge", "tile_width_huge"]
+def test_fault_19_the_exit_code_is_4_when_every_slide_fails(false_directories: tuple[Ran, float, float]) -> None:
+    assert false_directories[0].code == 4, false_directories[0].said
+    assert [line.split(":")[0] for line in false_directories[0].errors] == [
+        "directories_100000",
+        "huge",
+        "tile_width_huge",
+    ]
 
 
 def _measured(command: Command, source: Path, out: Path) -> tuple[Ran, float, float]:
@@ -218,7 +224,7 @@ def _measured(command: Command, source: Path, out: Path) -> tuple[Ran, float, fl
     return ran, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
-def test_fault_19_a_repaired_slide_is_all_that_a_rerun_computes(bad: Batch, overtile: Command, tmp_path: Path) -> None:
+def test_fault_19_rerun_computes_only_the_repaired_slide(bad: Batch, overtile: Command, tmp_path: Path) -> None:
     slides = [tmp_path / f"{name}.tif" for name in ("jpeg_scan_damaged", "sound", "sound_rgba")]
     for slide in slides:
         shutil.copy2(bad.slides / slide.name, slide)

@@ -1,4 +1,4 @@
-"""Disks that fail, refuse or stop in mid-write: system calls that fail below Python, in the command's own process."""
+"""Disks that fail, refuse or hang: system calls that fail below Python, in the command's own process."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ALWAYS = {
 
 @dataclass(frozen=True)
 class Reading:
-    """A run during which reading failed, how often each fault was met, and the run after the disk was mended."""
+    """A run with read errors, how often each fault occurred, and the next run without faults."""
 
     ran: Ran
     met: dict[str, int]
@@ -58,7 +58,7 @@ def reading(overtile: Command, preload: Preload, tmp_path_factory: pytest.TempPa
 
 
 @pytest.mark.parametrize("name", ONCE)
-def test_fault_28_an_error_that_passes_is_tried_again(reading: Reading, name: str) -> None:
+def test_fault_28_transient_read_error_is_retried(reading: Reading, name: str) -> None:
     assert reading.met[name] >= ONCE[name].first, "the fault was never met"
     assert reading.states[name] == "complete", reading.ran.said
     assert reading.complete[name]
@@ -68,7 +68,7 @@ def test_fault_28_an_error_that_passes_is_tried_again(reading: Reading, name: st
 
 
 @pytest.mark.parametrize(("name", "stage"), [("slide_always", "plan"), ("shard_always", "tissue")])
-def test_fault_28_an_error_that_stays_fails_its_slide_alone(reading: Reading, name: str, stage: str) -> None:
+def test_fault_28_permanent_read_error_fails_only_its_slide(reading: Reading, name: str, stage: str) -> None:
     assert reading.ran.code == 3, reading.ran.said
     assert len(reading.ran.errors) == len(ALWAYS)
     line = reading.ran.error_of(name)
@@ -79,7 +79,7 @@ def test_fault_28_an_error_that_stays_fails_its_slide_alone(reading: Reading, na
     assert reading.complete["neighbour"]
 
 
-def test_fault_28_the_place_is_named(reading: Reading) -> None:
+def test_fault_28_read_error_names_file_and_position(reading: Reading) -> None:
     assert "slide_always.tif" in reading.ran.error_of("slide_always")
     assert "row 0, col 1" in reading.ran.error_of("shard_always")
 
@@ -152,12 +152,12 @@ def test_fault_34_a_file_system_without_rename_is_refused_at_the_start(
     assert not list(out.iterdir()), "no file is left of the attempt"
 
 
-# ---- killed ----------------------------------------------------------------------------------------------------------
+# ---- killed ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Forced:
-    """A complete result forced to another plan: what lay there after each of two kills, and the run that ended."""
+    """A complete result recomputed by force: its state after each of two kills, and the run that completed it."""
 
     kills: tuple[Ran, Ran]
     before: dict[str, str]
@@ -193,21 +193,21 @@ def forced(
 
 
 @pytest.mark.long
-def test_fault_22_killed_before_the_manifest_went_the_result_is_whole(forced: Forced) -> None:
+def test_fault_22_kill_before_removing_the_manifest_keeps_the_result(forced: Forced) -> None:
     assert [ran.code for ran in forced.kills] == [-9, -9], "the faults struck"
     assert forced.untouched_complete
     assert forced.untouched == forced.before
 
 
 @pytest.mark.long
-def test_fault_22_killed_later_the_result_is_clearly_gone(forced: Forced) -> None:
+def test_fault_22_kill_after_removing_the_manifest_is_incomplete(forced: Forced) -> None:
     (record,) = json.loads(forced.half.stdout)
     assert forced.half.code == 3
     assert record["state"] == "incomplete"
 
 
 @pytest.mark.long
-def test_fault_22_the_same_command_ends_it_and_repeats_no_block(forced: Forced, overtile_alone: Command) -> None:
+def test_fault_22_same_command_completes_it_without_repeating_a_block(forced: Forced, overtile_alone: Command) -> None:
     assert forced.ended.code == 0, forced.ended.said
     assert forced.ended.computed("slide")["predict"] == 2, "the first of three blocks was done before the kill"
     assert "ingest" not in forced.ended.computed("slide"), "its plan did not change"
@@ -221,7 +221,7 @@ def test_fault_22_the_same_command_ends_it_and_repeats_no_block(forced: Forced, 
 
 
 @pytest.mark.long
-def test_fault_21_what_a_killed_writer_left_is_never_served_and_removed(forced: Forced) -> None:
+def test_fault_21_files_of_a_killed_writer_are_never_served_and_removed(forced: Forced) -> None:
     assert forced.partials == 1
     assert not list(forced.ended.out.rglob("*.partial"))
     assert not [name for name in files_of(forced.ended.out / "slide") if "/new/" in name or "/old/" in name]
@@ -232,10 +232,10 @@ def test_fault_21_what_a_killed_writer_left_is_never_served_and_removed(forced: 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_fault_36_reads_that_hang_are_given_up_by_name(
+def test_fault_36_hanging_reads_time_out_with_the_slides_name(
     finished: Finished, overtile: Command, preload: Preload, tmp_path: Path
 ) -> None:
-    """One slide hangs when it is opened, one when its blocks are read; the command ends, and so do its workers."""
+    """One slide hangs when opened, one when its blocks are read; the command and its workers end."""
     slides, out = tmp_path / "slides", tmp_path / "out"
     slides.mkdir()
     for name in ("never_opens", "never_reads", "neighbour"):

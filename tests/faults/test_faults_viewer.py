@@ -1,4 +1,4 @@
-"""Hostile requests to ``overtile view``: none is answered with anything but a refusal, and nothing outside is read."""
+"""Hostile requests to ``overtile view`` are refused, and no file outside the results is read."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def viewed(finished: Finished, overtile_alone: Command, tmp_path_factory: pytest
 
 
 def _with_links(root: Path, result: Path, secret: Path) -> None:
-    """A result some of whose files are links to something outside of it."""
+    """A result with some files replaced by links to a file outside of it."""
     shutil.copytree(result, root)
     for name in ("0/zarr.json", "labels/objects/0/c/0/0", "1/c/0/0/0"):
         (root / ZARR / name).unlink()
@@ -102,7 +102,7 @@ def test_fault_64_links_out_of_the_results_are_not_followed(viewed: Viewed) -> N
         assert SECRET not in answer.body
 
 
-def test_fault_64_strangers_are_refused(viewed: Viewed) -> None:
+def test_fault_64_requests_without_valid_token_host_or_origin_are_refused(viewed: Viewed) -> None:
     page, port = viewed.path, viewed.port
     here = f"127.0.0.1:{port}"
     for host in (
@@ -137,7 +137,7 @@ def test_fault_64_strangers_are_refused(viewed: Viewed) -> None:
         assert viewed.ask(wrong).status == 404, wrong
     assert len(token) >= 32
     upgrade = {"Upgrade": "websocket", "Sec_WebSocket_Key": "x", "Sec_WebSocket_Version": "13"}
-    assert viewed.ask(page, **upgrade).status == 200, "an ordinary answer: there is nothing to upgrade to"
+    assert viewed.ask(page, **upgrade).status == 200, "an ordinary response: upgrades are ignored"
 
 
 def test_fault_64_declared_origins_read_arrays_and_nothing_else(viewed: Viewed) -> None:
@@ -160,7 +160,7 @@ def test_fault_64_declared_origins_read_arrays_and_nothing_else(viewed: Viewed) 
     assert viewed.ask(viewed.path, Origin=DECLARED).status == 403
 
 
-def test_fault_64_every_answer_forbids_the_browser_the_network(viewed: Viewed) -> None:
+def test_fault_64_every_response_forbids_network_requests(viewed: Viewed) -> None:
     for target in (viewed.path, viewed.path + "slides.json", viewed.path + "static/slide.js", "/"):
         told = viewed.ask(target).headers
         assert "default-src 'none'" in told["content-security-policy"]
@@ -171,13 +171,13 @@ def test_fault_64_every_answer_forbids_the_browser_the_network(viewed: Viewed) -
         assert told["cross-origin-resource-policy"] == "same-origin"
 
 
-def test_fault_63_64_the_viewer_listens_on_this_machine_alone(viewed: Viewed) -> None:
+def test_fault_63_64_viewer_listens_on_loopback_only(viewed: Viewed) -> None:
     sockets = [one for process in family(psutil.Process(viewed.process.pid)) for one in listening(process)]
     assert [one.port for one in sockets] == [viewed.port]
     assert all(one.is_local for one in sockets)
 
 
-def test_what_is_no_origin_and_a_port_that_is_taken_are_refused(viewed: Viewed, finished: Finished) -> None:
+def test_invalid_origin_and_used_port_are_refused(viewed: Viewed, finished: Finished) -> None:
     for origin in ("*", "neuroglancer.org", "https://a.b/c", "file://", "null"):
         with pytest.raises(ConfigError, match="--origin"):
             AccessPolicy.of(1, (origin,))
@@ -185,13 +185,13 @@ def test_what_is_no_origin_and_a_port_that_is_taken_are_refused(viewed: Viewed, 
         serve(Catalog.at(finished.result), viewed.port, (), pytest.fail)
 
 
-def test_nothing_is_viewed_where_there_are_no_results(tmp_path: Path) -> None:
+def test_folder_without_results_is_refused(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(ConfigError, match="holds no results"):
             Catalog.at(place)
 
 
-def test_only_keys_of_arrays_become_files(tmp_path: Path) -> None:
+def test_only_array_keys_are_mapped_to_files(tmp_path: Path) -> None:
     keys = ["zarr.json", "0/zarr.json", "0/c/0/0/0", "labels/zarr.json", "labels/objects/zarr.json", "tissue/c/0/0"]
     keys += ["probability/0/c/0/12/3", "labels/objects/10/c/1/2", "quality/zarr.json"]
     for key in keys:
