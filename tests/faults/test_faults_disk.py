@@ -16,8 +16,8 @@ import pytest
 
 from tests.conftest import skip_or_fail
 from tests.support.commands import Command, Ran, is_complete, result_digests
+from tests.support.faults.disk_state import DiskState, Slide, assert_no_block_twice
 from tests.support.faults.preload import Preload, Rule, times
-from tests.support.faults.standing import Slide, Standing, assert_no_block_twice
 from tests.support.faults.trees import Finished
 
 NAMED = "overview.png"
@@ -53,12 +53,12 @@ def test_fault_27_the_disk_is_full_at_the_nth_write(
         assert "No space left on device" in line
         assert "GiB free" in line
         assert not is_complete(out / key)
-    standing = {key: Standing.of(Slide(out / key)) for key in failed}
+    states = {key: DiskState.of(Slide(out / key)) for key in failed}
     again = overtile.segment(slides, out)
     assert again.code == 0, again.said
     totals = {line["stage"]: line["blocks"] for line in Slide(finished.result).history()}
     for key in failed:
-        assert_no_block_twice(standing[key], Slide(out / key), totals)
+        assert_no_block_twice(states[key], Slide(out / key), totals)
     for number in numbers:
         assert_equals(out / f"n{number}", finished)
     record_property("recomputed", f"{len(failed)} of {len(numbers)} slides stopped, no block twice")

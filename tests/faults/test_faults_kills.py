@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import Command, is_complete, result_digests
+from tests.support.faults.disk_state import DiskState, Slide, assert_no_block_twice, unfinished
 from tests.support.faults.power import lose_power
 from tests.support.faults.preload import Change, Preload, Rule, read_journal, times
-from tests.support.faults.standing import Slide, Standing, assert_no_block_twice, unfinished
 from tests.support.faults.trees import SHARDS, Finished
 
 Record = Callable[[str, object], None]
@@ -121,14 +121,14 @@ def assert_survived(command: Command, finished: Finished, trees: Sequence[Path])
         assert_no_stamp_lies(tree)
         assert not is_complete(tree), "the manifest comes last"
         os.link(finished.slide, slides / f"{tree.name}.tif")
-    standing = {tree: Standing.of(Slide(tree)) for tree in trees}
+    states = {tree: DiskState.of(Slide(tree)) for tree in trees}
     stages = {tree: unfinished(Slide(tree)) for tree in trees}
     ran = command.segment([slides / f"{tree.name}.tif" for tree in trees], trees[0].parent)
     assert ran.code == 0, ran.said
     totals = {line["stage"]: line["blocks"] for line in Slide(finished.result).history()}
     computed = dict.fromkeys(stages.values(), 0)
     for tree in trees:
-        assert_no_block_twice(standing[tree], Slide(tree), totals)
+        assert_no_block_twice(states[tree], Slide(tree), totals)
         assert result_digests(tree) | {NAMED: ""} == result_digests(finished.result) | {NAMED: ""}, tree.name
         assert is_complete(tree)
         assert not list(tree.rglob("*.partial"))

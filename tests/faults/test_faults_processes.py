@@ -15,9 +15,9 @@ import pytest
 
 from tests.conftest import Server, serving
 from tests.support.commands import CLASSES, NO_SERVER, Command, installed_command, is_complete, result_digests
+from tests.support.faults.disk_state import DiskState, Slide, assert_no_block_twice
 from tests.support.faults.pictures import draw, red_and_blue, write
 from tests.support.faults.preload import Preload, Rule, times
-from tests.support.faults.standing import Slide, Standing, assert_no_block_twice
 from tests.support.faults.trees import Finished
 from tests.unit.flows.serving import awaited, running
 
@@ -103,7 +103,7 @@ def unreliable(
         assert not is_complete(out / "slide")
         yield run
     assert is_complete(out / "slide")
-    before = Standing.of(Slide(out / "slide"))
+    before = DiskState.of(Slide(out / "slide"))
     again = overtile.run(*words, out=out)
     assert again.code == 0, again.said
     assert result_digests(out / "slide") == result_digests(finished.result)

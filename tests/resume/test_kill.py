@@ -29,7 +29,7 @@ from pipeline.config import load_config
 from pipeline.execution.blocks import serial
 from pipeline.runs.slide_run import SlideRun
 from pipeline.storage.slide_store import SlideStore
-from tests.support.faults.standing import ALL_STAGES, STAGES, Slide, Standing, assert_no_block_twice, unfinished
+from tests.support.faults.disk_state import ALL_STAGES, STAGES, DiskState, Slide, assert_no_block_twice, unfinished
 from tests.support.make_photos import write_zarr
 
 MODEL = Path(__file__).parents[1] / "exactness" / "golden" / "context.safetensors"
@@ -196,7 +196,7 @@ def killed_and_resumed(runner: Runner, slide: Slide, points: list[Point], log: P
         assert len(slide.partials() - partials) <= 2 * WORKERS, "more was being written than blocks in flight"
         if before is not None:
             assert_no_block_twice(before, slide, totals)
-        before = Standing.of(slide)
+        before = DiskState.of(slide)
         yield unfinished(slide)
     runner.finish(log)
     runner.assert_nothing_survives(set())

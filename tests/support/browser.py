@@ -1,7 +1,7 @@
-"""Open a page in headless Chromium and watch it: what it asks of the network, what it complains of, how it looks.
+"""Open a page in headless Chromium and record its requests, console messages and appearance.
 
-The one decision made here: the browser is talked to through a pipe (its DevTools protocol, a JSON message each way,
-ended by a zero byte), so there is no port, no driver and no library between test and browser.
+The browser is controlled through a pipe with its DevTools protocol (JSON messages ended by a zero byte), so that no
+port, driver or library is needed.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ COMPLAINTS = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryA
 
 
 def browser() -> str | None:
-    """Path of the browser, or None where there is none."""
+    """Return the path of the browser, or None if there is none."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 @dataclass
 class Page:
-    """An open page: every address it asked for, and all that it wrote to the console, threw or popped up."""
+    """An open page with every requested address and every console message, exception and dialog."""
 
     send: BinaryIO
     receive: BinaryIO
     session: str | None = None
-    asked: int = 0
+    calls: int = 0
     requests: list[str] = field(default_factory=list)
     complaints: list[dict[str, Any]] = field(default_factory=list)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Send a command; return its answer, taking note of what happens meanwhile."""
-        self.asked += 1
-        message = {"id": self.asked, "method": method, "params": parameters}
+        """Send a command and return its result; record events received meanwhile."""
+        self.calls += 1
+        message = {"id": self.calls, "method": method, "params": parameters}
         if self.session:
             message["sessionId"] = self.session
         self.send.write(json.dumps(message).encode() + b"\0")
         self.send.flush()
-        while (answer := self.next()).get("id") != self.asked:
+        while (answer := self.next()).get("id") != self.calls:
             pass
         assert "error" not in answer, answer
         return dict(answer["result"])
@@ -71,7 +71,7 @@ class Page:
         return message
 
     def open(self, place: Path | str, width: int = 1200) -> None:
-        """Load a file or an address and wait until all of it is there."""
+        """Load a file or an address and wait until it is complete."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Network", "Runtime", "Log", "Page"):
@@ -81,13 +81,13 @@ class Page:
         self.go(place)
 
     def go(self, place: Path | str) -> None:
-        """Load something else."""
+        """Load another file or address."""
         self.call("Page.navigate", url=place.resolve().as_uri() if isinstance(place, Path) else place)
         while self.next().get("method") != "Page.loadEventFired":
             pass
 
     def until(self, script: str) -> Any:
-        """What a piece of JavaScript gives, awaited, once it gives something that counts as true; tried every frame."""
+        """Return the awaited value of a JavaScript expression as soon as it is truthy; evaluated every 15 ms."""
         trying = f"""new Promise((done, failed) => {{
             const end = performance.now() + {PATIENCE_MS};
             const attempt = async () => {{
@@ -105,12 +105,12 @@ class Page:
         return found["result"].get("value")
 
     def enter(self, selector: str, value: str | float) -> None:
-        """Give a field a value, as typing does."""
-        said = f"one.value = {json.dumps(value)}; one.dispatchEvent(new Event('input', {{bubbles: true}}));"
-        self.value(f"(() => {{ const one = document.querySelector({json.dumps(selector)}); {said} }})()")
+        """Set the value of a field and send an input event, as typing does."""
+        assign = f"one.value = {json.dumps(value)}; one.dispatchEvent(new Event('input', {{bubbles: true}}));"
+        self.value(f"(() => {{ const one = document.querySelector({json.dumps(selector)}); {assign} }})()")
 
     def mouse(self, kind: str, x: float, y: float, **more: Any) -> None:
-        """A real event of the mouse: moved, pressed, released, or wheel."""
+        """Send a mouse event: moved, pressed, released, or wheel."""
         name = f"mouse{kind.capitalize()}"
         self.call("Input.dispatchMouseEvent", type=name, x=x, y=y, **more)
 
@@ -120,22 +120,22 @@ class Page:
             self.mouse(kind, x, y, button="left", clickCount=1)
 
     def value(self, script: str) -> Any:
-        """What a piece of JavaScript gives."""
+        """Return the value of a JavaScript expression."""
         return self.call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
 
     def picture(self) -> bytes:
-        """The whole page as a PNG."""
+        """Return the whole page as a PNG."""
         return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"])
 
     def part(self, x: float, y: float, width: float, height: float) -> bytes:
-        """A part of what is in the window as a PNG."""
+        """Return a part of the window as a PNG."""
         clip = {"x": x, "y": y, "width": width, "height": height, "scale": 1}
         return base64.b64decode(self.call("Page.captureScreenshot", clip=clip)["data"])
 
 
 @contextmanager
 def page_of(place: Path | str, profile: Path, width: int = 1200) -> Iterator[Page]:
-    """The file or address, open in a browser of its own with an empty profile."""
+    """Open the file or address in a new browser with an empty profile."""
     program = browser()
     assert program, "ask browser() first"
     to_browser, write_end = os.pipe()

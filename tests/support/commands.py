@@ -1,7 +1,6 @@
-"""Run the installed command as a user would: a process of its own, its exit code, what it said, what it left behind.
+"""Run the installed command in a process of its own, as users do.
 
-The one decision made here: tests of behaviour never import the command's code. What they know of a run they read from
-its exit code, its two streams and the files in OUT.
+Tests of behaviour never import the command's code. They use its exit code, its two streams and the files in OUT.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parents[1] / "exactness" / "golden"
 CONTEXT, CLASSES = GOLDEN / "context.safetensors", GOLDEN / "classes.safetensors"
 ABSENT = Path(__file__).parent / "absent"
-"""Modules that are installed for tests alone, and that no command may find."""
+"""Hides modules that are installed for tests only from commands."""
 NO_SERVER = "http://127.0.0.1:9/api"
-"""Nothing listens there: a command that would start a flow fails, one that refuses before does not notice."""
+"""No server listens at this address: a command that starts a flow fails, one that ends before is unaffected."""
 PATIENCE_S = 600
-"""A test has a limit of its own; this is for those that may take longer than most."""
+"""Time limit of one command; tests have limits of their own, this is for the longer ones."""
 
 
 def installed_command() -> list[str]:
-    """The console script beside this interpreter, or what it would run."""
+    """Return the console script next to this interpreter, or its equivalent."""
     script = Path(sys.executable).parent / "overtile"
     return [str(script)] if script.exists() else [sys.executable, "-c", "from flows.cli.main import main; main()"]
 
@@ -50,39 +49,39 @@ class Ran:
 
     @property
     def errors(self) -> list[str]:
-        """The lines that say what went wrong."""
+        """The error lines of stderr, without their prefix."""
         return [line.removeprefix("error: ") for line in self.stderr.splitlines() if line.startswith("error: ")]
 
     @property
     def said(self) -> str:
-        """Both streams, for messages of failed assertions."""
+        """Exit code and both streams, for messages of failed assertions."""
         return f"exit {self.code}\n{self.stdout}\n{self.stderr}"
 
     @property
     def only_error(self) -> str:
-        """The one line that went to stderr."""
+        """The only line of stderr, which must be an error line."""
         assert self.stderr.count("\n") == 1, self.said
         assert len(self.errors) == 1, self.said
         return self.errors[0]
 
     def error_of(self, key: str) -> str:
-        """The one line about a slide."""
+        """Return the one error line about a slide."""
         (line,) = (line for line in self.errors if line.startswith(f"{key}: "))
         return line
 
     def outcome(self, key: str) -> dict[str, Any]:
-        """What this run says it did for a slide."""
+        """Return this run's entry for a slide in batch.json."""
         outcomes = json.loads((self.out / "batch.json").read_text())["run"]["outcomes"]
         (found,) = (outcome for outcome in outcomes if outcome["key"] == key)
         return dict(found)
 
     def states(self) -> dict[str, str]:
-        """What became of every slide asked for, by key."""
+        """Return the state of every requested slide by key."""
         outcomes = json.loads((self.out / "batch.json").read_text())["run"]["outcomes"]
         return {outcome["key"]: outcome["state"] for outcome in outcomes}
 
     def computed(self, key: str) -> dict[str, int]:
-        """Blocks computed for a slide in this run, by stage; stages that had nothing to do are left out."""
+        """Return the blocks computed for a slide in this run by stage, without stages that had nothing to do."""
         return {stage: blocks for stage, blocks in self.outcome(key)["computed"].items() if blocks}
 
 
@@ -140,7 +139,7 @@ SERVER = CommandServer()
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """How to run the command: the environment and the folder it is started in."""
+    """Environment and working folder of the command."""
 
     environment: Mapping[str, str]
     folder: Path
@@ -148,7 +147,7 @@ class Command:
 
     @classmethod
     def under(cls, folder: Path, api_url: str | None) -> Command:
-        """A clean environment below ``folder``; with no ``api_url`` the command starts a server of its own."""
+        """Return a command with a clean environment below ``folder``; without ``api_url`` it starts its own server."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "OVERTILE_"))}
         environment = {**kept, "PREFECT_HOME": str(folder / "prefect"), "COLUMNS": "200"}
         if api_url is not None:
@@ -161,7 +160,7 @@ class Command:
         return cls(environment, folder / "started-here")
 
     def with_environment(self, **more: str) -> Command:
-        """The same with more in its environment."""
+        """Return the command with additional environment variables."""
         return Command({**self.environment, **more}, self.folder, self.prefix)
 
     def run(self, *arguments: str | Path, out: Path = Path()) -> Ran:
@@ -204,7 +203,7 @@ class Command:
         return Ran(process.returncode, stdout.decode(), stderr.decode(), out)
 
     def segment(self, source: Path | Sequence[Path], out: Path, *options: str | Path, model: Path = CLASSES) -> Ran:
-        """Segment in one process, in blocks of 512 px; ``options`` holding a ``=`` are settings."""
+        """Segment in one process in blocks of 512 px; ``options`` with a ``=`` are settings."""
         sources = [source] if isinstance(source, Path) else source
         settings = ["cluster.kind=serial", "tiles.block=512", "compute.precision=fp32"]
         words: list[str | Path] = []
@@ -219,7 +218,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """A file's identity and content: another inode or time means it was written again."""
+    """Identity and content of a file: a changed inode or time means that it was written again."""
 
     inode: int
     mtime_ns: int
@@ -227,7 +226,7 @@ class FileState:
 
 
 def files_of(root: Path) -> dict[str, FileState]:
-    """Every file below a folder, by its path in it."""
+    """Return every file below a folder by its relative path."""
     found = {}
     for path in sorted(root.rglob("*")):
         if path.is_file() and not path.is_symlink():
@@ -237,7 +236,7 @@ def files_of(root: Path) -> dict[str, FileState]:
 
 
 def result_digests(slide: Path) -> dict[str, str]:
-    """Digest of every file of a slide's result: what must not depend on how the run went."""
+    """Return the digest of every file of a result that must not depend on how the run went."""
     return {
         name: state.sha256
         for name, state in files_of(slide).items()
@@ -246,10 +245,10 @@ def result_digests(slide: Path) -> dict[str, str]:
 
 
 def history(slide: Path) -> list[dict[str, Any]]:
-    """What every stage of every run of a slide said it did."""
+    """Return the history entries of every stage of every run of a slide."""
     return [json.loads(line) for line in (slide / ".work" / "history.jsonl").read_text().splitlines()]
 
 
 def is_complete(slide: Path) -> bool:
-    """Whether anybody may take this folder for a finished result."""
+    """Return whether the folder counts as a finished result."""
     return (slide / "manifest.json").exists()

@@ -1,7 +1,6 @@
-"""Look for words and colours in everything below a folder, also in what is packed.
+"""Search everything below a folder, including compressed content, for words and colours.
 
-The one decision made here: a file is looked at as it lies there and, where it is packed, as whoever opens it sees it:
-gzip, parquet, zarr and PNG. So a word that compression hides is found too.
+Files are searched as they are and, for gzip, parquet, zarr and PNG, also decoded: compression hides words.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from PIL import Image
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Every file."""
+    """Return every file below a folder."""
     return (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink())
 
 
 def words_held(folder: Path, words: Iterable[str]) -> set[tuple[str, str]]:
-    """(file, word) for every word that some file holds or is called by, in UTF-8 or UTF-16."""
+    """Return (file, word) for every word in a file's content or name, in UTF-8 or UTF-16."""
     wanted = {word: (word.encode(), word.encode("utf-16-le")) for word in words}
     found = set()
     for path in files_below(folder):
@@ -46,7 +45,7 @@ def _contents(path: Path) -> Iterator[bytes]:
 
 
 def colour_held(folder: Path, colour: tuple[int, int, int]) -> list[str]:
-    """Every file or array with bytes or pixels of just that colour."""
+    """Return every file or array with bytes or pixels of exactly that colour."""
     run = bytes(colour) * 8
     found = [path.name for path in files_below(folder) if run in path.read_bytes()]
     found += [

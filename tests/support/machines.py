@@ -1,6 +1,6 @@
-"""A dask scheduler and workers as separate processes, under TLS, as they would be started on several machines.
+"""A dask scheduler and workers as separate processes with TLS, as they would be started on several machines.
 
-The certificates are made by the very command that the documentation states.
+The certificates are made by the command of the documentation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DASK = [sys.executable, "-m", "dask"]
 
 
 def make_certificates(folder: Path) -> Path:
-    """The folder ``tls`` that the page's first commands make."""
+    """Run the page's first commands, which make the folder ``tls``, and return it."""
     block = re.search(r"```bash\n(mkdir .*?)```", PAGE.read_text("utf-8"), re.S)
     assert block, "the page says how certificates are made"
     subprocess.run(["bash", "-euc", block[1]], cwd=folder, check=True, capture_output=True)
@@ -40,17 +40,17 @@ class Machines:
 
     @property
     def address(self) -> str:
-        """Of the scheduler."""
+        """Address of the scheduler."""
         (found,) = re.findall(r"Scheduler at:\s+(tls://\S+)\n", (self.folder / "scheduler.log").read_text())
         return str(found)
 
     @property
     def settings(self) -> list[str]:
-        """What the command is told."""
+        """Settings of the command for this cluster."""
         return ["cluster.kind=address", f"cluster.address={self.address}", f"cluster.tls={self.tls}"]
 
     def start_scheduler(self, environment: Mapping[str, str] | None = None) -> None:
-        """Start it, and wait until it has an address."""
+        """Start the scheduler and wait until it has an address."""
         words = ["--host", self.host, "--port", "0", "--protocol", "tls", "--dashboard-address", "127.0.0.1:0"]
         self._start("scheduler", words, environment or {})
         self._until("scheduler", lambda: "dashboard at" in (self.folder / "scheduler.log").read_text())
@@ -58,9 +58,13 @@ class Machines:
     def start_worker(
         self, name: str, *options: str, environment: Mapping[str, str] | None = None, within: Sequence[str] = ()
     ) -> None:
-        """Start one process with one thread, in a folder of its own, and wait until the scheduler knows it.
+        """Start one process with one thread in its own folder and wait until the scheduler has registered it.
 
-        ``within``: the words of a command that runs it somewhere else.
+        Args:
+            name: Name of the worker.
+            options: Further options of the worker.
+            environment: Further environment variables.
+            within: Words of a command that runs the worker somewhere else.
         """
         words = [self.address, "--host", "127.0.0.1", "--nworkers", "1", "--nthreads", "1", "--memory-limit", "0"]
         words += ["--dashboard-address", "127.0.0.1:0", "--local-directory", str(self.folder / f"{name}.scratch")]
@@ -68,13 +72,13 @@ class Machines:
         self._until(name, lambda: "Registered to" in (self.folder / f"{name}.log").read_text())
 
     def kill(self, name: str) -> None:
-        """SIGKILL of the process and all that it started: the machine is gone."""
+        """Kill the process and its children with SIGKILL, as if the machine was gone."""
         process = self.processes.pop(name)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
     def dismiss(self, name: str) -> None:
-        """SIGTERM: it leaves in order."""
+        """Terminate the worker in order, with SIGTERM."""
         process = self.processes.pop(name)
         process.terminate()
         process.wait(timeout=60)
@@ -117,7 +121,7 @@ class Machines:
 def machines(
     folder: Path, *workers: str, environment: Mapping[str, str] | None = None, host: str = "127.0.0.1"
 ) -> Iterator[Machines]:
-    """A scheduler, with more in its environment, and workers of these names; all gone at the end."""
+    """Run a scheduler, with additional environment variables, and workers of these names; kill all at the end."""
     found = Machines(folder, make_certificates(folder), host)
     try:
         found.start_scheduler(environment)
@@ -131,9 +135,10 @@ def machines(
 
 @contextmanager
 def network(*names: str) -> Iterator[dict[str, str]]:
-    """A network of its own for each of these names, joined to this machine's; by name the address, "" for this one's.
+    """Create a network namespace for each name, connected to this machine; yield addresses by name, "" for this one.
 
-    Raises CalledProcessError where none can be made.
+    Raises:
+        CalledProcessError: A namespace cannot be made.
     """
     stem, third = f"ovt{os.getpid() % 10000}", os.getpid() % 250 + 1
     addresses = {name: f"10.231.{third}.{number + 2}" for number, name in enumerate(names)}
@@ -152,7 +157,7 @@ def network(*names: str) -> Iterator[dict[str, str]]:
 
 
 def inside(name: str) -> list[str]:
-    """The words that run a command in the network of that name."""
+    """Return the words that run a command in the network of that name."""
     return ["ip", "netns", "exec", f"ovt{os.getpid() % 10000}{name}"]
 
 

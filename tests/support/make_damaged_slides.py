@@ -1,7 +1,7 @@
-"""Write damaged slides for tests, each with a name for its damage and a phrase its error must hold.
+"""Write damaged slides, each named by its damage, with a phrase that its error must contain.
 
-The one decision made here: damage is done to the bytes of a file that was good, at a place computed from its own
-tags, so that each damaged slide differs from a sound one in exactly the thing its name says.
+Bytes of a sound file are changed at a position computed from its own tags, so that each damaged slide differs from a
+sound one only in what its name states.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _TILE_OFFSETS, _TILE_COUNTS = 324, 325
 
 
 def damaged_slides(folder: Path) -> dict[str, tuple[Path, str]]:
-    """Write one slide for each damage; by name its path and a phrase the error about it must hold."""
+    """Write one slide for each kind of damage; return path and required phrase of the error by name."""
     folder.mkdir(parents=True, exist_ok=True)
     made: dict[str, tuple[Path, str]] = {}
     for maker, phrase in _DAMAGES:

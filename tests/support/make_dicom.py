@@ -1,7 +1,6 @@
-"""Write a whole-slide DICOM series for tests with pydicom: VL Whole Slide Microscopy, TILED_FULL, one file a level.
+"""Write a whole-slide DICOM series with pydicom: VL Whole Slide Microscopy, TILED_FULL, one file a level.
 
-The one decision made here: everything personal a header may hold is filled in with a canary, so that a reader that
-passes any of it on is found out.
+All personal attributes of the header hold a canary, so that a reader that passes any of them on is detected.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ Coding = Literal["plain", "jpeg"]
 def write_dicom(
     folder: Path, image: NDArray[np.uint8], mpp: float | None = 0.5, coding: Coding = "plain", levels: int = 2
 ) -> Path:
-    """A series of ``levels`` instances of ``image`` (y, x, 3), each every second pixel of the one before."""
+    """Write a series of ``levels`` instances of ``image`` (y, x, 3), each every second pixel of the one before."""
     folder.mkdir(parents=True, exist_ok=True)
     series = generate_uid()
     for level in range(levels):
@@ -67,7 +66,7 @@ def _write_instance(
 
 
 def _described(height: int, width: int, frames: int) -> Dataset:
-    """A header without pixels."""
+    """Return a header without pixels."""
     optics = Dataset()
     optics.OpticalPathIdentifier = "1"
     described: dict[str, Any] = {
@@ -87,7 +86,7 @@ def _described(height: int, width: int, frames: int) -> Dataset:
 
 
 def _frames(image: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-    """Tiles in row order, the last ones filled up with white."""
+    """Return tiles in row order, the last ones padded with white."""
     height, width = (-(-side // TILE_PX) * TILE_PX for side in image.shape[:2])
     whole = np.full((height, width, 3), 255, np.uint8)
     whole[: image.shape[0], : image.shape[1]] = image

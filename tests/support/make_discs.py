@@ -1,4 +1,4 @@
-"""Annotated images drawn here: dark discs on pink, some of which touch, as files and in memory."""
+"""Annotated images of dark discs on pink, some of which touch, as files and in memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FOLDS = 3
 
 
 def drawn(seed: int, shape: tuple[int, int] = SHAPE) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
-    """An image (y, x, 3) and the number of the disc of each pixel."""
+    """Return an image (y, x, 3) and the disc number of each pixel (y, x)."""
     generator = np.random.default_rng(seed)
     labels = np.zeros(shape, np.uint16)
     y, x = np.indices(shape)
@@ -28,7 +28,7 @@ def drawn(seed: int, shape: tuple[int, int] = SHAPE) -> tuple[NDArray[np.uint8],
 
 @dataclass(frozen=True)
 class Discs:
-    """A folder of images and masks, and a table of folds."""
+    """A folder of images, a folder of masks, and a table of folds."""
 
     images: Path
     masks: Path
@@ -36,7 +36,7 @@ class Discs:
 
 
 def write_discs(root: Path, count: int = 6) -> Discs:
-    """Write so many images; image i is of patient i and in fold i modulo 3."""
+    """Write ``count`` images; image i is of patient i and in fold i modulo 3."""
     discs = Discs(root / "images", root / "masks", root / "cases.csv")
     discs.images.mkdir(parents=True)
     discs.masks.mkdir()

@@ -1,7 +1,7 @@
-"""Write photos and OME-Zarr images for tests, by libraries the readers under test do not use to read them.
+"""Write photos and OME-Zarr images with other libraries than the readers under test use.
 
-The one decision made here: PNG and JPEG are written by Pillow or imagecodecs, OME-Zarr chunks by zarr with metadata
-spelt out as the specification prints it.
+PNG and JPEG are written by Pillow or imagecodecs, OME-Zarr chunks by zarr with metadata spelt out as printed in the
+specification.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image
 
 
 def write_png(path: Path, image: NDArray[Any], mpp: float | None = 0.5) -> Path:
-    """A PNG of ``image`` ((y, x) or (y, x, s), 8 bits) with pHYs; 16 bits are written without."""
+    """Write ``image`` ((y, x) or (y, x, s)) as PNG; 8 bits with pHYs, 16 bits without."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if image.dtype == np.uint16:
         path.write_bytes(imagecodecs.png_encode(image))
@@ -29,7 +29,7 @@ def write_png(path: Path, image: NDArray[Any], mpp: float | None = 0.5) -> Path:
 
 
 def write_jpeg(path: Path, image: NDArray[np.uint8], mpp: float | None = 0.5, **options: Any) -> Path:
-    """A JPEG of ``image`` with a JFIF density (whole dots an inch)."""
+    """Write ``image`` as JPEG with a JFIF density (an integer number of dots per inch)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     density = {} if mpp is None else {"dpi": (round(25400 / mpp), round(25400 / mpp))}
     Image.fromarray(image).save(path, quality=92, **density, **options)
@@ -46,7 +46,7 @@ def write_zarr(
     names: Sequence[str] = (),
     chunk: int = 64,
 ) -> Path:
-    """An OME-Zarr of ``image``, whose axes are ``axes``; every level is every second pixel of the one before."""
+    """Write ``image`` with these ``axes`` as OME-Zarr; every level is every second pixel of the one before."""
     group = zarr.open_group(str(path), mode="w", zarr_format=2 if version == "0.4" else 3)
     datasets = []
     for level in range(levels):
@@ -78,7 +78,7 @@ def _axis(name: str, mpp: float | None) -> dict[str, str]:
 
 
 def edit_json(path: Path, change: Any) -> None:
-    """Change a JSON document in place by calling ``change`` on it."""
+    """Call ``change`` on a JSON document and write it back."""
     document = json.loads(path.read_text())
     change(document)
     path.write_text(json.dumps(document))

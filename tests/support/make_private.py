@@ -1,7 +1,7 @@
-"""Write slides in which everything that nobody's business is (names, dates, machines, labels) can be recognised.
+"""Write slides whose private content (names, dates, machines, labels) can be recognised.
 
-The one decision made here: what must not be passed on is a word with CANARY in it, or a date, and the picture of a
-label is of one colour that no tissue has. Whoever finds either in what was written has found a leak.
+Private text is a word with CANARY in it or a date; the picture of a label has one colour that no tissue has. Either in
+the output of a run is a leak.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.support.make_slides import CANARIES, Recipe, tile_span, write_tiff
 
 WORD, DATE = "CANARY", "20010203"
 LABEL = (1, 254, 3)
-"""The colour of labels and of photographs of the whole glass."""
+"""Colour of labels and of photographs of the whole glass."""
 
 EXIF = {"ImageDescription": 0x010E, "Artist": 0x013B, "DateTime": 0x0132, "HostComputer": 0x013C, "UserComment": 0x9286}
 TEXT_TAGS = {"DocumentName": 269, "PageName": 285, "DateTime": 306, "Artist": 315, "HostComputer": 316, "XMP": 700}
@@ -36,7 +36,7 @@ OME = (
 
 
 def write_private_slides(folder: Path, image_YXC: NDArray[np.uint8]) -> dict[str, Path]:
-    """One slide of each kind of metadata, by key; ``damaged`` is an SVS with a tile that cannot be decoded."""
+    """Write one slide for each kind of metadata; ``damaged`` is an SVS with a tile that cannot be decoded."""
     folder.mkdir(parents=True)
     height, width = image_YXC.shape[:2]
     xml = OME.format(WORD, width, height)
@@ -61,7 +61,7 @@ def _labels(shape_yx: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def _write_aperio(path: Path, image_YXC: NDArray[np.uint8]) -> Path:
-    """Tiled levels as of an SVS; a label and a macro in strips, as they are."""
+    """Write an SVS with tiled levels, and with a label and a macro in strips."""
     about = f"|AppMag = 20|User = {CANARIES[0]}|Filename = {CANARIES[1]}|Date = {CANARIES[2]}|ScanScope ID = {WORD}-SS|"
     text = f"Aperio Image Library v11.2.1\r\n{image_YXC.shape[1]}x{image_YXC.shape[0]} JPEG/RGB Q=90{about}MPP = 0.5"
     options: dict[str, Any] = {"photometric": "rgb", "metadata": None, "software": False}
@@ -75,7 +75,7 @@ def _write_aperio(path: Path, image_YXC: NDArray[np.uint8]) -> Path:
 
 
 def _write_tags(path: Path, image_YXC: NDArray[np.uint8]) -> Path:
-    """A plain TIFF whose tags name people, one of them in bytes that are no text; a photograph of the glass behind."""
+    """Write a plain TIFF with personal tags, one of them in undecodable bytes, then a photograph of the glass."""
     values = {name: f"{WORD}-{name} {DATE}".encode() for name in TEXT_TAGS} | {
         "Artist": f"{WORD}-\xe4".encode("latin-1")
     }
@@ -100,7 +100,7 @@ def _write_photo(path: Path, image_YXC: NDArray[np.uint8]) -> Path:
 
 
 def _write_dicom(folder: Path, image_YXC: NDArray[np.uint8]) -> Path:
-    """A series with patient, operator and dates, and the instance of its label."""
+    """Write a series with patient, operator and dates, and an instance of its label."""
     write_dicom(folder, image_YXC)
     label = pydicom.dcmread(folder / "level0.dcm")
     label.ImageType = ["ORIGINAL", "PRIMARY", "LABEL", "NONE"]

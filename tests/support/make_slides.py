@@ -1,4 +1,4 @@
-"""Write small slides for tests in every supported layout, and change bytes and tags of them in place."""
+"""Write small slides in every supported layout, and change their bytes and tags in place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TILE = (64, 64)
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to store an image: ``levels`` in all, as "pages" or "subifds"; strips when ``tile`` is None."""
+    """How to store an image: ``levels`` in total, as "pages" or "subifds"; strips if ``tile`` is None."""
 
     compression: str | int | None = "deflate"
     tile: tuple[int, int] | None = TILE
@@ -35,7 +35,7 @@ class Recipe:
 
 
 def stained_image(height: int, width: int, dtype: type = np.uint8) -> NDArray[Any]:
-    """(y, x, 3) picture of pink tissue with dark spots on white glass, smooth enough for JPEG, same every time."""
+    """Return a fixed picture (y, x, 3) of pink tissue with dark spots on white glass, smooth enough for JPEG."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     waves = np.sin(x / 9) * np.cos(y / 7) + np.sin((x + 2 * y) / 23)
     tissue = np.hypot(y - height / 2, x - width / 2) < 0.45 * max(height, width)
@@ -49,18 +49,18 @@ def stained_image(height: int, width: int, dtype: type = np.uint8) -> NDArray[An
 
 
 def noise_image(height: int, width: int, samples: int = 1, dtype: type = np.uint8) -> NDArray[Any]:
-    """Seeded noise: every pixel different from its neighbours, so that a shift by one is seen."""
+    """Return seeded noise: every pixel differs from its neighbours, so that a shift by one pixel is detected."""
     shape = (height, width) if samples == 1 else (height, width, samples)
     return np.random.default_rng(SEED).integers(0, np.iinfo(dtype).max + 1, shape).astype(dtype)
 
 
 def halved(image: NDArray[Any]) -> NDArray[Any]:
-    """Every second pixel, the odd last one dropped, as scanners make levels."""
+    """Return every second pixel, without an odd last one, as scanners make levels."""
     return image[: image.shape[0] // 2 * 2 : 2, : image.shape[1] // 2 * 2 : 2]
 
 
 def write_tiff(path: Path, image: NDArray[Any], recipe: Recipe = Recipe()) -> Path:
-    """A generic TIFF of ``image`` ((y, x) or (y, x, s)) stored as ``recipe`` says."""
+    """Write ``image`` ((y, x) or (y, x, s)) as a generic TIFF stored as in ``recipe``."""
     subifds = recipe.levels - 1 if recipe.layout == "subifds" else 0
     with tifffile.TiffWriter(path, bigtiff=recipe.bigtiff, byteorder=recipe.byteorder) as writer:
         for level in range(recipe.levels):
@@ -95,7 +95,7 @@ def _options(image: NDArray[Any], recipe: Recipe, level: int) -> dict[str, Any]:
 
 
 def write_svs(path: Path, image: NDArray[Any], mpp: float | None = 0.25, levels: int = 2) -> Path:
-    """An Aperio-like slide: tiled JPEG levels, and a thumbnail, label and macro in strips; with personal canaries."""
+    """Write an Aperio-like slide: tiled JPEG levels, thumbnail, label and macro in strips, and personal canaries."""
     stated = "" if mpp is None else f"|MPP = {mpp}"
     about = f"|AppMag = 20|User = {CANARIES[0]}|Filename = {CANARIES[1]}|Date = {CANARIES[2]}{stated}"
     text = f"Aperio Image Library v11.2.1\r\n{image.shape[1]}x{image.shape[0]} (64x64) JPEG/RGB Q=90{about}"
@@ -115,7 +115,7 @@ def write_svs(path: Path, image: NDArray[Any], mpp: float | None = 0.25, levels:
 def write_ome(
     path: Path, planes_CYX: NDArray[Any], mpp: float = 0.5, levels: int = 1, names: tuple[str, ...] = ()
 ) -> Path:
-    """An OME-TIFF with one image a channel, and ``levels - 1`` sub-images each."""
+    """Write an OME-TIFF with one image a channel, and ``levels - 1`` sub-images each."""
     metadata: dict[str, Any] = {"axes": "CYX", "PhysicalSizeX": mpp, "PhysicalSizeY": mpp}
     if names:
         metadata["Channel"] = {"Name": list(names)}
@@ -129,27 +129,27 @@ def write_ome(
 
 
 def overwrite_tag(path: Path, code: int, value: Any, page: int = 0) -> None:
-    """Give a tag another value in place."""
+    """Overwrite the value of a tag in place."""
     with tifffile.TiffFile(path, mode="r+") as tiff:
         tiff.pages[page].tags[code].overwrite(value)  # type: ignore[union-attr]
 
 
 def hide_tag(path: Path, code: int) -> None:
-    """Take a tag away by giving it a private code."""
+    """Hide a tag by giving it a private code."""
     with tifffile.TiffFile(path) as tiff:
         offset = tiff.pages.first.tags[code].offset
     overwrite_bytes(path, offset, struct.pack("<H", 65001))
 
 
 def overwrite_bytes(path: Path, offset: int, data: bytes) -> None:
-    """Replace bytes in place."""
+    """Overwrite bytes in place."""
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(data)
 
 
 def tile_span(path: Path, index: int) -> tuple[int, int]:
-    """Offset and byte count of a tile of the first image."""
+    """Return offset and byte count of a tile of the first image."""
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages.first
         return page.dataoffsets[index], page.databytecounts[index]

@@ -1,4 +1,4 @@
-"""Slide folders as the earlier stages leave them, made from arrays in memory, for tests of the later stages."""
+"""Slide folders as left by earlier stages, made from arrays in memory, for tests of later stages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.storage.slide_store import ArraySpec, Index, SlideStore
 
 SEED = 20261120
 PLAN, OTHER = "a" * 64, "b" * 64
-"""The plans that arrays of these tests are written under."""
+"""Plan hashes under which arrays of these tests are written."""
 
 
 def put_array(store: SlideStore, path: str, pixels: NDArray[Any], plan: str, block_px: int = 512) -> None:
@@ -36,7 +36,7 @@ class StoppedError(RuntimeError):
 
 @dataclass(slots=True)
 class StopAfter:
-    """Map blocks in this process and stop, as a kill would, after ``blocks`` of them over all calls."""
+    """Maps blocks in this process and stops after ``blocks`` of them over all calls, as a kill would."""
 
     blocks: int
 
@@ -49,12 +49,12 @@ class StopAfter:
 
 
 def backwards(function: Callable[[Index], Counts], indices: Iterable[Index]) -> Iterator[Counts]:
-    """Map blocks in this process, the last one first."""
+    """Map blocks in this process in reverse order."""
     return (function(index) for index in reversed(list(indices)))
 
 
 def tree_bytes(folder: Path, *, without: tuple[str, ...] = ()) -> dict[str, bytes]:
-    """Every file below ``folder`` by its relative path, except below the folders named in ``without``."""
+    """Return every file below ``folder`` by its relative path, except below folders named in ``without``."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -101,7 +101,7 @@ def picture(shape: tuple[int, ...], dtype: str = "uint8", seed: int = SEED) -> N
 
 
 def spec_of(pixels: NDArray[Any], plan: str = PLAN, path: str = "0", codec: str = "zstd") -> ArraySpec:
-    return ArraySpec(path, pixels.shape, str(pixels.dtype), 512, plan, codec)  # type: ignore[arg-type]  # either of two
+    return ArraySpec(path, pixels.shape, str(pixels.dtype), 512, plan, codec)  # type: ignore[arg-type]  # one of two literals
 
 
 def blocks_of(pixels: NDArray[Any]) -> TileGrid:

@@ -1,4 +1,4 @@
-"""A preload for dask workers: notes which functions ran there, and which CUDA device the process sees."""
+"""A preload for dask workers that records which functions ran and which CUDA device the process sees."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from distributed import Worker, WorkerPlugin
 
 
 class Notes(WorkerPlugin):
-    """Appends ``function@device`` for every task to a file named as the worker is."""
+    """Appends ``function@device`` for every task to a file with the worker's name."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def transition(self, key: Any, start: str, finish: str, **_: Any) -> None:
-        """A task changes its state."""
+        """Record a task that starts to execute."""
         name = str(key).partition("-")[0]
         if finish == "executing" and name.endswith("_block"):
             with self.path.open("a", encoding="utf-8") as file:
@@ -24,5 +24,5 @@ class Notes(WorkerPlugin):
 
 
 async def dask_setup(worker: Worker) -> None:
-    """What dask calls when a worker starts."""
+    """Register the plugin; dask calls this when a worker starts."""
     await worker.plugin_add(Notes(Path(os.environ["OVERTILE_NOTES"]) / str(worker.name)))

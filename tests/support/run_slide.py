@@ -1,4 +1,4 @@
-"""Plan and run one slide in this process, stage after stage, as a batch would."""
+"""Plan and run one slide in this process, stage by stage, as a batch would."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Plan = Callable[..., SlidePlan]
 
 
 def plans_of_discs(folder: Path, shape: tuple[int, int]) -> Plan:
-    """Plans for one generated slide of two classes, with any settings."""
+    """Return a function that plans one generated slide of two classes with any settings."""
     slide = folder / "discs.tif"
     scale = {"resolution": (2e4, 2e4), "resolutionunit": "CENTIMETER"}
     tifffile.imwrite(slide, draw(shape, red_and_blue(shape)), tile=(128, 128), photometric="rgb", **scale)
@@ -34,7 +34,7 @@ def plans_of_discs(folder: Path, shape: tuple[int, int]) -> Plan:
 
 
 def run(plan: SlidePlan, root: Path, *, forced: bool = False) -> SlideRun:
-    """Run what has to be done in the slide's folder, to the manifest."""
+    """Run the stages that are due in the slide's folder, up to the manifest."""
     slide = SlideRun(plan, SlideStore(root))
     if slide.prepare(forced=forced) == "todo":
         for stage in plan.hashes:
@@ -44,5 +44,5 @@ def run(plan: SlidePlan, root: Path, *, forced: bool = False) -> SlideRun:
 
 
 def computed(slide: SlideRun) -> dict[str, int]:
-    """Blocks computed by this run, by stage; those that had nothing to do are left out."""
+    """Return the blocks computed by this run by stage, without stages that had nothing to do."""
     return {stage: report.computed for stage, report in slide.reports.items() if report.computed}

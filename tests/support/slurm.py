@@ -1,7 +1,7 @@
-"""A SLURM of one node for the tests: controller and node as processes of their own, on loopback, with nothing shared.
+"""A SLURM of one node for tests: controller and node as separate processes on loopback.
 
-It believes in 64 processors and 256 GiB, so that jobs are taken as a cluster's node would take them. Identity is not
-checked (auth/none): nobody else can reach it while the tests run.
+The node claims 64 processors and 256 GiB, so that jobs are accepted as on a cluster. Identity is not checked
+(auth/none), since SLURM is reachable only from this machine.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 
 
 def lacking() -> str:
-    """Why there can be no SLURM here; empty where there can be."""
+    """Return why SLURM cannot run here; empty if it can."""
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing:
         return f"no SLURM here ({', '.join(missing)}): make slurm installs it where Debian's may be"
@@ -51,7 +51,7 @@ def lacking() -> str:
 
 @contextmanager
 def running_slurm(folder: Path) -> Iterator[dict[str, str]]:
-    """SLURM while the block runs; what a command needs in its environment to use it."""
+    """Run SLURM while the context is open; yield the environment variables that a command needs to use it."""
     for name in ("state", "spool"):
         (folder / name).mkdir()
     host = socket.gethostname()
@@ -62,8 +62,8 @@ def running_slurm(folder: Path) -> Iterator[dict[str, str]]:
         controller = stack.enter_context(_running(["slurmctld", "-D"], folder, environment))
         stack.enter_context(_running(["slurmd", "-D", "-N", host], folder, environment))
         for _ in range(300):
-            asked = subprocess.run(["sinfo", "-h", "-o", "%t"], env=os.environ | environment, capture_output=True)
-            if asked.stdout.strip() == b"idle":
+            state = subprocess.run(["sinfo", "-h", "-o", "%t"], env=os.environ | environment, capture_output=True)
+            if state.stdout.strip() == b"idle":
                 break
             with suppress(subprocess.TimeoutExpired):
                 controller.wait(timeout=0.2)
@@ -73,7 +73,7 @@ def running_slurm(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def free_ports(number: int) -> list[int]:
-    """Ports of loopback that nobody listens on."""
+    """Return unused ports of loopback."""
     with ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(number)]
         for probe in probes:

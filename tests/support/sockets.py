@@ -1,4 +1,4 @@
-"""Which sockets a process and all it started hold open for others, as the kernel lists them."""
+"""Sockets that a process and its children hold open for others, as listed by the kernel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import psutil
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """A socket that others may talk to, and the process that holds it."""
+    """A socket that accepts connections, and the process that holds it."""
 
     pid: int
     address: str
@@ -20,19 +20,19 @@ class Listening:
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine reaches it."""
+        """Whether it is reachable from this machine only."""
         return ipaddress.ip_address(self.address).is_loopback
 
 
 def family(process: psutil.Process) -> list[psutil.Process]:
-    """A process and all that descend from it."""
+    """Return a process and its descendants."""
     with suppress(psutil.NoSuchProcess):
         return [process, *process.children(recursive=True)]
     return []
 
 
 def listening(process: psutil.Process) -> Iterator[Listening]:
-    """TCP sockets that listen, and UDP sockets that are bound, of one process."""
+    """Yield listening TCP sockets and bound UDP sockets of one process."""
     with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
         for one in process.net_connections(kind="inet"):
             if one.laddr and not one.raddr and one.status in (psutil.CONN_LISTEN, psutil.CONN_NONE):

@@ -1,6 +1,6 @@
-"""Stands in the way of pandas, which only tests need: commands run as they do where overtile alone was installed.
+"""Hide pandas, which only tests need, so that commands run as where only overtile is installed.
 
-Where it is there, pyarrow imports it, half a second a command, to ask of each array whether it is one of pandas'.
+Otherwise pyarrow imports it, half a second a command, to check whether each array is a pandas object.
 """
 
 raise ModuleNotFoundError("no pandas here, as where overtile alone was installed", name="pandas")

@@ -1,6 +1,6 @@
-"""Slides of flat discs on pink ground, of which every area is known, for networks whose answer is known.
+"""Slides of flat discs on a pink ground with known areas, for networks with known output.
 
-The one decision made here: the ground is pale tissue, not glass, so that no cell is skipped unless a test wants it.
+The ground is pale tissue, not glass, so that no cell is skipped unless a test requires it.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class Disc:
     colour: tuple[int, int, int]
 
     def mask(self, shape_yx: tuple[int, int]) -> NDArray[np.bool_]:
-        """Which pixels (y, x) belong to it."""
+        """Return a mask (y, x) of its pixels."""
         y, x = np.ogrid[: shape_yx[0], : shape_yx[1]]
         inside: NDArray[np.bool_] = (y - self.y) ** 2 + (x - self.x) ** 2 <= self.radius**2
         return inside
 
 
 def draw(shape_yx: tuple[int, int], discs: Iterable[Disc], ground: tuple[int, int, int] = PINK) -> NDArray[np.uint8]:
-    """(y, x, 3) picture, later discs over earlier ones."""
+    """Return a picture (y, x, 3), later discs over earlier ones."""
     image = np.empty((*shape_yx, 3), np.uint8)
     image[:] = ground
     for disc in discs:
@@ -42,13 +42,13 @@ def draw(shape_yx: tuple[int, int], discs: Iterable[Disc], ground: tuple[int, in
 
 
 def red_and_blue(shape_yx: tuple[int, int], period_px: int = 97, radius: int = 21) -> list[Disc]:
-    """Discs of alternating colour on a grid whose period is no multiple of anything, so that some lie on seams."""
+    """Return discs of alternating colour on a grid with an odd period, so that some lie on seams."""
     centres = [(y, x) for y in range(40, shape_yx[0], period_px) for x in range(35, shape_yx[1], period_px)]
     return [Disc(y, x, radius, (RED, BLUE)[number % 2]) for number, (y, x) in enumerate(centres)]
 
 
 def write(path: Path, image_YXC: NDArray[np.uint8], mpp: float | None = 0.5) -> Path:
-    """A tiled TIFF that states its resolution (unless ``mpp`` is None)."""
+    """Write a tiled TIFF with a resolution, unless ``mpp`` is None."""
     resolution = None if mpp is None else (1e4 / mpp, 1e4 / mpp)
     path.parent.mkdir(parents=True, exist_ok=True)
     tifffile.imwrite(

@@ -1,7 +1,7 @@
-"""A power loss, after the fact: of a killed run's files only what POSIX promises to be on the disk is left.
+"""Simulate a power loss after a kill: keep only what POSIX guarantees to be on disk.
 
-The one decision made here: the worst case. Bytes that were not fsynced are gone and leave an empty file, a name whose
-folder was not fsynced is gone with all below it. (That a removed name may come back is not played.)
+The worst case is assumed. Bytes without fsync are lost and leave an empty file; a name whose folder was not fsynced
+is lost with everything below it. (The return of removed names is not simulated.)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tests.support.faults.preload import Change
 
 
 def lose_power(journal: Iterable[Change], root: Path) -> tuple[list[Path], list[Path]]:
-    """Drop what is not durable below ``root``; the files that were emptied and the names that are gone."""
+    """Drop what is not durable below ``root``; return the emptied files and the lost names."""
     dirty: set[Path] = set()
     unsafe: set[Path] = set()
     for change in journal:
@@ -41,5 +41,5 @@ def lose_power(journal: Iterable[Change], root: Path) -> tuple[list[Path], list[
 
 
 def _moved(path: Path, change: Change) -> Path:
-    """Where a path is after a rename of itself or of a folder above it."""
+    """Return a path after a rename of itself or of a folder above it."""
     return change.to / path.relative_to(change.path) if path.is_relative_to(change.path) else path

@@ -1,19 +1,19 @@
-/* Make chosen system calls fail, hang or kill the process, and note them, from outside: LD_PRELOAD this.
+/* LD_PRELOAD library that makes chosen system calls fail, hang or kill the process, and records changes.
  *
- * FAULT_RULES holds one rule a line: call|part of the path|action|first|last|counter file
+ * FAULT_RULES holds one rule per line: call|part of the path|action|first|last|counter file
  *   call    open (for reading), create (open for writing), read (any way of reading), write, fsync, rename, mkdir,
- *           unlink, rmdir; or change: any of these that changes what is on the disk. "worker read" and so on strike
- *           only in processes that the command started.
- *   action  an errno to fail with, "kill" to die on the spot by SIGKILL, "abort" to die as a failed assertion does,
- *           "hang" to never come back, "stop" to freeze the process until it is sent SIGCONT, "copy" to copy FAULT_ROOT
- *           and FAULT_JOURNAL as they are at this moment beside the counter file, with the occurrence's number behind
- *           its name, and to go on
- *   first, last  which occurrences are struck, counted from 1 over all processes by the length of the counter file
+ *           unlink, rmdir; or change: any of these that changes the disk. "worker read" and so on apply only in
+ *           processes that the command started.
+ *   action  an errno to fail with, "kill" to end the process by SIGKILL, "abort" to end it as a failed assertion does,
+ *           "hang" to never return, "stop" to stop the process until it receives SIGCONT, "copy" to copy FAULT_ROOT
+ *           and FAULT_JOURNAL next to the counter file, with the occurrence's number appended to their names, and
+ *           to continue
+ *   first, last  occurrences that the rule applies to, counted from 1 over all processes by the counter file
  *
- * The counter is a file that grows by one byte an occurrence: appending is atomic, so it counts across processes.
+ * The counter file grows by one byte per occurrence: appending is atomic, so it counts across processes.
  *
- * FAULT_JOURNAL names a file for one line a change that succeeded below FAULT_ROOT: call, tab, path, tab, where a
- * rename led. FAULT_CLOCK=backwards makes the clock on the wall run backwards from the start of each process.
+ * FAULT_JOURNAL names a file with one line per successful change below FAULT_ROOT: call, tab, path, tab, target of a
+ * rename. FAULT_CLOCK=backwards makes the wall clock run backwards from the start of each process.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -32,7 +32,7 @@
 #include <time.h>
 #include <unistd.h>
 
-static int depth; /* 1 in the command, more in what it started */
+static int depth; /* 1 in the command, more in its children */
 
 __attribute__((constructor)) static void begin(void) {
     char text[16];
@@ -42,7 +42,7 @@ __attribute__((constructor)) static void begin(void) {
     setenv("FAULT_DEPTH", text, 1);
 }
 
-/* One line, whole, at the end of a file. */
+/* Append one line to a file, atomically. */
 static void append(const char *file, const char *text, size_t length) {
     int fd = (int)syscall(SYS_openat, AT_FDCWD, file, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
     if (fd < 0) return;
@@ -70,7 +70,7 @@ static long count_one(const char *counter) {
     return length;
 }
 
-/* Whether a rule speaks of this call in this process. */
+/* Whether a rule applies to this call in this process. */
 static int is_meant(const char *rule, const char *call) {
     if (strncmp(rule, "worker ", 7) == 0) {
         if (depth < 2) return 0;
@@ -80,7 +80,7 @@ static int is_meant(const char *rule, const char *call) {
     return strcmp(rule, call) == 0;
 }
 
-/* What a kill at this moment would leave behind. */
+/* Copy the state that a kill at this moment would leave. */
 static void copy_all(const char *counter, long number) {
     const char *root = getenv("FAULT_ROOT"), *journal = getenv("FAULT_JOURNAL");
     char line[16600], *empty[] = {NULL};
@@ -92,7 +92,7 @@ static void copy_all(const char *counter, long number) {
     if (posix_spawn(&child, words[0], NULL, NULL, words, empty) == 0) waitpid(child, NULL, 0);
 }
 
-/* 0 when the call may go on; otherwise errno is set. */
+/* 0 if the call may continue; otherwise errno is set. */
 static int struck(const char *call, const char *path) {
     const char *rules = getenv("FAULT_RULES");
     int saved = errno;
@@ -140,7 +140,7 @@ static void note_fd(const char *call, int fd) {
     errno = saved;
 }
 
-/* A path as seen from a folder's descriptor. */
+/* A path relative to a folder's descriptor. */
 static const char *below(int folder, const char *path, char *whole, size_t size) {
     char parent[4096];
     if (path[0] == '/' || folder == AT_FDCWD || !path_of(folder, parent, sizeof parent)) return path;

@@ -1,6 +1,6 @@
-"""Faults below the command: system calls that fail or kill, chosen by rules (see preload.c).
+"""Inject faults below Python: system calls that fail or kill, chosen by rules (see preload.c).
 
-The one decision made here: the fault strikes the real command in its own process, below Python, where disks fail too.
+Faults occur in the process of the real command, below Python, as with a failing disk.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FOR_EVER = 10**9
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Strike the ``first`` to ``last`` occurrence of ``call`` on a path holding ``part``: an errno, or a deed."""
+    """Fails occurrences ``first`` to ``last`` of ``call`` on paths with ``part``, by an errno or another action."""
 
     call: str
     part: str
@@ -29,7 +29,7 @@ class Rule:
 
 @dataclass(slots=True)
 class Preload:
-    """The compiled library, and how often each set of rules was met."""
+    """The compiled library and its counters of how often each rule was met."""
 
     library: Path
     folder: Path
@@ -37,7 +37,7 @@ class Preload:
 
     @classmethod
     def compile(cls, folder: Path) -> Preload | None:
-        """Build the library; None where there is no C compiler."""
+        """Build the library; None without a C compiler."""
         compiler = shutil.which("gcc") or shutil.which("cc")
         if compiler is None:
             return None
@@ -47,7 +47,7 @@ class Preload:
         return cls(library, folder)
 
     def under(self, command: Command, *rules: Rule) -> tuple[Command, list[Path]]:
-        """The command with these faults, and for each rule the file whose length counts how often it was met."""
+        """Return the command with these faults and, for each rule, a file whose length counts its occurrences."""
         self.sets += 1
         counters = [self.folder / f"count.{self.sets}.{number}" for number in range(len(rules))]
         lines = [
@@ -57,7 +57,7 @@ class Preload:
         return command.with_environment(LD_PRELOAD=str(self.library), FAULT_RULES="\n".join(lines)), counters
 
     def watched(self, command: Command, root: Path) -> tuple[Command, Path]:
-        """The command with its changes below ``root`` noted in a file; see ``read_journal``."""
+        """Return the command with its changes below ``root`` recorded in a file; see ``read_journal``."""
         self.sets += 1
         journal = self.folder / f"journal.{self.sets}"
         noted = {"FAULT_JOURNAL": str(journal), "FAULT_ROOT": str(root)}
@@ -66,7 +66,7 @@ class Preload:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One system call that changed the disk: what it did, to which path, and where a rename led."""
+    """One system call that changed the disk: its name, its path and the target of a rename."""
 
     call: str
     path: Path
@@ -74,11 +74,11 @@ class Change:
 
 
 def read_journal(journal: Path) -> list[Change]:
-    """What succeeded, in order, of all processes."""
+    """Return the successful calls of all processes in order."""
     lines = (line.split("\t") for line in journal.read_text().splitlines())
     return [Change(call, Path(path), Path(to)) for call, path, to in lines]
 
 
 def times(counter: Path) -> int:
-    """How often a rule was met."""
+    """Return how often a rule was met."""
     return counter.stat().st_size if counter.exists() else 0

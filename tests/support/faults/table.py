@@ -1,9 +1,8 @@
-"""The table of faults survived: every case of cases.toml with the tests of this very run that carry its number.
+"""The table of survived faults: every case of cases.toml with the tests of this run that carry its number.
 
-A pytest plugin (``-p tests.support.faults.table``): only tests named ``test_fault_<numbers>_...`` are run, and the
-run fails when a case has neither a test that passed nor a reason. The number is part of the
-test's name, so the list of what is proven cannot differ from what is run. A test reports what was computed again with
-``record_property("recomputed", ...)``.
+A pytest plugin (``-p tests.support.faults.table``): it selects tests named ``test_fault_<numbers>_...`` and fails the
+run if a case has neither a passed test nor a reason. As the number is part of the test's name, the list cannot
+differ from what is run. Tests report recomputed blocks with ``record_property("recomputed", ...)``.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ import pytest
 
 CASES = Path(__file__).with_name("cases.toml")
 REASONS = 5
-"""So many cases may have no test."""
+"""Maximum number of cases with a reason instead of a test."""
 NAME = re.compile(r"test_fault((?:_\d+)+)_")
-STANDING = ("failed", "skipped", "passed")
-"""How a test ended, the worst first."""
+OUTCOMES = ("failed", "skipped", "passed")
+"""Outcomes of a test, worst first."""
 
 
 @dataclass(slots=True)
 class Case:
-    """One fault: what it is, what is promised, and what this run showed."""
+    """One fault: what is injected, what is promised, and the outcome of its tests in this run."""
 
     injected: str
     promise: str
@@ -36,13 +35,13 @@ class Case:
     recomputed: list[str] = field(default_factory=list)
 
     def note(self, test: str, outcome: str, recomputed: Iterable[str] = ()) -> None:
-        """Remember how a test ended; of several parameters the worst counts."""
-        self.ended[test] = min(outcome, self.ended.get(test, outcome), key=STANDING.index)
-        self.recomputed += [said for said in recomputed if said not in self.recomputed]
+        """Record the outcome of a test; of several parameters the worst counts."""
+        self.ended[test] = min(outcome, self.ended.get(test, outcome), key=OUTCOMES.index)
+        self.recomputed += [text for text in recomputed if text not in self.recomputed]
 
     @property
     def survived(self) -> str:
-        """ "yes" when a test passed and none failed; else what is lacking, or the reason for having no test."""
+        """ "yes" if a test passed and none failed; else what is missing, or the reason for having no test."""
         outcomes = set(self.ended.values())
         if "failed" in outcomes:
             return "NO"
@@ -52,26 +51,30 @@ class Case:
 
     @property
     def is_settled(self) -> bool:
-        """Whether nothing is left to be done for it."""
+        """Whether the fault is survived or has a reason."""
         return self.survived == "yes" or self.survived.startswith("not tested: ")
 
 
 def read_cases(path: Path = CASES) -> dict[int, Case]:
-    """Every case by its number. Raises ValueError when too many have a reason instead of a test."""
-    cases = {int(number): Case(**told) for number, told in tomllib.loads(path.read_text("utf-8")).items()}
+    """Read all cases by number.
+
+    Raises:
+        ValueError: Too many cases have a reason instead of a test.
+    """
+    cases = {int(number): Case(**fields) for number, fields in tomllib.loads(path.read_text("utf-8")).items()}
     if sum(bool(case.reason) for case in cases.values()) > REASONS:
         raise ValueError(f"{path}: expected at most {REASONS} cases with a reason instead of a test")
     return cases
 
 
 def numbers_of(test: str) -> list[int]:
-    """The cases that a test's name says it proves; none for most tests."""
+    """Return the case numbers in a test's name; empty for most tests."""
     found = NAME.match(test)
     return [int(number) for number in found[1].strip("_").split("_")] if found else []
 
 
 def table(cases: Mapping[int, Case]) -> list[str]:
-    """The table's lines, as Markdown."""
+    """Return the lines of the table in Markdown."""
     lines = ["| case | injected | promise | test | survived | recomputed |", "|---:|---|---|---|---|---|"]
     for number, case in sorted(cases.items()):
         cells = (case.injected, case.promise, ", ".join(case.ended), case.survived, "; ".join(case.recomputed))
@@ -79,40 +82,40 @@ def table(cases: Mapping[int, Case]) -> list[str]:
     return lines
 
 
-# ---- what pytest calls -----------------------------------------------------------------------------------------------
+# ---- pytest hooks ------------------------------------------------------------------------------------------------
 
 
 class Faults:
-    """Watches a run and judges it."""
+    """Collects the outcomes of a run and decides whether it passes."""
 
     def __init__(self) -> None:
         self.cases = read_cases()
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """Leave only what carries a number."""
+        """Select the tests whose name carries a number."""
         others = [item for item in items if not numbers_of(item.name)]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if numbers_of(item.name)]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note what was called, and what never came to that."""
+        """Record tests that were called, and those that failed or were skipped before."""
         if report.when != "call" and report.passed:
             return
         name = report.nodeid.rpartition("::")[2].partition("[")[0]
-        said = defaultdict(list)
+        properties = defaultdict(list)
         for key, value in report.user_properties:
-            said[key].append(str(value))
+            properties[key].append(str(value))
         for number in numbers_of(name):
-            self.cases[number].note(name, report.outcome, said["recomputed"])
+            self.cases[number].note(name, report.outcome, properties["recomputed"])
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """A run that leaves a case open has failed."""
+        """Fail a run that leaves a case open."""
         if session.exitstatus == pytest.ExitCode.OK and not all(case.is_settled for case in self.cases.values()):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Print the table, and what is open."""
+        """Print the table and the open cases."""
         terminalreporter.section("faults")
         for line in table(self.cases):
             terminalreporter.write_line(line)
@@ -123,5 +126,5 @@ class Faults:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Watch the whole run, wherever its tests are run."""
+    """Register the plugin for the whole run."""
     config.pluginmanager.register(Faults(), "faults")

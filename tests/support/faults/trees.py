@@ -1,7 +1,7 @@
-"""Finished results to be damaged: one is computed, the others are copies of it, each damaged in its own way.
+"""Copies of one finished result, each damaged in its own way.
 
-The one decision made here: a copy of a result beside a copy of its slide is what a run would have made, because
-nothing in a result depends on its name or place. So many damages cost one run.
+A result depends neither on its name nor on its position. A copy of a result with a copy of its slide therefore equals
+what a run would have written, and many kinds of damage cost one run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SHARDS = {
     "export": "objects.geojson.gz",
     "overlay": "overview.png",
 }
-"""One file that each stage of a slide of several blocks writes."""
+"""One file written by each stage of a slide of several blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Finished:
     result: Path
 
     def copies(self, folder: Path, names: Iterable[str]) -> tuple[Path, Path]:
-        """The slide and its result once for each name: the folder of slides and the output folder."""
+        """Copy the slide and its result for each name; return the folder of slides and the output folder."""
         slides, out = folder / "slides", folder / "out"
         slides.mkdir(parents=True)
         out.mkdir()
@@ -44,18 +44,18 @@ class Finished:
 
 
 def truncated(path: Path) -> None:
-    """Half of the file is gone."""
+    """Remove the second half of the file."""
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
 
 
 def zeroed(path: Path) -> None:
-    """Every byte is 0."""
+    """Set every byte to 0."""
     path.write_bytes(bytes(path.stat().st_size))
 
 
 def flipped(path: Path) -> None:
-    """One bit is another, somewhere (drawn by the file's length: the same in every run)."""
+    """Flip one bit, at a position drawn with the file's length as seed."""
     data = bytearray(path.read_bytes())
     place = random.Random(len(data)).randrange(8 * len(data))
     data[place // 8] ^= 1 << place % 8
@@ -63,7 +63,7 @@ def flipped(path: Path) -> None:
 
 
 def deleted(path: Path) -> None:
-    """The file is gone."""
+    """Delete the file."""
     path.unlink()
 
 

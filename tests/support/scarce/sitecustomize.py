@@ -1,7 +1,7 @@
-"""A device whose memory is small: torch's own convolution refuses whatever is wider than SCARCE_PX pixels.
+"""Simulate a device with little memory: torch's convolution refuses inputs wider than SCARCE_PX pixels.
 
-Python imports this at the start of each process that finds it, the workers of a command too. The one decision made
-here: torch is changed when, and only where, somebody imports it, below everything that overtile has written.
+Python imports this at the start of each process that finds it, including the workers of a command. torch is patched
+when it is imported, below all code of overtile.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 
 class Scarce(MetaPathFinder):
-    """Finds torch where it is, and lets it run out of memory once it is loaded."""
+    """Finds torch and limits its memory once it is loaded."""
 
     def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != "torch":
@@ -36,7 +36,7 @@ class Scarce(MetaPathFinder):
 
 
 def limit(torch: Any, most_px: int) -> None:
-    """Convolutions of wider inputs find no memory, as on CUDA."""
+    """Make convolutions of wider inputs run out of memory, as on CUDA."""
     functional = torch.nn.functional
     convolve = functional.conv2d
 

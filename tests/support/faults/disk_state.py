@@ -1,6 +1,6 @@
-"""What lies on disk of a slide's run, seen from outside, and what a run after it may do again.
+"""State of a slide's run on disk, and what a later run may repeat.
 
-The one decision made here: nothing here is the pipeline's own code. A block that was done is a file whose inode stays.
+No code of the pipeline is used. A finished block is a file whose inode stays the same.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 STAGES = ("ingest", "predict", "label", "measure", "pyramid", "export")
 ALL_STAGES = ("ingest", "tissue", *STAGES[1:], "overlay")
 UNEQUAL = {"manifest.json", ".work/lock", ".work/history.jsonl"}
-"""Files that say when and where, and so differ between two runs."""
+"""Files with times and hosts, which differ between two runs."""
 
 
 def block_files(folder: Path) -> set[Path]:
-    """Finished files below a folder; what is still being written has a name that starts with a dot."""
+    """Return finished files below a folder; names of unfinished files start with a dot."""
     found = set()
     for current, _, names in os.walk(folder):
         found.update(Path(current, name) for name in names if not name.startswith("."))
@@ -28,12 +28,12 @@ def block_files(folder: Path) -> set[Path]:
 
 @dataclass(frozen=True)
 class Slide:
-    """One slide's output folder, seen from outside: nothing here is the pipeline's own code."""
+    """Output folder of one slide, read without code of the pipeline."""
 
     root: Path
 
     def passes(self, stage: str) -> dict[str, set[Path]]:
-        """Each pass of a stage with the files that its finished blocks left behind."""
+        """Return the files of finished blocks for each pass of a stage."""
         zarr, work = self.root / "slide.ome.zarr", self.root / ".work"
         if stage == "label":
             small = {name: block_files(work / "label" / name) for name in ("pieces", "lookup")}
@@ -47,14 +47,14 @@ class Slide:
         return {"results": block_files(work / stage)}
 
     def count(self, stage: str) -> int:
-        """Files that a stage's finished blocks left behind, over all its passes."""
+        """Return the number of files of a stage's finished blocks over all its passes."""
         return sum(map(len, self.passes(stage).values()))
 
     def stamped(self, stage: str) -> bool:
         return (self.root / ".work" / f"{stage}.stamp").exists()
 
     def identities(self) -> dict[Path, tuple[int, int]]:
-        """Inode and time of every finished block's file: another inode means the block was done again."""
+        """Return inode and time of every finished block's file: another inode means that the block was repeated."""
         files = set().union(*(files for stage in ALL_STAGES for files in self.passes(stage).values()))
         found = {}
         for path in files:
@@ -64,16 +64,16 @@ class Slide:
         return found
 
     def partials(self) -> set[Path]:
-        """Files that were being written."""
+        """Return files that were being written."""
         return set(self.root.rglob(".*.partial"))
 
     def history(self) -> list[dict[str, Any]]:
-        """What finished stages said they did."""
+        """Return the history entries of finished stages."""
         path = self.root / ".work" / "history.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def tree(self) -> dict[str, str]:
-        """Digest of every file that must be the same after any number of kills."""
+        """Return the digest of every file that must be the same after any number of kills."""
         files = (path for path in self.root.rglob("*") if path.is_file())
         names = {path.relative_to(self.root).as_posix(): path for path in files}
         return {name: sha256(path.read_bytes()).hexdigest() for name, path in names.items() if name not in UNEQUAL}
@@ -83,8 +83,8 @@ class Slide:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """What lay on disk when a run was killed."""
+class DiskState:
+    """Files on disk when a run was killed."""
 
     done: dict[str, dict[str, int]]
     stamped: frozenset[str]
@@ -92,14 +92,14 @@ class Standing:
     lines: int
 
     @classmethod
-    def of(cls, slide: Slide) -> Standing:
+    def of(cls, slide: Slide) -> DiskState:
         done = {stage: {name: len(files) for name, files in slide.passes(stage).items()} for stage in ALL_STAGES}
         stamped = frozenset(stage for stage in ALL_STAGES if slide.stamped(stage))
         return cls(done, stamped, slide.identities(), len(slide.history()))
 
 
-def assert_no_block_twice(before: Standing, slide: Slide, totals: dict[str, int]) -> None:
-    """Nothing that was done before the run was done again in it, by inode and by the run's own counts."""
+def assert_no_block_twice(before: DiskState, slide: Slide, totals: dict[str, int]) -> None:
+    """Assert that the run repeated no finished block, by inodes and by its own counts."""
     after = slide.identities()
     for path, identity in before.identities.items():
         assert after.get(path, identity) == identity, f"{path} was written again"
@@ -114,5 +114,5 @@ def assert_no_block_twice(before: Standing, slide: Slide, totals: dict[str, int]
 
 
 def unfinished(slide: Slide) -> str:
-    """The stage that was at work: the first that is begun or due, and not stamped."""
+    """Return the running stage: the first one without a stamp."""
     return next((stage for stage in ALL_STAGES if not slide.stamped(stage)), "manifest")
