@@ -1,7 +1,7 @@
-"""Speed and memory against their bars: a table, bench.json, and exit code 1 when a bar is missed.
+"""Compare speed and memory with their bars: prints a table, writes bench.json, exits with 1 if a bar is missed.
 
-The one decision made here: each benchmark is a script of its own that prints JSON, run in a fresh process, so that
-what one sets for its process (allocator, threads) touches no other. A benchmark that fails misses its bars.
+Each benchmark is a script that prints JSON. It runs in a fresh process, so that its settings (allocator, threads) do
+not affect others. A benchmark that fails misses its bars.
 
     python tests/benchmarks/bench.py [NAME...]
 """
@@ -37,14 +37,14 @@ BENCHMARKS: dict[str, dict[str, str]] = {
     "inspect": {},
     "view": {},
 }
-"""Each with the environment it needs: what works on blocks in its own process does so as a worker process would."""
+"""Environment of each: benchmarks that process blocks in their own process use that of a worker."""
 LONG: dict[str, dict[str, str]] = {"long": {}, "scale_long": {}}
-"""Those that are only run by name."""
+"""Benchmarks that are run by name only."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A promise in numbers: ``key`` of a benchmark's answer must be ``at least`` or ``at most`` the bound."""
+    """A promise in numbers: ``key`` of a benchmark's figures must be ``at least`` or ``at most`` the bound."""
 
     what: str
     benchmark: str
@@ -53,7 +53,7 @@ class Bar:
     bound: float
 
     def holds(self, figure: float | None) -> bool:
-        """Whether the figure keeps the promise; what was not measured does not."""
+        """Return whether the figure meets the bar; False if it was not measured."""
         if figure is None:
             return False
         return figure >= self.bound if self.kind == "at least" else figure <= self.bound
@@ -73,25 +73,25 @@ BARS = (
     Bar("auto over MONAI's sliding window as it is used", "monai", "ours_auto_over_monai_as_shipped", "at least", 5.0),
     Bar("seconds before the first tissue cell, t0", "linear", "t0_s", "at most", 12.0),
     Bar("a cell's seconds, largest difference between sizes", "linear", "c_spread", "at most", 0.05),
-    Bar("price in hours over what was taken, off by", "price", "off_in_hours", "at most", 0.30),
-    Bar("price in bytes over what was stored, off by", "price", "off_in_bytes", "at most", 0.15),
+    Bar("estimated hours over actual hours, relative error", "price", "off_in_hours", "at most", 0.30),
+    Bar("estimated bytes over stored bytes, relative error", "price", "off_in_bytes", "at most", 0.15),
     Bar("peak memory, 60,000 px over 4,096 px squared", "long", "long_over_small", "at most", 1.10),
     Bar("GiB of the largest worker at 60,000 px squared", "long", "worker_gib", "at most", 1.5),
     Bar("four workers busy with fifty small slides", "slides", "busy", "at least", 0.90),
     Bar("64 workers busy with blocks of one second", "scale", "efficiency", "at least", 0.95),
     Bar("overhead of a block on 64 workers, ms of wall", "scale", "overhead_ms", "at most", 3.0),
-    Bar("64 workers busy with 100,000 blocks behind them", "scale_long", "efficiency", "at least", 0.95),
+    Bar("64 workers busy within a run of 100,000 blocks", "scale_long", "efficiency", "at least", 0.95),
     Bar("overhead of one of 100,000 blocks, ms of wall", "scale_long", "overhead_ms", "at most", 3.0),
     Bar("MiB the scheduler grows, 2,400 to 100,000 blocks", "scale_long", "scheduler_growth_mib", "at most", 100.0),
     Bar("inspect, 100,000 px squared and a million objects, seconds", "inspect", "inspect_s", "at most", 1.0),
     Bar("view of 100,000 px squared: seconds from start to first view", "view", "first_view_s", "at most", 2.0),
-    Bar("the same: ms from a gesture to its last tile, p95", "view", "p95_ms", "at most", 400.0),
-    Bar("the same: requests of a gesture, the most", "view", "most_requests", "at most", 80),
-    Bar("the same: MiB of the server", "view", "server_mib", "at most", 600.0),
+    Bar("view, same slide: ms from a gesture to its last tile, p95", "view", "p95_ms", "at most", 400.0),
+    Bar("view, same slide: largest number of requests of a gesture", "view", "most_requests", "at most", 80),
+    Bar("view, same slide: MiB of the server", "view", "server_mib", "at most", 600.0),
     Bar("weight map of 1000 x 1000 px and 300 objects, seconds", "training", "weight_map_s", "at most", 1.0),
     Bar("training steps over a bare loop's, drawing included, wall", "training", "step_over_bare", "at least", 0.85),
 )
-BESIDE = (
+WITHOUT_BAR = (
     ("label + measure over scikit-image in memory", "labels", "ours_over_skimage"),
     ("label + measure over dask-image labels alone", "labels", "ours_over_dask_image"),
     ("drawing a batch over a bare training step, CPU seconds", "training", "drawing_over_bare_step_cpu"),
@@ -101,7 +101,7 @@ Results = dict[str, dict[str, Any]]
 
 
 def run(benchmark: str) -> dict[str, Any]:
-    """One benchmark's answer, with the seconds it took and how busy others kept the machine; or ``error``."""
+    """Run one benchmark; return its figures with its wall time and the load by other processes, or ``error``."""
     print(f"{benchmark} ...", flush=True)
     began = Clock.read()
     done = subprocess.run(
@@ -112,18 +112,18 @@ def run(benchmark: str) -> dict[str, Any]:
         check=False,
     )
     ended = Clock.read()
-    answer: dict[str, Any] = (
+    result: dict[str, Any] = (
         json.loads(done.stdout) if done.returncode == 0 else {"error": f"ended with {done.returncode}"}
     )
-    answer["wall_s"] = round(ended.wall_s - began.wall_s, 1)
-    answer["others_share_of_processors"] = round(ended.others_share(began), 3)
-    figures = {key: answer[key] for bar in BARS if (key := bar.key) in answer}
-    print(f"{benchmark}: {figures or answer} in {answer['wall_s']:.0f} s", flush=True)
-    return answer
+    result["wall_s"] = round(ended.wall_s - began.wall_s, 1)
+    result["others_share_of_processors"] = round(ended.others_share(began), 3)
+    figures = {key: result[key] for bar in BARS if (key := bar.key) in result}
+    print(f"{benchmark}: {figures or result} in {result['wall_s']:.0f} s", flush=True)
+    return result
 
 
 def judge(results: Results) -> list[dict[str, Any]]:
-    """Each bar of the benchmarks that were run, with its figure and verdict."""
+    """Return each bar of the benchmarks that were run with its figure and verdict."""
     figures = [(bar, results[bar.benchmark].get(bar.key)) for bar in BARS if bar.benchmark in results]
     return [
         {"what": bar.what, "figure": figure, "bar": f"{bar.kind} {bar.bound:g}", "holds": bar.holds(figure)}
@@ -132,14 +132,14 @@ def judge(results: Results) -> list[dict[str, Any]]:
 
 
 def table(verdicts: Iterable[dict[str, Any]], results: Results) -> str:
-    """The verdicts, then the figures that have no bar, then what disturbed the measurement."""
+    """Format the verdicts, the figures without a bar, and warnings about other load."""
     rows = [("", "figure", "bar", "verdict")]
     rows += [(one["what"], _text(one["figure"]), one["bar"], "holds" if one["holds"] else "MISSED") for one in verdicts]
-    rows += [(what, _text(results[name].get(key)), "-", "") for what, name, key in BESIDE if name in results]
+    rows += [(what, _text(results[name].get(key)), "-", "") for what, name, key in WITHOUT_BAR if name in results]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    for name, answer in results.items():
-        share = answer["others_share_of_processors"]
+    for name, result in results.items():
+        share = result["others_share_of_processors"]
         if share > QUIET:
             lines.append(f"not quiet: while {name} ran, others used {share:.0%} of the processors; measure again")
     return "\n".join(lines)
@@ -150,7 +150,7 @@ def _text(figure: float | None) -> str:
 
 
 def main(names: list[str]) -> int:
-    """Run the benchmarks named (all when none is); 0 when every bar holds, 1 otherwise."""
+    """Run the named benchmarks, or all; return 0 if every bar holds, else 1."""
     results = {name: run(name) for name in names or BENCHMARKS}
     verdicts = judge(results)
     content = {"machine": describe_machine(), "bars": verdicts, "results": results}

@@ -1,7 +1,7 @@
-"""How much of the pure decode rate is left when a JPEG pyramid is ingested.
+"""Rate of ingesting a JPEG pyramid relative to pure decoding.
 
-The one decision made here: the bare side decodes the same tiles with tifffile, their bytes in memory already, and keeps
-nothing. Ingest opens, reads, checks every stream for damage, decodes, copies, compresses and writes.
+The bare side decodes the same tiles with tifffile from memory and discards them. Ingest opens, reads, checks every
+stream for damage, decodes, copies, compresses and writes.
 
     python tests/benchmarks/bench_ingest.py
 """
@@ -28,19 +28,19 @@ SIDE_PX, BLOCK_PX, ROUNDS = 8192, 2048, 5
 
 
 def cpu_seconds(function: Callable[[], object]) -> float:
-    """CPU seconds of this process, all threads."""
+    """Return the CPU seconds of a call in this process, all threads."""
     start = time.process_time()
     function()
     return time.process_time() - start
 
 
 def bare_decode(slide: Path) -> Callable[[], None]:
-    """Decode all tiles of the first level."""
+    """Return a function that decodes all tiles of the first level."""
     with TiffFile(slide) as tiff:
         page = tiff.pages.first
         page.init_decode()
-        places = zip(page.dataoffsets, page.databytecounts, strict=True)
-        stored = [_bytes_at(tiff, offset, count) for offset, count in places]
+        spans = zip(page.dataoffsets, page.databytecounts, strict=True)
+        stored = [_bytes_at(tiff, offset, count) for offset, count in spans]
 
     def decode() -> None:
         for index, data in enumerate(stored):
@@ -56,7 +56,7 @@ def _bytes_at(tiff: TiffFile, offset: int, count: int) -> bytes:
 
 
 def measure_ingest(rounds: int = ROUNDS) -> dict[str, float]:
-    """Medians over interleaved rounds, in MPx per CPU second, and the median of the rounds' ratios."""
+    """Measure medians over interleaved rounds in MPx per CPU second, and the median of the rounds' ratios."""
     seconds: dict[str, list[float]] = {"ingest": [], "decode": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -65,7 +65,7 @@ def measure_ingest(rounds: int = ROUNDS) -> dict[str, float]:
         section = IngestSection(
             slide, resolution(reader, "native", 1.0), reader.channels, str(reader.dtype), None, InputSection()
         )
-        for number in range(rounds + 1):  # the first warms up
+        for number in range(rounds + 1):  # the first round warms up
             work = StageContext(folder / "out", (SIDE_PX, SIDE_PX), BLOCK_PX, f"{number:08d}")
             spent = {
                 "ingest": cpu_seconds(lambda work=work: ingest_slide(work, section, serial)),  # type: ignore[misc]

@@ -1,7 +1,7 @@
-"""What a look takes: ``overtile inspect`` on a slide of 100,000 px squared with a million objects.
+"""Wall time of ``overtile inspect`` on a slide of 100,000 x 100,000 px with a million objects.
 
-The one decision made here: a run is the installed command from start to end, as whoever types it waits for it, beside
-one that does nothing. The result is a virtual one (see virtual.py); the page cache is warm.
+A run is the installed command from start to end, compared with one that does nothing. The result is a virtual one (see
+virtual.py); the page cache is warm.
 
     python tests/benchmarks/bench_inspect.py
 """
@@ -23,7 +23,7 @@ OBJECTS = 1_000_000
 
 
 def seconds(command: list[str | Path]) -> float:
-    """What the command takes, wall."""
+    """Return the wall seconds of the command."""
     began = time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     taken = time.perf_counter() - began
@@ -33,7 +33,7 @@ def seconds(command: list[str | Path]) -> float:
 
 
 def main() -> None:
-    """Print the answer as JSON."""
+    """Print the figures as JSON."""
     overtile = Path(sys.executable).parent / "overtile"
     with TemporaryDirectory(prefix="overtile-bench-") as folder:
         store = virtual_result(Path(folder) / "slide", OBJECTS)
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def seconds_of_help(overtile: Path) -> float:
-    """What a command takes that does nothing."""
+    """Return the wall seconds of a command that does nothing."""
     began = time.perf_counter()
     subprocess.run([overtile, "inspect", "--help"], stdout=subprocess.DEVNULL, check=True)
     return time.perf_counter() - began

@@ -1,9 +1,9 @@
-"""How fast label and measure are, in megapixels per CPU second, beside scikit-image in memory and dask-image.
+"""Speed of label and measure in MPx per CPU second, compared with scikit-image in memory and dask-image.
 
-Ours reads and writes zarr, block by block; scikit-image has everything in memory and writes nothing. Rounds are
-interleaved and medians reported. Each side has a process of its own, and in a round ours runs three times in a row: a
-worker does not idle for the 20 s that scikit-image takes. dask-image needs over a minute and 3 GB for the whole slide,
-so it gets one round on a crop of 4096 x 4096 px, labels only.
+overtile reads and writes zarr block by block; scikit-image has everything in memory and writes nothing. Rounds are
+interleaved and medians reported. Each side has a process of its own, and overtile runs three times in a row per round,
+since a worker does not idle for the 20 s that scikit-image takes. dask-image needs over a minute and 3 GB for the whole
+slide, so it gets one round on a crop of 4096 x 4096 px, labels only.
 
     python tests/benchmarks/bench_labels.py
 """
@@ -54,7 +54,7 @@ Array = NDArray[Any]
 
 
 def make_slide() -> tuple[Array, Array]:
-    """90,000 soft-edged discs on a ground with noise in a fifth of its pixels: probability and image, uint8."""
+    """Return probability and image (uint8) of 90,000 soft-edged discs, with noise in a fifth of the other pixels."""
     rng = np.random.default_rng(7)
     probability = np.maximum(rng.integers(0, 10, (SIDE_PX, SIDE_PX), dtype=np.uint8), 7) - np.uint8(7)
     pitch = SIDE_PX / GRID
@@ -78,7 +78,7 @@ def put(work: StageContext, path: str, pixels: Array) -> None:
 
 
 def ours(root: Path, number: int) -> int:
-    """Both stages under a fresh plan; returns the number of objects."""
+    """Run both stages under a fresh plan; return the number of objects."""
     label_work, measure_work = (
         StageContext(root, (SIDE_PX, SIDE_PX), BLOCK_PX, f"{number:08d}{stage}") for stage in "lm"
     )
@@ -89,14 +89,14 @@ def ours(root: Path, number: int) -> int:
 
 
 def in_memory(probability: Array, image: Array) -> int:
-    """The same columns by scikit-image."""
+    """Compute the same columns with scikit-image; return the number of objects."""
     labels = label(probability[0] >= 128)
     grey = np.moveaxis(np.concatenate((probability, image)), 0, -1)
     return len(regionprops_table(labels, grey, properties=PROPERTIES)["label"])
 
 
 def by_dask_image(probability: Array) -> int:
-    """Labels of a crop by dask-image, one thread."""
+    """Label a crop with dask-image in one thread; return the number of objects."""
     mask = dask.array.from_array(probability[0, :CROP_PX, :CROP_PX] >= 128, chunks=BLOCK_PX)
     labels, count = dask_label(mask, structure=np.ones((3, 3)))
     with dask.config.set(scheduler="synchronous"):
@@ -104,38 +104,38 @@ def by_dask_image(probability: Array) -> int:
 
 
 def cpu_seconds(function: Callable[[], int]) -> tuple[float, int]:
-    """CPU seconds of this process, all threads, and the answer."""
+    """Return the CPU seconds of a call in this process, all threads, and its result."""
     start = time.process_time()
-    answer = function()
-    return time.process_time() - start, answer
+    result = function()
+    return time.process_time() - start, result
 
 
 _HELD: list[Array] = []
-"""Probability and image in the process beside."""
+"""Probability and image in the other process."""
 
 
 @contextmanager
-def beside(probability: Array, image: Array) -> Iterator[ProcessPoolExecutor]:
-    """A process that holds the same slide in memory, for the others' sides."""
+def other_process(probability: Array, image: Array) -> Iterator[ProcessPoolExecutor]:
+    """Run a process that holds the same slide in memory, for scikit-image and dask-image."""
     with ProcessPoolExecutor(1, get_context("fork"), _HELD.extend, ([probability, image],)) as pool:
         yield pool
 
 
 def timed_in_memory() -> tuple[float, int]:
-    """``in_memory`` in the process beside."""
+    """Time ``in_memory`` in the other process."""
     return cpu_seconds(lambda: in_memory(*_HELD))
 
 
 def timed_by_dask_image() -> tuple[float, int]:
-    """``by_dask_image`` in the process beside."""
+    """Time ``by_dask_image`` in the other process."""
     return cpu_seconds(lambda: by_dask_image(_HELD[0]))
 
 
 def measure_labels(rounds: int = ROUNDS) -> dict[str, float]:
-    """Medians over interleaved rounds, in MPx per CPU second, and ratios of ours to the others."""
+    """Measure medians over interleaved rounds in MPx per CPU second, and ratios of overtile to the others."""
     probability, image = make_slide()
     seconds: dict[str, list[float]] = {"ours": [], "skimage": []}
-    with tempfile.TemporaryDirectory() as folder, beside(probability, image) as others:
+    with tempfile.TemporaryDirectory() as folder, other_process(probability, image) as others:
         root = Path(folder)
         put(StageContext(root, (SIDE_PX, SIDE_PX), BLOCK_PX, "p"), "probability/0", probability)
         put(StageContext(root, (SIDE_PX, SIDE_PX), BLOCK_PX, "i"), "0", image)

@@ -1,8 +1,8 @@
-"""Time is t0 + c * tissue cells: what a run costs before the first cell, and whether a cell costs the same everywhere.
+"""Run time as t0 + c * tissue cells: start-up cost, and whether a cell costs the same at every size.
 
-The one decision made here: wall seconds of the real command, for that is what people wait for. t0 is the intercept of
-the straight line through all sizes, c the slope between neighbouring sizes. Each size is run as often as the others,
-in turn, and its fastest run counts: disturbance only ever adds.
+Measured are wall seconds of the real command, which is what users wait for. t0 is the intercept of the straight line
+through all sizes, c the slope between neighbouring sizes. Sizes are run in turn, equally often, and the fastest run of
+each counts, since disturbances only add time.
 
     python tests/benchmarks/bench_linear.py
 """
@@ -24,7 +24,11 @@ SIDES_PX, ROUNDS, CELL_PX, WORKERS = (4096, 8192, 12288), 3, 512, 2
 
 
 def seconds_of(slide: Path, out: Path) -> float:
-    """Wall seconds of one run. Raises when it fails."""
+    """Return the wall seconds of one run.
+
+    Raises:
+        RuntimeError: The run failed.
+    """
     arguments = [
         sys.executable,
         "-c",
@@ -44,14 +48,14 @@ def seconds_of(slide: Path, out: Path) -> float:
 
 
 def fit(cells: list[int], seconds: list[float]) -> dict[str, float]:
-    """t0, c, and how far the slopes between neighbouring sizes are apart, relative to c."""
+    """Return t0, c, and the range of slopes between neighbouring sizes relative to c."""
     slope, intercept = np.polyfit(cells, seconds, 1)
     slopes = np.diff(seconds) / np.diff(cells)
     return {"t0_s": float(intercept), "c_ms_per_cell": 1000 * float(slope), "c_spread": float(np.ptp(slopes) / slope)}
 
 
 def measure_linear() -> dict[str, Any]:
-    """The fit over slides that are all tissue."""
+    """Fit the times of slides that are all tissue."""
     seconds: dict[int, list[float]] = {side_px: [] for side_px in SIDES_PX}
     with tempfile.TemporaryDirectory() as name:
         slides = {side_px: write_slide(Path(name, f"{side_px}.tif"), side_px) for side_px in SIDES_PX}

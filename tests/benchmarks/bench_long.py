@@ -1,7 +1,7 @@
-"""A slide of 60,000 px squared in the memory of one of 4,096: minutes, so it is run on its own.
+"""Memory of a slide of 60,000 x 60,000 px relative to one of 4,096 x 4,096 px; takes minutes, run by name only.
 
-The one decision made here: both slides have the same tissue, 4,096 px squared, and the large one is glass beyond, so
-that it takes minutes and not hours. Everything but the network sees all of it. The network has width 16.
+Both slides have the same tissue of 4,096 x 4,096 px; the large one has glass around it, so that it takes minutes and
+not hours. All stages but the network process all of it. The network has width 16.
 
     python tests/benchmarks/bench_long.py
 """
@@ -22,7 +22,7 @@ TISSUE_PX, LARGE_PX = 4096, 60_000
 
 
 def measure_long() -> dict[str, Any]:
-    """Peaks of both slides in MiB, of the process tree and of the largest worker."""
+    """Measure the peaks of both slides in MiB, of the process tree and of the largest worker."""
     found: dict[str, Any] = {"unit": "MiB, PSS", "settings": SETTINGS}
     with tempfile.TemporaryDirectory() as name:
         for side_px, levels in ((TISSUE_PX, 4), (LARGE_PX, 7)):

@@ -1,9 +1,8 @@
-"""How much memory the command needs, all its processes together, for a slide sixteen times as large.
+"""Memory of the command, all processes together, for a slide sixteen times as large.
 
-The one decision made here: what is counted is the sum of PSS (proportional set size: a page that n processes share
-counts 1/n in each) over the whole tree of the real ``overtile segment``, the workers and the Prefect server it starts
-included, sampled from outside. The network is narrow, to keep the time short: memory per worker is smaller and what
-grows with the slide, if anything does, shows the more.
+The figure is the sum of PSS (proportional set size: a page shared by n processes counts 1/n in each) over the process
+tree of the real ``overtile segment``, its workers and Prefect server included, sampled from outside. The network is
+narrow to keep the run short: memory per worker is smaller, and any growth with the slide more visible.
 
     python tests/benchmarks/bench_memory.py
 """
@@ -33,13 +32,13 @@ SETTINGS = ("compute.precision=fp32", "tiles.tile=1024", "tiles.block=2048", f"c
 
 @dataclass(slots=True)
 class Peaks:
-    """The largest sums seen, in MiB: of the whole tree, and by stage of the run and role of the process."""
+    """Largest sums in MiB: of the whole tree, and by stage of the run and role of the process."""
 
     tree: float = 0
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def add(self, by_role: dict[str, float], stage: str) -> None:
-        """Take one sample into account."""
+        """Add one sample."""
         total = sum(by_role.values())
         self.tree = max(self.tree, total)
         peaks = self.stages.setdefault(stage, {})
@@ -47,12 +46,12 @@ class Peaks:
             peaks[name] = max(peaks.get(name, 0), round(mib))
 
     def of(self, role: str) -> float:
-        """The largest sum of one role's processes; of workers, each of which has a number, the largest alone."""
+        """Return the largest sum of one role's processes; workers are numbered, so theirs is the largest single one."""
         return max(mib for peaks in self.stages.values() for name, mib in peaks.items() if name.startswith(role))
 
 
 def sample(root: psutil.Process) -> dict[str, float]:
-    """PSS in MiB of a process and all below it, by role; a process that ends meanwhile counts nothing."""
+    """Return PSS in MiB of a process and its descendants by role; processes that end meanwhile count nothing."""
     by_role: dict[str, float] = defaultdict(float)
     workers = 0
     for process in (root, *root.children(recursive=True)):
@@ -69,20 +68,24 @@ def sample(root: psutil.Process) -> dict[str, float]:
 
 
 def role_of(command: str) -> str:
-    """What a child process is there for."""
+    """Return the role of a child process."""
     if "spawn_main" in command:
         return WORKER
     return "prefect server" if "flows.prefect_server" in command else "other"
 
 
 def last_stamp(folder: Path) -> str:
-    """The stage that was completed last, as ``after <stage>``; ``start`` before the first."""
+    """Return the last completed stage as ``after <stage>``; ``start`` before the first."""
     stamps = sorted(folder.glob("*/.work/*.stamp"), key=os.path.getmtime)
     return f"after {stamps[-1].stem}" if stamps else "start"
 
 
 def measure_command(slide: Path, out: Path, model: Path = MODEL) -> tuple[Peaks, float]:
-    """Run ``overtile segment`` on one slide to its end; its peaks and wall seconds. Raises when it fails."""
+    """Run ``overtile segment`` on one slide; return its peaks and wall seconds.
+
+    Raises:
+        RuntimeError: The run failed.
+    """
     arguments = [
         sys.executable,
         "-c",
@@ -109,7 +112,7 @@ def measure_command(slide: Path, out: Path, model: Path = MODEL) -> tuple[Peaks,
 
 
 def measure_memory() -> dict[str, Any]:
-    """Peaks of a small and a large slide of the same tissue, block, tile and workers, and their ratio."""
+    """Measure the peaks of a small and a large slide with the same tissue and settings, and their ratio."""
     found: dict[str, Any] = {"unit": "MiB, sum of PSS over the process tree", "settings": SETTINGS}
     peaks: dict[int, Peaks] = {}
     with tempfile.TemporaryDirectory() as folder:

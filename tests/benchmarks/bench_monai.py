@@ -1,9 +1,9 @@
-"""Ours beside MONAI's sliding window: the same tissue and weights, in megapixels per CPU second.
+"""Compare the predict stage with MONAI's sliding window on the same tissue and weights, in MPx per CPU second.
 
-The one decision made here: MONAI gets its best case. Pixels come from memory and go nowhere, while ours is the predict
-stage, zarr to zarr. MONAI needs answers as large as its windows, so there the same weights run with padded
-convolutions; windows of 512 overlap by a quarter and are averaged. Each side is a process of its own with one thread;
-rounds are interleaved. MONAI runs with our allocator's settings and, as its users run it, without.
+MONAI runs under its best conditions: pixels come from memory and results are discarded, while overtile runs the
+predict stage from zarr to zarr. MONAI needs outputs as large as its windows, so it uses the same weights with padded
+convolutions; windows of 512 overlap by a quarter and are averaged. Each side is a process with one thread; rounds are
+interleaved. MONAI runs both with overtile's allocator settings and, as its users run it, without.
 
     python tests/benchmarks/bench_monai.py
 """
@@ -39,25 +39,25 @@ from unet_core.networks.whole_pass import to_bytes, to_input
 
 ROUNDS, WINDOW_PX, OVERLAP, WINDOWS_A_CALL = 3, 512, 0.25, 4
 AREA = Box(BLOCK_PX, BLOCK_PX, 3 * BLOCK_PX, 3 * BLOCK_PX)
-"""What both sides answer for: the slide's four inner blocks."""
+"""Area processed by both sides: the slide's four inner blocks."""
 
 
 class Build(Protocol):
-    """Makes one side ready to run."""
+    """Prepares one side."""
 
     def __call__(self, work: StageContext, section: PredictSection) -> Callable[[], object]:
-        """A function that answers for ``AREA`` once."""
+        """Return a function that processes ``AREA`` once."""
         ...
 
 
 def ours(precision: str, work: StageContext, section: PredictSection) -> Callable[[], object]:
-    """The predict stage over its blocks."""
-    asked = replace(section, precision=resolve_precision(precision, "cpu"))
-    return lambda: [predict_block(work, asked, index) for index in INNER]
+    """Return a call of the predict stage over its blocks."""
+    at_precision = replace(section, precision=resolve_precision(precision, "cpu"))
+    return lambda: [predict_block(work, at_precision, index) for index in INNER]
 
 
 def monai(work: StageContext, section: PredictSection) -> Callable[[], object]:
-    """MONAI's sliding window over the image in memory, to bytes."""
+    """Return a call of MONAI's sliding window over the image in memory, to bytes."""
     from monai.inferers import sliding_window_inference
 
     torch.set_num_threads(1)
@@ -82,17 +82,17 @@ SIDES: dict[str, tuple[Build, bool]] = {
     "ours_auto": (partial(ours, "auto"), True),
     "monai_as_shipped": (monai, False),
 }
-"""How each side is built, and whether its process has our allocator's settings."""
+"""How each side is built, and whether its process has overtile's allocator settings."""
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A side in its process: asked by a line, answers with its CPU seconds."""
+    """The process of one side, which runs once per input line and prints its CPU seconds."""
 
     process: subprocess.Popen[str]
 
     def seconds(self) -> float:
-        """CPU seconds of one run."""
+        """Return the CPU seconds of one run."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write("\n")
@@ -102,7 +102,7 @@ class Side:
 
 @contextmanager
 def started(name: str, folder: Path) -> Iterator[Side]:
-    """A side's process, ended with the block."""
+    """Start a side's process; kill it at the end of the context."""
     tuned = SIDES[name][1]
     plain = {key: value for key, value in os.environ.items() if key not in ENVIRONMENT}
     environment = {**plain, **ENVIRONMENT} if tuned else plain
@@ -117,7 +117,7 @@ def started(name: str, folder: Path) -> Iterator[Side]:
 
 
 def serve(name: str, folder: Path) -> None:
-    """Run a side each time a line arrives."""
+    """Run a side once per input line."""
     folder.mkdir()
     work, section = make_slide(folder)
     run = SIDES[name][0](work, section)
@@ -128,11 +128,11 @@ def serve(name: str, folder: Path) -> None:
 
 
 def measure_monai(rounds: int = ROUNDS) -> dict[str, Any]:
-    """Medians in MPx per CPU second and medians of the rounds' ratios."""
+    """Measure medians in MPx per CPU second and medians of the rounds' ratios."""
     seconds: dict[str, list[float]] = {name: [] for name in SIDES}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         sides = {name: stack.enter_context(started(name, Path(folder, name))) for name in SIDES}
-        for number in range(rounds + 1):  # the first warms up
+        for number in range(rounds + 1):  # the first round warms up
             for name, side in sides.items():
                 spent = side.seconds()
                 seconds[name].extend([spent] if number else [])

@@ -1,8 +1,8 @@
-"""How much of the bare network's speed is left when it works as the command uses it, and what a second worker brings.
+"""Throughput of the predict stage relative to the bare network, and of two workers relative to one.
 
-The one decision made here: both sides run the same network object in the same process, block by block in turn, and are
-compared in CPU seconds. The command's side opens, reads, mirrors, normalises, quantises, compresses and writes; the
-bare side finds its inputs normalised in memory and keeps nothing.
+Both sides run the same network object in the same process, block by block in turn, and are compared in CPU seconds.
+The stage opens, reads, mirrors, normalises, quantises, compresses and writes; the bare side has normalised inputs in
+memory and discards its outputs.
 
     python tests/benchmarks/bench_predict.py
 """
@@ -40,16 +40,16 @@ from unet_core.spec import preset
 
 ROUNDS = 5
 BLOCK_PX, TILE_PX, BLOCKS = 2048, 1024, 4
-"""A slide of 4 x 4 blocks."""
+"""Blocks per side of the slide: 4 x 4 blocks in total."""
 INNER: tuple[Index, ...] = ((1, 1), (1, 2), (2, 1), (2, 2))
-"""Blocks with neighbours on all sides, as most have: they read the most."""
+"""Blocks with neighbours on all sides, as most blocks have; these read the most pixels."""
 MAPPED = 8
-"""Blocks that workers are timed with."""
+"""Number of blocks that workers are timed with."""
 TISSUE_FACTOR = 32
 
 
 def make_slide(folder: Path) -> tuple[StageContext, PredictSection]:
-    """A slide as ingest and tissue leave it, tissue everywhere, and a width-16 network with random (He) weights."""
+    """Make a slide as ingest and tissue leave it, all tissue, and a width-16 network with random (He) weights."""
     torch.manual_seed(0)
     weights = folder / "tiny.safetensors"
     save(weights, UNet(preset("tiny", mpp=MPP)), {"weights": "random"})
@@ -78,7 +78,7 @@ def make_slide(folder: Path) -> tuple[StageContext, PredictSection]:
 
 
 def inputs_of(work: StageContext, section: PredictSection, index: Index) -> list[Tensor]:
-    """What the network is called with for one block: x_NCHW in fp32, channels last."""
+    """Return the network's inputs for one block: x_NCHW in fp32, channels last."""
     network = load_network(section)
     grid = network.grid(work.core(index), section.tile_px)
     region = MirroredRegion.read_around(work.store.read("0"), grid)
@@ -87,25 +87,25 @@ def inputs_of(work: StageContext, section: PredictSection, index: Index) -> list
 
 
 def bare(forward: Callable[[Tensor], Tensor], inputs: list[Tensor]) -> None:
-    """The network over the tiles, nothing else."""
+    """Run the network over the tiles and discard its outputs."""
     with torch.inference_mode():
         for x_NCHW in inputs:
             forward(x_NCHW)
 
 
 def cpu_seconds(function: Callable[[], object]) -> float:
-    """CPU seconds of this process, all threads."""
+    """Return the CPU seconds of a call in this process, all threads."""
     start = time.process_time()
     function()
     return time.process_time() - start
 
 
 def measure_plumbing(work: StageContext, section: PredictSection, rounds: int) -> dict[str, float]:
-    """Throughput of the stage and of the bare network in MPx per CPU second, and the median of the rounds' ratios."""
+    """Measure throughput of the stage and the bare network in MPx per CPU second, and the median ratio."""
     forward = load_network(section).members[0].forward
     inputs = {index: inputs_of(work, section, index) for index in INNER}
     seconds: dict[str, list[float]] = {"stage": [], "bare": []}
-    for number in range(rounds + 1):  # the first warms up
+    for number in range(rounds + 1):  # the first round warms up
         spent = dict.fromkeys(seconds, 0.0)
         for turn, index in enumerate(INNER):
             sides: dict[str, Callable[[], object]] = {
@@ -128,7 +128,7 @@ def measure_plumbing(work: StageContext, section: PredictSection, rounds: int) -
 
 
 def wall_seconds(work: StageContext, section: PredictSection, map_blocks: MapBlocks, blocks: int) -> float:
-    """Wall seconds for the first blocks of the slide."""
+    """Return the wall seconds for the first blocks of the slide."""
     start = time.monotonic()
     indices: Iterator[Index] = (tile.index for tile in islice(work.grid, blocks))
     done = list(map_blocks(partial(predict_block, work, section), indices))
@@ -137,7 +137,7 @@ def wall_seconds(work: StageContext, section: PredictSection, map_blocks: MapBlo
 
 
 def measure_workers(work: StageContext, section: PredictSection, rounds: int) -> dict[str, float]:
-    """Wall seconds with one and with two workers, both warm, and the median of the rounds' ratios."""
+    """Measure wall seconds with one and with two warm workers, and the median of the rounds' ratios."""
     one_s, two_s = [], []
     with local_cluster(1) as one, local_cluster(2) as two:
         for cluster in (one, two):
@@ -159,7 +159,7 @@ def measure_workers(work: StageContext, section: PredictSection, rounds: int) ->
 
 
 def measure_predict(rounds: int = ROUNDS) -> dict[str, Any]:
-    """Both measurements on one slide."""
+    """Run both measurements on one slide."""
     with tempfile.TemporaryDirectory() as folder:
         work, section = make_slide(Path(folder))
         plumbing = measure_plumbing(work, section, rounds)

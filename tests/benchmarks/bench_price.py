@@ -1,8 +1,7 @@
-"""The price that --dry-run names, beside what the batch then takes: wall seconds and bytes.
+"""Compare the estimate of ``--dry-run`` with the batch itself: wall seconds and bytes.
 
-The one decision made here: the batch is run by the installed command, whole, with its servers and workers, because that
-is what a person waits for and pays; and half of its slides are mostly glass, because a price that does not see glass is
-right for none of them.
+The batch is run by the installed command with its servers and workers, since this is the time users wait for. Half of
+its slides are mostly glass, because an estimate that ignores glass is right for none of them.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ SLIDES = {
     "glass_1": (7168, 0.4),
     "glass_2": (6144, 0.3),
 }
-"""Side in pixels, and the part of each side that tissue covers."""
+"""Side in pixels, and the fraction of each side that tissue covers."""
 WORKERS = 2
 SETTINGS = (f"cluster.workers={WORKERS}",)
 
 
 def run(folder: Path, out: Path) -> float:
-    """Wall seconds of the command."""
+    """Return the wall seconds of the command."""
     options = [word for setting in SETTINGS for word in ("--set", setting)]
     command = [
         sys.executable,
@@ -54,14 +53,14 @@ def run(folder: Path, out: Path) -> float:
 
 
 def stored_bytes(out: Path) -> int:
-    """Bytes of every file below a folder."""
+    """Return the bytes of every file below a folder."""
     return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
 
 
 def main() -> dict[str, Any]:
-    """The price, what the batch took, and by how much they differ."""
-    with TemporaryDirectory(prefix="overtile-bench-") as place:
-        folder, out = Path(place) / "slides", Path(place) / "out"
+    """Return the estimate, the actual figures, and their relative errors."""
+    with TemporaryDirectory(prefix="overtile-bench-") as temporary:
+        folder, out = Path(temporary) / "slides", Path(temporary) / "out"
         folder.mkdir()
         for name, (side_px, part) in SLIDES.items():
             write_slide(folder / f"{name}.tif", side_px, covered=part)
@@ -69,7 +68,7 @@ def main() -> dict[str, Any]:
         began = time.monotonic()
         quote = quote_batch(plan_batch(BatchRequest(inputs=(folder,), out=out, config=config), writing=False))
         quoted_s = time.monotonic() - began
-        assert not out.exists(), "a price leaves nothing behind"
+        assert not out.exists(), "an estimate writes no file"
         priced = quote.total
         took_s = run(folder, out)
         took_bytes = stored_bytes(out)

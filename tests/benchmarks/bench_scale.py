@@ -1,9 +1,8 @@
-"""What the plumbing costs when there are many workers and blocks: overhead, efficiency, the scheduler's memory.
+"""Overhead with many workers and blocks: cost of a block, efficiency, memory of the scheduler.
 
-The one decision made here: a block's work is a wait, and everything else is real: a scheduler in a process of its own,
-workers at the other end of sockets, the flight that bounds what is under way, one task a block. 2,400 blocks are a
-slide of 100,000 pixels squared. Simulated workers share one process, so their own plumbing has one core, not one each:
-what is found here is worse than what many machines see.
+A block's work is a wait. Everything else is real: a scheduler in a process of its own, workers connected by sockets,
+the bounded queue of blocks, one task a block. 2,400 blocks are a slide of 100,000 x 100,000 px. All simulated workers
+share one process, and so one core instead of one each: the figures are worse than those of many machines.
 
     python tests/benchmarks/bench_scale.py [BLOCKS [SECONDS [WORKERS...]]]
 """
@@ -37,7 +36,7 @@ MIB = 2**20
 
 @contextmanager
 def scheduler(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
-    """A dask scheduler on this machine: its address and its process."""
+    """Run a dask scheduler on this machine; yield its address and its process."""
     log = folder / "log"
     line = [sys.executable, "-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", "0"]
     with log.open("wb") as file:
@@ -56,8 +55,8 @@ def scheduler(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
 
 
 @contextmanager
-def team(address: str, workers: int) -> Iterator[WorkerPool]:
-    """So many workers that nap, as a run sees them."""
+def waiting_workers(address: str, workers: int) -> Iterator[WorkerPool]:
+    """Run this many waiting workers; yield them as a worker pool."""
     line = [sys.executable, str(HERE / "napping.py"), address, str(workers)]
     naps = subprocess.Popen(line, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     try:
@@ -72,39 +71,39 @@ def team(address: str, workers: int) -> Iterator[WorkerPool]:
 
 
 def wall_s(found: WorkerPool, blocks: int, seconds: float) -> float:
-    """How long so many blocks take that each wait so long."""
+    """Return the wall seconds of ``blocks`` blocks that each wait ``seconds``."""
     began = time.monotonic()
-    done = sum(answer["blocks"] for answer in found.map_for(0, "predict")(partial(nap, seconds), grid(blocks)))
+    done = sum(figures["blocks"] for figures in found.map_for(0, "predict")(partial(nap, seconds), grid(blocks)))
     assert done == blocks
     return time.monotonic() - began
 
 
 def grid(blocks: int) -> Iterator[tuple[int, int]]:
-    """Indices, drawn as they are needed."""
+    """Yield indices as they are needed."""
     return ((0, number) for number in range(blocks))
 
 
 def measure(blocks: int, seconds: float, workers: int) -> dict[str, Any]:
-    """A block's overhead, the share of the workers' time in which they work, the scheduler's memory and processor."""
+    """Measure overhead and scheduler CPU time per block, memory of the scheduler, and the workers' efficiency."""
     with tempfile.TemporaryDirectory() as name, scheduler(Path(name)) as (address, process):
-        with team(address, workers) as found:
-            wall_s(found, 4 * workers, 0)  # everything imported
+        with waiting_workers(address, workers) as found:
+            wall_s(found, 4 * workers, 0)  # imports everything on the workers
             before = process.cpu_times()
             empty_s = wall_s(found, blocks, 0)
             after = process.cpu_times()
-            answer = {
+            figures = {
                 "overhead_ms": 1e3 * empty_s / blocks,
                 "scheduler_cpu_ms": 1e3 * (after.user + after.system - before.user - before.system) / blocks,
                 "scheduler_mib": process.memory_info().rss / MIB,
             }
             if seconds:
-                working = min(blocks, 40 * workers)  # forty rounds tell as much as more
-                answer["efficiency"] = working * seconds / workers / wall_s(found, working, seconds)
-        return answer
+                working = min(blocks, 40 * workers)  # more rounds than forty give the same figure
+                figures["efficiency"] = working * seconds / workers / wall_s(found, working, seconds)
+        return figures
 
 
 def measure_all(blocks: int = SLIDE, seconds: float = SECONDS, *workers: int) -> dict[str, Any]:
-    """For each number of workers; what the bars are about is said of the largest."""
+    """Measure each number of workers; the top-level figures are those of the largest."""
     found = {number: measure(blocks, seconds, number) for number in workers or WORKERS}
     return {"blocks": blocks, "seconds": seconds, **found[max(found)], "by_workers": found}
 

@@ -1,4 +1,4 @@
-"""A hundred thousand blocks on 64 workers: a block costs no more than in one slide, the scheduler holds no more.
+"""A hundred thousand blocks on 64 workers: cost per block and scheduler memory must not grow with their number.
 
 python tests/benchmarks/bench_scale_long.py
 """

@@ -1,8 +1,8 @@
-"""How busy four workers are with fifty small slides.
+"""Utilisation of four workers with fifty small slides.
 
-The one decision made here: a worker's network is a timed wait, so that four workers fit on two cores, and all else is
-real: the command, Prefect, reading, labelling, files. Busy is the share of the workers' time in which they run a block,
-by dask's own account of when tasks start and stop, from the first block of the network to the last.
+A worker's network is a timed wait, so that four workers fit on two cores. Everything else is real: the command,
+Prefect, reading, labelling, files. Utilisation is the share of the workers' time spent in blocks, by dask's start and
+stop times of tasks, from the first block of the network to the last.
 
     python tests/benchmarks/bench_slides.py [SLIDES]
 """
@@ -29,22 +29,22 @@ HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
-    """A task that ran in a worker, by the wall clock."""
+class TaskTime:
+    """A task that ran in a worker, in wall-clock time."""
 
     function: str
     start_s: float
     stop_s: float
 
 
-def read_times(folder: Path) -> list[Ran]:
-    """All tasks of all workers."""
+def read_times(folder: Path) -> list[TaskTime]:
+    """Read the tasks of all workers."""
     lines = [line for path in folder.glob("*.jsonl") for line in path.read_text("utf-8").splitlines()]
-    return [Ran(*json.loads(line)) for line in lines]
+    return [TaskTime(*json.loads(line)) for line in lines]
 
 
-def busy(tasks: list[Ran]) -> dict[str, Any]:
-    """The share of the workers' time with a block in it while the network has blocks, and what the blocks were."""
+def busy(tasks: list[TaskTime]) -> dict[str, Any]:
+    """Return the share of worker time spent in blocks while the network has blocks, and the seconds by function."""
     network = [task for task in tasks if task.function == NETWORK]
     first, last = min(task.start_s for task in network), max(task.stop_s for task in network)
     spent: Counter[str] = Counter()
@@ -56,7 +56,11 @@ def busy(tasks: list[Ran]) -> dict[str, Any]:
 
 
 def segment(folder: Path, slides: Path) -> float:
-    """The real command over a folder; wall seconds. Raises when it fails."""
+    """Run the real command over a folder; return its wall seconds.
+
+    Raises:
+        RuntimeError: The run failed.
+    """
     times = folder / "times"
     times.mkdir()
     environment = {
@@ -76,13 +80,13 @@ def segment(folder: Path, slides: Path) -> float:
 
 
 def measure_slides(number: int = SLIDES) -> dict[str, Any]:
-    """Many links to one slide, in one batch."""
+    """Measure one batch of many links to one slide."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "slides").mkdir()
         slide = write_slide(folder / "slide.tif", SIDE_PX, levels=2)
-        for place in range(number):
-            os.link(slide, folder / "slides" / f"{place:02d}.tif")
+        for position in range(number):
+            os.link(slide, folder / "slides" / f"{position:02d}.tif")
         seconds = segment(folder, folder / "slides")
         found = busy(read_times(folder / "times"))
     return {"slides": number, "side_px": SIDE_PX, "workers": WORKERS, "command_s": seconds, **found}

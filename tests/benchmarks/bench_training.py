@@ -1,8 +1,8 @@
-"""What training costs beside the network: the weight map, and steps as a run takes them over a bare loop's.
+"""Overhead of training: the weight map, and the rate of training steps relative to a bare loop.
 
-The one decision made here: both sides take the same steps with the same network, settings and tiles, in turns, in wall
-seconds. The bare side finds its tiles drawn; the run's draws them as a training does, weight maps and augmentation
-included, and begins every turn with none.
+Both sides take the same steps with the same network, settings and tiles, in turns, in wall seconds. The bare side uses
+tiles drawn beforehand; the other draws them as a training run does, weight maps and augmentation included, and starts
+every turn with an empty queue.
 
     python tests/benchmarks/bench_training.py [STEPS [ROUNDS]]
 """
@@ -32,11 +32,11 @@ from unet_core.training.loss import LossSettings, loss_for
 
 MAP_PX, MAP_OBJECTS = 1000, 300
 IMAGES, IMAGE_PX, OBJECTS = 16, (256, 320), 42
-"""Like the annotated images of nuclei that the built-in model was trained on."""
+"""Similar to the annotated images of nuclei that the built-in model was trained on."""
 
 
 def discs(size: tuple[int, int], count: int, seed: int) -> NDArray[np.int32]:
-    """So many discs of 4 to 14 px, none of them hidden wholly."""
+    """Return labels of ``count`` discs of 4 to 14 px radius, each at least partly visible."""
     generator = np.random.default_rng(seed)
     labels = np.zeros(size, np.int32)
     y, x = np.ogrid[: size[0], : size[1]]
@@ -52,7 +52,7 @@ def discs(size: tuple[int, int], count: int, seed: int) -> NDArray[np.int32]:
 
 
 def picture(labels_YX: NDArray[np.int32], seed: int) -> NDArray[np.uint8]:
-    """The discs as stained nuclei."""
+    """Return a picture of the discs as stained nuclei."""
     generator = np.random.default_rng(seed)
     nucleus, tissue = (np.reshape(rgb, (3, 1, 1)) for rgb in ((90, 60, 140), (230, 170, 200)))
     colours = np.where(labels_YX[None] > 0, nucleus, tissue)
@@ -60,7 +60,7 @@ def picture(labels_YX: NDArray[np.int32], seed: int) -> NDArray[np.uint8]:
 
 
 def measure_map(rounds: int = 5) -> dict[str, float]:
-    """Seconds for the weight map of one image, computed from nothing."""
+    """Measure the seconds of computing the weight map of one image."""
     labels = discs((MAP_PX, MAP_PX), MAP_OBJECTS, 0)
     seconds = []
     for _ in range(rounds):
@@ -71,7 +71,7 @@ def measure_map(rounds: int = 5) -> dict[str, float]:
 
 
 class BareLoop:
-    """Forward, backward, step: the preset `tiny` with AdamW, in half precision where the processor has it."""
+    """Forward, backward, step: the preset `tiny` with AdamW, in half precision if the processor supports it."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -81,7 +81,7 @@ class BareLoop:
         self.loss = loss_for(LossSettings(), self.model.spec)
 
     def steps(self, batches: Iterable[SampleBatch]) -> float:
-        """Wall seconds."""
+        """Return the wall seconds of one step per batch."""
         began = time.monotonic()
         for batch in batches:
             x_NCHW = ((batch.image_NCHW - 0.5) / 0.25).contiguous(memory_format=torch.channels_last)
@@ -97,7 +97,7 @@ class BareLoop:
 
 
 def cpu_seconds(function: Callable[[], object], times: int = 5) -> float:
-    """CPU seconds of this process for one call, all threads."""
+    """Return the CPU seconds of this process for one call, all threads."""
     began = time.process_time()
     for _ in range(times):
         function()
@@ -105,7 +105,7 @@ def cpu_seconds(function: Callable[[], object], times: int = 5) -> float:
 
 
 def measure_steps(steps: int, rounds: int) -> dict[str, float]:
-    """Steps a second of both sides, and the median of the rounds' ratios."""
+    """Measure seconds per step of the bare loop, and the median ratio of its time to that of a run."""
     labels = [discs(IMAGE_PX, OBJECTS, seed) for seed in range(IMAGES)]
     cases = [AnnotatedImage(str(seed), picture(one, seed), one) for seed, one in enumerate(labels)]
     loop, sampling = BareLoop(), Sampling()
@@ -135,7 +135,7 @@ def measure_steps(steps: int, rounds: int) -> dict[str, float]:
 
 
 def main(steps: int = 20, rounds: int = 5) -> dict[str, Any]:
-    """Both measurements."""
+    """Run both measurements."""
     return {"steps": steps, "rounds": rounds, **measure_map(), **measure_steps(steps, rounds)}
 
 

@@ -1,8 +1,8 @@
-"""How fast ``overtile view`` is on a slide of 100,000 x 100,000 px with a million objects, and in how much memory.
+"""Speed and memory of ``overtile view`` on a slide of 100,000 x 100,000 px with a million objects.
 
-The one decision made here: a real Chromium is driven by real events of a mouse, and its clock is what counts: from the
-last event of a gesture to the frame after the one with the last tile. The slide is a virtual one (see virtual.py), of
-which every chunk can be read and every level shows tissue.
+A real Chromium is driven by mouse events. Times are measured by its clock, from the last event of a gesture to the
+frame after the one with the last tile. The slide is a virtual one (see virtual.py): every chunk can be read and every
+level shows tissue.
 
     python tests/benchmarks/bench_view.py
 """
@@ -35,20 +35,20 @@ PAINTED = (
     ".every((item) => item.getFullyLoaded()) && !overtile.viewer.isAnimating()"
 )
 WATCH = """(() => {
-    const said = window.gesture = { last: 0, drawn: 0 };
-    const note = (event) => { said.last = event.timeStamp; };
+    const times = window.gesture = { last: 0, drawn: 0 };
+    const note = (event) => { times.last = event.timeStamp; };
     for (const kind of ["pointermove", "wheel"]) addEventListener(kind, note, true);
-    overtile.viewer.addHandler("update-viewport", () => requestAnimationFrame((now) => { said.drawn = now; }));
+    overtile.viewer.addHandler("update-viewport", () => requestAnimationFrame((now) => { times.drawn = now; }));
 })()"""
-"""Notes when the last event of the mouse was, as the browser had it, and the frame after the last one drawn."""
+"""Records the time of the last mouse event, and of the frame after the last one drawn, by the browser's clock."""
 FRAME = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))"
 
 
-# ---- looking at it ---------------------------------------------------------------------------------------------------
+# ---- measuring ---------------------------------------------------------------------------------------------------
 
 
 def measure(viewed: Viewed, page: Page, name: str) -> dict[str, Any]:
-    """Seconds until the slide stands there, of each gesture, and what they asked for."""
+    """Measure seconds until the slide is shown, seconds of each gesture, and the requests of gestures."""
     began = time.perf_counter()
     page.go(f"{viewed.address}slide/{name}/")
     page.until("window.overtile && overtile.viewer.world.getItemCount() === 2")
@@ -59,13 +59,13 @@ def measure(viewed: Viewed, page: Page, name: str) -> dict[str, Any]:
     rng = np.random.default_rng(SEED)
     page.value(WATCH)
     zoom_to(page, 1.0)
-    seconds, jumps, asked = [], [], []
+    seconds, jumps, requests = [], [], []
     for number in range(GESTURES):
         if number % 5 == 0:
             jumps.append(jump(page, rng))
         before = len(page.requests)
         seconds.append(gesture(page, rng))
-        asked.append(len(page.requests) - before)
+        requests.append(len(page.requests) - before)
     return {
         "opened_s": round(opened_s, 3),
         "first_table_s": round(table_s, 3),
@@ -73,7 +73,7 @@ def measure(viewed: Viewed, page: Page, name: str) -> dict[str, Any]:
         "p95_ms": round(1000 * float(np.percentile(seconds, 95)), 1),
         "slowest_ms": round(1000 * max(seconds), 1),
         "jump_p50_ms": round(1000 * statistics.median(jumps), 1),
-        "most_requests": max(asked),
+        "most_requests": max(requests),
     }
 
 
@@ -83,14 +83,14 @@ def painted(page: Page) -> None:
 
 
 def zoom_to(page: Page, pixels: float) -> None:
-    """To so many pixels of the screen for one of the image."""
-    said = f"viewer.viewport.zoomTo({pixels} * about.width / viewer.viewport.getContainerSize().x, null, true)"
-    page.value(f"(() => {{ const {{ viewer, about }} = overtile; {said}; }})()")
+    """Zoom so that one image pixel takes this many screen pixels."""
+    zoom = f"viewer.viewport.zoomTo({pixels} * about.width / viewer.viewport.getContainerSize().x, null, true)"
+    page.value(f"(() => {{ const {{ viewer, about }} = overtile; {zoom}; }})()")
     painted(page)
 
 
 def gesture(page: Page, rng: np.random.Generator) -> float:
-    """Drag by up to half of the window, or turn the wheel by two to six notches; seconds until all of it is there."""
+    """Drag by up to half of the window, or turn the wheel by two to six notches; return seconds until all is drawn."""
     x, y = 300 + rng.random() * 400, 200 + rng.random() * 300
     if rng.random() < 0.5:
         across, down = (int(one) for one in rng.integers(100, (560, 350)) * rng.choice((-1, 1), 2))
@@ -105,22 +105,22 @@ def gesture(page: Page, rng: np.random.Generator) -> float:
 
 
 def taken(page: Page) -> float:
-    """Seconds from the last event to the frame after the last that was drawn."""
+    """Return the seconds from the last event to the frame after the last that was drawn."""
     painted(page)
     return float(page.value("gesture.drawn - gesture.last")) / 1000
 
 
 def jump(page: Page, rng: np.random.Generator) -> float:
-    """Go somewhere else at once, at another zoom, where nothing has been seen: as a click in the table does."""
+    """Move to a random new position and zoom, as a click in the table does; return the seconds until drawn."""
     zoom_to(page, float(2.0 ** rng.integers(-5, 1)))
-    place = rng.random(2) * 0.8 + 0.1
-    said = f"overtile.viewer.viewport.panTo(new OpenSeadragon.Point({place[0]}, {place[1]}), true)"
-    page.value(f"(() => {{ gesture.last = performance.now(); {said}; }})()")
+    x, y = rng.random(2) * 0.8 + 0.1
+    pan = f"overtile.viewer.viewport.panTo(new OpenSeadragon.Point({x}, {y}), true)"
+    page.value(f"(() => {{ gesture.last = performance.now(); {pan}; }})()")
     return taken(page)
 
 
 def peak_mib(pid: int) -> float:
-    """The most memory that the process and its children have held, in MiB."""
+    """Return the peak memory of the process and its children in MiB."""
     total = 0
     for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
         lines = Path(f"/proc/{process.pid}/status").read_text("ascii").splitlines()
@@ -129,9 +129,9 @@ def peak_mib(pid: int) -> float:
 
 
 def main() -> None:
-    """Print figures as JSON. Exit 1 where there is no browser."""
+    """Print figures as JSON; exit with 1 if there is no browser."""
     if browser() is None:
-        sys.exit("no chromium here: make browser")
+        sys.exit("no chromium found: run make browser")
     with tempfile.TemporaryDirectory() as folder:
         slide = virtual_result(Path(folder) / "slide", OBJECTS).root
         command = Command.under(Path(folder), None)

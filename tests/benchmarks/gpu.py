@@ -1,7 +1,6 @@
-"""The CUDA path against the CPU, on a machine that has a device: writes gpu.json.
+"""Compare the CUDA path with the CPU on a machine with a GPU; write gpu.json.
 
-The one decision made here: nothing is called verified that did not run. Without a device this says so and ends with 3;
-1 means that a check failed, 0 that every one passed.
+Exit code 3 means that there is no device and nothing was verified, 1 that a check failed, 0 that all passed.
 
     python tests/benchmarks/gpu.py
 """
@@ -40,23 +39,23 @@ THREADS, ROUNDS = 2, 5
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A network file and the tissue it is asked about, image (c, y, x)."""
+    """A network file and the tissue that it is applied to, image (c, y, x)."""
 
     weights: Path
     image: NDArray[np.uint8]
 
     def network(self, device: str, precision: str) -> Predictor:
-        """The network on a device, as the predict stage loads it."""
+        """Load the network on a device as the predict stage does."""
         return load_networks((Weights(self.weights, sha256(self.weights)),), device, precision, "none")
 
-    def answer(self, network: Predictor, side_px: int) -> NDArray[np.uint8]:
-        """Probability bytes (k, y, x) of the core in tiles of this side."""
+    def predict(self, network: Predictor, side_px: int) -> NDArray[np.uint8]:
+        """Return probability bytes (k, y, x) of the core in tiles of this side."""
         region = MirroredRegion.read_around(self.image, network.grid(CORE, side_px))
         return network.probability(region, CORE, side_px)
 
 
-def apart(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> dict[str, Any]:
-    """How far two answers are apart: the most grey levels, pixels ``off`` by more than one, and that differ at all."""
+def differences(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> dict[str, Any]:
+    """Compare two outputs: largest difference in grey levels, pixels ``off`` by more than one, pixels that differ."""
     levels = np.abs(found.astype(np.int16) - expected)
     return {
         "grey_levels": int(levels.max()),
@@ -67,77 +66,76 @@ def apart(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> dict[str, An
 
 
 def agreement(subject: Subject, device: str) -> dict[str, Any]:
-    """The device at fp32 against the CPU at fp32: at most one grey level. fp16 is reported beside it."""
-    expected = subject.answer(subject.network("cpu", "fp32"), 1024)
-    found = apart(subject.answer(subject.network(device, "fp32"), 1024), expected)
-    half = apart(subject.answer(subject.network(device, "fp16"), 1024), expected)
+    """Compare fp32 on the device with fp32 on the CPU: at most one grey level. fp16 is reported only."""
+    expected = subject.predict(subject.network("cpu", "fp32"), 1024)
+    found = differences(subject.predict(subject.network(device, "fp32"), 1024), expected)
+    half = differences(subject.predict(subject.network(device, "fp16"), 1024), expected)
     return {"passed": found["off"] == 0, "fp32": found, "fp16": half}
 
 
 def seams(subject: Subject, device: str) -> dict[str, Any]:
-    """Every tile side against the largest, at both precisions: no pixel is off by more than rounding.
+    """Compare every tile side with the largest at both precisions: differences must not exceed rounding.
 
-    A seam shows as tens of grey levels. Another input size may sum in another order, which can tip a byte by one; how
-    many did is reported.
+    A seam would show as tens of grey levels. Another input size may sum in another order, which can change a byte by
+    one; the number of such bytes is reported.
     """
     found: dict[str, Any] = {}
     for precision in ("fp32", "fp16"):
         network = subject.network(device, precision)
-        whole = subject.answer(network, SIDES_PX[-1])
-        found[precision] = {str(side): apart(subject.answer(network, side), whole) for side in SIDES_PX[:-1]}
+        whole = subject.predict(network, SIDES_PX[-1])
+        found[precision] = {str(side): differences(subject.predict(network, side), whole) for side in SIDES_PX[:-1]}
     return {"passed": sum(one["off"] for sides in found.values() for one in sides.values()) == 0, **found}
 
 
 def out_of_memory(subject: Subject) -> dict[str, Any]:
-    """Memory for half of what the largest tile takes: it is halved, and the bytes are those of the smaller tile."""
+    """Limit memory to half of what the largest tile needs: it is halved, with the bytes of the smaller tile."""
     network = replace(subject.network("cuda", "fp16"), largest_px=None)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    subject.answer(network, SIDES_PX[-1])
+    subject.predict(network, SIDES_PX[-1])
     needed, total = torch.cuda.max_memory_allocated(), torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(0.5 * needed / total)
     try:
-        found = subject.answer(network, SIDES_PX[-1])
+        found = subject.predict(network, SIDES_PX[-1])
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     halved_to = network.largest_px
     if halved_to is None:
         return {"passed": False, "halved_to_px": None}
-    unforced = apart(found, subject.answer(network, halved_to))
+    unforced = differences(found, subject.predict(network, halved_to))
     return {"passed": unforced["different"] == 0, "halved_to_px": halved_to, **unforced}
 
 
 def overflow(subject: Subject, device: str) -> dict[str, Any]:
-    """Logits beyond fp16 are an error, never background."""
+    """Check that logits beyond fp16 raise an error."""
     network = subject.network(device, "fp16")
     (member,) = network.members
     huge = replace(member, forward=lambda x_NCHW: member.forward(x_NCHW).mul(torch.finfo(torch.float16).max))
     broken = replace(network, members=(huge,))
     try:
-        subject.answer(broken, 1024)
+        subject.predict(broken, 1024)
     except ModelError as error:
         return {"passed": True, "said": str(error)}
     return {"passed": False, "said": "nothing"}
 
 
 def speed(folder: Path, subject: Subject, device: str) -> dict[str, Any]:
-    """MPx per wall second of the predict stage with two dask workers on one device. There is no bar: it is reported."""
+    """Measure MPx per wall second of the predict stage with two dask workers on one device; reported, without a bar."""
     work, section = make_slide(folder)
     rates = {}
     trained = (Weights(subject.weights, sha256(subject.weights)),)
     for name, weights in (("width 16", section.weights), (subject.weights.stem, trained)):
-        asked = replace(section, weights=weights, device=device, precision="fp16", tile_px=2048)
+        on_device = replace(section, weights=weights, device=device, precision="fp16", tile_px=2048)
         with local_cluster(2, threads=THREADS) as cluster:
-            seconds = [wall_seconds(work, asked, cluster, BLOCKS**2) for _ in range(ROUNDS + 1)][
-                1:
-            ]  # the first warms up
+            rounds = [wall_seconds(work, on_device, cluster, BLOCKS**2) for _ in range(ROUNDS + 1)]
+            seconds = rounds[1:]  # the first round warms up
         rates[name] = work.shape_yx[0] * work.shape_yx[1] / 1e6 / statistics.median(seconds)
     return {"passed": True, "mpx_per_s": rates}
 
 
 def describe_device() -> dict[str, Any]:
-    """Which device, with what."""
+    """Return name, memory and library versions of the device."""
     properties = torch.cuda.get_device_properties(0)
     return {
         "name": properties.name,
@@ -148,14 +146,14 @@ def describe_device() -> dict[str, Any]:
 
 
 def report(checks: dict[str, dict[str, Any]]) -> Iterable[str]:
-    """One line a check."""
+    """Yield one line per check."""
     for name, check in checks.items():
         figures = {key: value for key, value in check.items() if key != "passed"}
         yield f"{'passed' if check['passed'] else 'FAILED'}  {name}: {json.dumps(figures)}"
 
 
 def main() -> int:
-    """Run every check; 0 when all passed, 1 when one failed, 3 when there is no device."""
+    """Run every check; return 0 if all passed, 1 if one failed, 3 without a device."""
     if not torch.cuda.is_available():
         print("no CUDA device here: nothing was verified")
         return EXIT_NOTHING_VERIFIED

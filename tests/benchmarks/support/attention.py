@@ -1,9 +1,9 @@
-"""Does the gain of attention gates grow or shrink with class imbalance? Three ratios, both networks on equal budgets.
+"""Gain of attention gates at three ratios of class imbalance, with equal budgets for both networks.
 
-The one decision made here: the budget is arithmetic. Both networks see the same images in the same order, for as many
-steps as the same number of operations pays for; the plain U-Net has the same padding, norm, depth and width. Images are
-drawn: filled discs are to be found among rings of the same brightness, so that a pixel's surroundings decide. Only the
-number of discs differs between the ratios. Scored is the Dice of pixels on images never seen, at one half.
+The budget is arithmetic. Both networks are trained on the same images in the same order, for as many steps as the same
+number of operations allows; the plain U-Net has the same padding, norm, depth and width. In synthetic images, filled
+discs have to be told from rings of the same brightness, so that the context of a pixel decides. The ratios differ only
+in the number of discs. The score is the pixel Dice on held-out images at threshold 0.5.
 
     python tests/benchmarks/support/attention.py [TERA_OPERATIONS] [SEEDS]
 """
@@ -25,7 +25,7 @@ from unet_core.spec import UNetSpec
 SIDE_PX, BATCH, TEST_IMAGES = 96, 4, 24
 RADIUS_PX, RINGS = 5, 8
 DISCS = (24, 6, 1)
-"""For each image: about a fifth, a twentieth, and less than a hundredth of its pixels."""
+"""Discs per image, covering about a fifth, a twentieth, and less than a hundredth of its pixels."""
 TERA_OPERATIONS, SEEDS = 0.4, 3
 BACKWARD = 3  # forward and backward together cost three forward passes
 
@@ -34,10 +34,10 @@ SPECS = {name: UNetSpec.model_validate({**COMMON, "architecture": name}) for nam
 
 
 def images(count: int, discs: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Images (n, 1, h, w) and masks (n, h, w): discs among rings, under noise."""
-    places = torch.rand((count, discs + RINGS, 2), generator=generator) * SIDE_PX
+    """Return images (n, 1, h, w) and masks (n, h, w): discs among rings, with noise."""
+    centres = torch.rand((count, discs + RINGS, 2), generator=generator) * SIDE_PX
     axis = torch.arange(SIDE_PX, dtype=torch.float32)
-    y, x = (places[..., None, number] - axis for number in (0, 1))
+    y, x = (centres[..., None, number] - axis for number in (0, 1))
     distance = torch.hypot(y[..., :, None], x[..., None, :])  # (n, shapes, h, w)
     inside = distance[:, :discs].amin(1) <= RADIUS_PX
     on_ring = ((distance[:, discs:] - RADIUS_PX).abs().amin(1) <= 1) & ~inside
@@ -46,7 +46,7 @@ def images(count: int, discs: int, generator: torch.Generator) -> tuple[Tensor, 
 
 
 def train(spec: UNetSpec, discs: int, operations: float, seed: int) -> nn.Module:
-    """A network trained for as many steps as the operations pay for."""
+    """Return a network trained for as many steps as the operations allow."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     network = build(spec).train()
@@ -64,7 +64,7 @@ def train(spec: UNetSpec, discs: int, operations: float, seed: int) -> nn.Module
 
 
 def dice(network: nn.Module, discs: int) -> float:
-    """Of the pixels of all test images together."""
+    """Return the Dice over the pixels of all test images."""
     x_NCHW, inside_NYX = images(TEST_IMAGES, discs, torch.Generator().manual_seed(10**6))
     with torch.inference_mode():
         found = network(x_NCHW).argmax(1).bool()
@@ -72,7 +72,7 @@ def dice(network: nn.Module, discs: int) -> float:
 
 
 def verdict(gains: Sequence[Sequence[float]]) -> str:
-    """What three ratios and a few seeds allow to be said, and no more."""
+    """State the trend over the three ratios, if it exceeds the spread between seeds."""
     middle = [statistics.median(one) for one in gains]
     spread = max(max(one) - min(one) for one in gains)
     change = middle[-1] - middle[0]
@@ -81,7 +81,7 @@ def verdict(gains: Sequence[Sequence[float]]) -> str:
 
 
 def main(tera_operations: float, seeds: int) -> None:
-    """Train all of them and print the table."""
+    """Train all networks and print the table."""
     torch.set_num_threads(1)
     print(f"{tera_operations} tera-operations of training for each network, seeds 0 to {seeds - 1}\n")
     print("| foreground | U-Net Dice | Attention U-Net Dice | gain, median | gain by seed |\n|---|---|---|---|---|")

@@ -1,7 +1,7 @@
-"""What a benchmark ran on, and how quiet it was: figures without these are worth nothing.
+"""Description of the machine of a benchmark, and its load by other processes.
 
-The one decision made here: the share of the processors that others used is measured and written beside each result,
-for a ratio of wall seconds taken on a busy machine says little.
+The share of the processors used by others is measured and written with each result, because ratios of wall seconds
+from a busy machine are unreliable.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pipeline.storage.manifest import PACKAGES, package_version
 
 MORE_PACKAGES = ("scipy", "distributed", "zarr", "dask-image")
 QUIET = 0.10
-"""Share of the processors in the hands of others up to which a machine counts as quiet."""
+"""Largest share of the processors used by others at which a machine counts as quiet."""
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, memory, system and package versions, and when."""
+    """Return processor, memory, system and package versions, and the date."""
     lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
@@ -46,7 +46,7 @@ class Clock:
 
     @classmethod
     def read(cls) -> Self:
-        """Now. Time stolen by the machine's host counts as busy."""
+        """Read the current values. Time stolen by the machine's host counts as busy."""
         fields = [int(text) for text in Path("/proc/stat").read_text("ascii").split("\n", 1)[0].split()[1:9]]
         user, nice, system, _idle, _waiting, interrupts, soft, steal = fields
         ticks = user + nice + system + interrupts + soft + steal
@@ -54,7 +54,7 @@ class Clock:
         return cls(time.monotonic(), ticks / os.sysconf("SC_CLK_TCK"), times.children_user + times.children_system)
 
     def others_share(self, since: Self) -> float:
-        """Share of the machine's processors, 0..1, that neither idled nor worked for our children since then."""
+        """Return the share of the processors, 0..1, neither idle nor used by this process's children since then."""
         available_s = (self.wall_s - since.wall_s) * (os.cpu_count() or 1)
         others_s = (self.busy_s - since.busy_s) - (self.children_s - since.children_s)
         return max(0.0, others_s / available_s)

@@ -1,4 +1,4 @@
-"""Workers that only wait, many in one process: a machine with few cores stands for many machines.
+"""Workers that only wait, many in one process, which simulate many machines on few cores.
 
 python tests/benchmarks/support/napping.py ADDRESS WORKERS
 """
@@ -17,16 +17,16 @@ from pipeline.storage.slide_store import Index
 
 
 def nap(seconds: float, _index: Index) -> Counts:
-    """A block whose work takes so long and no processor."""
+    """Wait, as a block whose work uses no processor."""
     time.sleep(seconds)
     return {"blocks": 1}
 
 
 async def serve(address: str, workers: int) -> None:
-    """Workers of one thread each, until the scheduler is gone."""
+    """Run workers of one thread each until the scheduler ends."""
     async with AsyncExitStack() as stack:
-        place = {"host": "127.0.0.1", "nthreads": 1, "memory_limit": 0, "dashboard": False, "silence_logs": 50}
-        started = [Worker(address, name=f"napping-{number}", **place) for number in range(workers)]
+        settings = {"host": "127.0.0.1", "nthreads": 1, "memory_limit": 0, "dashboard": False, "silence_logs": 50}
+        started = [Worker(address, name=f"napping-{number}", **settings) for number in range(workers)]
         await asyncio.gather(*map(stack.enter_async_context, started))
         await asyncio.gather(*(worker.finished() for worker in started))
 

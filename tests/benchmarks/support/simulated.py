@@ -1,7 +1,7 @@
-"""A preload for dask workers: the network takes its time without the processor, and every block's times are noted.
+"""A preload for dask workers that replaces the network by a wait and records the times of every block.
 
-So a machine with few cores stands for one with more, or with GPUs: all that a worker does beside it is real.
-Given to ``overtile segment`` by ``DASK_DISTRIBUTED__WORKER__PRELOAD``, with the folder for the times and the network's
+A machine with few cores thereby simulates one with more, or with GPUs; everything else in a worker is real. It is
+passed to ``overtile segment`` by ``DASK_DISTRIBUTED__WORKER__PRELOAD``, with the folder for the times and the network's
 speed in the environment.
 """
 
@@ -27,14 +27,14 @@ FOLDER, SPEED = "OVERTILE_BENCH_FOLDER", "OVERTILE_BENCH_MPX_S"
 
 
 class Times(WorkerPlugin):
-    """Appends ``[function, start, stop]`` of every task to a file of the worker's own."""
+    """Appends ``[function, start, stop]`` of every task to a file of the worker."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / f"{os.getpid()}.jsonl"
         self.started: dict[str, float] = {}
 
     def transition(self, key: Any, start: str, finish: str, **_: Any) -> None:
-        """A task changes its state."""
+        """Record the start and end of a task."""
         if finish == "executing":
             self.started[key] = time.time()
         elif start == "executing":
@@ -43,7 +43,7 @@ class Times(WorkerPlugin):
 
 
 def slow_network(mpx_s: float) -> None:
-    """Replace the network's forward pass by a wait of as long as its pixels take; what is dark is foreground."""
+    """Replace the network's forward pass by a wait in proportion to its pixels; dark areas are foreground."""
     load = predict.load_network
 
     def load_network(inputs: predict.PredictSection) -> Predictor:
@@ -57,7 +57,7 @@ def slow_network(mpx_s: float) -> None:
 
 
 def forward(mpx_s: float, margin_px: int, x_NCHW: Tensor) -> Tensor:
-    """Logits of two classes from how dark the surroundings are, after the wait."""
+    """Return logits of two classes from local darkness, after the wait."""
     time.sleep(x_NCHW.shape[2] * x_NCHW.shape[3] / 1e6 / mpx_s)
     dark = -1 - interpolate(avg_pool2d(x_NCHW[:, :1].contiguous(), 4), scale_factor=4.0)
     dark = dark[:, :, margin_px : dark.shape[2] - margin_px, margin_px : dark.shape[3] - margin_px]
@@ -65,6 +65,6 @@ def forward(mpx_s: float, margin_px: int, x_NCHW: Tensor) -> Tensor:
 
 
 async def dask_setup(worker: Worker) -> None:
-    """What dask calls when a worker starts."""
+    """Register network and plugin; dask calls this when a worker starts."""
     slow_network(float(os.environ[SPEED]))
     await worker.plugin_add(Times(Path(os.environ[FOLDER])))

@@ -1,7 +1,7 @@
-"""Tissue of any size for benchmarks: real stained colon, repeated for ever.
+"""Tissue of any size for benchmarks: real stained colon, repeated.
 
-The one decision made here: the period is odd, so that no two network calls see the same picture at the same phase, and
-a slide is written tile by tile, so that no benchmark holds one in memory.
+The period is odd, so that no two network calls see the same picture at the same phase. Slides are written tile by tile,
+so that no benchmark holds one in memory.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def _one_period() -> NDArray[np.uint8]:
 
 @dataclass(frozen=True, slots=True)
 class Tissue:
-    """Endless tissue (skimage.data.immunohistochemistry) from which boxes are cut; ``period`` is (y, x, c).
+    """Periodic tissue (skimage.data.immunohistochemistry) from which boxes are cut; ``period`` is (y, x, c).
 
-    Beyond ``covered_px`` rows and columns there is glass.
+    Rows and columns from ``covered_px`` on are glass.
     """
 
     period: NDArray[np.uint8] = field(default_factory=_one_period)
     covered_px: int | None = None
 
     def cut(self, box: Box, reduction: int = 1) -> NDArray[np.uint8]:
-        """Pixels (y, x, c) of a box in coordinates reduced by ``reduction`` (nearest neighbour)."""
+        """Return pixels (y, x, c) of a box in coordinates reduced by ``reduction`` (nearest neighbour)."""
         rows, cols = (
             np.arange(start, stop) * reduction % period
             for start, stop, period in zip((box.y0, box.x0), (box.y1, box.x1), PERIOD_PX, strict=True)
@@ -52,7 +52,7 @@ class Tissue:
 
 
 def write_slide(path: Path, side_px: int, levels: int = 4, covered: float = 1.0) -> Path:
-    """A pyramidal tiled JPEG TIFF of ``side_px`` squared, 0.25 um per pixel; tissue covers this part of each side."""
+    """Write a square pyramidal tiled JPEG TIFF at 0.25 um per pixel; tissue covers this fraction of each side."""
     tissue = Tissue(covered_px=round(covered * side_px))
     with TiffWriter(path, bigtiff=True) as tiff:
         for level in range(levels):

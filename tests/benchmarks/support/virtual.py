@@ -1,9 +1,9 @@
-"""The result of a slide of 100,000 px squared in seconds and a few megabytes, for benchmarks of looking at results.
+"""The result of a slide of 100,000 x 100,000 px in seconds and a few megabytes, for benchmarks of reading results.
 
-The one decision made here: one block of real tissue is segmented, and its shards are hard links in every place of the
-large arrays, levels included. So every file is there with the size that it would have, every shard can be decoded, and
-metadata, levels and manifest are written by the code that writes them for any slide. What is not true of it: each block
-and each level shows the same tissue, and ids repeat. The table of objects is as long as asked for.
+One block of real tissue is segmented; its shards are hard-linked to every position of the large arrays and their
+levels. Every file exists with its real size, every shard can be decoded, and metadata, levels and manifest are written
+by the usual code. Differences from a real result: each block and level shows the same tissue, and ids repeat. The
+object table has the requested length.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MADE_BY = {IMAGE: "ingest", PROBABILITY: "predict", OBJECTS: "label"}
 
 
 def virtual_result(root: Path, objects: int) -> SlideStore:
-    """Make it in ``root``, with so many rows in its table."""
+    """Make the result in ``root`` with this many rows in its table."""
     small = _one_block(root.parent)
     manifest = read_manifest(small)
     assert manifest is not None
@@ -53,7 +53,7 @@ def virtual_result(root: Path, objects: int) -> SlideStore:
 
 
 def _one_block(folder: Path) -> SlideStore:
-    """The result of a slide of one block, by the installed command."""
+    """Run the installed command on a slide of one block."""
     write_slide(folder / "block.tif", BLOCK_PX)
     words = ["segment", folder / "block.tif", "--out", folder / "out", "--set", "cluster.kind=serial"]
     subprocess.run([Path(sys.executable).parent / "overtile", *words], check=True, stdout=sys.stderr)
@@ -67,7 +67,7 @@ def _write_arrays(store: SlideStore, small: SlideStore, manifest: dict[str, Any]
     for path, side_px in sides.items():
         source, codec = small.read(path), "lz4" if path == IMAGE else "zstd"
         shape = (*source.shape[:-2], side_px, side_px)
-        store.create(ArraySpec(path, shape, str(source.dtype), source.block_px, source.plan, codec))  # type: ignore[arg-type]  # either of two
+        store.create(ArraySpec(path, shape, str(source.dtype), source.block_px, source.plan, codec))  # type: ignore[arg-type]  # one of two literals
         grid = TileGrid(Box(0, 0, side_px, side_px), source.block_px)
         list(link(store, small, path, (tile.index for tile in grid)))
     section = PyramidSection(
@@ -92,7 +92,7 @@ class Linking:
 
 
 def link(store: SlideStore, small: SlideStore, path: str, indices: Iterable[Index]) -> Iterator[Counts]:
-    """Let the blocks of an array, or of a level of it, be the one block of the small result."""
+    """Link all blocks of an array, or of one of its levels, to the one block of the small result."""
     first = path if path == "tissue" else f"{path[:-1]}0"
     ndim = len(small.read(first).shape)
     source = shard_path(small.zarr / first, (0, 0), ndim)
@@ -104,7 +104,7 @@ def link(store: SlideStore, small: SlideStore, path: str, indices: Iterable[Inde
 
 
 def _write_table(store: SlideStore, small: SlideStore, objects: int) -> None:
-    """The rows of the small table, each block's where it lies, until there are enough."""
+    """Repeat the rows of the small table, moved to each block, up to the requested number."""
     rows = pq.read_table(small.root / "objects.parquet")
     across = SIDE_PX // BLOCK_PX
     with pq.ParquetWriter(store.root / "objects.parquet", rows.schema, compression="zstd") as writer:
@@ -114,18 +114,18 @@ def _write_table(store: SlideStore, small: SlideStore, objects: int) -> None:
 
 
 def _moved(rows: pa.Table, number: int, index: Index) -> pa.Table:
-    """The rows as those of another block: ids follow on, places in pixels are moved."""
-    for axis, place in zip("yx", index, strict=True):
+    """Return the rows as those of another block: ids continue, pixel coordinates are moved."""
+    for axis, position in zip("yx", index, strict=True):
         for name in (f"centroid_{axis}_px", f"bbox_{axis}0_px", f"bbox_{axis}1_px"):
             column = rows.schema.get_field_index(name)
-            moved = pa.compute.add(rows[name], BLOCK_PX * place).cast(rows.schema.field(name).type)
+            moved = pa.compute.add(rows[name], BLOCK_PX * position).cast(rows.schema.field(name).type)
             rows = rows.set_column(column, rows.schema.field(name), moved)
     ids = pa.compute.add(rows["id"], number * len(rows)).cast(rows.schema.field("id").type)
     return rows.set_column(rows.schema.get_field_index("id"), rows.schema.field("id"), ids)
 
 
 def _manifest(store: SlideStore, manifest: dict[str, Any], objects: int) -> dict[str, Any]:
-    """The small result's, of the large one: its shape, files, objects."""
+    """Return the small result's manifest with shape, files and objects of the large one."""
     digests: dict[int, str] = {}
     files = {}
     for path in result_files(store):
