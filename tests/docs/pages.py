@@ -32,7 +32,7 @@ LINES_NOT_RUN = {
     "overtile segment slides --out results --set cluster.kind=address": "needs the scheduler; test_machines.py runs it",
     "pre-commit ": "not a dependency of the tests; its hooks are those of make lint",
 }
-"""Beginnings of lines of shell that are not run here, each with the reason."""
+"""Prefixes of shell lines that are not run here, each with the reason."""
 
 BLOCKS_NOT_RUN = {
     "export DASK_CONFIG=": "scheduler and workers on other machines; test_machines.py starts the same",
@@ -46,7 +46,7 @@ BLOCKS_NOT_RUN = {
     "one machine, 16 cores": "output; test_machines.py compares it with that of the code above",
     "PREFECT_": "settings; test_faults_security.py starts a server with them",
 }
-"""Beginnings of blocks that are not run here, each with the reason."""
+"""Prefixes of blocks that are not run here, each with the reason."""
 
 
 @dataclass(frozen=True, slots=True)

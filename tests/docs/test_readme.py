@@ -47,13 +47,13 @@ from unet_core.spec import UNetSpec
 from unet_core.training.config import TrainConfig
 
 KINDS: dict[str, type[BaseModel]] = {"training.md": TrainConfig, "models.md": UNetSpec}
-"""What the YAML of a page configures, where it is not a run."""
+"""Configuration model of a page's YAML, where it is not that of a run."""
 TREES = ("results/", "run/", "report/")
-"""First lines of pictures of folders."""
+"""First lines of drawings of folder trees."""
 OTHERS = {"--help", "--gpus"}
 """Options of every command, and of sbatch."""
 PAGE_LINES = 250
-"""Of the README."""
+"""Maximum length of the README."""
 FILE_NAME = re.compile(
     r"[\w.]+\.(?:md|html|csv|jsonl?|png|geojson\.gz|parquet|safetensors|ome\.zarr)(?![\w.])|\w+(?=/ )"
 )
@@ -151,7 +151,9 @@ def run(block: Block, place: Path, environment: Mapping[str, str]) -> None:
     elif block.text.startswith(TREES):
         root = place / block.text.partition("/")[0]
         there = {path.name for path in root.rglob("*")} | {root.name}
-        assert set(FILE_NAME.findall(block.text)) - {"slide"} - there == set(), "the picture names what is not there"
+        assert set(FILE_NAME.findall(block.text)) - {"slide"} - there == set(), (
+            "the folder tree names a file that does not exist"
+        )
     else:
         assert block.reason is not None or block.language == "yaml", f"{block.page.name}: nothing runs\n{block.text}"
         named = re.findall(r"results/[\w./]+", block.text) if block.language in ("groovy", "text") else []

@@ -25,7 +25,7 @@ from tests.support.commands import REPOSITORY, Command, is_complete
 from tests.unit.flows.serving import PATIENCE_S, awaited, children, exit_codes, running, shards
 
 FIRES_WITHIN_S = 120
-"""On a machine that is not shared; where more want its processors than there are, as many times longer."""
+"""On an idle machine; scaled by the load on a busy one."""
 
 
 def fresh_clone(folder: Path) -> Path:
@@ -76,8 +76,8 @@ def test_killed_scheduled_run_is_completed_by_the_next(tmp_path: Path) -> None:
     with running(["bash", "-ec", try_it], command, log):
         awaited(lambda: 0 in exit_codes(out), log, PATIENCE_S * crowd)
     after = shards(out)
-    assert len(before) < len(after) == 4, "it was killed in the middle"
-    assert {name: after[name] for name in before} == before, "what was done was not done again"
+    assert len(before) < len(after) == 4, "the run was killed before its end"
+    assert {name: after[name] for name in before} == before, "finished blocks were not repeated"
     assert is_complete(out / "tissue")
     done = subprocess.run(
         ["bash", "-ec", ask], env=dict(command.environment), cwd=clone, capture_output=True, text=True

@@ -75,7 +75,9 @@ def test_class_map_equals_drawn_classes(ran: Ran) -> None:
 def test_labels_are_identical_to_skimage_on_the_class_map(objects: NDArray[np.uint32]) -> None:
     expected = label(class_map(), background=0, connectivity=2)
     assert np.array_equal(objects, expected)
-    assert len(np.unique(label(class_map() > 0, connectivity=2))) < len(np.unique(expected)), "classes that touch part"
+    assert len(np.unique(label(class_map() > 0, connectivity=2))) < len(np.unique(expected)), (
+        "touching discs of different classes are separate objects"
+    )
 
 
 def test_area_and_number_per_class(ran: Ran, objects: NDArray[np.uint32]) -> None:

@@ -42,7 +42,7 @@ LONG = [
     if tile <= block and (tile, block, how) not in SHORT
 ]
 THRESHOLDS = (0.1, 0.17, 0.2, 0.5)
-"""Masks from crowded to sparse: between them, enough objects lie across every kind of seam."""
+"""Thresholds from dense to sparse masks; together, enough objects cross every kind of seam."""
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,7 @@ def seams_crossed(labels: NDArray[Any], block: int) -> tuple[int, int, int]:
 
 
 SIDES = st.sampled_from([1, 7, 91, 92, 93, 511, 512, 513]) | st.integers(1, 700).map(lambda half: 2 * half + 1)
-"""Odd, thinner than the halo, and a block give or take one."""
+"""Odd sides, sides thinner than the halo, and a block plus or minus one."""
 
 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)

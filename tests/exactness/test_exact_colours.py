@@ -134,7 +134,7 @@ def tiled_equals_whole(tmp_path: Path, image: NDArray[np.uint8], asked: Normalis
     plan = planned(write_tiff(tmp_path / "slide.tif", image), tmp_path / "out", [weights])
     stored = predicted(plan, tmp_path / "out", mapper)
     expected = oracle.whole_pass(oracle.network(weights), asked.shown(image))
-    assert expected.std() > 3, "something to compare"
+    assert expected.std() > 3, "the output is not constant"
     assert (np.abs(expected.astype(int) - oracle.whole_pass(oracle.network(weights), image)) > 1).mean() > 0.1
     assert_equal_to_rounding(stored, expected, share=1e-3)
 
@@ -229,7 +229,9 @@ def test_normalisation_settings_are_part_of_the_stage_hashes(tmp_path: Path, mon
     every = [hashes(slide, tmp_path / "out", one) for one in files]
     assert len({one["ingest"] for one in every}) == 1
     assert len({one["tissue"] for one in every}) == len({one["predict"] for one in every}) == len(files)
-    assert hashes(slide, tmp_path / "out", CONTEXT)["tissue"] == every[0]["tissue"], "as before there was any"
+    assert hashes(slide, tmp_path / "out", CONTEXT)["tissue"] == every[0]["tissue"], (
+        "equal to a model without normalisation"
+    )
     monkeypatch.setattr(plans, "FIT_VERSION", plans.FIT_VERSION + 1)
     later = [hashes(slide, tmp_path / "out", one) for one in files]
     assert [one["predict"] != other["predict"] for one, other in zip(every, later, strict=True)] == [False] + [True] * 4

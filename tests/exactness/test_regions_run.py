@@ -122,7 +122,7 @@ def test_region_on_glass_needs_no_network_call(tmp_path: Path) -> None:
     drawn = geojson(tmp_path / "glass.geojson", [TRIANGLE])
     settings = ["tiles.tile=256", "tiles.block=512", "tissue.min_area_um2=0"]
     store, run = predicted(slide, tmp_path / "glass", *settings, f"input.regions={drawn}")
-    assert store.read("tissue")[:].any(), "the tissue is what it is, whatever was drawn"
+    assert store.read("tissue")[:].any(), "regions do not change the tissue mask"
     assert run.reports["predict"].counts["network_calls"] == 0
     assert not store.read("probability/0")[:].any()
     both = geojson(tmp_path / "both.geojson", [[(0, 0), (1300, 0), (1300, 1100), (0, 1100)]])
@@ -169,7 +169,7 @@ def test_region_shapes_but_not_names_change_the_network_hashes(tmp_path: Path) -
     renamed = hashes(f"input.regions={drawn}")
     geojson(drawn, [TRIANGLE, BAR])
     extended = hashes(f"input.regions={drawn}")
-    assert [stage for stage in before if before[stage] != plain[stage]] == list(before)[1:], "all but ingest"
+    assert [stage for stage in before if before[stage] != plain[stage]] == list(before)[1:], "all stages but ingest"
     assert [stage for stage in before if before[stage] != extended[stage]] == list(before)[1:]
     changed = [stage for stage in before if before[stage] != renamed[stage]]
     assert changed == ["measure", "export", "overlay"]

@@ -13,7 +13,7 @@ from tests.support.make_photos import write_png
 from tests.support.make_slides import Recipe, stained_image, write_tiff
 
 UNEQUAL = {"manifest.json", ".work/history.jsonl", ".work/lock"}
-"""Files that say when and how it went."""
+"""Files that depend on the time and course of a run."""
 NEXT = "objects.threshold=0.35"
 EVERYTHING = ("objects.open_um=0.25", "objects.close_um=0.25", "objects.split=watershed", "objects.split_depth_um=0.25")
 NETWORK, OBJECTS = ("ingest", "tissue", "predict"), ("label", "measure", "export", "overlay")

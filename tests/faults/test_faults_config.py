@@ -38,7 +38,7 @@ def test_fault_60_bad_yaml_is_refused_with_one_line(overtile_alone: Command, tmp
     assert phrase in ran.only_error
     assert str(config) in ran.only_error
     assert not (tmp_path / "out").exists()
-    assert not list(overtile_alone.folder.iterdir()), "no payload ran where the command was started"
+    assert not list(overtile_alone.folder.iterdir()), "no payload ran in the working folder"
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,10 @@ from tests.support.faults.trees import DAMAGES, SHARDS, Finished
 
 METADATA = ("slide.ome.zarr/probability/0/zarr.json", "slide.ome.zarr/labels/zarr.json")
 HIT = (*SHARDS.values(), *METADATA)
-"""What is damaged in each slide: a file of every stage, an array's metadata and a group's."""
+"""Files damaged in each slide: one of every stage, and metadata of an array and of a group."""
 
 NAMED = "overview.png"
-"""Shows the slide's name, and so differs between copies."""
+"""Contains the slide's name, and so differs between copies."""
 
 # ---- finished results ------------------------------------------------------------------------------------------------
 
@@ -43,7 +43,7 @@ def test_fault_31_verify_names_every_file_that_is_damaged(finished: Finished, tm
         DAMAGES[kind](root / name)
         found = verify_slide(store)
         if (name, kind) == ("manifest.json", "deleted"):
-            assert found is None, "no manifest: not complete, whatever else is there"
+            assert found is None, "without a manifest, a result is not complete"
         else:
             assert found is not None
             assert [damage.path for damage in found] == [name]
@@ -125,7 +125,7 @@ LEFT_BY = {
     "export": ("objects.geojson.gz",),
     "overlay": ("overview.png",),
 }
-"""What each stage leaves behind."""
+"""Outputs of each stage."""
 
 
 def _stopped_after(root: Path, last: str, *, kept: str = "") -> None:
@@ -200,7 +200,7 @@ UNFINISHED = {
     "stamp_zeroed": (_stamp_zeroed, "predict", (0, 0, 3)),
     "result_cut": (_result_cut, "label", (0, 0, 3)),
 }
-"""What is damaged, the stage that finds it, and the shards of ingest, predict and label that the run after it makes."""
+"""Function that damages, stage that detects it, and shards of ingest, predict and label that the next run makes."""
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ def test_fault_31_truncated_history_line_loses_only_that_line(found: DamagedRun)
     lines = (found.first.out / "neighbour" / ".work" / "history.jsonl").read_text().splitlines()
     torn = [line for line in lines if not line.endswith("}")]
     assert len(torn) == 1
-    assert len([json.loads(line) for line in lines if line not in torn]) == 15, "7 whole lines before, 8 stages after"
+    assert len([json.loads(line) for line in lines if line not in torn]) == 15, "7 valid lines, then 8 stages"
 
 
 def test_work_folder_is_not_needed_by_a_complete_result(

@@ -21,7 +21,7 @@ from tests.support.faults.preload import Preload, Rule, times
 from tests.support.faults.trees import Finished
 
 NAMED = "overview.png"
-"""Shows the slide's name, and so differs between copies."""
+"""Contains the slide's name, and so differs between copies."""
 
 
 def assert_equals(result: Path, finished: Finished) -> None:
@@ -46,7 +46,7 @@ def test_fault_27_the_disk_is_full_at_the_nth_write(
     assert ran.code == 74, ran.said
     assert all(times(counter) >= number for counter, number in zip(counters, numbers, strict=True))
     failed = [key for key, state in ran.states().items() if state == "failed"]
-    assert len(failed) >= len(numbers) - 2, "a beat of the lock may pass"
+    assert len(failed) >= len(numbers) - 2, "a heartbeat of the lock may succeed"
     for key in failed:
         line = ran.error_of(key)
         assert f"cannot write {out / key}" in line, line

@@ -19,9 +19,9 @@ from tests.support.faults.trees import SHARDS, Finished
 from tests.support.machines import Machines, machines
 
 PATIENCE = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "5s"}
-"""So long the scheduler waits for a heartbeat: the least that dask allows."""
+"""Time that the scheduler waits for a heartbeat: the minimum of dask."""
 BLOCKS = 3
-"""Of the slide."""
+"""Blocks of the slide."""
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -54,7 +54,7 @@ def test_fault_14_a_block_that_two_workers_write_is_the_same_bytes(
         (first,) = frozen(there)
         if workers == 2:
             running.until(lambda: len(frozen(there)) == 2)
-            assert len(list(shard.parent.glob(f".{shard.name}.*.partial"))) == 2, "each has written a file of its own"
+            assert len(list(shard.parent.glob(f".{shard.name}.*.partial"))) == 2, "each worker has written its own file"
             assert not shard.exists()
             thaw(there)
         code, said = running.end()

@@ -26,9 +26,9 @@ Record = Callable[[str, object], None]
 Make = Callable[["KilledState", Path], Path]
 
 NAMED = "overview.png"
-"""Shows the slide's name, and so differs between copies."""
+"""Contains the slide's name, and so differs between copies."""
 STRUCK = ("ingest", "predict", "label", "manifest")
-"""What is a case of its own."""
+"""Stages tested as separate cases."""
 SHAPES = ("mkdir", "rename", "unlink", "rmdir")
 """Changes that each leave another tree; writes in between go to files that are never read."""
 BATCH = 40
@@ -89,7 +89,7 @@ def assert_no_stamp_lies(root: Path) -> None:
             continue
         of_blocks = stage in ("ingest", "predict", "label")
         files = list((root / name).parent.iterdir()) if of_blocks else [root / name]
-        assert len(files) == (3 if of_blocks else 1), f"{stage} is stamped, and {files} is all there is"
+        assert len(files) == (3 if of_blocks else 1), f"{stage} is stamped with only {files}"
         assert all(path.exists() and path.stat().st_size for path in files), f"{stage} is stamped without {files}"
 
 

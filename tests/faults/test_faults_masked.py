@@ -27,7 +27,7 @@ from unet_core.shapes import ValidShape
 SHAPE = (600, 1700)
 TILE = 128
 PLACE = (1, 9)
-"""Row and column of the tile that is damaged."""
+"""Row and column of the damaged tile."""
 CELL = 512
 
 

@@ -49,7 +49,7 @@ def test_fault_12_out_of_memory_halves_the_tile_and_changes_no_byte(
     assert ran.code == 0, ran.said
     assert predicted(tmp_path / "whole" / "slide") == {"network_calls": 3, "halved": 0}
     counts = predicted(tmp_path / "halved" / "slide")
-    assert counts["halved"] == 3, "blocks whose tile was smaller than asked for"
+    assert counts["halved"] == 3, "blocks with a smaller tile than requested"
     assert counts["network_calls"] > 3
     assert result_digests(tmp_path / "halved" / "slide") == result_digests(tmp_path / "whole" / "slide")
 

@@ -69,7 +69,7 @@ def test_fault_42_43_mutated_real_slides_end_as_results_or_by_name(
         assert state in ("complete", "failed"), key
         assert is_complete(out / key) == (state == "complete")
         if state == "failed":
-            assert f"{key}." in ran.error_of(key), "the file is named"
+            assert f"{key}." in ran.error_of(key), "the error names the file"
     failed = list(states.values()).count("failed")
     print(f"{failed} of {ROUNDS} refused")
     assert failed > ROUNDS // 5

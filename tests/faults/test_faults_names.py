@@ -37,10 +37,10 @@ HOSTILE = {
     "long": "n" * 246,
     "latin_1": os.fsdecode(b"Pr\xe4parat"),
 }
-"""What a name is an attack on, or merely unusual in, and the name."""
+"""Names by what they attack, or by what is unusual in them."""
 BROKEN = {kind: f"{name[0]}broken {name[1:]}"[:246] for kind, name in HOSTILE.items()}
 TORN = "\x1b[31mtorn"
-"""Sound to look at, and damaged where it is read: its error goes through Prefect."""
+"""Opens as a valid slide and fails when read, so that its error passes through Prefect."""
 NEWEST_FIRST = {"artifacts": "CREATED_DESC", "task_runs": "EXPECTED_START_TIME_DESC", "logs": "TIMESTAMP_DESC"}
 TWINS = ("twin.svs", "twin.tif", "Case.tif", "case.tif", "nest.tif", "nest/inside.tif")
 
@@ -117,11 +117,11 @@ def test_fault_66_no_control_character_reaches_terminal_log_or_report(names: Ran
     for text in (names.stdout, names.stderr, *reports.values()):
         assert all(char.isprintable() or char == "\n" for char in text.replace("\r\n", "\n"))
     failing = len(BROKEN) + len(TWINS) + 1
-    assert len(names.errors) == names.stderr.count("\n") == failing, "a newline in a name makes no line of its own"
+    assert len(names.errors) == names.stderr.count("\n") == failing, "a newline in a name does not start a new line"
     assert "<img" not in reports["summary.md"]
     assert "&lt;img src=x" in reports["summary.md"]
     rows = [line for line in reports["summary.md"].splitlines() if line.startswith("| ")]
-    assert {line.replace("\\|", "").count("|") for line in rows} == {7}, "a bar in a name makes no column"
+    assert {line.replace("\\|", "").count("|") for line in rows} == {7}, "a bar in a name does not add a column"
 
 
 def test_fault_66_tables_hold_no_formula_and_json_holds_the_name_itself(names: Ran) -> None:

@@ -22,7 +22,7 @@ from tests.support.faults.trees import Finished
 from tests.unit.flows.serving import awaited, running
 
 NAMED = "overview.png"
-"""Shows the slide's name, and so differs between copies."""
+"""Contains the slide's name, and so differs between copies."""
 PATIENCE_S = 200
 
 

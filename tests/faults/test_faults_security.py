@@ -74,7 +74,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
 def test_fault_63_every_socket_of_a_run_is_on_loopback(watched: Watched) -> None:
     assert [one for one in watched.seen if not one.is_local] == []
     holders = {one.pid for one in watched.seen}
-    assert len(holders) >= 4, f"a Prefect server, a scheduler and two workers, or it was not looked at: {watched.seen}"
+    assert len(holders) >= 4, f"expected a Prefect server, a scheduler and two workers, found {watched.seen}"
 
 
 @pytest.mark.long
@@ -84,7 +84,7 @@ def test_fault_63_every_socket_of_a_schedule_is_on_loopback(tmp_path: Path) -> N
     with serving(command, log, *words) as process:
         awaited(lambda: "runs are shown at" in log.read_text(), log)
         seen = {one for member in family(process) for one in listening(member)}
-    assert seen, "it has a server of its own"
+    assert seen, "the schedule starts its own server"
     assert [one for one in seen if not one.is_local] == []
 
 
@@ -106,7 +106,7 @@ def test_server_of_the_readme_requires_its_password(tmp_path: Path) -> None:
         password = b64encode(settings["PREFECT_API_AUTH_STRING"].encode()).decode()
         mine = {"Authorization": f"Basic {password}", "Origin": "https://elsewhere.example"}
         with urlopen(Request(f"{api}/admin/version", headers=mine), timeout=60) as answer:
-            assert answer.headers.get("Access-Control-Allow-Origin") is None, "a page from elsewhere may not read it"
+            assert answer.headers.get("Access-Control-Allow-Origin") is None, "pages of other origins may not read it"
         posted = Request(f"{api}/flow_runs/filter", b"{}", {"Content-Type": "application/json", **mine})
         with pytest.raises(HTTPError, match="403"):  # no token to change anything either
             urlopen(posted, timeout=60)
@@ -124,7 +124,7 @@ def test_fault_66_no_pickle_is_stored(watched: Watched) -> None:
             assert start not in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), path
     kept = [json.loads(path.read_text()) for path in files_below(watched.home / "storage")]
     said = "1 of 7 slides are not complete as asked"
-    assert kept == [{"__exc_type__": "flows.segment.IncompleteError", "message": said}], "what the flow raised"
+    assert kept == [{"__exc_type__": "flows.segment.IncompleteError", "message": said}], "the error raised by the flow"
     assert b"gAWV" not in b"".join(path.read_bytes() for path in files_below(watched.home)), "a pickle in base64"
 
 
@@ -145,12 +145,12 @@ def test_fault_65_no_personal_data_of_slides_is_written(watched: Watched) -> Non
     for folder in watched.written:
         assert words_held(folder, [WORD, DATE, "2001-02-03"]) == set()
     assert WORD not in watched.ran.said
-    assert "DateTime" not in watched.ran.said, "a library complained about a tag"
-    assert list(watched.home.rglob("*.db")), "no Prefect database was looked into"
+    assert "DateTime" not in watched.ran.said, "a library warned about a tag"
+    assert list(watched.home.rglob("*.db")), "no Prefect database was searched"
 
 
 def test_fault_65_no_label_image_is_written(watched: Watched) -> None:
-    assert len(colour_held(watched.ran.out.parent / "slides", LABEL)) >= 4, "the search finds them where they are"
+    assert len(colour_held(watched.ran.out.parent / "slides", LABEL)) >= 4, "the search finds labels in the slides"
     for folder in watched.written:
         assert colour_held(folder, LABEL) == []
     assert all(is_complete(watched.ran.out / key) for key in WHOLE)

@@ -94,7 +94,7 @@ def test_every_bad_slide_is_named_and_every_sound_one_complete(bad: Batch) -> No
     states = {name: "failed" for name in bad.phrases} | {name: "complete" for name in SOUND}
     assert bad.ran.states() == states, bad.ran.said
     assert "Traceback" not in bad.ran.said
-    assert len(bad.ran.errors) == len(bad.phrases) == bad.ran.stderr.count("\n"), "one line a slide, and no other"
+    assert len(bad.ran.errors) == len(bad.phrases) == bad.ran.stderr.count("\n"), "exactly one line per slide"
     bad.assert_refused(*bad.phrases)
     for name in SOUND:
         assert is_complete(bad.ran.out / name)
@@ -108,7 +108,7 @@ def test_partial_result_of_a_bad_slide_is_reported_incomplete(bad: Batch, overti
     assert ran.code == 3
     assert {name for name, state in found.items() if state == "complete"} == set(SOUND)
     assert found["jpeg_scan_damaged"] == "incomplete"
-    assert overtile_alone.run("verify", bad.ran.out).code == 0, "what is complete is sound"
+    assert overtile_alone.run("verify", bad.ran.out).code == 0, "complete results pass verify"
 
 
 def test_fault_20_a_slide_that_is_all_background_is_complete_without_a_network_call(bad: Batch) -> None:

@@ -17,7 +17,7 @@ from tests.support.faults.preload import Preload, Rule, times
 from tests.support.faults.trees import Finished
 
 TRIES = 3
-"""How often something is tried before it is given up."""
+"""Number of attempts before giving up."""
 
 # ---- reading fails ---------------------------------------------------------------------------------------------------
 
@@ -59,7 +59,7 @@ def reading(overtile: Command, preload: Preload, tmp_path_factory: pytest.TempPa
 
 @pytest.mark.parametrize("name", ONCE)
 def test_fault_28_transient_read_error_is_retried(reading: Reading, name: str) -> None:
-    assert reading.met[name] >= ONCE[name].first, "the fault was never met"
+    assert reading.met[name] >= ONCE[name].first, "the fault did not occur"
     assert reading.states[name] == "complete", reading.ran.said
     assert reading.complete[name]
     assert result_digests(reading.ran.out / name) | {"overview.png": ""} == result_digests(
@@ -74,7 +74,7 @@ def test_fault_28_permanent_read_error_fails_only_its_slide(reading: Reading, na
     line = reading.ran.error_of(name)
     assert line.startswith(f"{name}: failed at {stage}: "), line
     assert "Input/output error" in line
-    assert reading.met[name] == TRIES, "tried again, but not for ever"
+    assert reading.met[name] == TRIES, "retried a limited number of times"
     assert not reading.complete[name]
     assert reading.complete["neighbour"]
 
@@ -88,8 +88,8 @@ def test_fault_28_the_run_after_computes_only_what_is_missing(reading: Reading) 
     assert reading.after.code == 0, reading.after.said
     assert reading.after.states()["shard_always"] == "complete"
     computed = reading.after.computed("shard_always")
-    assert "ingest" not in computed, "every block of it was there"
-    assert computed["tissue"] == 2, "of three blocks one was there"
+    assert "ingest" not in computed, "all of its blocks existed"
+    assert computed["tissue"] == 2, "one of three blocks existed"
     assert all(reading.after.computed(name) == {} for name in (*ONCE, "neighbour"))
 
 
@@ -149,7 +149,7 @@ def test_fault_34_a_file_system_without_rename_is_refused_at_the_start(
     _refused(ran, out)
     assert "renamed" in ran.only_error
     assert times(counter) == 1
-    assert not list(out.iterdir()), "no file is left of the attempt"
+    assert not list(out.iterdir()), "the attempt leaves no file"
 
 
 # ---- killed ---------------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def forced(
 
 @pytest.mark.long
 def test_fault_22_kill_before_removing_the_manifest_keeps_the_result(forced: Forced) -> None:
-    assert [ran.code for ran in forced.kills] == [-9, -9], "the faults struck"
+    assert [ran.code for ran in forced.kills] == [-9, -9], "the faults occurred"
     assert forced.untouched_complete
     assert forced.untouched == forced.before
 
@@ -209,13 +209,13 @@ def test_fault_22_kill_after_removing_the_manifest_is_incomplete(forced: Forced)
 @pytest.mark.long
 def test_fault_22_same_command_completes_it_without_repeating_a_block(forced: Forced, overtile_alone: Command) -> None:
     assert forced.ended.code == 0, forced.ended.said
-    assert forced.ended.computed("slide")["predict"] == 2, "the first of three blocks was done before the kill"
+    assert forced.ended.computed("slide")["predict"] == 2, "the first of three blocks was finished before the kill"
     assert "ingest" not in forced.ended.computed("slide"), "its plan did not change"
     after = result_digests(forced.ended.out / "slide")
     pixels = [name for name in after if "/c/" in name]
     assert len(pixels) > 15
     assert {name: after[name] for name in pixels} == {name: forced.before[name] for name in pixels}, (
-        "all of this slide is tissue: switching the search off changes plans, not pixels"
+        "the slide is all tissue: disabling tissue detection changes plans, not pixels"
     )
     assert overtile_alone.run("verify", forced.ended.out).code == 0
 

@@ -19,7 +19,7 @@ from tests.support.faults.trees import Finished
 from tests.support.sockets import family, listening
 from tests.unit.flows.viewing import Viewed, viewing
 
-SECRET = b"what nobody may read"
+SECRET = b"secret outside the results"
 DECLARED = "https://neuroglancer.example"
 ZARR = "slide.ome.zarr"
 
@@ -56,7 +56,9 @@ def _raw(viewed: Viewed, key: str) -> str:
 def test_fault_64_paths_that_lead_out_are_refused(viewed: Viewed) -> None:
     raw = _raw(viewed, "slide")
     slide = f"{viewed.path}slide/{viewed.names()['slide']}/"
-    assert viewed.ask(f"{raw}{ZARR}/zarr.json").status == 200, "the way in, without which nothing is shown below"
+    assert viewed.ask(f"{raw}{ZARR}/zarr.json").status == 200, (
+        "the page itself is served, which the refusals below presuppose"
+    )
     up = ["../", "..%2f", "%2e%2e/", "%2e%2e%2f", "%252e%252e/", "..\\", "..%5c", ".%2e/", "%c0%ae%c0%ae/"]
     ends = [step * deep + "secret" for step in up for deep in range(1, 9)]
     ends += [f"{ZARR}/{step * 3}secret" for step in up]
@@ -92,7 +94,7 @@ def _refuse(viewed: Viewed, target: bytes) -> None:
 
 
 def test_fault_64_links_out_of_the_results_are_not_followed(viewed: Viewed) -> None:
-    assert set(viewed.names()) == {"linked", "slide"}, "what lies elsewhere is no slide of this folder"
+    assert set(viewed.names()) == {"linked", "slide"}, "a linked folder is not a slide of this folder"
     raw, slide = _raw(viewed, "linked"), f"{viewed.path}slide/{viewed.names()['linked']}/"
     for key in ("0/zarr.json", "labels/objects/0/c/0/0", "1/c/0/0/0"):
         _refuse(viewed, f"{raw}{ZARR}/{key}".encode())

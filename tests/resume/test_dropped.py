@@ -185,7 +185,7 @@ def test_dropped_arrays_are_recomputed_when_they_are_to_be_kept(
     root = copy(*BOTH)
     assert computed(run(plan(PROBABILITY), root)) == {"ingest": 6, "pyramid": 1}, "and the coarsest labels"
     assert result(root) == result(fresh(PROBABILITY))
-    assert run(plan(), root).prepare() == "kept", "the network would run"
+    assert run(plan(), root).prepare() == "kept", "recomputing would run the network"
     assert computed(run(plan(), root, forced=True)) == {"predict": 6}
     assert result(root) == result(fresh())
     assert assert_consistent(root)
@@ -254,7 +254,7 @@ def test_kill_at_any_step_of_restoring_arrays_is_resumed(
             SlideRun(wanted, SlideStore(root)).prepare(forced=True)
         complete = assert_consistent(root)
         again = SlideRun(wanted, SlideStore(root))
-        assert again.prepare(forced=complete) == "todo", "begun: the next run needs no --force"
+        assert again.prepare(forced=complete) == "todo", "an unfinished result is resumed without --force"
         stamped = {stage for stage in wanted.hashes if again.store.stamped(stage) == wanted.hashes[stage]}
         assert stamped == {"tissue"}
         assert not again.store.manifest.exists()

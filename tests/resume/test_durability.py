@@ -21,9 +21,9 @@ from tests.support.faults.preload import Change, Preload, read_journal
 
 MODEL = Path(__file__).parents[1] / "exactness" / "golden" / "context.safetensors"
 UNSYNCED = ("lock", "history.jsonl")
-"""Files of which nothing complete is said: a lock dies with its process, the history is for people."""
+"""Files without a guarantee: a lock ends with its process, the history is only informative."""
 PASSING = (".work/label/pieces", ".work/label/holes", ".work/label/fill", ".work/export")
-"""Blocks' small results that nobody reads once their own stage is complete."""
+"""Intermediate results of blocks that are not read after their stage is complete."""
 
 RUN = """
 import sys
@@ -74,9 +74,7 @@ def test_recorded_calls_cover_every_file_of_the_run(calls: list[Change], root: P
     stages = ["ingest", "tissue", "predict", "label", "measure", "pyramid", "export", "overlay"]
     assert [claim.stem for claim, _ in claims(calls)] == [*stages, "manifest"]
     files = {path for path in root.rglob("*") if path.is_file() and path.name not in UNSYNCED}
-    assert files <= {call.to for call in calls if call.call == "rename"}, (
-        "every file comes by rename, whole or not at all"
-    )
+    assert files <= {call.to for call in calls if call.call == "rename"}, "every file is renamed into place"
 
 
 def test_fault_26_every_file_is_fsynced_before_it_gets_its_name(calls: list[Change]) -> None:
@@ -84,7 +82,7 @@ def test_fault_26_every_file_is_fsynced_before_it_gets_its_name(calls: list[Chan
     renamed = 0
     for call in calls:
         if call.call == "rename" and call.path.name.endswith(".partial"):
-            assert last.get(call.path) == "fsync", f"{call.to} was named before its bytes were safe"
+            assert last.get(call.path) == "fsync", f"{call.to} was renamed before its bytes were durable"
             renamed += 1
         elif call.call in ("write", "fsync"):
             last[call.path] = call.call

@@ -193,7 +193,7 @@ def killed_and_resumed(runner: Runner, slide: Slide, points: list[Point], log: P
         ports = runner.until(point, slide, log)
         runner.assert_nothing_survives(ports)
         assert not (slide.root / "manifest.json").exists()
-        assert len(slide.partials() - partials) <= 2 * WORKERS, "more was being written than blocks in flight"
+        assert len(slide.partials() - partials) <= 2 * WORKERS, "more partial files than running blocks"
         if before is not None:
             assert_no_block_twice(before, slide, totals)
         before = DiskState.of(slide)

@@ -114,7 +114,7 @@ def test_only_old_complete_results_are_pruned_and_recorded(root: Path) -> None:
     (out / "begun" / ".work").mkdir(parents=True)
     shutil.copytree(root, out / "held")
     assert [one.key for one in prune(out, read_age("1h"), KEEP, dry=False)] == ["begun"]
-    assert not (out / "history.jsonl").exists(), "nothing was to go"
+    assert not (out / "history.jsonl").exists(), "nothing was to be pruned"
     before = tree_bytes(out)
     dry = list(prune(out, read_age("0h"), KEEP, dry=True))
     assert tree_bytes(out) == before
@@ -143,7 +143,7 @@ def test_readers_of_results_report_pruned_parts(root: Path) -> None:
     assert "geojson, labels, probability, tissue, image; 0." in console.export_text()
     ((row, picture),) = content_of(root.parent)["pictures"]
     assert row["key"] == "discs"
-    assert max(Image.open(io.BytesIO(picture.jpeg)).size) == SIDE_PX, "the overview, in small"
+    assert max(Image.open(io.BytesIO(picture.jpeg)).size) == SIDE_PX, "a thumbnail of the overview"
     found = CompleteResult.open(SlideStore(root))
     assert lacking(found, ["csv"]) == ""
     assert lacking(found, ["csv", "ome-tiff"]) == "labels, probability"
@@ -174,7 +174,7 @@ def test_deleted_slide_is_computed_again(plan: Plan, root: Path) -> None:
     assert SlideRun(plan(), SlideStore(root)).prepare() == "todo"
     shutil.rmtree(root / ".work")
     (root / "nested" / "below" / ".work" / "damage.json").unlink(missing_ok=True)
-    assert [slide.key for slide in Status.of(out).slides] == ["discs/nested/below"], "nothing is said of it any more"
+    assert [slide.key for slide in Status.of(out).slides] == ["discs/nested/below"], "deleted slides are not reported"
     list(delete(out, ["discs/nested/below"], dry=False))
     assert list(out.iterdir()) == [out / "history.jsonl"]
 

@@ -64,7 +64,7 @@ def test_result_is_written_on_scratch_and_moved_to_out(
 ) -> None:
     root = tmp_path / "discs"
     slide = begun(plan(on(scratch)), root, 8)
-    assert [path.name for path in sorted(root.rglob("*")) if path.is_file()] == ["plan.json"], "nothing in OUT yet"
+    assert [path.name for path in sorted(root.rglob("*")) if path.is_file()] == ["plan.json"], "OUT is still empty"
     assert not empty(scratch)
     slide.finish()
     assert result(root) == expected

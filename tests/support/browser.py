@@ -61,7 +61,7 @@ class Page:
         """Read one message."""
         parts = bytearray()
         while (byte := self.receive.read(1)) != b"\0":
-            assert byte, "the browser is gone"
+            assert byte, "the browser has ended"
             parts += byte
         message: dict[str, Any] = json.loads(parts)
         if message.get("method") == "Network.requestWillBeSent":
@@ -137,7 +137,7 @@ class Page:
 def page_of(place: Path | str, profile: Path, width: int = 1200) -> Iterator[Page]:
     """Open the file or address in a new browser with an empty profile."""
     program = browser()
-    assert program, "ask browser() first"
+    assert program, "no browser found: check browser() first"
     to_browser, write_end = os.pipe()
     read_end, from_browser = os.pipe()
     line = [program, *QUIET, f"--user-data-dir={profile}", "--remote-debugging-pipe"]

@@ -24,7 +24,7 @@ DASK = [sys.executable, "-m", "dask"]
 def make_certificates(folder: Path) -> Path:
     """Run the page's first commands, which make the folder ``tls``, and return it."""
     block = re.search(r"```bash\n(mkdir .*?)```", PAGE.read_text("utf-8"), re.S)
-    assert block, "the page says how certificates are made"
+    assert block, "the page contains the commands that make certificates"
     subprocess.run(["bash", "-euc", block[1]], cwd=folder, check=True, capture_output=True)
     return folder / "tls"
 

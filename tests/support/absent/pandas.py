@@ -3,4 +3,4 @@
 Otherwise pyarrow imports it, half a second a command, to check whether each array is a pandas object.
 """
 
-raise ModuleNotFoundError("no pandas here, as where overtile alone was installed", name="pandas")
+raise ModuleNotFoundError("pandas is hidden, as where only overtile is installed", name="pandas")
