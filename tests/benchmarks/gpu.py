@@ -116,8 +116,8 @@ def overflow(subject: Subject, device: str) -> dict[str, Any]:
     try:
         subject.predict(broken, 1024)
     except ModelError as error:
-        return {"passed": True, "said": str(error)}
-    return {"passed": False, "said": "nothing"}
+        return {"passed": True, "message": str(error)}
+    return {"passed": False, "message": "nothing"}
 
 
 def speed(folder: Path, subject: Subject, device: str) -> dict[str, Any]:

@@ -63,93 +63,94 @@ def of_page(page: Path) -> str:
     return page.name
 
 
-def write_inputs(place: Path) -> None:
+def write_inputs(folder: Path) -> None:
     """Write the inputs of the pages' commands: slides, regions, a checkpoint, annotated images."""
-    (place / "slides").mkdir()
-    (place / "channels").mkdir()
+    (folder / "slides").mkdir()
+    (folder / "channels").mkdir()
     pixels = np.tile(immunohistochemistry()[:509, :505], (2, 2, 1))
     tiles: dict[str, Any] = {"tile": (256, 256), "resolution": (40000, 40000), "resolutionunit": "CENTIMETER"}
-    tifffile.imwrite(place / "slides" / "tissue.tif", pixels, photometric="rgb", **tiles)
+    tifffile.imwrite(folder / "slides" / "tissue.tif", pixels, photometric="rgb", **tiles)
     names = {"axes": "CYX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5, "Channel": {"Name": ["actin", "DAPI", "IgG"]}}
     planes = np.moveaxis(255 - pixels[:512, :512], -1, 0)
-    tifffile.imwrite(place / "channels" / "cells.ome.tif", planes, tile=(256, 256), metadata=names)
+    tifffile.imwrite(folder / "channels" / "cells.ome.tif", planes, tile=(256, 256), metadata=names)
     square = [[[100, 100], [600, 100], [600, 600], [100, 600], [100, 100]]]
     feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": square}, "properties": {}}
-    (place / "annotations").mkdir()
+    (folder / "annotations").mkdir()
     collection = {"type": "FeatureCollection", "features": [feature]}
-    (place / "annotations" / "tissue.geojson").write_text(json.dumps(collection))
-    (place / "small.yaml").write_text("cluster: {kind: serial}\ntiles: {block: 512, tile: 512}\n")
-    (place / "tiny.yaml").write_text("network: {depth: 1, width: 2}\nsampling: {output_px: 32}\nschedule: {steps: 2}\n")
-    write_discs(place)
-    shutil.copytree(ROOT / "configs", place / "configs")
+    (folder / "annotations" / "tissue.geojson").write_text(json.dumps(collection))
+    (folder / "small.yaml").write_text("cluster: {kind: serial}\ntiles: {block: 512, tile: 512}\n")
+    tiny = "network: {depth: 1, width: 2}\nsampling: {output_px: 32}\nschedule: {steps: 2}\n"
+    (folder / "tiny.yaml").write_text(tiny)
+    write_discs(folder)
+    shutil.copytree(ROOT / "configs", folder / "configs")
 
 
-def write_checkpoint(place: Path) -> None:
+def write_checkpoint(folder: Path) -> None:
     """Write a PyTorch checkpoint of the network described on the page about models."""
     import torch
 
     from unet_core.networks.factory import build
 
     (spec,) = blocks(DOCS / "models.md", "yaml")
-    (place / "spec.yaml").write_text(spec.text)
-    torch.save(build(UNetSpec.model_validate(yaml.safe_load(spec.text))).state_dict(), place / "unet.pt")
+    (folder / "spec.yaml").write_text(spec.text)
+    torch.save(build(UNetSpec.model_validate(yaml.safe_load(spec.text))).state_dict(), folder / "unet.pt")
 
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all inputs and no results."""
-    place = tmp_path_factory.mktemp("fresh")
-    write_inputs(place)
-    write_checkpoint(place)
-    return place
+    folder = tmp_path_factory.mktemp("fresh")
+    write_inputs(folder)
+    write_checkpoint(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def segmented(fresh: Path, tmp_path_factory: pytest.TempPathFactory, environment: Mapping[str, str]) -> Path:
     """The same folder with results of the cases table, which the pages after the README assume."""
-    place = tmp_path_factory.mktemp("segmented") / "place"
-    shutil.copytree(fresh, place)
+    folder = tmp_path_factory.mktemp("segmented") / "place"
+    shutil.copytree(fresh, folder)
     for line, _ in blocks(DOCS / "cases.md", "bash")[0].lines():
-        shell(line, place, environment)
-    return place
+        shell(line, folder, environment)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def environment(overtile: Command) -> Mapping[str, str]:
     """Environment with the command on PATH and the variables that a deployment reads."""
     path = f"{Path(sys.executable).parent}:{overtile.environment['PATH']}"
-    told = {"OVERTILE_SLIDES": "slides", "OVERTILE_OUT": "results", "OVERTILE_SHA256": "0" * 64}
-    return {**overtile.environment, "PATH": path, **told}
+    deployment = {"OVERTILE_SLIDES": "slides", "OVERTILE_OUT": "results", "OVERTILE_SHA256": "0" * 64}
+    return {**overtile.environment, "PATH": path, **deployment}
 
 
-def shell(line: str, place: Path, environment: Mapping[str, str]) -> None:
+def shell(line: str, folder: Path, environment: Mapping[str, str]) -> None:
     """Run a line unchanged except for smaller settings."""
     shorter = f"{line} --config small.yaml" if " segment " in line else line
     if " train " in line:
         shorter = re.sub(r" --minutes \d+", "", line) + " --config tiny.yaml"
-    words = ["bash", "-ec", shorter]
+    command = ["bash", "-ec", shorter]
     done = subprocess.run(
-        words, cwd=place, env=dict(environment), stdin=subprocess.DEVNULL, capture_output=True, text=True
+        command, cwd=folder, env=dict(environment), stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
     assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
 
 
-def run(block: Block, place: Path, environment: Mapping[str, str]) -> None:
+def run(block: Block, folder: Path, environment: Mapping[str, str]) -> None:
     """Run a block, or check that the files it names exist."""
     if block.language == "bash" and block.reason is None:
         for line, reason in block.lines():
             if reason is None:
-                shell(line, place, environment)
+                shell(line, folder, environment)
     elif block.language == "python":
         everything = {
             **environment,
             "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
         }  # including pandas and similar packages
-        words = [sys.executable, "-c", block.text]
-        done = subprocess.run(words, cwd=place, env=everything, capture_output=True, text=True)
+        command = [sys.executable, "-c", block.text]
+        done = subprocess.run(command, cwd=folder, env=everything, capture_output=True, text=True)
         assert done.returncode == 0, f"{block.text}\n{done.stderr}"
     elif block.text.startswith(TREES):
-        root = place / block.text.partition("/")[0]
+        root = folder / block.text.partition("/")[0]
         there = {path.name for path in root.rglob("*")} | {root.name}
         assert set(FILE_NAME.findall(block.text)) - {"slide"} - there == set(), (
             "the folder tree names a file that does not exist"
@@ -157,15 +158,15 @@ def run(block: Block, place: Path, environment: Mapping[str, str]) -> None:
     else:
         assert block.reason is not None or block.language == "yaml", f"{block.page.name}: nothing runs\n{block.text}"
         named = re.findall(r"results/[\w./]+", block.text) if block.language in ("groovy", "text") else []
-        assert [name for name in named if not (place / name).exists()] == []
+        assert [name for name in named if not (folder / name).exists()] == []
 
 
 @pytest.mark.timeout(900)
 def test_the_readme_runs_in_a_fresh_folder(fresh: Path, environment: Mapping[str, str], tmp_path: Path) -> None:
-    place = tmp_path / "place"
-    shutil.copytree(fresh, place)
+    folder = tmp_path / "place"
+    shutil.copytree(fresh, folder)
     for block in blocks(README):
-        run(block, place, environment)
+        run(block, folder, environment)
 
 
 @pytest.mark.timeout(900)
@@ -173,10 +174,10 @@ def test_the_readme_runs_in_a_fresh_folder(fresh: Path, environment: Mapping[str
 def test_every_block_of_the_page_runs(
     page: Path, segmented: Path, environment: Mapping[str, str], tmp_path: Path
 ) -> None:
-    place = tmp_path / "place"
-    shutil.copytree(segmented, place)
+    folder = tmp_path / "place"
+    shutil.copytree(segmented, folder)
     for block in blocks(page):
-        run(block, place, environment)
+        run(block, folder, environment)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=of_page)

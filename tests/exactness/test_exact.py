@@ -139,10 +139,10 @@ def blended_tiles(model: UNet, crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Tiles of 384 px without context, averaged where they overlap by 64 px."""
     total, count = np.zeros((1, *crop.shape[1:])), np.zeros(crop.shape[1:])
     for y, x in np.ndindex(*(-(-side // 320) for side in crop.shape[1:])):
-        place = slice(320 * y, 320 * y + 384), slice(320 * x, 320 * x + 384)
-        if min(crop[(slice(None), *place)].shape[1:]) > oracle.HALO_4:
-            total[(slice(None), *place)] += oracle.whole_pass(model, crop[(slice(None), *place)])
-            count[place] += 1
+        window = slice(320 * y, 320 * y + 384), slice(320 * x, 320 * x + 384)
+        if min(crop[(slice(None), *window)].shape[1:]) > oracle.HALO_4:
+            total[(slice(None), *window)] += oracle.whole_pass(model, crop[(slice(None), *window)])
+            count[window] += 1
     return np.rint(total / np.maximum(count, 1)).astype(np.uint8)
 
 

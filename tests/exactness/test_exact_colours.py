@@ -53,7 +53,7 @@ class Normalisation:
     def fields(self) -> dict[str, Any]:
         return {"stain_normalisation": self.stain, "stain_target": TARGETS[self.stain], "equalise": self.equalise}
 
-    def shown(self, image: NDArray[np.uint8], whole: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    def normalised(self, image: NDArray[np.uint8], whole: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
         return colours.shown(image, self.stain, TARGETS[self.stain], equalise=self.equalise, whole=whole)
 
 
@@ -79,11 +79,11 @@ def dask() -> Iterator[MapBlocks]:
         yield mapper
 
 
-def model(folder: Path, asked: Normalisation, name: str = "asked") -> Path:
+def model(folder: Path, required: Normalisation, name: str = "required") -> Path:
     """Write the network that has learnt context, with a required normalisation."""
     network = load(CONTEXT)
     path = folder / f"{name}.safetensors"
-    save(path, with_spec(network, UNetSpec.model_validate(network.spec.model_dump() | asked.fields)), {})
+    save(path, with_spec(network, UNetSpec.model_validate(network.spec.model_dump() | required.fields)), {})
     return path
 
 
@@ -116,12 +116,12 @@ def step_through(run: SlideRun, others: Mapping[str, MapBlocks], map_blocks: Map
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "required",
     [NORMALISATIONS[0], NORMALISATIONS[3], *(pytest.param(one, marks=pytest.mark.long) for one in NORMALISATIONS[1:3])],
     ids=str,
 )
-def test_tiled_equals_whole(tmp_path: Path, image: NDArray[np.uint8], asked: Normalisation) -> None:
-    tiled_equals_whole(tmp_path, image, asked, serial)
+def test_tiled_equals_whole(tmp_path: Path, image: NDArray[np.uint8], required: Normalisation) -> None:
+    tiled_equals_whole(tmp_path, image, required, serial)
 
 
 @pytest.mark.long
@@ -129,44 +129,44 @@ def test_dask_workers_normalise_like_one_process(tmp_path: Path, image: NDArray[
     tiled_equals_whole(tmp_path, image, NORMALISATIONS[1], dask)
 
 
-def tiled_equals_whole(tmp_path: Path, image: NDArray[np.uint8], asked: Normalisation, mapper: MapBlocks) -> None:
-    weights = model(tmp_path, asked)
+def tiled_equals_whole(tmp_path: Path, image: NDArray[np.uint8], required: Normalisation, mapper: MapBlocks) -> None:
+    weights = model(tmp_path, required)
     plan = planned(write_tiff(tmp_path / "slide.tif", image), tmp_path / "out", [weights])
     stored = predicted(plan, tmp_path / "out", mapper)
-    expected = oracle.whole_pass(oracle.network(weights), asked.shown(image))
+    expected = oracle.whole_pass(oracle.network(weights), required.normalised(image))
     assert expected.std() > 3, "the output is not constant"
     assert (np.abs(expected.astype(int) - oracle.whole_pass(oracle.network(weights), image)) > 1).mean() > 0.1
     assert_equal_to_rounding(stored, expected, share=1e-3)
 
 
-@pytest.mark.parametrize("asked", NORMALISATIONS[:3], ids=str)
+@pytest.mark.parametrize("required", NORMALISATIONS[:3], ids=str)
 def test_control_map_fitted_to_each_tile_changes_pixels(
-    tmp_path: Path, image: NDArray[np.uint8], asked: Normalisation
+    tmp_path: Path, image: NDArray[np.uint8], required: Normalisation
 ) -> None:
-    network = oracle.network(model(tmp_path, asked))
-    whole = oracle.whole_pass(network, asked.shown(image))
-    left = oracle.whole_pass(network, asked.shown(image, whole=image[:, :, : WIDTH // 2]))
+    network = oracle.network(model(tmp_path, required))
+    whole = oracle.whole_pass(network, required.normalised(image))
+    left = oracle.whole_pass(network, required.normalised(image, whole=image[:, :, : WIDTH // 2]))
     apart = np.abs(whole.astype(int) - left)[:, :, : WIDTH // 2] > 1
     print(f"{apart.mean():.1%} of pixels differ when half of the slide is taken for the slide")
     assert apart.mean() > 0.05
 
 
 def test_each_network_of_an_ensemble_uses_its_own_normalisation(tmp_path: Path) -> None:
-    picture, asked = (
+    picture, required = (
         cut(150, 300),
         [Normalisation("macenko"), Normalisation("none"), Normalisation("none", equalise=True)],
     )
-    files, answers = [], []
-    for seed, one in enumerate(asked):
+    files, outputs = [], []
+    for seed, one in enumerate(required):
         spec = UNetSpec.model_validate({"depth": 4, "width": 2, "mpp": 0.25, "class_names": ("a",)} | one.fields)
         (tmp_path / str(seed)).mkdir()
         files.append(weights_of(tmp_path / str(seed), spec, seed).rename(tmp_path / f"{seed}.safetensors"))
         network = oracle.network(files[-1])
-        answers.append(oracle.whole_pass(network, one.shown(picture)).astype(float))
+        outputs.append(oracle.whole_pass(network, one.normalised(picture)).astype(float))
     out = tmp_path / "out"
     plan = planned(write_tiff(tmp_path / "slide.tif", picture), out, files)
     stored = predicted(plan, out)
-    assert np.abs(stored - np.mean(answers, axis=0)).max() <= 1.01
+    assert np.abs(stored - np.mean(outputs, axis=0)).max() <= 1.01
     fitted = SlideStore(slide_root(out, plan.key)).facts("tissue")["normalisation"]
     by_file = dict(zip((one.weights.path.stem for one in plan.model.members), fitted, strict=True))
     assert by_file["1"] is None
@@ -174,13 +174,13 @@ def test_each_network_of_an_ensemble_uses_its_own_normalisation(tmp_path: Path) 
     assert by_file["2"]["ranks"] is not None
 
 
-@pytest.mark.parametrize("asked", NORMALISATIONS[1:3], ids=str)
-def test_evaluation_normalises_like_segmentation(tmp_path: Path, asked: Normalisation) -> None:
+@pytest.mark.parametrize("required", NORMALISATIONS[1:3], ids=str)
+def test_evaluation_normalises_like_segmentation(tmp_path: Path, required: Normalisation) -> None:
     """Each annotated image is fitted like a slide."""
     picture = cut(150, 190)
-    (method,) = networks([load_model(ModelSection(weights=str(model(tmp_path, asked))))], "cpu")
+    (method,) = networks([load_model(ModelSection(weights=str(model(tmp_path, required))))], "cpu")
     found = method.answers(picture)(Box(0, 0, 150, 190))
-    expected = oracle.whole_pass(oracle.network(tmp_path / "asked.safetensors"), asked.shown(picture))
+    expected = oracle.whole_pass(oracle.network(tmp_path / "required.safetensors"), required.normalised(picture))
     assert_equal_to_rounding(found, expected, share=2e-3)
 
 
@@ -224,7 +224,8 @@ def test_normalisation_settings_are_part_of_the_stage_hashes(tmp_path: Path, mon
 
     slide = write_tiff(tmp_path / "slide.tif", cut(60, 80))
     files = [
-        model(tmp_path, asked, str(number)) for number, asked in enumerate([Normalisation("none"), *NORMALISATIONS])
+        model(tmp_path, required, str(number))
+        for number, required in enumerate([Normalisation("none"), *NORMALISATIONS])
     ]
     every = [hashes(slide, tmp_path / "out", one) for one in files]
     assert len({one["ingest"] for one in every}) == 1
@@ -241,12 +242,12 @@ def test_changed_normalisation_is_fitted_again(tmp_path: Path) -> None:
     """Two models, one after the other, in one output folder."""
     picture, out = cut(120, 300), tmp_path / "out"
     slide = write_tiff(tmp_path / "slide.tif", picture)
-    for number, asked in enumerate(
+    for number, required in enumerate(
         [Normalisation("none"), Normalisation("macenko"), Normalisation("macenko", equalise=True)]
     ):
-        weights = model(tmp_path, asked, str(number))
+        weights = model(tmp_path, required, str(number))
         stored = predicted(planned(slide, out, [weights]), out)
-        expected = oracle.whole_pass(oracle.network(weights), asked.shown(picture))
+        expected = oracle.whole_pass(oracle.network(weights), required.normalised(picture))
         assert_equal_to_rounding(stored, expected, share=2e-3)
 
 

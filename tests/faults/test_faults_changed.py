@@ -66,8 +66,8 @@ def test_fault_15_17_replaced_slides_are_noticed_and_locked_ones_refused(
     image = np.asarray(zarr.open_array(out / "begun" / "slide.ome.zarr" / "0", mode="r")[:])
     assert np.array_equal(image, draw((300, 1100), [Disc(150, 500, 40, BLUE)]).transpose(2, 0, 1))
     assert alone.code == 75, alone.said
-    for said in (ran.error_of("held"), alone.error_of("held")):
-        assert f"process {os.getpid()} on {os.uname().nodename} since " in said
+    for error in (ran.error_of("held"), alone.error_of("held")):
+        assert f"process {os.getpid()} on {os.uname().nodename} since " in error
     for name, files in before.items():
         now = files_of(out / name)
         same = {path for path in files if "/lock" not in path and "/plan.json" not in path}

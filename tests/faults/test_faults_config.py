@@ -42,7 +42,7 @@ def test_fault_60_bad_yaml_is_refused_with_one_line(overtile_alone: Command, tmp
 
 
 @pytest.mark.parametrize(
-    ("words", "phrase"),
+    ("arguments", "phrase"),
     [
         (["--set", "objects.treshold=0.4"], "did you mean 'threshold'?"),
         (["--set", "objects.threshold=1.5"], "objects.threshold: Input should be less than or equal to 1"),
@@ -53,9 +53,9 @@ def test_fault_60_bad_yaml_is_refused_with_one_line(overtile_alone: Command, tmp
     ids=["misspelt", "out_of_range", "no_value", "no_resolution", "no_file"],
 )
 def test_fault_60_bad_options_are_refused_with_one_line(
-    overtile_alone: Command, tmp_path: Path, words: list[str], phrase: str
+    overtile_alone: Command, tmp_path: Path, arguments: list[str], phrase: str
 ) -> None:
-    ran = overtile_alone.run("segment", "slide.tif", "--out", tmp_path / "out", *words)
+    ran = overtile_alone.run("segment", "slide.tif", "--out", tmp_path / "out", *arguments)
     assert ran.code == 2, ran.said
     assert phrase in ran.only_error
     assert not (tmp_path / "out").exists()

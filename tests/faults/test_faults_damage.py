@@ -84,9 +84,9 @@ def repair(
 def test_fault_31_verify_prints_the_damaged_files_of_each_slide(repair: Repair) -> None:
     assert repair.verified.code == 3
     assert repair.verified.only_error.startswith("4 slides are damaged")
-    said = repair.verified.stdout.split("DAMAGED")[1:]
-    assert len(said) == len(DAMAGES)
-    for part in said:
+    sections = repair.verified.stdout.split("DAMAGED")[1:]
+    assert len(sections) == len(DAMAGES)
+    for part in sections:
         lines = [line.strip().partition(": ")[0] for line in part.splitlines()[1:]]
         assert sorted(lines) == sorted(HIT)
     assert repair.noticed == list(DAMAGES)

@@ -57,8 +57,8 @@ def test_fault_14_a_block_that_two_workers_write_is_the_same_bytes(
             assert len(list(shard.parent.glob(f".{shard.name}.*.partial"))) == 2, "each worker has written its own file"
             assert not shard.exists()
             thaw(there)
-        code, said = running.end()
-        assert code == 0, said
+        code, output = running.end()
+        assert code == 0, output
         thaw(there)
         there.processes.pop(first).wait(timeout=60)  # the scheduler has removed it
         assert "failed to heartbeat" in (tmp_path / "scheduler.log").read_text()

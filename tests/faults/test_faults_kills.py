@@ -145,8 +145,8 @@ def test_fault_1_2_3_4_26_run_resumes_after_kill_or_power_loss(
     chosen = [generator.choice([left for left in watched.lefts if left.stage == stage]) for stage in STRUCK]
     trees = [make(left, tmp_path / "out") for left in chosen for make in (killed, powerless)]
     computed = assert_survived(overtile, finished, trees)
-    said = ", ".join(f"{stage} {blocks}" for stage, blocks in computed.items())
-    record_property("recomputed", f"blocks left to do, of {len(trees)} slides: {said}; none twice")
+    counts = ", ".join(f"{stage} {blocks}" for stage, blocks in computed.items())
+    record_property("recomputed", f"blocks left to do, of {len(trees)} slides: {counts}; none twice")
 
 
 @pytest.mark.long

@@ -73,7 +73,7 @@ def test_fault_42_a_slide_goes_on_without_a_tile_and_one_without_any_fails(maske
 
 
 def test_fault_42_the_tile_is_listed_in_manifest_and_summary(masked: Masked) -> None:
-    y, x = (place * TILE for place in PLACE)
+    y, x = (index * TILE for index in PLACE)
     assert masked.facts("torn", "ingest") == {
         "masked": [[0, *PLACE, [y, x, y + TILE, x + TILE]]],
         "flags": ["masked_tiles"],
@@ -85,7 +85,7 @@ def test_fault_42_the_tile_is_listed_in_manifest_and_summary(masked: Masked) -> 
 
 
 def test_fault_42_bytes_outside_the_tiles_context_equal_the_sound_slide(masked: Masked) -> None:
-    y, x = (place * TILE for place in PLACE)
+    y, x = (index * TILE for index in PLACE)
     sound, torn = (masked.array(key, "0") for key in ("sound", "torn"))
     inside = np.zeros(SHAPE, bool)
     inside[y : y + TILE, x : x + TILE] = True

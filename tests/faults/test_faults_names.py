@@ -66,7 +66,7 @@ def names(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     return overtile.segment([folder / "slides", by_itself], folder / "out")
 
 
-def shown(name: str) -> str:
+def printable(name: str) -> str:
     """Return a name as it may be printed: every unprintable character replaced."""
     return "".join(char if char.isprintable() else "?" for char in name)
 
@@ -103,13 +103,13 @@ def test_fault_37_66_a_slide_of_any_name_is_complete(names: Ran, kind: str) -> N
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_fault_37_66_a_broken_slide_of_any_name_has_one_error_line(names: Ran, kind: str) -> None:
-    (line,) = (line for line in names.errors if line.startswith(f"{shown(BROKEN[kind])}: failed at plan: "))
+    (line,) = (line for line in names.errors if line.startswith(f"{printable(BROKEN[kind])}: failed at plan: "))
     assert "an empty file" in line
 
 
 def test_fault_66_no_name_was_executed(names: Ran, overtile: Command) -> None:
-    for place in (names.out.parent, overtile.folder):
-        assert not [path for path in place.rglob("pwned*")]
+    for folder in (names.out.parent, overtile.folder):
+        assert not [path for path in folder.rglob("pwned*")]
 
 
 def test_fault_66_no_control_character_reaches_terminal_log_or_report(names: Ran) -> None:
@@ -136,28 +136,28 @@ def test_fault_66_tables_hold_no_formula_and_json_holds_the_name_itself(names: R
 
 
 def test_fault_66_prefects_pages_hold_names_as_text(names: Ran, overtile: Command) -> None:
-    def asked(what: str, limit: int = 200) -> list[dict[str, Any]]:
+    def query(what: str, limit: int = 200) -> list[dict[str, Any]]:
         body = json.dumps({"limit": limit, "sort": NEWEST_FIRST[what]}).encode()
         address = f"{overtile.environment['PREFECT_API_URL']}/{what}/filter"
-        with urlopen(Request(address, body, {"Content-Type": "application/json"}), timeout=60) as answer:
-            return list(json.load(answer))
+        with urlopen(Request(address, body, {"Content-Type": "application/json"}), timeout=60) as response:
+            return list(json.load(response))
 
-    pages = [page for page in asked("artifacts") if "img src=x" in page["data"]]
+    pages = [page for page in query("artifacts") if "img src=x" in page["data"]]
     assert len(pages) == 1
     assert not [text for page in pages for text in (page["data"], page["description"]) if "<img" in text]
-    said = [run["name"] for run in asked("task_runs")] + [line["message"] for line in asked("logs")]
-    said += [run["state"]["message"] or "" for run in asked("task_runs")]
-    assert any(HOSTILE["shell"] in text for text in said)
-    assert [text for text in said if f"{shown(TORN)}.tif: level 0, tile" in text]
-    assert not [text for text in said if "\x1b" in text or "\x07" in text]
+    texts = [run["name"] for run in query("task_runs")] + [line["message"] for line in query("logs")]
+    texts += [run["state"]["message"] or "" for run in query("task_runs")]
+    assert any(HOSTILE["shell"] in text for text in texts)
+    assert [text for text in texts if f"{printable(TORN)}.tif: level 0, tile" in text]
+    assert not [text for text in texts if "\x1b" in text or "\x07" in text]
 
 
 def test_fault_66_inspect_verify_and_status_escape_names(names: Ran, overtile_alone: Command) -> None:
     inspected = overtile_alone.run("inspect", names.out)
     verified = overtile_alone.run("verify", names.out)
-    told = overtile_alone.run("status", names.out)
+    status = overtile_alone.run("status", names.out)
     assert verified.code == 0, verified.said
-    for ran in (inspected, verified, told):
+    for ran in (inspected, verified, status):
         assert "\x1b" not in ran.said
-        assert shown(HOSTILE["escape"]) in ran.stdout
+        assert printable(HOSTILE["escape"]) in ran.stdout
         assert HOSTILE["rich"] in ran.stdout

@@ -48,8 +48,8 @@ def scheduled(overtile: Command, overtile_alone: Command, tmp_path_factory: pyte
     ran, states, status = [], [], []
 
     def look() -> None:
-        told = json.loads(overtile_alone.run("status", out, "--json").stdout)
-        status.append({slide["key"]: slide["state"] for slide in told["slides"]})
+        report = json.loads(overtile_alone.run("status", out, "--json").stdout)
+        status.append({slide["key"]: slide["state"] for slide in report["slides"]})
 
     for settings in ([YOUNG], ["input.settle_s=0.001", "input.pattern=['broken.tif']"]):
         ran.append(overtile_alone.segment(slides, out, *settings))

@@ -80,11 +80,11 @@ class UnreliableServer:
     def ended(self) -> str:
         """Return the output of the command, which must end with a complete slide and no traceback."""
         assert self.process.wait(PATIENCE_S) == 0, self.log.read_text()
-        said = self.log.read_text()
-        assert "1 of 1 slides complete" in said
+        output = self.log.read_text()
+        assert "1 of 1 slides complete" in output
         for wall in ("Traceback", "ERROR", "Error logging"):
-            assert wall not in said, said
-        return said
+            assert wall not in output, output
+        return output
 
 
 @pytest.fixture
@@ -94,9 +94,9 @@ def unreliable(
     """A run whose result must equal the undisturbed one; neither it nor the next run may repeat a block."""
     home, out, log = tmp_path / "server", tmp_path / "out", tmp_path / "log"
     settings = ["cluster.kind=serial", "tiles.block=512", "compute.precision=fp32"]
-    words = ["segment", finished.slide, "--out", out, "--model", CLASSES]
-    words += [word for setting in settings for word in ("--set", setting)]
-    line = [*installed_command(), *map(str, words)]
+    arguments = ["segment", finished.slide, "--out", out, "--model", CLASSES]
+    arguments += [word for setting in settings for word in ("--set", setting)]
+    line = [*installed_command(), *map(str, arguments)]
     with serving(home) as server, running(line, Command.under(tmp_path, server.api), log) as process:
         run = UnreliableServer(process, server, home, out, log)
         run.awaited(out / "slide" / "slide.ome.zarr" / "probability" / "0" / "c" / "0" / "0")
@@ -104,7 +104,7 @@ def unreliable(
         yield run
     assert is_complete(out / "slide")
     before = DiskState.of(Slide(out / "slide"))
-    again = overtile.run(*words, out=out)
+    again = overtile.run(*arguments, out=out)
     assert again.code == 0, again.said
     assert result_digests(out / "slide") == result_digests(finished.result)
     totals = {line["stage"]: line["blocks"] for line in Slide(finished.result).history()}

@@ -105,13 +105,13 @@ def test_server_of_the_readme_requires_its_password(tmp_path: Path) -> None:
             urlopen(f"{api}/admin/version", timeout=60)
         password = b64encode(settings["PREFECT_API_AUTH_STRING"].encode()).decode()
         mine = {"Authorization": f"Basic {password}", "Origin": "https://elsewhere.example"}
-        with urlopen(Request(f"{api}/admin/version", headers=mine), timeout=60) as answer:
-            assert answer.headers.get("Access-Control-Allow-Origin") is None, "pages of other origins may not read it"
+        with urlopen(Request(f"{api}/admin/version", headers=mine), timeout=60) as response:
+            assert response.headers.get("Access-Control-Allow-Origin") is None, "pages of other origins may not read it"
         posted = Request(f"{api}/flow_runs/filter", b"{}", {"Content-Type": "application/json", **mine})
         with pytest.raises(HTTPError, match="403"):  # no token to change anything either
             urlopen(posted, timeout=60)
-        wanted = {name: value for name, value in settings.items() if "SERVER" not in name}
-        ran = Command.under(tmp_path, api).with_environment(**wanted).segment(slide, tmp_path / "out")
+        client_settings = {name: value for name, value in settings.items() if "SERVER" not in name}
+        ran = Command.under(tmp_path, api).with_environment(**client_settings).segment(slide, tmp_path / "out")
         assert ran.code == 0, ran.said
 
 
@@ -123,8 +123,9 @@ def test_fault_66_no_pickle_is_stored(watched: Watched) -> None:
             assert path.suffix not in (".pkl", ".pickle"), path
             assert start not in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), path
     kept = [json.loads(path.read_text()) for path in files_below(watched.home / "storage")]
-    said = "1 of 7 slides are not complete as asked"
-    assert kept == [{"__exc_type__": "flows.segment.IncompleteError", "message": said}], "the error raised by the flow"
+    message = "1 of 7 slides are not complete as asked"
+    error = {"__exc_type__": "flows.segment.IncompleteError", "message": message}
+    assert kept == [error], "the error raised by the flow"
     assert b"gAWV" not in b"".join(path.read_bytes() for path in files_below(watched.home)), "a pickle in base64"
 
 

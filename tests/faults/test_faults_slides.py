@@ -214,9 +214,9 @@ def test_fault_19_the_exit_code_is_4_when_every_slide_fails(false_directories: t
 def _measured(command: Command, source: Path, out: Path) -> tuple[Ran, float, float]:
     line = [*installed_command(), "segment", str(source), "--out", str(out), "--model", str(CLASSES)]
     files = [out.parent / name for name in ("stdout", "stderr")]
-    with files[0].open("wb") as said, files[1].open("wb") as complained:
+    with files[0].open("wb") as stdout_file, files[1].open("wb") as stderr_file:
         process = subprocess.Popen(
-            line, env=dict(command.environment), stdout=said, stderr=complained, cwd=command.folder
+            line, env=dict(command.environment), stdout=stdout_file, stderr=stderr_file, cwd=command.folder
         )
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)

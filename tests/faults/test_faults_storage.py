@@ -178,15 +178,15 @@ def forced(
 ) -> Forced:
     slides, out = finished.copies(tmp_path_factory.mktemp("forced"), ["slide"])
     root = out / "slide"
-    words = (slides, out, "tissue=null", "--force", "slide")
+    arguments = (slides, out, "tissue=null", "--force", "slide")
     early, _ = preload.under(overtile, Rule("unlink", "/slide/manifest.json", "kill"))
-    first = early.segment(*words)
+    first = early.segment(*arguments)
     untouched, untouched_complete = result_digests(root), is_complete(root)
     late, _ = preload.under(overtile, Rule("rename", "/probability/0/c/0/0/", "kill", 2))
-    second = late.segment(*words)
+    second = late.segment(*arguments)
     half = overtile_alone.run("inspect", out, "--json")
     partials = len(list(root.rglob("*.partial")))
-    ended = overtile.segment(*words)
+    ended = overtile.segment(*arguments)
     return Forced(
         (first, second), result_digests(finished.result), untouched, untouched_complete, half, partials, ended
     )

@@ -86,11 +86,11 @@ def test_fault_64_paths_that_lead_out_are_refused(viewed: Viewed) -> None:
 
 
 def _refuse(viewed: Viewed, target: bytes) -> None:
-    answer = viewed.ask(target)
-    assert 400 <= answer.status < 500, (target, answer)
-    assert SECRET not in answer.body
-    assert b"root:" not in answer.body
-    assert b"zarr_format" not in answer.body, target
+    response = viewed.ask(target)
+    assert 400 <= response.status < 500, (target, response)
+    assert SECRET not in response.body
+    assert b"root:" not in response.body
+    assert b"zarr_format" not in response.body, target
 
 
 def test_fault_64_links_out_of_the_results_are_not_followed(viewed: Viewed) -> None:
@@ -99,9 +99,9 @@ def test_fault_64_links_out_of_the_results_are_not_followed(viewed: Viewed) -> N
     for key in ("0/zarr.json", "labels/objects/0/c/0/0", "1/c/0/0/0"):
         _refuse(viewed, f"{raw}{ZARR}/{key}".encode())
     for tile in ("image/0/0/0", "outlines/0/0/0", "fills/0/0/0", "image/1/0/0"):
-        answer = viewed.ask(f"{slide}tile/{tile}")
-        assert answer.status == 404, tile
-        assert SECRET not in answer.body
+        response = viewed.ask(f"{slide}tile/{tile}")
+        assert response.status == 404, tile
+        assert SECRET not in response.body
 
 
 def test_fault_64_requests_without_valid_token_host_or_origin_are_refused(viewed: Viewed) -> None:
@@ -144,10 +144,10 @@ def test_fault_64_requests_without_valid_token_host_or_origin_are_refused(viewed
 
 def test_fault_64_declared_origins_read_arrays_and_nothing_else(viewed: Viewed) -> None:
     raw = f"{_raw(viewed, 'slide')}{ZARR}/"
-    answer = viewed.ask(f"{raw}zarr.json", Origin=DECLARED)
-    assert answer.status == 200
-    assert answer.headers["access-control-allow-origin"] == DECLARED
-    assert json.loads(answer.body)["zarr_format"] == 3
+    response = viewed.ask(f"{raw}zarr.json", Origin=DECLARED)
+    assert response.status == 200
+    assert response.headers["access-control-allow-origin"] == DECLARED
+    assert json.loads(response.body)["zarr_format"] == 3
     whole = viewed.get(f"raw/{viewed.names()['slide']}/{ZARR}/0/c/0/0/1")
     part = viewed.ask(f"{raw}0/c/0/0/1", Origin=DECLARED, Range="bytes=10-29")
     assert (part.status, part.body) == (206, whole[10:30])
@@ -164,13 +164,13 @@ def test_fault_64_declared_origins_read_arrays_and_nothing_else(viewed: Viewed) 
 
 def test_fault_64_every_response_forbids_network_requests(viewed: Viewed) -> None:
     for target in (viewed.path, viewed.path + "slides.json", viewed.path + "static/slide.js", "/"):
-        told = viewed.ask(target).headers
-        assert "default-src 'none'" in told["content-security-policy"]
-        assert "http" not in told["content-security-policy"]
-        assert "unsafe-inline" not in told["content-security-policy"].partition("script-src")[2].partition(";")[0]
-        assert told["referrer-policy"] == "no-referrer"
-        assert told["x-content-type-options"] == "nosniff"
-        assert told["cross-origin-resource-policy"] == "same-origin"
+        headers = viewed.ask(target).headers
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert "http" not in headers["content-security-policy"]
+        assert "unsafe-inline" not in headers["content-security-policy"].partition("script-src")[2].partition(";")[0]
+        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cross-origin-resource-policy"] == "same-origin"
 
 
 def test_fault_63_64_viewer_listens_on_loopback_only(viewed: Viewed) -> None:
@@ -188,9 +188,9 @@ def test_invalid_origin_and_used_port_are_refused(viewed: Viewed, finished: Fini
 
 
 def test_folder_without_results_is_refused(tmp_path: Path) -> None:
-    for place in (tmp_path, tmp_path / "nowhere"):
+    for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(ConfigError, match="holds no results"):
-            Catalog.at(place)
+            Catalog.at(folder)
 
 
 def test_only_array_keys_are_mapped_to_files(tmp_path: Path) -> None:

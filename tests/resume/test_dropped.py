@@ -246,20 +246,20 @@ def test_kill_at_any_step_of_dropping_leaves_a_consistent_result(
 def test_kill_at_any_step_of_restoring_arrays_is_resumed(
     plan: Plan, fresh: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = plan(*BOTH, LARGER)
+    new_plan = plan(*BOTH, LARGER)
     struck = 0
     for step in range(60):
         root = Path(shutil.copytree(fresh(*BOTH), tmp_path / str(step)))
         with killed_at(step, monkeypatch) as steps:
-            SlideRun(wanted, SlideStore(root)).prepare(forced=True)
+            SlideRun(new_plan, SlideStore(root)).prepare(forced=True)
         complete = assert_consistent(root)
-        again = SlideRun(wanted, SlideStore(root))
+        again = SlideRun(new_plan, SlideStore(root))
         assert again.prepare(forced=complete) == "todo", "an unfinished result is resumed without --force"
-        stamped = {stage for stage in wanted.hashes if again.store.stamped(stage) == wanted.hashes[stage]}
+        stamped = {stage for stage in new_plan.hashes if again.store.stamped(stage) == new_plan.hashes[stage]}
         assert stamped == {"tissue"}
         assert not again.store.manifest.exists()
         if KILLED not in steps or step == 3:
-            for stage in wanted.hashes:
+            for stage in new_plan.hashes:
                 again.step(stage, serial)
             again.finish()
             assert result(root) == result(fresh(*BOTH, LARGER))

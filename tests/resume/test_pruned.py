@@ -123,10 +123,10 @@ def test_only_old_complete_results_are_pruned_and_recorded(root: Path) -> None:
     gone = {name: entry["size"] for name, entry in files.items() if name not in ("objects.parquet", "overview.png")}
     assert dry[1].bytes == sum(gone.values()) > 0
     with slide_lock(out / "held" / ".work"):
-        told = {one.key: one for one in prune(out, read_age("0h"), KEEP, dry=False)}
-    assert (told["discs"].state, told["discs"].bytes) == ("pruned", dry[1].bytes)
-    assert told["held"].state == "left alone"
-    assert "is being worked on" in told["held"].cause
+        records = {one.key: one for one in prune(out, read_age("0h"), KEEP, dry=False)}
+    assert (records["discs"].state, records["discs"].bytes) == ("pruned", dry[1].bytes)
+    assert records["held"].state == "left alone"
+    assert "is being worked on" in records["held"].cause
     assert [name for name in gone if (root / name).exists()] == []
     assert {name for name in gone if not (out / "held" / name).exists()} == set()
     (line,) = BatchHistory.read(out).lines
@@ -163,11 +163,11 @@ def test_deleted_slide_is_computed_again(plan: Plan, root: Path) -> None:
     before = tree_bytes(out)
     (dry,) = delete(out, ["discs"], dry=True)
     assert tree_bytes(out) == before
-    (told,) = delete(out, ["discs"], dry=False)
-    assert told == dry
+    (deleted,) = delete(out, ["discs"], dry=False)
+    assert deleted == dry
     own = {name: content for name, content in before.items() if name.startswith("discs/") and "nested" not in name}
-    assert told.bytes == sum(map(len, own.values()))
-    assert told.cause == f"{plan().slide} is still there: the next run over it computes it again"
+    assert deleted.bytes == sum(map(len, own.values()))
+    assert deleted.cause == f"{plan().slide} is still there: the next run over it computes it again"
     assert {name for name in tree_bytes(out) if name != "history.jsonl"} == {n for n in before if n not in own} - {
         "history.jsonl"
     }

@@ -36,11 +36,11 @@ def test_row_appears_with_its_slide_and_survives_a_kill(overtile: Command, tmp_p
     table = tmp_path / "cases.csv"
     patients = {"three": "P3", "one": "P1", "two": "P2"}
     table.write_text("slide,patient\n" + "".join(f"{name},{patient}\n" for name, patient in patients.items()))
-    words = ["segment", tmp_path / "slides", "--cases", table, "--model", CLASSES]
-    words += [word for option in OPTIONS for word in ("--set", option)]
+    arguments = ["segment", tmp_path / "slides", "--cases", table, "--model", CLASSES]
+    arguments += [word for option in OPTIONS for word in ("--set", option)]
     out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
     running = subprocess.Popen(
-        [*installed_command(), *map(str, words), "--out", str(out)],
+        [*installed_command(), *map(str, arguments), "--out", str(out)],
         env=dict(overtile.environment),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -67,8 +67,8 @@ def test_row_appears_with_its_slide_and_survives_a_kill(overtile: Command, tmp_p
     ]
     assert all(int(line.split(",")[7]) > 0 for line in kept)
 
-    resumed = overtile.run(*words, "--out", out, out=out)
+    resumed = overtile.run(*arguments, "--out", out, out=out)
     assert resumed.code == 0, resumed.said
-    assert overtile.run(*words, "--out", undisturbed, out=undisturbed).code == 0
+    assert overtile.run(*arguments, "--out", undisturbed, out=undisturbed).code == 0
     assert results.read_bytes() == (undisturbed / "results.csv").read_bytes()
     assert kept == [line for line in results.read_text().splitlines() if line.startswith(f"{first},")]

@@ -134,13 +134,13 @@ def test_kill_at_any_step_of_the_copy_leaves_a_consistent_result(
 ) -> None:
     """Kills at changes of the file system, from the last stage to the removal of the scratch folder."""
     made, home, struck = tmp_path / "made", tmp_path / "home", 0
-    wanted = plan(on(home))
-    begun(wanted, made / "discs", 8)
+    slide_plan = plan(on(home))
+    begun(slide_plan, made / "discs", 8)
     home.rename(made / "home")
     (staged,) = (made / "home").iterdir()
     for step in range(0, 1000, every):
         root = Path(shutil.copytree(made / "discs", tmp_path / "discs"))
-        slide = SlideRun(wanted, SlideStore(root))
+        slide = SlideRun(slide_plan, SlideStore(root))
         slide.prepare()
         shutil.rmtree(slide.working.root)
         shutil.copytree(staged, slide.working.root)
@@ -149,7 +149,7 @@ def test_kill_at_any_step_of_the_copy_leaves_a_consistent_result(
         complete = assert_consistent(root)
         if lost:
             shutil.rmtree(home)
-        again = run(wanted, root)
+        again = run(slide_plan, root)
         assert lost or computed(again) == {}, f"killed at step {step}"
         assert not complete or computed(again) == {}
         assert result(root) == expected

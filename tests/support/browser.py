@@ -52,10 +52,10 @@ class Page:
             message["sessionId"] = self.session
         self.send.write(json.dumps(message).encode() + b"\0")
         self.send.flush()
-        while (answer := self.next()).get("id") != self.calls:
+        while (reply := self.next()).get("id") != self.calls:
             pass
-        assert "error" not in answer, answer
-        return dict(answer["result"])
+        assert "error" not in reply, reply
+        return dict(reply["result"])
 
     def next(self) -> dict[str, Any]:
         """Read one message."""

@@ -206,14 +206,14 @@ class Command:
         """Segment in one process in blocks of 512 px; ``options`` with a ``=`` are settings."""
         sources = [source] if isinstance(source, Path) else source
         settings = ["cluster.kind=serial", "tiles.block=512", "compute.precision=fp32"]
-        words: list[str | Path] = []
+        arguments: list[str | Path] = []
         for option in options:
             if isinstance(option, str) and "=" in option and not option.startswith("-"):
                 settings.append(option)
             else:
-                words.append(option)
+                arguments.append(option)
         pairs = [word for setting in settings for word in ("--set", setting)]
-        return self.run("segment", *sources, "--out", out, "--model", model, *pairs, *words, out=out)
+        return self.run("segment", *sources, "--out", out, "--model", model, *pairs, *arguments, out=out)
 
 
 @dataclass(frozen=True, slots=True)

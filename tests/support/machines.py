@@ -51,8 +51,8 @@ class Machines:
 
     def start_scheduler(self, environment: Mapping[str, str] | None = None) -> None:
         """Start the scheduler and wait until it has an address."""
-        words = ["--host", self.host, "--port", "0", "--protocol", "tls", "--dashboard-address", "127.0.0.1:0"]
-        self._start("scheduler", words, environment or {})
+        arguments = ["--host", self.host, "--port", "0", "--protocol", "tls", "--dashboard-address", "127.0.0.1:0"]
+        self._start("scheduler", arguments, environment or {})
         self._until("scheduler", lambda: "dashboard at" in (self.folder / "scheduler.log").read_text())
 
     def start_worker(
@@ -66,9 +66,9 @@ class Machines:
             environment: Further environment variables.
             within: Words of a command that runs the worker somewhere else.
         """
-        words = [self.address, "--host", "127.0.0.1", "--nworkers", "1", "--nthreads", "1", "--memory-limit", "0"]
-        words += ["--dashboard-address", "127.0.0.1:0", "--local-directory", str(self.folder / f"{name}.scratch")]
-        self._start("worker", [*words, "--name", name, *options], environment or {}, name, within)
+        arguments = [self.address, "--host", "127.0.0.1", "--nworkers", "1", "--nthreads", "1", "--memory-limit", "0"]
+        arguments += ["--dashboard-address", "127.0.0.1:0", "--local-directory", str(self.folder / f"{name}.scratch")]
+        self._start("worker", [*arguments, "--name", name, *options], environment or {}, name, within)
         self._until(name, lambda: "Registered to" in (self.folder / f"{name}.log").read_text())
 
     def kill(self, name: str) -> None:
@@ -86,20 +86,20 @@ class Machines:
     def _start(
         self,
         kind: str,
-        words: list[str],
+        arguments: list[str],
         environment: Mapping[str, str],
         name: str | None = None,
         within: Sequence[str] = (),
     ) -> None:
         name = name or kind
-        place = self.folder / f"{name}.started-here"
-        place.mkdir()
+        working_folder = self.folder / f"{name}.started-here"
+        working_folder.mkdir()
         files = [part for one in ("ca-file ca", "cert cert", "key key") for part in self._option(*one.split())]
         with (self.folder / f"{name}.log").open("wb") as log:
             self.processes[name] = subprocess.Popen(
-                [*within, *DASK, kind, *words, *files],
+                [*within, *DASK, kind, *arguments, *files],
                 env={**os.environ, "DASK_CONFIG": str(REPOSITORY / "configs" / "dask.yaml"), **environment},
-                cwd=place,
+                cwd=working_folder,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

@@ -2,8 +2,8 @@
 
 The budget is arithmetic. Both networks are trained on the same images in the same order, for as many steps as the same
 number of operations allows; the plain U-Net has the same padding, norm, depth and width. In synthetic images, filled
-discs have to be told from rings of the same brightness, so that the context of a pixel decides. The ratios differ only
-in the number of discs. The score is the pixel Dice on held-out images at threshold 0.5.
+discs have to be distinguished from rings of the same brightness, so that the context of a pixel decides. The ratios
+differ only in the number of discs. The score is the pixel Dice on held-out images at threshold 0.5.
 
     python tests/benchmarks/support/attention.py [TERA_OPERATIONS] [SEEDS]
 """

@@ -55,8 +55,8 @@ def virtual_result(root: Path, objects: int) -> SlideStore:
 def _one_block(folder: Path) -> SlideStore:
     """Run the installed command on a slide of one block."""
     write_slide(folder / "block.tif", BLOCK_PX)
-    words = ["segment", folder / "block.tif", "--out", folder / "out", "--set", "cluster.kind=serial"]
-    subprocess.run([Path(sys.executable).parent / "overtile", *words], check=True, stdout=sys.stderr)
+    arguments = ["segment", folder / "block.tif", "--out", folder / "out", "--set", "cluster.kind=serial"]
+    subprocess.run([Path(sys.executable).parent / "overtile", *arguments], check=True, stdout=sys.stderr)
     return SlideStore(folder / "out" / "block")
 
 

@@ -33,8 +33,8 @@ def darker_than_around(image_CYX: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return 0..1, (y, x): how much darker a spot of 4 px is than its surroundings (30 px standard deviation)."""
     grey = image_CYX.mean(axis=0) / 255
     excess = ndimage.gaussian_filter(grey, 30, mode="mirror") - ndimage.gaussian_filter(grey, 2, mode="mirror")
-    answer: NDArray[np.float32] = (1 / (1 + np.exp(-40 * (excess - 0.03)))).astype(np.float32)
-    return answer
+    target: NDArray[np.float32] = (1 / (1 + np.exp(-40 * (excess - 0.03)))).astype(np.float32)
+    return target
 
 
 def draw(cases: list[NDArray[np.float32]], count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

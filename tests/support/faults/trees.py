@@ -57,8 +57,8 @@ def zeroed(path: Path) -> None:
 def flipped(path: Path) -> None:
     """Flip one bit, at a position drawn with the file's length as seed."""
     data = bytearray(path.read_bytes())
-    place = random.Random(len(data)).randrange(8 * len(data))
-    data[place // 8] ^= 1 << place % 8
+    bit = random.Random(len(data)).randrange(8 * len(data))
+    data[bit // 8] ^= 1 << bit % 8
     path.write_bytes(data)
 
 
