@@ -195,13 +195,13 @@ def test_every_configuration_loads(page: Path, tmp_path: Path) -> None:
             load_config(file)
 
 
-def test_documented_defaults_equal_the_defaults(tmp_path: Path) -> None:
+def test_the_defaults_shown_are_the_defaults(tmp_path: Path) -> None:
     (block,) = blocks(DOCS / "configuration.md", "yaml")
     (tmp_path / "shown.yaml").write_text(block.text)
     assert load_config(tmp_path / "shown.yaml") == RunConfig()
 
 
-def test_every_block_has_a_checked_language() -> None:
+def test_every_block_is_of_a_kind_that_is_checked() -> None:
     found = {block.language for page in PAGES for block in blocks(page)}
     assert found <= {"bash", "python", "yaml", "text", "groovy"}
     fences = {page.name: len(re.findall(r"^ *(?:```|~~~)", page.read_text("utf-8"), re.M)) for page in PAGES}

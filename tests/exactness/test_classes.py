@@ -62,7 +62,7 @@ def facts(ran: Ran, stage: str) -> dict[str, Any]:
     return dict(json.loads((ran.out / "discs" / "manifest.json").read_text())["stages"][stage]["facts"])
 
 
-def test_class_map_equals_drawn_classes(ran: Ran) -> None:
+def test_the_class_map_is_the_one_that_was_drawn(ran: Ran) -> None:
     stored = np.asarray(zarr.open_array(ran.out / "discs/slide.ome.zarr/probability/0", mode="r")[:])
     assert stored.shape == (2, *SHAPE)
     background = np.maximum(0, 255 - stored.astype(np.int16).sum(axis=0))
@@ -108,7 +108,7 @@ def test_geojson_has_the_classes_and_their_exact_areas(ran: Ran) -> None:
     assert area == {name: float((class_map() == number).sum()) for number, name in enumerate(NAMES, start=1)}
 
 
-def test_ome_zarr_metadata_names_the_classes(ran: Ran) -> None:
+def test_the_viewer_s_metadata_names_the_classes(ran: Ran) -> None:
     group = json.loads((ran.out / "discs/slide.ome.zarr/probability/zarr.json").read_text())
     channels = group["attributes"]["ome"]["omero"]["channels"]
     assert [channel["label"] for channel in channels] == list(NAMES)

@@ -165,7 +165,7 @@ def test_tiled_equals_whole(
 
 
 @pytest.mark.parametrize(("name", "how"), [("PNG", "dask"), ("OME-Zarr", "dask"), ("DICOM", "serial")])
-def test_tiled_equals_whole_for_other_formats_than_tiff(
+def test_tiled_equals_whole_of_slides_that_are_no_tiff(
     crop: NDArray[np.uint8],
     whole: NDArray[np.uint8],
     tmp_path: Path,

@@ -125,7 +125,7 @@ def test_tiled_equals_whole(tmp_path: Path, image: NDArray[np.uint8], required: 
 
 
 @pytest.mark.long
-def test_dask_workers_normalise_like_one_process(tmp_path: Path, image: NDArray[np.uint8], dask: MapBlocks) -> None:
+def test_workers_normalise_alike(tmp_path: Path, image: NDArray[np.uint8], dask: MapBlocks) -> None:
     tiled_equals_whole(tmp_path, image, NORMALISATIONS[1], dask)
 
 
@@ -238,7 +238,7 @@ def test_normalisation_settings_are_part_of_the_stage_hashes(tmp_path: Path, mon
     assert [one["predict"] != other["predict"] for one, other in zip(every, later, strict=True)] == [False] + [True] * 4
 
 
-def test_changed_normalisation_is_fitted_again(tmp_path: Path) -> None:
+def test_another_normalisation_is_fitted_anew(tmp_path: Path) -> None:
     """Two models, one after the other, in one output folder."""
     picture, out = cut(120, 300), tmp_path / "out"
     slide = write_tiff(tmp_path / "slide.tif", picture)

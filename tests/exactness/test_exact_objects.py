@@ -96,7 +96,7 @@ def expected(probability: Array) -> Array:
         *(pytest.param(*one, "dask", marks=pytest.mark.long) for one in (("png", 512), ("tif", 1024))),
     ],
 )
-def test_objects_equal_those_of_the_whole_mask(
+def test_objects_are_those_of_the_whole_mask(
     crop: Array, tmp_path: Path, request: pytest.FixtureRequest, *, kind: str, block: int, how: str
 ) -> None:
     slide = tmp_path / f"crop.{kind}"

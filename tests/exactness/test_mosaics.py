@@ -60,7 +60,7 @@ def test_mosaic_of_another_stain_completes_and_prints_its_score(ran: Ran, shared
     assert scored(ran, shared_data, "pap") > 0
 
 
-def test_f1_equals_matching_by_hand() -> None:
+def test_the_score_is_what_matching_by_hand_gives() -> None:
     true_YX, found_YX = np.zeros((2, 4, 12), np.uint32)
     true_YX[:, 0:4], true_YX[:, 6:8], true_YX[:, 10:12] = 1, 2, 3
     found_YX[:, 0:3], found_YX[:, 7:9] = 5, 9  # 12 of 16 pixels shared; 4 of 12

@@ -90,7 +90,7 @@ def cells_of(shape_yx: tuple[int, int], area: shapely.Geometry, level0_from_imag
 
 @pytest.mark.parametrize(("tile", "block"), [(256, 512), (384, 1024), (512, 2048)])
 @pytest.mark.parametrize("slide_mpp", [0.25, 0.2])
-def test_inside_equals_run_without_regions_and_outside_is_zero(
+def test_inside_equals_the_run_without_regions_and_outside_is_nothing(
     tmp_path: Path, tile: int, block: int, slide_mpp: float
 ) -> None:
     slide = slide_file(tmp_path / "slides")
@@ -175,7 +175,7 @@ def test_region_shapes_but_not_names_change_the_network_hashes(tmp_path: Path) -
     assert changed == ["measure", "export", "overlay"]
 
 
-def test_changed_regions_keep_complete_slide_unless_forced(tmp_path: Path) -> None:
+def test_other_regions_keep_a_complete_slide_unless_forced_and_say_what_it_costs(tmp_path: Path) -> None:
     slide = slide_file(tmp_path / "slides", (600, 700))
     drawn = geojson(tmp_path / "regions.geojson", [TRIANGLE])
     settings = ["tiles.tile=256", "tiles.block=512", "tissue=null", f"input.regions={drawn}"]

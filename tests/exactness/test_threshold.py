@@ -69,7 +69,7 @@ def test_fault_16_a_changed_threshold_makes_no_network_call(runs: Runs) -> None:
 
 
 @pytest.mark.long
-def test_changed_threshold_keeps_image_and_probability_files(runs: Runs) -> None:
+def test_a_changed_threshold_touches_no_pixel_of_image_and_probability(runs: Runs) -> None:
     now = files_of(runs.changed.out / "slide")
     pixels = [name for name in runs.before if "/c/" in name and "/labels/" not in name]
     assert len(pixels) > 5

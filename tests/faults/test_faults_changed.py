@@ -41,7 +41,7 @@ def stop_in_prediction(root: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_fault_15_17_replaced_slides_are_noticed_and_locked_ones_refused(
+def test_fault_15_17_replaced_slides_are_noticed_and_held_ones_refused(
     finished: Finished, overtile: Command, tmp_path: Path, record_property: Any
 ) -> None:
     """One slide was complete and one unfinished when they were replaced; this process holds the lock of a third."""

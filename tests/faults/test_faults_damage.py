@@ -81,7 +81,7 @@ def repair(
     return Repair(before, manifest, verified, noticed, ran, after)
 
 
-def test_fault_31_verify_prints_the_damaged_files_of_each_slide(repair: Repair) -> None:
+def test_fault_31_the_command_says_which_files_of_which_slide(repair: Repair) -> None:
     assert repair.verified.code == 3
     assert repair.verified.only_error.startswith("4 slides are damaged")
     sections = repair.verified.stdout.split("DAMAGED")[1:]
@@ -93,7 +93,7 @@ def test_fault_31_verify_prints_the_damaged_files_of_each_slide(repair: Repair) 
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_fault_31_next_run_recomputes_only_the_damaged_files(repair: Repair, kind: str) -> None:
+def test_fault_31_the_next_run_makes_just_those_files_again(repair: Repair, kind: str) -> None:
     assert repair.ran.code == 0, repair.ran.said
     root = repair.ran.out / kind
     files = json.loads((root / "manifest.json").read_text())["files"]
@@ -109,7 +109,7 @@ def test_fault_31_next_run_recomputes_only_the_damaged_files(repair: Repair, kin
     assert repair.ran.computed(kind) == {"ingest": 1, "predict": 1, "label": 1, "pyramid": 1, "export": 3, "overlay": 1}
 
 
-def test_fault_31_repaired_results_pass_verify(repair: Repair) -> None:
+def test_fault_31_what_was_repaired_is_sound(repair: Repair) -> None:
     assert repair.after.code == 0, repair.after.said
     assert repair.after.stdout.count("sound") == len(DAMAGES)
 
@@ -257,14 +257,14 @@ def test_fault_21_orphans_are_removed_on_resume_and_never_served(found: DamagedR
     assert not [name for name in manifest["files"] if "partial" in name]
 
 
-def test_fault_31_truncated_history_line_loses_only_that_line(found: DamagedRun) -> None:
+def test_fault_31_a_torn_line_of_history_costs_that_line_and_no_more(found: DamagedRun) -> None:
     lines = (found.first.out / "neighbour" / ".work" / "history.jsonl").read_text().splitlines()
     torn = [line for line in lines if not line.endswith("}")]
     assert len(torn) == 1
     assert len([json.loads(line) for line in lines if line not in torn]) == 15, "7 valid lines, then 8 stages"
 
 
-def test_work_folder_is_not_needed_by_a_complete_result(
+def test_what_lies_in_work_is_not_needed_once_complete(
     finished: Finished, overtile_alone: Command, tmp_path: Path
 ) -> None:
     slides, out = finished.copies(tmp_path, ["removed", "zeroed"])

@@ -54,7 +54,9 @@ def test_fault_12_out_of_memory_halves_the_tile_and_changes_no_byte(
     assert result_digests(tmp_path / "halved" / "slide") == result_digests(tmp_path / "whole" / "slide")
 
 
-def test_fault_12_slide_fails_if_no_tile_size_fits(overtile: Command, finished: Finished, tmp_path: Path) -> None:
+def test_fault_12_where_nothing_fits_the_slide_fails_and_is_no_background(
+    overtile: Command, finished: Finished, tmp_path: Path
+) -> None:
     ran = scarce(overtile, 0).segment(finished.slide, tmp_path / "out", *WORKERS)
     assert ran.code == 4, ran.said
     assert "predict" in ran.error_of("slide")

@@ -110,7 +110,7 @@ def _join(path: Path, header: dict[str, Any], weights: bytes) -> None:
 
 
 @pytest.mark.parametrize("make", [_truncated, _grown, _of_another_width, _not_a_number])
-def test_fault_56_57_inconsistent_weights_are_refused_with_expected_and_found(
+def test_fault_56_57_weights_that_cannot_be_right_are_refused_with_both_sides_named(
     finished: Finished, overtile_alone: Command, tmp_path: Path, make: Callable[[Path], str]
 ) -> None:
     model = tmp_path / "model.safetensors"
@@ -143,7 +143,9 @@ def test_fault_59_a_tile_off_the_step_grid_is_refused_with_the_nearest_legal_siz
     assert nothing_in(tmp_path / "out")
 
 
-def test_fault_57_overflowing_output_fails_the_slide(overtile: Command, tmp_path: Path) -> None:
+def test_fault_57_an_output_that_overflows_fails_its_slide_and_is_never_background(
+    overtile: Command, tmp_path: Path
+) -> None:
     """Finite weights whose output overflows fp32 for colours and is finite for black."""
     model = load(CLASSES)
     with torch.no_grad():

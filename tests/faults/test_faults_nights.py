@@ -67,7 +67,7 @@ def scheduled(overtile: Command, overtile_alone: Command, tmp_path_factory: pyte
 
 
 @pytest.mark.long
-def test_fault_24_growing_file_is_deferred_with_a_notice(scheduled: ScheduledRuns) -> None:
+def test_fault_24_what_still_grows_is_deferred_with_a_notice(scheduled: ScheduledRuns) -> None:
     first = scheduled.ran[0]
     assert first.code == 3, first.said
     assert set(scheduled.states[0].values()) == {"deferred"}, (
@@ -87,7 +87,7 @@ def test_fault_24_deferred_slide_is_segmented_once_unchanged(scheduled: Schedule
 
 
 @pytest.mark.long
-def test_slide_that_failed_three_times_is_quarantined(scheduled: ScheduledRuns) -> None:
+def test_a_slide_that_failed_three_times_is_named_and_not_tried(scheduled: ScheduledRuns) -> None:
     second, last = scheduled.ran[1:]
     assert (second.code, scheduled.states[1]) == (4, {"broken": "failed"})
     assert scheduled.status[2]["broken"] == "quarantined"

@@ -130,7 +130,7 @@ def test_fault_8_the_database_of_the_prefect_server_is_locked(unreliable: Unreli
     unreliable.ended()
 
 
-def test_unreachable_prefect_server_is_refused_before_work_starts(overtile: Command, tmp_path: Path) -> None:
+def test_a_server_that_is_not_there_is_named_before_anything_is_begun(overtile: Command, tmp_path: Path) -> None:
     slide = write(tmp_path / "slide.tif", draw((64, 64), red_and_blue((64, 64))))
     command = overtile.with_environment(PREFECT_API_URL=NO_SERVER, PREFECT_CLIENT_MAX_RETRIES="0")
     ran = command.segment(slide, tmp_path / "out")

@@ -115,7 +115,7 @@ def test_server_of_the_readme_requires_its_password(tmp_path: Path) -> None:
         assert ran.code == 0, ran.said
 
 
-def test_fault_66_no_pickle_is_stored(watched: Watched) -> None:
+def test_fault_66_nothing_is_kept_as_a_pickle(watched: Watched) -> None:
     """By default, Prefect stores results and parameters as pickles, and dask what does not fit into memory."""
     for folder in watched.written:
         for path in files_below(folder):
@@ -129,7 +129,7 @@ def test_fault_66_no_pickle_is_stored(watched: Watched) -> None:
     assert b"gAWV" not in b"".join(path.read_bytes() for path in files_below(watched.home)), "a pickle in base64"
 
 
-def test_written_files_respect_the_umask(watched: Watched) -> None:
+def test_what_a_run_writes_obeys_its_umask(watched: Watched) -> None:
     for folder in watched.written:
         modes = {path: stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if not path.is_symlink()}
         assert {path: oct(mode) for path, mode in modes.items() if mode & 0o077} == {}
@@ -150,7 +150,7 @@ def test_fault_65_no_personal_data_of_slides_is_written(watched: Watched) -> Non
     assert list(watched.home.rglob("*.db")), "no Prefect database was searched"
 
 
-def test_fault_65_no_label_image_is_written(watched: Watched) -> None:
+def test_fault_65_no_label_is_shown(watched: Watched) -> None:
     assert len(colour_held(watched.ran.out.parent / "slides", LABEL)) >= 4, "the search finds labels in the slides"
     for folder in watched.written:
         assert colour_held(folder, LABEL) == []

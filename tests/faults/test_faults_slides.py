@@ -102,7 +102,7 @@ def test_every_bad_slide_is_named_and_every_sound_one_complete(bad: Batch) -> No
     assert f"{len(SOUND)} of {len(states)} slides complete**" in summary
 
 
-def test_partial_result_of_a_bad_slide_is_reported_incomplete(bad: Batch, overtile_alone: Command) -> None:
+def test_what_a_bad_slide_left_is_called_incomplete(bad: Batch, overtile_alone: Command) -> None:
     ran = overtile_alone.run("inspect", bad.ran.out, "--json")
     found = {Path(record["path"]).name: record["state"] for record in json.loads(ran.stdout)}
     assert ran.code == 3
@@ -173,7 +173,7 @@ def test_fault_50_bombs(bad: Batch) -> None:
     bad.assert_refused("bomb_tile", "xml_bomb")
 
 
-def test_fault_53_missing_absurd_or_non_numeric_resolutions(bad: Batch) -> None:
+def test_fault_53_resolutions_missing_or_absurd_and_no_numbers_at_all(bad: Batch) -> None:
     bad.assert_refused("mpp_missing", "mpp_absurd", "floating_point")
 
 
@@ -193,7 +193,7 @@ def false_directories(
     return _measured(overtile_alone, folder, folder / "out")
 
 
-def test_fault_46_49_false_directories_cost_neither_time_nor_memory(
+def test_fault_46_49_a_lying_directory_costs_neither_time_nor_memory(
     bad: Batch, false_directories: tuple[Ran, float, float], overtile_alone: Command, tmp_path: Path
 ) -> None:
     usual = _measured(overtile_alone, bad.slides / "empty.tif", tmp_path / "usual")

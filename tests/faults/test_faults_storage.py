@@ -207,7 +207,7 @@ def test_fault_22_kill_after_removing_the_manifest_is_incomplete(forced: Forced)
 
 
 @pytest.mark.long
-def test_fault_22_same_command_completes_it_without_repeating_a_block(forced: Forced, overtile_alone: Command) -> None:
+def test_fault_22_the_same_command_ends_it_and_repeats_no_block(forced: Forced, overtile_alone: Command) -> None:
     assert forced.ended.code == 0, forced.ended.said
     assert forced.ended.computed("slide")["predict"] == 2, "the first of three blocks was finished before the kill"
     assert "ingest" not in forced.ended.computed("slide"), "its plan did not change"
@@ -221,7 +221,7 @@ def test_fault_22_same_command_completes_it_without_repeating_a_block(forced: Fo
 
 
 @pytest.mark.long
-def test_fault_21_files_of_a_killed_writer_are_never_served_and_removed(forced: Forced) -> None:
+def test_fault_21_what_a_killed_writer_left_is_never_served_and_removed(forced: Forced) -> None:
     assert forced.partials == 1
     assert not list(forced.ended.out.rglob("*.partial"))
     assert not [name for name in files_of(forced.ended.out / "slide") if "/new/" in name or "/old/" in name]

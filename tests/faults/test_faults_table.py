@@ -36,11 +36,11 @@ def test_2_is_no_fault():
         ("test_7_fault", []),
     ],
 )
-def test_fault_numbers_are_read_from_test_names(name: str, numbers: list[int]) -> None:
+def test_a_name_carries_its_numbers(name: str, numbers: list[int]) -> None:
     assert numbers_of(name) == numbers
 
 
-def test_every_fault_has_an_entry() -> None:
+def test_every_fault_has_its_line_and_few_have_a_reason() -> None:
     cases = read_cases()
     assert list(cases) == list(range(1, 67))
     assert all(case.injected and case.promise for case in cases.values())
@@ -60,7 +60,7 @@ def test_reason_replaces_a_missing_test_but_not_a_failed_one() -> None:
     assert (case.survived, case.is_settled) == ("NO", False)
 
 
-def test_only_faults_with_a_passed_test_are_settled(tmp_path: Path) -> None:
+def test_a_run_is_judged_by_what_passed(tmp_path: Path) -> None:
     """Faults whose tests are missing, failed or skipped are open, and open faults fail the run."""
     (tmp_path / "test_made_up.py").write_text(MADE_UP.format(first=1, last=66))
     line = [sys.executable, "-m", "pytest", "-q", "-p", "tests.support.faults.table", "-c", os.devnull, str(tmp_path)]
@@ -77,7 +77,7 @@ def test_only_faults_with_a_passed_test_are_settled(tmp_path: Path) -> None:
     assert "2 of 66 faults survived; open: 2, 3, 4, 5, 6, 7," in ran.stdout
 
 
-def test_every_fault_has_a_test_or_a_reason() -> None:
+def test_every_fault_is_claimed_by_a_test_or_has_a_reason() -> None:
     """``make faults`` checks whether they pass."""
     claimed: set[int] = set()
     for path in (ROOT / "tests").rglob("test_*.py"):

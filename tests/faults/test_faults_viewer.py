@@ -173,7 +173,7 @@ def test_fault_64_every_response_forbids_network_requests(viewed: Viewed) -> Non
         assert headers["cross-origin-resource-policy"] == "same-origin"
 
 
-def test_fault_63_64_viewer_listens_on_loopback_only(viewed: Viewed) -> None:
+def test_fault_63_64_the_viewer_listens_on_this_machine_alone(viewed: Viewed) -> None:
     sockets = [one for process in family(psutil.Process(viewed.process.pid)) for one in listening(process)]
     assert [one.port for one in sockets] == [viewed.port]
     assert all(one.is_local for one in sockets)
@@ -187,13 +187,13 @@ def test_invalid_origin_and_used_port_are_refused(viewed: Viewed, finished: Fini
         serve(Catalog.at(finished.result), viewed.port, (), pytest.fail)
 
 
-def test_folder_without_results_is_refused(tmp_path: Path) -> None:
+def test_nothing_is_viewed_where_there_are_no_results(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(ConfigError, match="holds no results"):
             Catalog.at(folder)
 
 
-def test_only_array_keys_are_mapped_to_files(tmp_path: Path) -> None:
+def test_only_keys_of_arrays_become_files(tmp_path: Path) -> None:
     keys = ["zarr.json", "0/zarr.json", "0/c/0/0/0", "labels/zarr.json", "labels/objects/zarr.json", "tissue/c/0/0"]
     keys += ["probability/0/c/0/12/3", "labels/objects/10/c/1/2", "quality/zarr.json"]
     for key in keys:

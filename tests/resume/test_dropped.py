@@ -96,7 +96,7 @@ def test_only_level_0_is_dropped(fresh: Callable[..., Path], settings: tuple[str
 
 
 @pytest.mark.parametrize("settings", [(IMAGE,), (PROBABILITY,), BOTH], ids=["image", "probability", "both"])
-def test_metadata_lists_the_remaining_levels(fresh: Callable[..., Path], settings: tuple[str, ...]) -> None:
+def test_the_metadata_lists_what_is_there(fresh: Callable[..., Path], settings: tuple[str, ...]) -> None:
     path, whole = fresh(*settings) / "slide.ome.zarr", fresh() / "slide.ome.zarr"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -114,7 +114,7 @@ def test_metadata_lists_the_remaining_levels(fresh: Callable[..., Path], setting
     assert len(extents) == 1, "image and labels cover the same tissue at every level"
 
 
-def test_only_level_of_a_small_slide_is_kept(tmp_path: Path) -> None:
+def test_a_slide_of_one_level_keeps_it(tmp_path: Path) -> None:
     scale = {"resolution": (2e4, 2e4), "resolutionunit": "CENTIMETER"}
     shape = (300, 400)
     tifffile.imwrite(tmp_path / "small.tif", draw(shape, red_and_blue(shape)), photometric="rgb", **scale)
@@ -133,7 +133,7 @@ def test_only_level_of_a_small_slide_is_kept(tmp_path: Path) -> None:
 # ---- running again -----------------------------------------------------------------------------------------------
 
 
-def test_rerun_with_same_settings_does_nothing(plan: Plan, copy: Callable[..., Path]) -> None:
+def test_the_same_again_does_nothing(plan: Plan, copy: Callable[..., Path]) -> None:
     root = copy(*BOTH)
     before = tree_bytes(root)
     assert SlideRun(plan(*BOTH), SlideStore(root)).is_complete()
@@ -151,7 +151,7 @@ def test_dropping_later_computes_nothing(plan: Plan, copy: Callable[..., Path], 
     assert assert_consistent(root)
 
 
-def test_dropped_image_is_read_again_when_needed(
+def test_a_dropped_image_is_read_again_where_it_is_needed(
     plan: Plan, copy: Callable[..., Path], fresh: Callable[..., Path]
 ) -> None:
     root = copy(IMAGE)
@@ -274,7 +274,7 @@ def test_kill_at_any_step_of_restoring_arrays_is_resumed(
 
 
 @pytest.mark.long
-def test_command_drops_verifies_and_reports_arrays(overtile: Command, tmp_path: Path) -> None:
+def test_the_command_drops_verifies_and_tells(overtile: Command, tmp_path: Path) -> None:
     scale = {"resolution": (2e4, 2e4), "resolutionunit": "CENTIMETER"}
     tifffile.imwrite(tmp_path / "discs.tif", draw(SHAPE, red_and_blue(SHAPE)), photometric="rgb", **scale)
     out = tmp_path / "out"

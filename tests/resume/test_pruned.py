@@ -61,7 +61,7 @@ def root(whole: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("keep", [KEEP, frozenset({"labels", "image"})], ids=["kept", "labels-image"])
-def test_rerun_with_same_settings_computes_nothing(plan: Plan, root: Path, keep: frozenset[str]) -> None:
+def test_the_same_settings_compute_nothing(plan: Plan, root: Path, keep: frozenset[str]) -> None:
     prune_slide(SlideStore(root), keep)
     before = tree_bytes(root)
     for settings in ((), ("outputs.image=drop",), ("outputs.probability=drop",)):
@@ -109,7 +109,7 @@ def test_damaged_pruned_result_is_kept_unless_forced(plan: Plan, root: Path, who
 # ---- commands on an output folder --------------------------------------------------------------------------------
 
 
-def test_only_old_complete_results_are_pruned_and_recorded(root: Path) -> None:
+def test_only_what_is_old_enough_and_complete_is_pruned_and_it_is_noted(root: Path) -> None:
     out = root.parent
     (out / "begun" / ".work").mkdir(parents=True)
     shutil.copytree(root, out / "held")
@@ -150,7 +150,7 @@ def test_readers_of_results_report_pruned_parts(root: Path) -> None:
     assert lacking(found, ["geojson"]) == "labels"
 
 
-def test_deleted_slide_is_computed_again(plan: Plan, root: Path) -> None:
+def test_a_deleted_slide_is_computed_again_and_forgotten(plan: Plan, root: Path) -> None:
     out = root.parent
     shutil.copytree(root, root / "nested" / "below")
     (root / "exports").mkdir()

@@ -30,7 +30,7 @@ def states(text: str) -> dict[str, str]:
 
 
 @pytest.mark.long
-def test_row_appears_with_its_slide_and_survives_a_kill(overtile: Command, tmp_path: Path) -> None:
+def test_rows_are_there_when_their_slide_is_and_survive_a_kill(overtile: Command, tmp_path: Path) -> None:
     for number, name in enumerate(SLIDES):
         write(tmp_path / "slides" / f"{name}.tif", draw(SHAPE, red_and_blue(SHAPE, radius=15 + number)))
     table = tmp_path / "cases.csv"

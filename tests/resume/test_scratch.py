@@ -74,14 +74,16 @@ def test_result_is_written_on_scratch_and_moved_to_out(
     assert run(plan(on(scratch)), root).reports == {}
 
 
-def test_killed_run_resumes_on_scratch(plan: Plan, expected: dict[str, bytes], tmp_path: Path, scratch: Path) -> None:
+def test_a_killed_run_goes_on_where_it_was(
+    plan: Plan, expected: dict[str, bytes], tmp_path: Path, scratch: Path
+) -> None:
     root = tmp_path / "discs"
     begun(plan(on(scratch)), root, 3)
     assert set(computed(run(plan(on(scratch)), root))) == {"label", "measure", "export", "overlay"}
     assert result(root) == expected
 
 
-def test_lost_scratch_disk_only_repeats_work(
+def test_a_lost_scratch_only_repeats_work(
     plan: Plan, expected: dict[str, bytes], tmp_path: Path, scratch: Path
 ) -> None:
     root = tmp_path / "discs"
@@ -92,7 +94,7 @@ def test_lost_scratch_disk_only_repeats_work(
     assert assert_consistent(root)
 
 
-def test_complete_slide_is_changed_in_out_not_on_scratch(plan: Plan, tmp_path: Path, scratch: Path) -> None:
+def test_changes_of_a_complete_slide_are_made_in_out(plan: Plan, tmp_path: Path, scratch: Path) -> None:
     larger = "objects.min_area_um2=40"
     run(plan(on(scratch)), tmp_path / "discs")
     slide = begun(plan(on(scratch), larger), tmp_path / "discs", 8)
@@ -104,7 +106,7 @@ def test_complete_slide_is_changed_in_out_not_on_scratch(plan: Plan, tmp_path: P
     assert result(tmp_path / "discs") == result(tmp_path / "other")
 
 
-def test_slide_started_in_out_stays_in_out(
+def test_a_slide_begun_in_out_stays_there(
     plan: Plan, expected: dict[str, bytes], tmp_path: Path, scratch: Path
 ) -> None:
     root = tmp_path / "discs"
@@ -172,9 +174,7 @@ def slide(tmp_path: Path) -> Path:
 
 
 @pytest.mark.long
-def test_full_scratch_disk_is_named_in_the_error(
-    overtile: Command, preload: Preload, slide: Path, scratch: Path
-) -> None:
+def test_a_full_scratch_disk_is_named(overtile: Command, preload: Preload, slide: Path, scratch: Path) -> None:
     out = slide.parent / "out"
     command, _ = preload.under(overtile, Rule("rename", "/scratch/overtile-", errno.ENOSPC, 12))
     ran = command.segment(slide, out, on(scratch))
