@@ -147,7 +147,7 @@ def test_control_map_fitted_to_each_tile_changes_pixels(
     whole = oracle.whole_pass(network, required.normalised(image))
     left = oracle.whole_pass(network, required.normalised(image, whole=image[:, :, : WIDTH // 2]))
     apart = np.abs(whole.astype(int) - left)[:, :, : WIDTH // 2] > 1
-    print(f"{apart.mean():.1%} of pixels differ when half of the slide is taken for the slide")
+    print(f"{apart.mean():.1%} of pixels differ if the map is fitted to half of the slide")
     assert apart.mean() > 0.05
 
 

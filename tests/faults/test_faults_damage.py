@@ -205,7 +205,7 @@ UNFINISHED = {
 
 @dataclass(frozen=True)
 class DamagedRun:
-    """The run that met the damage, what it left, and the run after it."""
+    """The run that read the damaged files, the result it left, and the next run."""
 
     damaged: dict[str, Path]
     first: Ran

@@ -71,7 +71,7 @@ def test_fault_27_a_disk_that_is_really_full(overtile: Command, finished: Finish
     out.mkdir()
     mount = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
     if not shutil.which("unshare") or subprocess.run([*mount, 'mount -t tmpfs none "$0"', out], check=False).returncode:
-        skip_or_fail("no mount namespace of one's own here; the preloaded fault above stands in")
+        skip_or_fail("mount namespaces are not available; the preloaded fault above covers this")
     script = (
         'mount -t tmpfs -o size=400k none "$0"; "$@"; echo "first $?"; ls "$0/slide"; mount -o remount,size=64m "$0"; '
         f'"$@"; code=$?; echo "second $code"; cp -r "$0" {kept}; exit $code'

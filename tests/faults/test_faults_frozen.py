@@ -1,4 +1,4 @@
-"""A frozen worker is taken for lost and its block reassigned; then it continues and writes the block too.
+"""A frozen worker counts as lost and its block is reassigned; then it continues and writes the block too.
 
 Causes are a suspended machine, a migrated guest or a hung file server; dask cannot tell them from a dead worker.
 """

@@ -124,7 +124,7 @@ def test_fault_29_a_real_read_only_file_system(finished: Finished, overtile_alon
     mount = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
     script = 'mount -t tmpfs -o ro none "$0" && exec "$@"'
     if not shutil.which("unshare") or subprocess.run([*mount, script, out, "true"], check=False).returncode:
-        pytest.skip("no mount namespace of one's own here; the preloaded fault above stands in")
+        pytest.skip("mount namespaces are not available; the preloaded fault above covers this")
     mounted = Command(overtile_alone.environment, overtile_alone.folder, (*mount, script, str(out)))
     ran = mounted.segment(finished.slide, out)
     _refused(ran, out)

@@ -29,7 +29,7 @@ class Rule:
 
 @dataclass(slots=True)
 class Preload:
-    """The compiled library and its counters of how often each rule was met."""
+    """The compiled library and counters of how often each rule applied."""
 
     library: Path
     folder: Path
@@ -80,5 +80,5 @@ def read_journal(journal: Path) -> list[Change]:
 
 
 def times(counter: Path) -> int:
-    """Return how often a rule was met."""
+    """Return how often a rule applied."""
     return counter.stat().st_size if counter.exists() else 0
