@@ -1,1 +1,1 @@
-"""Results in a browser: ``overtile view`` serves pages, tiles and tables from this machine to this machine."""
+"""Browser viewer: ``overtile view`` serves pages, tiles and tables on the loopback interface."""

@@ -1,9 +1,9 @@
-"""Who is let in, and to what: every request passes here before anything is looked up.
+"""Access control of the viewer: checks token, Host, Origin, path and method of every request.
 
-The one decision made here: nothing that a request says is ever made into a path. An address is a secret token and words
-of a small alphabet without escapes; slides have names that were given to them here, arrays have keys that match one
-pattern, and what is opened in the end is asked where it really lies. The page of a stranger, open in the same browser,
-does not know the token; and if it did, its Host or its Origin would give it away.
+No part of a request is ever turned into a file path. A URL consists of a secret token and components of a restricted
+alphabet without percent escapes. Slides are looked up by generated names, array keys must match one pattern, and a file
+is opened only after its resolved location is checked. Another page in the same browser does not know the token; if it
+did, its Host or Origin header would still be rejected.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from pipeline.errors import ConfigError, StoreError
 
 HOST = "127.0.0.1"
 ADDRESS = re.compile(r"(?:/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+/?", re.ASCII)
-"""Of any page: no escapes, no empty or hidden parts, hence no way up."""
+"""Pattern of every valid path: no escapes and no empty or hidden components, so no parent directory."""
 KEY = re.compile(
     r"(?:(?:labels/|labels/objects/|probability/)?zarr\.json"
     r"|(?:labels/objects/|probability/)?\d{1,2}/(?:zarr\.json|c(?:/\d{1,6}){2,3})"
     r"|(?:tissue|quality)/(?:zarr\.json|c(?:/\d{1,6}){2,3}))",
     re.ASCII,
 )
-"""Of a file of an OME-Zarr that overtile writes."""
+"""Pattern of the files in an OME-Zarr written by overtile."""
 ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?", re.ASCII)
 RAW = "raw"
-"""First word of the addresses that programs of declared origins may read."""
-SAFE: Mapping[str, str] = {
+"""First path component of the URLs that declared origins may read."""
+SECURITY_HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-"""What every answer tells the browser: nothing is fetched from elsewhere, and nothing is told elsewhere."""
+"""Headers of every response: the browser loads nothing from other hosts and sends nothing to them."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
-    """What a request says of itself: the path as it was sent, and two headers."""
+    """The parts of a request that access control checks: method, raw path, Host and Origin."""
 
     method: str
     path: bytes
@@ -51,7 +51,7 @@ class RequestHead:
 
 @dataclass(frozen=True, slots=True)
 class AccessPolicy:
-    """Who may come in: those who know the token, from this machine, by a page of ours or of a declared origin."""
+    """Accept requests with the token, to this machine, from the viewer's own pages or a declared origin."""
 
     port: int
     token: str
@@ -59,7 +59,15 @@ class AccessPolicy:
 
     @classmethod
     def of(cls, port: int, origins: tuple[str, ...]) -> AccessPolicy:
-        """With a new token. Raises ConfigError for what is no origin."""
+        """Create a policy with a new random token.
+
+        Args:
+            port: Port that the server listens on.
+            origins: Origins that may read the raw arrays.
+
+        Raises:
+            ConfigError: If an origin is not a scheme and a host.
+        """
         for origin in origins:
             if not ORIGIN.fullmatch(origin):
                 raise ConfigError(f"--origin {origin!r}: expected a scheme and a host, as in https://neuroglancer.org")
@@ -71,15 +79,15 @@ class AccessPolicy:
 
     @property
     def address(self) -> str:
-        """Of the first page."""
+        """URL of the start page."""
         return f"http://{HOST}:{self.port}/{self.token}/"
 
-    def refuses(self, asked: RequestHead) -> int | None:
-        """The status of a refusal, or None."""
-        if asked.host not in self._hosts:
+    def refuses(self, head: RequestHead) -> int | None:
+        """Return the HTTP status of a refusal, or None if the request is allowed."""
+        if head.host not in self._hosts:
             return 421
         try:
-            path = asked.path.decode("ascii")
+            path = head.path.decode("ascii")
         except UnicodeDecodeError:
             return 404
         if not ADDRESS.fullmatch(path):
@@ -88,23 +96,27 @@ class AccessPolicy:
         if not secrets.compare_digest(token, self.token):
             return 404
         is_raw = rest.startswith(f"{RAW}/")
-        if not self._welcomes(asked.origin, is_raw=is_raw):
+        if not self._allows_origin(head.origin, is_raw=is_raw):
             return 403
-        if asked.method == "OPTIONS" and is_raw and self.is_declared(asked.origin):
-            return None  # the browser asks on behalf of the page, before it reads with Range
-        return None if asked.method in ("GET", "HEAD") else 405
+        if head.method == "OPTIONS" and is_raw and self.is_declared(head.origin):
+            return None  # CORS preflight, sent before the page reads with a Range header
+        return None if head.method in ("GET", "HEAD") else 405
 
-    def _welcomes(self, origin: str | None, *, is_raw: bool) -> bool:
-        ours = {f"http://{host}" for host in self._hosts}
-        return origin is None or origin in ours or (is_raw and self.is_declared(origin))
+    def _allows_origin(self, origin: str | None, *, is_raw: bool) -> bool:
+        own_origins = {f"http://{host}" for host in self._hosts}
+        return origin is None or origin in own_origins or (is_raw and self.is_declared(origin))
 
     def is_declared(self, origin: str | None) -> bool:
-        """Whether programs of that origin were let in by name."""
+        """Whether the origin was declared with ``--origin``."""
         return origin in self.origins
 
 
 def raw_file(store: Path, key: str) -> Path | None:
-    """The file of an OME-Zarr at ``key``; None where the key is none of ours, or no file lies there."""
+    """Return the file of an OME-Zarr at ``key``; None if the key is not valid or the file does not exist.
+
+    Raises:
+        StoreError: If the file lies outside the OME-Zarr.
+    """
     if not KEY.fullmatch(key):
         return None
     path = require_inside(store, store / key)
@@ -112,7 +124,11 @@ def raw_file(store: Path, key: str) -> Path | None:
 
 
 def require_inside(root: Path, path: Path) -> Path:
-    """``path``, when it really lies below ``root``. Raises StoreError where a link leads out of it."""
+    """Return ``path`` if its resolved location lies below ``root``.
+
+    Raises:
+        StoreError: If a symbolic link leads out of ``root``.
+    """
     if not path.resolve().is_relative_to(root.resolve()):
         raise StoreError(f"{path} is a link out of {root}: it is not shown")
     return path

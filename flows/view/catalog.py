@@ -1,8 +1,7 @@
-"""The slides below a folder, as cards and one by one: what the pages tell, in plain words and numbers.
+"""The slides below a results folder: overview cards, and the details shown on a slide's page.
 
-The one decision made here: slides are found by looking, never by asking for a path. Each has a name made from its key,
-and a name that was not made here finds nothing. While a run goes on the folder is looked at again and again, but never
-for more than a small part of the time.
+Slides are found by scanning the folder, never by a path from a request. Each has a name derived from its key; any other
+name finds nothing. During a run the folder is scanned repeatedly, but scanning takes at most a fixed share of the time.
 """
 
 from __future__ import annotations
@@ -32,21 +31,21 @@ from pipeline.storage.slide_store import SlideStore
 
 THUMBNAIL_PX = 512
 MOST_LEVELS = 16
-"""A slide of 2 ** 24 px a side has as many."""
+"""Upper limit of pyramid levels, enough for a side of 2 ** 24 px."""
 SLIDES_OPEN = 2
-"""Slides whose chunks and tables are kept."""
-LEAST_S, SHARE = 1.0, 0.1
-"""Between two looks at a folder at least this long, and so that looking takes at most this share of the time."""
+"""Number of slides whose chunks and tables are cached."""
+MIN_INTERVAL_S, SCAN_SHARE = 1.0, 0.1
+"""Minimum time between two scans of a folder, and the maximum share of the time spent on scans."""
 
 
 def name_of(key: str) -> str:
-    """The name under which a slide is found."""
+    """Return the name used in URLs for a slide key."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 @dataclass(slots=True)
 class Catalog:
-    """What lies below ``root``: a results folder, or one slide's folder, which is then ``alone``."""
+    """The slides below ``root``: a results folder, or the folder of a single slide if ``alone``."""
 
     root: Path
     alone: bool
@@ -63,34 +62,38 @@ class Catalog:
 
     @classmethod
     def at(cls, path: Path) -> Catalog:
-        """Raises ConfigError where there are no results."""
+        """Open the catalog of a folder.
+
+        Raises:
+            ConfigError: If the folder holds no results.
+        """
         root = path.resolve()
         alone = (root / "manifest.json").exists() or (root / ".work").is_dir()
-        library = cls(root, alone)
-        if not library.cards():
+        catalog = cls(root, alone)
+        if not catalog.cards():
             raise ConfigError(f"{path} holds no results: expected a folder that 'overtile segment' wrote")
-        return library
+        return catalog
 
     def cards(self) -> list[dict[str, Any]]:
-        """One for each slide that is there or was asked for, in order of key."""
+        """Return one card for each slide that exists or was requested, ordered by key."""
         with self._lock:
             if time.monotonic() >= self._due:
                 began = time.monotonic()
-                self._stores = {name_of(key): (key, store) for store, key in self._found()}
-                self._cards = [self._card(standing) for standing in Status.of(self.root).slides]
+                self._stores = {name_of(key): (key, store) for store, key in self._scan()}
+                self._cards = [self._card(status) for status in Status.of(self.root).slides]
                 ended = time.monotonic()
-                self._due = ended + max(LEAST_S, (ended - began) / SHARE)
+                self._due = ended + max(MIN_INTERVAL_S, (ended - began) / SCAN_SHARE)
             return self._cards
 
     def find(self, name: str) -> SlideStore | None:
-        """The folder of a slide; None where no slide was given that name. Looks anew only for one that is not known."""
+        """Return the store of a slide, or None if the name is unknown. Only an unknown name triggers a new scan."""
         if name not in self._stores:
             self.cards()
         found = self._stores.get(name)
         return found[1] if found else None
 
     def slide(self, name: str) -> Slide | None:
-        """A slide to be looked at; None where there is none of that name, or nothing is planned yet."""
+        """Open a slide for viewing; None if the name is unknown or nothing has been planned yet."""
         store = self.find(name)
         if store is None:
             return None
@@ -98,8 +101,8 @@ class Catalog:
         found: Slide | None = self._open(store, tuple(changed))
         return found
 
-    def _found(self) -> list[tuple[SlideStore, str]]:
-        """Every slide's folder that lies whole below the root: one that a link leads out of is none."""
+    def _scan(self) -> list[tuple[SlideStore, str]]:
+        """Return every slide folder that lies completely below the root; folders with links leading out are skipped."""
         found = []
         for store in slide_stores(self.root):
             parts = (store.root, store.zarr, store.work, store.manifest, *(store.root / name for name in _FILES))
@@ -111,29 +114,29 @@ class Catalog:
             found.append((store, store.root.relative_to(self.root).as_posix()))
         return found
 
-    def _card(self, standing: SlideStatus) -> dict[str, Any]:
-        name = name_of(standing.key)
+    def _card(self, status: SlideStatus) -> dict[str, Any]:
+        name = name_of(status.key)
         _, store = self._stores.get(name, ("", None))
-        record = None if store is None else self._record(store, standing.key, _changed(store.manifest))
-        known = record.figures if record is not None else {}
-        told = {word: printable(str(getattr(standing, word))) for word in ("state", "stage", "cause", "cure")}
-        is_there = store is not None and bool(known or (store.work / "plan.json").exists())
-        is_there &= record is None or record.state != "damaged"
+        record = None if store is None else self._record(store, status.key, _changed(store.manifest))
+        figures = record.figures if record is not None else {}
+        messages = {name: printable(str(getattr(status, name))) for name in ("state", "stage", "cause", "cure")}
+        is_viewable = store is not None and bool(figures or (store.work / "plan.json").exists())
+        is_viewable &= record is None or record.state != "damaged"
         return {
-            "name": name if is_there else None,
-            "key": printable(self.root.name if self.alone else standing.key),
-            **told,
-            "blocks_done": standing.blocks_done,
-            "blocks": standing.blocks,
-            "picture": store is not None and bool(known) and _has_image(store),
+            "name": name if is_viewable else None,
+            "key": printable(self.root.name if self.alone else status.key),
+            **messages,
+            "blocks_done": status.blocks_done,
+            "blocks": status.blocks,
+            "picture": store is not None and bool(figures) and _has_image(store),
             "finished": record.content.get("finished") if record is not None else None,
-            **{word: known.get(word) for word in ("objects", "objects_per_mm2", "tissue_mm2", "seconds")},
-            "flags": [printable(flag.replace("_", " ")) for flag in known.get("flags", ())],
+            **{column: figures.get(column) for column in ("objects", "objects_per_mm2", "tissue_mm2", "seconds")},
+            "flags": [printable(flag.replace("_", " ")) for flag in figures.get("flags", ())],
         }
 
 
 def _has_image(store: SlideStore) -> bool:
-    """Whether any level is there: the image may have been given up."""
+    """Whether any pyramid level of the image exists; the image may have been pruned."""
     return any((store.zarr / str(level) / "zarr.json").exists() for level in range(MOST_LEVELS))
 
 
@@ -155,11 +158,11 @@ def _recorded(store: SlideStore, key: str, _changed: int) -> Record:
     return read_record(store, key)
 
 
-# ---- pictures --------------------------------------------------------------------------------------------------------
+# ---- thumbnail -------------------------------------------------------------------------------------------------------
 
 
 def small_picture(slide: Slide) -> bytes | None:
-    """A JPEG of the coarsest level with the objects tinted; None where there is none yet."""
+    """Return a JPEG of the coarsest level with the objects tinted; None if that level does not exist or is damaged."""
     coarsest = slide.facts.levels - 1
     image, objects = (f"{path[:-1]}{coarsest}" for path in (IMAGE, OBJECTS))
     if not slide.has(image):
@@ -172,11 +175,11 @@ def small_picture(slide: Slide) -> bytes | None:
     return jpeg(Image.fromarray(rgb), quality=85)
 
 
-# ---- words -----------------------------------------------------------------------------------------------------------
+# ---- details ---------------------------------------------------------------------------------------------------------
 
 
 def slide_details(slide: Slide) -> list[tuple[str, list[tuple[str, str]]]]:
-    """What was run, with what and how long it took: groups of names and values."""
+    """Return titled groups of (name, value) pairs: image, run, times, versions and settings."""
     facts, plan = slide.facts, slide.plan
     height, width = facts.shape_yx
     image = [
@@ -190,12 +193,12 @@ def slide_details(slide: Slide) -> list[tuple[str, list[tuple[str, str]]]]:
         ("model", model["name"]),
         ("weights", model["sha256"][:12]),
         ("threshold", f"{facts.threshold:g}"),
-        ("computed in", f"{compute['precision']} on {compute['device']}, tiles of {compute['tile_px']} px"),
+        ("computed with", f"{compute['precision']} on {compute['device']}, tiles of {compute['tile_px']} px"),
         ("blocks", f"{facts.block_px} px"),
     ]
     groups = [("Image", image), ("Run", run)]
     if slide.manifest is not None:
-        run += [("given up", ", ".join(gone))] if (gone := pruned_parts(slide.manifest)) else []
+        run += [("pruned", ", ".join(pruned))] if (pruned := pruned_parts(slide.manifest)) else []
         groups.append(("Time", _times(slide.manifest)))
         groups.append(("Versions", [(name, str(version)) for name, version in slide.manifest["software"].items()]))
     groups.append(("Settings", [(name, str(value)) for name, value in run_settings(plan["config"])]))
@@ -206,7 +209,7 @@ def _times(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     stages = {name: manifest["stages"][name] for name in STAGES if name in manifest["stages"]}
     seconds = {name: sum(run["seconds"] for run in stage["runs"]) for name, stage in stages.items()}
     return [
-        *((name, f"{taken:.1f} s") for name, taken in seconds.items()),
-        ("all", f"{sum(seconds.values()):.1f} s"),
+        *((name, f"{duration:.1f} s") for name, duration in seconds.items()),
+        ("total", f"{sum(seconds.values()):.1f} s"),
         ("finished", manifest["finished"]),
     ]

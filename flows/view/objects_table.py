@@ -1,8 +1,8 @@
-"""The objects of a slide as rows of a page: sorted, filtered, counted, one page at a time.
+"""The objects of a slide as table rows: sorting, filtering, counting and paging.
 
-The one decision made here: five columns are held as arrays, 33 bytes an object, and an order once asked for is kept, 4
-bytes an object. So a million objects are sorted once and then paged at once; all other columns are read from the table
-only where rows are handed on.
+Five columns are held as arrays (33 bytes per object), and each requested order is cached (4 bytes per object). A
+million objects are therefore sorted once, after which pages are immediate. All other columns are read from the Parquet
+file only for the rows that are returned.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ from pipeline.objects.table_reader import as_text, read_groups, read_objects
 
 NUMBERS = ("area_um2", "mean_probability", "centroid_y_um", "centroid_x_um")
 COLUMNS = ("id", "class", *NUMBERS)
-"""Of the page's table."""
+"""Columns of the table on the page."""
 ROWS = 50
-"""Of a page."""
+"""Rows per page."""
 BINS = 40
-MOST_PICKED = 5000
-"""Objects that can be picked one by one."""
-_SPREAD = 99.5
-"""Percent of the areas that a histogram spans: a few giants would press all others into its first bar."""
+MAX_SELECTED = 5000
+"""Maximum number of objects selected individually by id."""
+_AREA_PERCENTILE = 99.5
+"""Percentile of the areas at which the histogram ends; a few very large objects would otherwise squeeze all others into
+one bin."""
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which objects are asked for; None: any. Bounds are included."""
+    """Inclusive bounds on area (um2) and probability, or ids; None leaves a bound open."""
 
     least_area: float | None = None
     most_area: float | None = None
@@ -44,33 +45,40 @@ class Filter:
     ids: tuple[int, ...] = ()
 
     def bounds(self) -> Iterator[tuple[str, float | None, float | None]]:
-        """Of each column."""
+        """Yield column name, lower bound and upper bound."""
         yield "area_um2", self.least_area, self.most_area
         yield "mean_probability", self.least_probability, self.most_probability
 
 
-ALL = Filter()
+ALL_OBJECTS = Filter()
 
 
 @dataclass(slots=True)
 class ViewedObjects:
-    """The columns that a page shows; row i is object i + 1. ``columns`` holds ``NUMBERS``."""
+    """The table columns shown on a page; row i is the object with id i + 1. ``columns`` holds ``NUMBERS``."""
 
     path: Path
     class_names: tuple[str, ...]
     classes: NDArray[np.uint8]
     columns: Mapping[str, NDArray[np.float64]]
     codes: Callable[[Filter], NDArray[np.uint8]] = field(init=False, repr=False)
-    """1 + the class of each object that a filter chooses, 0 of the others: how its pixels are shown."""
+    """For a filter: 1 + class index of each selected object, 0 for all others."""
     _order: Any = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._order = lru_cache(2 * len(COLUMNS))(self._sorted)
-        self.codes = lru_cache(2)(lambda chosen: np.where(self.mask(chosen), self.classes + 1, 0).astype(np.uint8))
+        self.codes = lru_cache(2)(self._colour_indices)
+
+    def _colour_indices(self, objects_filter: Filter) -> NDArray[np.uint8]:
+        return np.where(self.mask(objects_filter), self.classes + 1, 0).astype(np.uint8)
 
     @classmethod
     def read(cls, path: Path, class_names: tuple[str, ...]) -> ViewedObjects:
-        """From ``objects.parquet``. Raises DamagedError."""
+        """Read the columns from ``objects.parquet``.
+
+        Raises:
+            DamagedError: If the file cannot be read.
+        """
         found = read_objects(path, ("class", *NUMBERS), class_names)
         pa.default_memory_pool().release_unused()
         return cls(path, class_names, found.pop("class"), found)
@@ -79,59 +87,68 @@ class ViewedObjects:
         return len(self.classes)
 
     def row(self, identity: int) -> dict[str, Any] | None:
-        """One object; None where there is none of that id."""
+        """Return one object, or None if there is no object with that id."""
         if not 1 <= identity <= len(self):
             return None
         at = identity - 1
         numbers = {name: round(float(column[at]), 4) for name, column in self.columns.items()}
         return {"id": identity, "class": self.class_names[self.classes[at]], **numbers}
 
-    def page(self, chosen: Filter, order: str, number: int) -> dict[str, Any]:
-        """Page ``number``, from 0 on, of the objects chosen, ordered by one of ``COLUMNS``; ``-`` before it turns it.
+    def page(self, objects_filter: Filter, order: str, number: int) -> dict[str, Any]:
+        """Return one page of the filtered and sorted objects.
 
-        Among equals the smaller id comes first, either way. ``total`` is how many are chosen.
+        Args:
+            objects_filter: Selects the objects.
+            order: One of ``COLUMNS``; a leading ``-`` sorts in descending order. Ties are ordered by increasing id.
+            number: Page number, starting at 0.
+
+        Returns:
+            ``total``, the number of selected objects, and ``rows``, those of the page.
         """
-        places = self._order(order.removeprefix("-"), order.startswith("-"))
-        places = places[self.mask(chosen)[places]]
-        shown = places[number * ROWS : (number + 1) * ROWS] + 1
-        return {"total": len(places), "rows": [self.row(identity) for identity in shown.tolist()]}
+        rows = self._order(order.removeprefix("-"), order.startswith("-"))
+        rows = rows[self.mask(objects_filter)[rows]]
+        ids = rows[number * ROWS : (number + 1) * ROWS] + 1
+        return {"total": len(rows), "rows": [self.row(identity) for identity in ids.tolist()]}
 
-    def _sorted(self, name: str, descending: bool) -> NDArray[np.int32]:  # noqa: FBT001  lru_cache takes it so
+    def _sorted(self, name: str, descending: bool) -> NDArray[np.int32]:  # noqa: FBT001  lru_cache passes positional arguments
         column = np.arange(len(self)) if name == "id" else self.classes if name == "class" else self.columns[name]
         keys = -column.astype(np.float64) if descending else column
         return np.argsort(keys, kind="stable").astype(np.int32)
 
-    def mask(self, chosen: Filter) -> NDArray[np.bool_]:
-        """Which objects are chosen."""
-        if chosen.ids:
+    def mask(self, objects_filter: Filter) -> NDArray[np.bool_]:
+        """Return a boolean array that is True for the selected objects."""
+        if objects_filter.ids:
             found = np.zeros(len(self), bool)
-            found[[identity - 1 for identity in chosen.ids if identity <= len(self)]] = True
+            found[[identity - 1 for identity in objects_filter.ids if identity <= len(self)]] = True
             return found
         found = np.ones(len(self), bool)
-        for name, least, most in chosen.bounds():
+        for name, least, most in objects_filter.bounds():
             if least is not None:
                 found &= self.columns[name] >= least
             if most is not None:
                 found &= self.columns[name] <= most
         return found
 
-    def histograms(self, chosen: Filter) -> dict[str, dict[str, list[float]]]:
-        """``counts`` and ``edges`` of area, up to what all but a few reach, and of probability, of those chosen."""
-        mask = self.mask(chosen)
+    def histograms(self, objects_filter: Filter) -> dict[str, dict[str, list[float]]]:
+        """Return ``counts`` and ``edges`` of area and probability of the selected objects.
+
+        The area axis ends at the percentile ``_AREA_PERCENTILE``; larger areas are counted in the last bin.
+        """
+        mask = self.mask(objects_filter)
         area, probability = self.columns["area_um2"][mask], self.columns["mean_probability"][mask]
-        most = float(np.percentile(area, _SPREAD, method="higher")) if len(area) else 1.0
+        most = float(np.percentile(area, _AREA_PERCENTILE, method="higher")) if len(area) else 1.0
         return {
             "area_um2": _histogram(np.minimum(area, most), (0.0, most or 1.0)),
             "mean_probability": _histogram(probability, (0.0, 1.0)),
         }
 
-    def csv(self, chosen: Filter) -> Iterator[bytes]:
-        """All columns of the objects chosen, in order of id, a piece for each row group."""
-        mask = self.mask(chosen)
+    def csv(self, objects_filter: Filter) -> Iterator[bytes]:
+        """Yield all columns of the selected objects in order of id, one piece of CSV per row group."""
+        mask = self.mask(objects_filter)
         for number, table in enumerate(read_groups(self.path)):
-            rows = as_text(table.filter(pa.array(mask[table["id"].to_numpy().astype(np.int64) - 1])))
+            selected = as_text(table.filter(pa.array(mask[table["id"].to_numpy().astype(np.int64) - 1])))
             piece = io.BytesIO()
-            pyarrow.csv.write_csv(rows, piece, pyarrow.csv.WriteOptions(include_header=number == 0))
+            pyarrow.csv.write_csv(selected, piece, pyarrow.csv.WriteOptions(include_header=number == 0))
             yield piece.getvalue()
 
 

@@ -1,7 +1,7 @@
-"""The server behind ``overtile view``: addresses to answers. The only room of starlette.
+"""The HTTP server of ``overtile view``. No other module of the viewer imports starlette.
 
-The one decision made here: it answers questions and does nothing else. There is no state but caches, no request changes
-anything, and every one goes through the door before an address is even compared.
+The server is read-only: it keeps no state but caches, and no request changes anything. Access control runs before a
+request is routed.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flows.reports.html_page import fill
-from flows.view.access_control import HOST, RAW, SAFE, AccessPolicy, RequestHead, raw_file, require_inside
+from flows.view.access_control import HOST, RAW, SECURITY_HEADERS, AccessPolicy, RequestHead, raw_file, require_inside
 from flows.view.catalog import Catalog, slide_details, small_picture
-from flows.view.objects_table import COLUMNS, MOST_PICKED, ROWS, Filter
+from flows.view.objects_table import COLUMNS, MAX_SELECTED, ROWS, Filter
 from flows.view.slide_tiles import Slide
 from flows.view.tile_renderer import media_type
 from pipeline.config import CELL_PX
@@ -46,72 +46,81 @@ from pipeline.storage.slide_store import SlideStore
 
 STATIC = Path(__file__).parent / "static"
 STATIC_FILES = {"openseadragon.min.js", "slide.js", "batch.js", "view.css"}
-MOST_AT_ONCE = 64
-TILES_AT_ONCE = 2
-"""More threads wait for one another rather than for the disk: 24 tiles take 200 ms with two, and 300 ms with 40."""
-LAST_S = 2
-"""What is under way when it is ended may take so long."""
+MAX_CONNECTIONS = 64
+TILE_THREADS = 2
+"""Threads that render tiles. More threads wait for each other rather than for the disk: 24 tiles take 200 ms with 2
+threads and 300 ms with 40."""
+SHUTDOWN_S = 2
+"""Time that requests in progress may take after a signal."""
 
 
-def serve(library: Catalog, port: int, origins: tuple[str, ...], announce: Callable[[str], object]) -> None:
-    """Answer on 127.0.0.1 until a signal comes, which is then raised. ``announce`` is told the address.
+def serve(catalog: Catalog, port: int, origins: tuple[str, ...], announce: Callable[[str], object]) -> None:
+    """Serve a catalog on 127.0.0.1 until a signal arrives, which is then raised again.
 
-    Raises ConfigError when the port is taken.
+    Args:
+        catalog: The slides to serve.
+        port: Port to listen on; 0 selects a free one.
+        origins: Origins that may read the raw arrays.
+        announce: Called with the URL of the start page.
+
+    Raises:
+        ConfigError: If the port is in use.
     """
     try:
         listening = socket.create_server((HOST, port))
     except OSError as error:
-        raise ConfigError(f"--port {port}: {error.strerror}. Leave it out, and a free one is found") from error
-    listening.setsockopt(
-        socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
-    )  # else a small tile waits 40 ms for its head's receipt
-    door = AccessPolicy.of(listening.getsockname()[1], origins)
+        raise ConfigError(f"--port {port}: {error.strerror}. Omit it to use a free port") from error
+    # Without TCP_NODELAY the body of a small tile waits 40 ms until its header is acknowledged.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    policy = AccessPolicy.of(listening.getsockname()[1], origins)
     config = uvicorn.Config(
-        Guard(pages(library, door), door),
+        AccessMiddleware(create_app(catalog, policy), policy),
         log_level="error",
         access_log=False,
         lifespan="off",
         ws="none",
         http="h11",
         loop="asyncio",
-        limit_concurrency=MOST_AT_ONCE,
-        timeout_graceful_shutdown=LAST_S,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=SHUTDOWN_S,
         server_header=False,
         proxy_headers=False,
     )
-    announce(door.address)
-    Thread(target=import_module, args=("zarr",), daemon=True).start()  # for the first tile, while a browser starts
+    announce(policy.address)
+    Thread(
+        target=import_module, args=("zarr",), daemon=True
+    ).start()  # needed by the first tile; takes as long as a browser to start
     uvicorn.Server(config).run(sockets=[listening])
 
 
 @dataclass(frozen=True, slots=True)
-class Guard:
-    """Stands before the pages: refuses, or answers with what every answer carries."""
+class AccessMiddleware:
+    """ASGI middleware that refuses requests and adds the security headers to every response."""
 
     app: ASGIApp
-    door: AccessPolicy
+    policy: AccessPolicy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
-        assert scope["type"] == "http", "nothing else is served"
+        """Handle one request."""
+        assert scope["type"] == "http", "websockets and lifespan are disabled"
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         origin = headers.get(b"origin")
-        asked = RequestHead(scope["method"], scope["raw_path"], headers.get(b"host"), origin)
-        more = {**SAFE, **self._shared(scope, origin)}
+        head = RequestHead(scope["method"], scope["raw_path"], headers.get(b"host"), origin)
+        extra = {**SECURITY_HEADERS, **self._cors_headers(scope, origin)}
 
-        async def answer(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                added = [(name.lower().encode(), value.encode()) for name, value in more.items()]
+                added = [(name.lower().encode(), value.encode()) for name, value in extra.items()]
                 message = {**message, "headers": [*message["headers"], *added]}
             await send(message)
 
-        refused = self.door.refuses(asked)
-        app = self.app if refused is None else PlainTextResponse("refused\n", refused)
-        await app(scope, receive, answer)
+        status = self.policy.refuses(head)
+        app = self.app if status is None else PlainTextResponse("refused\n", status)
+        await app(scope, receive, send_with_headers)
 
-    def _shared(self, scope: Scope, origin: str | None) -> Mapping[str, str]:
-        """What lets a program of a declared origin read the raw arrays."""
-        if origin is None or not self.door.is_declared(origin) or f"/{RAW}/" not in scope["path"]:
+    def _cors_headers(self, scope: Scope, origin: str | None) -> Mapping[str, str]:
+        """Headers that let pages of a declared origin read the raw arrays."""
+        if origin is None or not self.policy.is_declared(origin) or f"/{RAW}/" not in scope["path"]:
             return {}
         return {
             "Access-Control-Allow-Headers": "Range",
@@ -124,63 +133,63 @@ class Guard:
         }
 
 
-def pages(library: Catalog, door: AccessPolicy) -> Starlette:
-    """All addresses. Each begins with the token, which the door has compared."""
-    here = Answers(library, door, ThreadPoolExecutor(TILES_AT_ONCE))
+def create_app(catalog: Catalog, policy: AccessPolicy) -> Starlette:
+    """Create the application with all routes. Each path begins with the token, which the middleware has checked."""
+    endpoints = Endpoints(catalog, policy, ThreadPoolExecutor(TILE_THREADS))
     slide = "/{token}/slide/{name}"
     routes = {
-        "/{token}/": here.batch,
-        "/{token}/slides.json": here.slides,
-        "/{token}/static/{file}": here.static,
-        f"{slide}/": here.slide,
-        f"{slide}/about.json": here.about,
-        f"{slide}/thumbnail.jpg": here.thumbnail,
-        f"{slide}/{OVERVIEW}": here.overview,
-        f"{slide}/tile/{{layer}}/{{level:int}}/{{row:int}}/{{col:int}}": here.tile,
-        f"{slide}/at.json": here.at,
-        f"{slide}/objects.json": here.objects,
-        f"{slide}/objects.csv": here.csv,
-        f"{slide}/histograms.json": here.histograms,
+        "/{token}/": endpoints.batch,
+        "/{token}/slides.json": endpoints.slides,
+        "/{token}/static/{file}": endpoints.static,
+        f"{slide}/": endpoints.slide,
+        f"{slide}/about.json": endpoints.about,
+        f"{slide}/thumbnail.jpg": endpoints.thumbnail,
+        f"{slide}/{OVERVIEW}": endpoints.overview,
+        f"{slide}/tile/{{layer}}/{{level:int}}/{{row:int}}/{{col:int}}": endpoints.tile,
+        f"{slide}/at.json": endpoints.at,
+        f"{slide}/objects.json": endpoints.objects,
+        f"{slide}/objects.csv": endpoints.csv,
+        f"{slide}/histograms.json": endpoints.histograms,
     }
-    raw = Route(f"/{{token}}/{RAW}/{{name}}/{{key:path}}", here.raw, methods=["GET", "OPTIONS"])
-    failures = {OvertileError: _refused, ValueError: _refused}
-    every = [*(Route(path, answer) for path, answer in routes.items()), raw]
-    app = Starlette(routes=every, exception_handlers=failures)
-    app.router.redirect_slashes = False  # an address is right or wrong
+    raw = Route(f"/{{token}}/{RAW}/{{name}}/{{key:path}}", endpoints.raw, methods=["GET", "OPTIONS"])
+    handlers = {OvertileError: _error_response, ValueError: _error_response}
+    all_routes = [*(Route(path, endpoint) for path, endpoint in routes.items()), raw]
+    app = Starlette(routes=all_routes, exception_handlers=handlers)
+    app.router.redirect_slashes = False  # a path must match exactly
     return app
 
 
-def _refused(_request: Request, error: Exception) -> Response:
-    """What was asked for is not there, or cannot be read; said in words, as a command would."""
+def _error_response(_request: Request, error: Exception) -> Response:
+    """Return 404 with the message of the error: the requested item does not exist or cannot be read."""
     return PlainTextResponse(printable(str(error)) + "\n", 404)
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
-    """What is said to each address."""
+class Endpoints:
+    """One method for each URL."""
 
-    library: Catalog
-    door: AccessPolicy
+    catalog: Catalog
+    policy: AccessPolicy
     pool: ThreadPoolExecutor
 
-    # ---- batch --------------------------------------------------------------------------------------------------
+    # ---- all slides ---------------------------------------------------------------------------------------------
 
     def batch(self, _request: Request) -> Response:
-        """The page of all slides; of one slide alone, its own."""
-        if self.library.alone:
-            (card,) = self.library.cards()
+        """The page of all slides; a single slide redirects to its own page."""
+        if self.catalog.alone:
+            (card,) = self.catalog.cards()
             if card["name"] is not None:
                 return RedirectResponse(f"slide/{card['name']}/")
-        return _page(fill("view_batch.html.j2", {"title": printable(self.library.root.name)}))
+        return _page(fill("view_batch.html.j2", {"title": printable(self.catalog.root.name)}))
 
     def slides(self, _request: Request) -> Response:
-        """All cards."""
-        return _json({"slides": self.library.cards()})
+        """The cards of all slides as JSON."""
+        return _json({"slides": self.catalog.cards()})
 
     def static(self, request: Request) -> Response:
-        """Style, scripts, and the library that pans and zooms."""
+        """Style sheet, scripts, and OpenSeadragon."""
         file = request.path_params["file"]
-        return FileResponse(STATIC / file) if file in STATIC_FILES else _missing()
+        return FileResponse(STATIC / file) if file in STATIC_FILES else _not_found()
 
     # ---- one slide ----------------------------------------------------------------------------------------------
 
@@ -189,17 +198,17 @@ class Answers:
         slide = self._slide(request)
         content = {
             "title": printable(slide.facts.name),
-            "alone": self.library.alone,
+            "alone": self.catalog.alone,
             "complete": slide.complete,
             "groups": slide_details(slide),
             "image": "image" in slide.layers(),
             "overview": (slide.store.root / OVERVIEW).is_file(),
-            "raw": f"{self.door.address}{RAW}/{request.path_params['name']}/{slide.store.zarr.name}",
+            "raw": f"{self.policy.address}{RAW}/{request.path_params['name']}/{slide.store.zarr.name}",
         }
         return _page(fill("view_slide.html.j2", content))
 
     def about(self, request: Request) -> Response:
-        """What the page's script has to know."""
+        """The facts that the script of the page needs, as JSON."""
         slide = self._slide(request)
         facts, (height, width) = slide.facts, slide.facts.shape_yx
         colours = facts.colours or class_colours(len(facts.class_names))
@@ -214,107 +223,111 @@ class Answers:
         )
 
     def thumbnail(self, request: Request) -> Response:
-        """The slide in small."""
+        """A small JPEG of the slide."""
         picture = small_picture(self._slide(request))
-        return _missing() if picture is None else Response(picture, media_type="image/jpeg", headers=_KEPT)
+        return _not_found() if picture is None else Response(picture, media_type="image/jpeg", headers=_CACHED)
 
     def overview(self, request: Request) -> Response:
-        """The picture that every result has."""
+        """The overview picture of the slide."""
         root = self._store(request).root
         path = require_inside(root, root / OVERVIEW)
-        return FileResponse(path) if path.is_file() else _missing()
+        return FileResponse(path) if path.is_file() else _not_found()
 
     async def tile(self, request: Request) -> Response:
-        """A tile of a layer; ``t`` is the threshold of that layer, and of objects those of a filter are shown."""
+        """A tile of a layer. Query: ``t`` sets the threshold of that layer, filter bounds select the objects drawn."""
         return await get_running_loop().run_in_executor(self.pool, self._tile, request)
 
     def _tile(self, request: Request) -> Response:
-        slide, asked = self._slide(request), request.path_params
-        place = slide.place(asked["level"], asked["row"], asked["col"])
-        if place is None or asked["layer"] not in slide.layers():
-            return _missing()
+        slide, parameters = self._slide(request), request.path_params
+        position = slide.tile_position(parameters["level"], parameters["row"], parameters["col"])
+        if position is None or parameters["layer"] not in slide.layers():
+            return _not_found()
         threshold = _number(request, "t")
         threshold = slide.facts.threshold if threshold is None else threshold
-        picture = slide.tile(asked["layer"], place, threshold, _filter(request))
-        return Response(picture, media_type=media_type(picture), headers=_KEPT if slide.complete else _FRESH)
+        picture = slide.tile(parameters["layer"], position, threshold, _filter(request))
+        return Response(picture, media_type=media_type(picture), headers=_CACHED if slide.complete else _UNCACHED)
 
     def at(self, request: Request) -> Response:
-        """The object at a pixel of the image; null beside objects."""
+        """The object at a pixel of the image as JSON; null if there is none."""
         slide = self._slide(request)
         y, x = (_number(request, name) for name in "yx")
         identity = slide.label_at(int(y), int(x)) if y is not None and x is not None else 0
         table = slide.objects() if identity else None
         return _json({"object": None if table is None else table.row(identity), "id": identity})
 
-    # ---- its objects --------------------------------------------------------------------------------------------
+    # ---- objects of a slide -------------------------------------------------------------------------------------
 
     def objects(self, request: Request) -> Response:
-        """A page of rows."""
+        """A page of table rows as JSON."""
         order, page = request.query_params.get("order", "id"), _number(request, "page") or 0
         if order.removeprefix("-") not in COLUMNS or page < 0:
-            return _missing()
+            return _not_found()
         return _json(self._table(request).page(_filter(request), order, int(page)))
 
     def csv(self, request: Request) -> Response:
-        """All columns of the objects chosen."""
-        table, chosen = self._table(request), _filter(request)
-        headers = {**_FRESH, "Content-Disposition": 'attachment; filename="objects.csv"'}
-        return StreamingResponse(table.csv(chosen), media_type="text/csv; charset=utf-8", headers=headers)
+        """All columns of the selected objects as CSV."""
+        table, objects_filter = self._table(request), _filter(request)
+        headers = {**_UNCACHED, "Content-Disposition": 'attachment; filename="objects.csv"'}
+        return StreamingResponse(table.csv(objects_filter), media_type="text/csv; charset=utf-8", headers=headers)
 
     def histograms(self, request: Request) -> Response:
-        """Of area and probability of the objects chosen."""
+        """Histograms of area and probability of the selected objects as JSON."""
         return _json(self._table(request).histograms(_filter(request)))
 
-    # ---- raw ----------------------------------------------------------------------------------------------------
+    # ---- raw arrays ---------------------------------------------------------------------------------------------
 
     def raw(self, request: Request) -> Response:
-        """A file of the OME-Zarr, or a part of one."""
+        """A file of the OME-Zarr, or a byte range of it."""
         if request.method == "OPTIONS":
             return Response(status_code=204)
         store = self._store(request)
         folder, _, key = request.path_params["key"].partition("/")
         path = raw_file(store.zarr, key) if folder == store.zarr.name else None
-        return _missing() if path is None else FileResponse(path, media_type="application/octet-stream")
+        return _not_found() if path is None else FileResponse(path, media_type="application/octet-stream")
 
-    # ---- who is asked for ---------------------------------------------------------------------------------------
+    # ---- lookup -------------------------------------------------------------------------------------------------
 
     def _store(self, request: Request) -> SlideStore:
-        store = self.library.find(request.path_params["name"])
+        store = self.catalog.find(request.path_params["name"])
         if store is None:
-            raise StoreError("there is no slide of that name here")
+            raise StoreError("unknown slide")
         return store
 
     def _slide(self, request: Request) -> Slide:
-        slide = self.library.slide(request.path_params["name"])
+        slide = self.catalog.slide(request.path_params["name"])
         if slide is None:
-            raise StoreError("there is no slide of that name here, or nothing is planned for it yet")
+            raise StoreError("unknown slide, or nothing has been planned for it yet")
         return slide
 
     def _table(self, request: Request) -> Any:
         table = self._slide(request).objects()
         if table is None:
-            raise StoreError("there are no objects here, or not yet")
+            raise StoreError("this slide has no objects, or not yet")
         return table
 
 
-_FRESH = {"Cache-Control": "no-store"}
-_KEPT = {"Cache-Control": "private, max-age=3600"}
+_UNCACHED = {"Cache-Control": "no-store"}
+_CACHED = {"Cache-Control": "private, max-age=3600"}
 
 
 def _page(text: str) -> Response:
-    return Response(text, media_type="text/html; charset=utf-8", headers=_FRESH)
+    return Response(text, media_type="text/html; charset=utf-8", headers=_UNCACHED)
 
 
 def _json(content: Any) -> Response:
-    return JSONResponse(content, headers=_FRESH)
+    return JSONResponse(content, headers=_UNCACHED)
 
 
-def _missing() -> Response:
-    return PlainTextResponse("there is nothing here\n", 404)
+def _not_found() -> Response:
+    return PlainTextResponse("not found\n", 404)
 
 
 def _number(request: Request, name: str) -> float | None:
-    """A number of the query; None where it is absent. Raises ValueError for what is none, or endless."""
+    """Return a number from the query string, or None if it is absent.
+
+    Raises:
+        ValueError: If it is not a finite number of moderate size.
+    """
     text = request.query_params.get(name, "")
     if not text:
         return None
@@ -325,10 +338,14 @@ def _number(request: Request, name: str) -> float | None:
 
 
 def _filter(request: Request) -> Filter:
-    """Which objects a query asks for."""
+    """Return the object filter of the query string.
+
+    Raises:
+        ValueError: If a bound or an id is invalid.
+    """
     names = ("least_area", "most_area", "least_probability", "most_probability")
     bounds = {name: _number(request, name) for name in names}
-    picked = tuple(int(word) for word in request.query_params.get("ids", "").split(",") if word)
-    if len(picked) > MOST_PICKED or any(not 1 <= identity < 2**32 for identity in picked):
-        raise ValueError(f"ids: expected at most {MOST_PICKED} numbers from 1 on")
-    return Filter(**bounds, ids=picked)
+    ids = tuple(int(text) for text in request.query_params.get("ids", "").split(",") if text)
+    if len(ids) > MAX_SELECTED or any(not 1 <= identity < 2**32 for identity in ids):
+        raise ValueError(f"ids: expected at most {MAX_SELECTED} numbers, each at least 1")
+    return Filter(**bounds, ids=ids)

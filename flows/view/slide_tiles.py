@@ -1,9 +1,9 @@
-"""One slide as it is looked at: what is known of it, and the pixels of any tile, read cell by cell.
+"""Tiles of one slide: what is known of it, and the pixels of any tile of any layer.
 
-The one decision made here: a tile is one inner chunk of one pyramid level, so a look at a slide of any size reads what
-is in view and keeps a bounded number of chunks. A slide that is not complete shows what is there: a chunk that is not
-written yet is a hole, and a level that is not made yet is made from up to three finer ones. Of a complete slide nothing
-is missing, so a chunk that cannot be read is damage and is shown as such.
+A tile is one inner chunk of one pyramid level, so viewing a slide of any size reads only what is in view and caches a
+bounded number of chunks. Of an incomplete slide the available part is shown: a chunk that is not written yet is empty,
+and a missing level is computed from up to three finer ones. Of a complete slide nothing may be missing, so a chunk that
+cannot be read is damage and is drawn as such.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from flows.view import tile_renderer
 from flows.view.access_control import require_inside
-from flows.view.objects_table import ALL, Filter, ViewedObjects
+from flows.view.objects_table import ALL_OBJECTS, Filter, ViewedObjects
 from pipeline.config import CELL_PX
 from pipeline.errors import DamagedError
 from pipeline.geometry import Box
@@ -33,16 +33,16 @@ from pipeline.storage.manifest import previous_plan, read_manifest
 from pipeline.storage.slide_store import SlideStore, StoredArray, shard_path
 
 LAYERS = ("image", "fills", "heat", "threshold", "tissue", "left-out", "grid", "outlines")
-"""In the order in which they lie upon one another, the image undermost."""
-FINER = 3
-"""Levels further down that are read to make one that is not there yet: 64 chunks at most."""
-CELLS_KEPT = 48
-"""Chunks of up to 1 MB that are kept: those of one view, of labels and their neighbours."""
+"""The layers in drawing order, bottom first."""
+FINER_LEVELS = 3
+"""Number of finer levels from which a missing level is computed: at most 64 chunks per tile."""
+CHUNKS_CACHED = 48
+"""Number of chunks (up to 1 MB each) that are cached: those of one view, of labels and their neighbours."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the plan says of a slide."""
+    """The properties of a slide that its plan records."""
 
     name: str
     mpp: float
@@ -55,7 +55,7 @@ class Facts:
 
     @classmethod
     def of(cls, plan: Mapping[str, Any]) -> Facts:
-        """From a manifest's plan, or the one that was last worked on."""
+        """Read them from the plan in a manifest, or from the plan of the last run."""
         image, spec = plan["image"], plan["model"]["spec"]
         names = tuple(spec["class_names"])
         height, width = image["shape_yx"]
@@ -73,13 +73,13 @@ class Facts:
 
     @property
     def levels(self) -> int:
-        """Of the pyramid."""
+        """Number of pyramid levels."""
         return len(level_shapes(self.shape_yx))
 
 
 @dataclass(slots=True)
 class Slide:
-    """A slide that is looked at. ``manifest`` is None while it is not complete."""
+    """A slide opened for viewing. ``manifest`` is None while it is incomplete."""
 
     store: SlideStore
     facts: Facts
@@ -89,44 +89,51 @@ class Slide:
     _tables: Any = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._read = lru_cache(CELLS_KEPT)(self._read_cell)
+        self._read = lru_cache(CHUNKS_CACHED)(self._read_cell)
         self._tables = lru_cache(1)(self._load_objects)
 
     @classmethod
     def open(cls, store: SlideStore) -> Slide | None:
-        """None where nothing has been planned yet. Raises DamagedError when the manifest is not what was written."""
+        """Open the slide of a store; None if nothing has been planned yet.
+
+        Raises:
+            DamagedError: If the manifest does not match its checksum.
+        """
         manifest = read_manifest(store)
         plan = manifest["plan"] if manifest else previous_plan(store)
         return None if plan is None else cls(store, Facts.of(plan), plan, manifest)
 
     @property
     def version(self) -> int:
-        """Another number whenever the slide was written anew: addresses of what a browser keeps carry it."""
+        """A number that changes whenever the slide is written again. It is part of the URLs that browsers cache."""
         return self.store.manifest.stat().st_mtime_ns // 10**6 if self.complete else 0
 
-    # ---- what there is ------------------------------------------------------------------------------------------
+    # ---- availability -------------------------------------------------------------------------------------------
 
     @property
     def complete(self) -> bool:
-        """Whether there is a manifest."""
+        """Whether the slide has a manifest."""
         return self.manifest is not None
 
     def has(self, path: str) -> bool:
-        """Whether an array lies there."""
+        """Whether an array exists at a path of the OME-Zarr."""
         return (self.store.zarr / path / "zarr.json").is_file()
 
     def finest(self, path: str) -> int | None:
-        """Of a pyramid, named by its full resolution, the finest level that is there; None where there is none."""
+        """Return the finest existing level of the pyramid whose full resolution is ``path``; None if there is none."""
         return next((level for level in range(self.facts.levels) if self.has(f"{path[:-1]}{level}")), None)
 
     def coarsest(self) -> int:
-        """The coarsest level of the image that can be shown: of one that is not complete, few above those there are."""
-        there = [level for level in range(self.facts.levels) if self.has(f"{IMAGE[:-1]}{level}")]
+        """Return the coarsest level of the image that can be shown.
+
+        For an incomplete slide it lies at most ``FINER_LEVELS`` above the existing ones.
+        """
+        available = [level for level in range(self.facts.levels) if self.has(f"{IMAGE[:-1]}{level}")]
         last = self.facts.levels - 1
-        return last if self.complete else min(last, max(there, default=last) + FINER)
+        return last if self.complete else min(last, max(available, default=last) + FINER_LEVELS)
 
     def layers(self) -> dict[str, int]:
-        """What can be shown, with the finest level of each, undermost first."""
+        """Return the layers that can be shown with the finest level of each, bottom first."""
         image, probability, objects = (self.finest(path) for path in (IMAGE, PROBABILITY, OBJECTS))
         tissue = 0 if self.has(TISSUE) else None
         finest = {"image": image, "fills": objects, "heat": probability, "threshold": probability, "tissue": tissue}
@@ -138,12 +145,12 @@ class Slide:
         return path if path.is_file() else None
 
     def count(self) -> int | None:
-        """Of objects, without reading their table; None while there is none."""
+        """Return the number of objects without reading the table; None if there is no table."""
         path = self._table()
         return None if path is None else count_objects(path)
 
     def objects(self) -> ViewedObjects | None:
-        """The object table; None while there is none."""
+        """Return the object table; None if there is none."""
         path = self._table()
         table: ViewedObjects | None = None if path is None else self._tables(path.stat().st_mtime_ns)
         return table
@@ -152,7 +159,7 @@ class Slide:
         return ViewedObjects.read(self.store.root / TABLE, self.facts.class_names)
 
     def stage_facts(self, stage: str) -> Mapping[str, Any]:
-        """What a stage recorded when it was completed; nothing before."""
+        """Return what a stage recorded on completion; empty before that."""
         if self.manifest is not None:
             found: Mapping[str, Any] = self.manifest["stages"].get(stage, {}).get("facts", {})
             return found
@@ -160,113 +167,128 @@ class Slide:
 
     # ---- tiles --------------------------------------------------------------------------------------------------
 
-    def place(self, level: int, row: int, col: int) -> tile_renderer.TilePosition | None:
-        """Where a tile lies; None where there is none."""
+    def tile_position(self, level: int, row: int, col: int) -> tile_renderer.TilePosition | None:
+        """Return the position of a tile; None if it is outside the pyramid."""
         if not 0 <= level < self.facts.levels:
             return None
         area = Box.of_shape(level_shapes(self.facts.shape_yx)[level])
         box = Box(row, col, row + 1, col + 1).scale(CELL_PX).intersect(area)
         return None if box is None else tile_renderer.TilePosition(level, box)
 
-    def tile(self, layer: str, place: tile_renderer.TilePosition, threshold: float, chosen: Filter = ALL) -> bytes:
-        """A tile of a layer as a picture, of objects those chosen. What is damaged is hatched."""
+    def tile(
+        self, layer: str, position: tile_renderer.TilePosition, threshold: float, objects_filter: Filter = ALL_OBJECTS
+    ) -> bytes:
+        """Render a tile of a layer as a PNG or BMP. A tile that cannot be read is hatched.
+
+        Args:
+            layer: One of ``LAYERS``.
+            position: Level and box of the tile.
+            threshold: Probability threshold of the layer ``threshold``.
+            objects_filter: Objects drawn in the layers ``fills`` and ``outlines``.
+        """
         try:
-            return self._tile(layer, place, threshold, chosen)
+            return self._tile(layer, position, threshold, objects_filter)
         except DamagedError:
             return tile_renderer.indexed_png(
-                tile_renderer.hatched(place.box.shape), tile_renderer.palette((tile_renderer.DAMAGED,))
+                tile_renderer.hatched(position.box.shape), tile_renderer.palette((tile_renderer.DAMAGED,))
             )
 
-    def _tile(self, layer: str, place: tile_renderer.TilePosition, threshold: float, chosen: Filter) -> bytes:
+    def _tile(
+        self, layer: str, position: tile_renderer.TilePosition, threshold: float, objects_filter: Filter
+    ) -> bytes:
         if layer == "image":
-            pixels = self.cell(IMAGE, place)
+            pixels = self.cell(IMAGE, position)
             return (
-                tile_renderer.indexed_png(_NOTHING, tile_renderer.palette(()))
+                tile_renderer.indexed_png(_EMPTY, tile_renderer.palette(()))
                 if pixels is None
                 else tile_renderer.rgb_bmp(self._rgb(pixels))
             )
-        numbers, colours = self._numbers(layer, place, threshold, chosen)
-        return tile_renderer.indexed_png(_NOTHING if numbers is None else numbers, colours)
+        numbers, colours = self._numbers(layer, position, threshold, objects_filter)
+        return tile_renderer.indexed_png(_EMPTY if numbers is None else numbers, colours)
 
     def _numbers(
-        self, layer: str, place: tile_renderer.TilePosition, threshold: float, chosen: Filter
+        self, layer: str, position: tile_renderer.TilePosition, threshold: float, objects_filter: Filter
     ) -> tuple[tile_renderer.Indices | None, tile_renderer.Palette]:
-        """The numbers of a tile and what each looks like."""
+        """Return the palette indices of a tile and the palette; None for the indices if there is nothing to show."""
         match layer:
             case "heat" | "threshold":
-                p = self.cell(PROBABILITY, place)
+                p = self.cell(PROBABILITY, position)
                 if layer == "heat":
-                    return None if p is None else tile_renderer.heat(p), tile_renderer.heat_palette()
-                return None if p is None else tile_renderer.over(p, threshold), tile_renderer.palette(
+                    return None if p is None else tile_renderer.max_probability(p), tile_renderer.heat_palette()
+                return None if p is None else tile_renderer.above_threshold(p, threshold), tile_renderer.palette(
                     (tile_renderer.THRESHOLD,)
                 )
             case "outlines" | "fills":
-                return self._labelled(layer, place, chosen), tile_renderer.palette(self.facts.colours)
+                return self._object_layer(layer, position, objects_filter), tile_renderer.palette(self.facts.colours)
             case "tissue":
-                return self._tissue(place), tile_renderer.palette((tile_renderer.TISSUE,))
+                return self._tissue_layer(position), tile_renderer.palette((tile_renderer.TISSUE,))
             case "left-out":
-                return self._left_out(place), tile_renderer.palette(tile_renderer.LEFT_OUT)
+                return self._left_out_layer(position), tile_renderer.palette(tile_renderer.LEFT_OUT)
             case "grid":
-                return tile_renderer.grid(place, self.facts.block_px), tile_renderer.palette((tile_renderer.LINES,))
+                return tile_renderer.grid(position, self.facts.block_px), tile_renderer.palette((tile_renderer.LINES,))
         raise KeyError(layer)
 
     def _rgb(self, pixels_CYX: NDArray[Any]) -> NDArray[np.uint8]:
         return compose(pixels_CYX, self.facts.channels, self._windows(pixels_CYX))
 
     def _windows(self, pixels_CYX: NDArray[Any]) -> tuple[Window, ...]:
-        """As the metadata says; before there is any, a colour slide is shown as it is and others by what is at hand."""
+        """Display windows of the channels, from the metadata; before there is any, colour slides are unchanged."""
         attributes = read_json(self.store.zarr / "zarr.json")["attributes"] if self.complete else {}
         channels = attributes.get("ome", {}).get("omero", {}).get("channels")
         if channels:
             return tuple((channel["window"]["start"], channel["window"]["end"]) for channel in channels)
-        if self._on_glass(pixels_CYX):
+        if self._background_is_white(pixels_CYX):
             return ((0.0, 255.0),) * 3
         return windows(pixels_CYX, self.facts.channels)
 
-    def _on_glass(self, pixels_CYX: NDArray[Any]) -> bool:
-        """Whether what is not there is white."""
+    def _background_is_white(self, pixels_CYX: NDArray[Any]) -> bool:
+        """Whether missing pixels are white (bright field) rather than black."""
         return is_colour(self.facts.channels, pixels_CYX.dtype)
 
-    def _labelled(self, layer: str, place: tile_renderer.TilePosition, chosen: Filter) -> tile_renderer.Indices | None:
-        labels = self.cell(OBJECTS, place)
+    def _object_layer(
+        self, layer: str, position: tile_renderer.TilePosition, objects_filter: Filter
+    ) -> tile_renderer.Indices | None:
+        labels = self.cell(OBJECTS, position)
         if labels is None:
             return None
-        table = self.objects() if len(self.facts.class_names) > 1 or chosen != ALL else None
-        shown = tile_renderer.codes_of(labels, None if table is None else table.codes(chosen))
-        return shown if layer == "fills" else shown * tile_renderer.rim(labels, self._beside(place))
+        table = self.objects() if len(self.facts.class_names) > 1 or objects_filter != ALL_OBJECTS else None
+        shown = tile_renderer.colour_indices(labels, None if table is None else table.codes(objects_filter))
+        return shown if layer == "fills" else shown * tile_renderer.inner_boundary(labels, self._neighbours(position))
 
-    def _beside(self, place: tile_renderer.TilePosition) -> tile_renderer.Beside:
-        """The labels around a tile."""
-        row, col = place.box.y0 // CELL_PX, place.box.x0 // CELL_PX
+    def _neighbours(self, position: tile_renderer.TilePosition) -> tile_renderer.NeighbourLabels:
+        """The labels next to each side of a tile."""
+        row, col = position.box.y0 // CELL_PX, position.box.x0 // CELL_PX
         above, below, left, right = (
-            None if (there := self.place(place.level, row + down, col + across)) is None else self.cell(OBJECTS, there)
+            None
+            if (neighbour := self.tile_position(position.level, row + down, col + across)) is None
+            else self.cell(OBJECTS, neighbour)
             for down, across in ((-1, 0), (1, 0), (0, -1), (0, 1))
         )
-        return tile_renderer.Beside(
+        return tile_renderer.NeighbourLabels(
             None if above is None else above[-1],
             None if below is None else below[0],
             None if left is None else left[:, -1],
             None if right is None else right[:, 0],
         )
 
-    def _tissue(self, place: tile_renderer.TilePosition) -> tile_renderer.Indices:
+    def _tissue_layer(self, position: tile_renderer.TilePosition) -> tile_renderer.Indices:
         tissue, factor = self._open(TISSUE), self._factor
-        box = tile_renderer.map_box(place, factor)
-        step = max(1, 2**place.level // factor)
+        box = tile_renderer.map_box(position, factor)
+        step = max(1, 2**position.level // factor)
         low = tissue[box.y0 : box.y1 : step, box.x0 : box.x1 : step]
-        return tile_renderer.enlarged(low, place, factor * step)
+        return tile_renderer.upsampled(low, position, factor * step)
 
     @property
     def _factor(self) -> int:
         return int(self.stage_facts("tissue").get("factor", tissue_factor(self.facts.mpp)))
 
-    def _left_out(self, place: tile_renderer.TilePosition) -> tile_renderer.Indices:
+    def _left_out_layer(self, position: tile_renderer.TilePosition) -> tile_renderer.Indices:
         masked = [Box(*tile.box) for tile in BadTile.listed(self.stage_facts("ingest"))]
-        cells = self._skipped_cells(tile_renderer.map_box(place, CELL_PX))
-        return tile_renderer.left_out(tile_renderer.enlarged(cells, place, CELL_PX), masked, place)
+        cells = self._skipped_cells(tile_renderer.map_box(position, CELL_PX))
+        return tile_renderer.left_out(tile_renderer.upsampled(cells, position, CELL_PX), masked, position)
 
     def _skipped_cells(self, cells: Box) -> NDArray[np.bool_]:
-        """Which of these cells hold no tissue, one row of them at a time."""
+        """Return which cells hold no tissue, computed one row of cells at a time."""
         tissue, side = self._open(TISSUE), CELL_PX // self._factor
         skipped = np.ones(cells.shape, bool)
         for row in range(cells.shape[0]):
@@ -278,43 +300,52 @@ class Slide:
     # ---- pixels -------------------------------------------------------------------------------------------------
 
     def label_at(self, y: int, x: int) -> int:
-        """The object at a pixel of the image; 0 beside objects and where nothing is known."""
-        place = self.place(0, y // CELL_PX, x // CELL_PX) if min(y, x) >= 0 else None
-        labels = None if place is None else self.cell(OBJECTS, place)
-        if place is None or labels is None or y >= place.box.y1 or x >= place.box.x1:
+        """Return the object id at a pixel of the full resolution; 0 between objects and where nothing is known."""
+        position = self.tile_position(0, y // CELL_PX, x // CELL_PX) if min(y, x) >= 0 else None
+        labels = None if position is None else self.cell(OBJECTS, position)
+        if position is None or labels is None or y >= position.box.y1 or x >= position.box.x1:
             return 0
-        return int(labels[y - place.box.y0, x - place.box.x0])
+        return int(labels[y - position.box.y0, x - position.box.x0])
 
-    def cell(self, path: str, place: tile_renderer.TilePosition, finer: int = FINER) -> NDArray[Any] | None:
-        """Pixels of a tile of the pyramid at ``path``, all channels; None where they are not there yet.
+    def cell(self, path: str, position: tile_renderer.TilePosition, finer: int = FINER_LEVELS) -> NDArray[Any] | None:
+        """Read the pixels of a tile, all channels.
 
-        Raises DamagedError when a complete slide's cannot be read.
+        Args:
+            path: Full-resolution array of the pyramid.
+            position: Level and box of the tile.
+            finer: Number of finer levels that may be read if this level is missing.
+
+        Returns:
+            Array (..., y, x), or None if the pixels do not exist yet.
+
+        Raises:
+            DamagedError: If the slide is complete and the pixels cannot be read.
         """
-        at = f"{path[:-1]}{place.level}"
-        if self.has(at):
-            changed = (self.store.zarr / at / "zarr.json").stat().st_mtime_ns
+        array = f"{path[:-1]}{position.level}"
+        if self.has(array):
+            changed = (self.store.zarr / array / "zarr.json").stat().st_mtime_ns
             try:
-                pixels: NDArray[Any] = self._read(at, place.box, changed)
-            except DamagedError:  # a hole is not kept: it may be filled by now
+                pixels: NDArray[Any] = self._read(array, position.box, changed)
+            except DamagedError:  # an error is not cached: the chunk may exist by now
                 if self.complete:
                     raise
                 return None
             return pixels
-        return self._from_finer(path, place, finer) if place.level and finer and not self.complete else None
+        return self._from_finer(path, position, finer) if position.level and finer and not self.complete else None
 
-    def _from_finer(self, path: str, place: tile_renderer.TilePosition, finer: int) -> NDArray[Any] | None:
-        """From the four tiles of the next finer level, as the pyramid will be."""
-        row, col = place.box.y0 // CELL_PX, place.box.x0 // CELL_PX
+    def _from_finer(self, path: str, position: tile_renderer.TilePosition, finer: int) -> NDArray[Any] | None:
+        """Compute a tile from the four tiles of the next finer level, as the pyramid stage will."""
+        row, col = position.box.y0 // CELL_PX, position.box.x0 // CELL_PX
         halve = halve_nearest if path == OBJECTS else halve_mean
         made: NDArray[Any] | None = None
         for down, across in ((0, 0), (0, 1), (1, 0), (1, 1)):
-            there = self.place(place.level - 1, 2 * row + down, 2 * col + across)
-            pixels = None if there is None else self.cell(path, there, finer - 1)
-            if there is None or pixels is None:
+            source = self.tile_position(position.level - 1, 2 * row + down, 2 * col + across)
+            pixels = None if source is None else self.cell(path, source, finer - 1)
+            if source is None or pixels is None:
                 continue
             if made is None:
-                empty = np.iinfo(pixels.dtype).max if path == IMAGE and self._on_glass(pixels) else 0
-                made = np.full((*pixels.shape[:-2], *place.box.shape), empty, pixels.dtype)
+                empty = np.iinfo(pixels.dtype).max if path == IMAGE and self._background_is_white(pixels) else 0
+                made = np.full((*pixels.shape[:-2], *position.box.shape), empty, pixels.dtype)
             y, x = down * CELL_PX // 2, across * CELL_PX // 2
             half = halve(pixels)
             made[..., y : y + half.shape[-2], x : x + half.shape[-1]] = half
@@ -324,7 +355,11 @@ class Slide:
         return self._open(path, box).read(box)
 
     def _open(self, path: str, box: Box | None = None) -> StoredArray:
-        """An array of this slide alone: links out of its folder are refused, also of the shard that is read."""
+        """Open an array of this slide.
+
+        Raises:
+            StoreError: If a link leads out of the slide folder, also for the shard that holds ``box``.
+        """
         require_inside(self.store.root, self.store.zarr / path / "zarr.json")
         array = self.store.read(path)
         if box is not None:
@@ -333,4 +368,4 @@ class Slide:
         return array
 
 
-_NOTHING = np.zeros((1, 1), np.uint8)
+_EMPTY = np.zeros((1, 1), np.uint8)

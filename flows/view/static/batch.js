@@ -1,5 +1,5 @@
 "use strict";
-// A card a slide, made from slides.json and kept true while a run goes on. Names are only ever set as text.
+// One card per slide, built from slides.json and updated during a run. Slide names are only set as text.
 const PAUSE_MS = 2000;
 const form = document.getElementById("choose"), shown = new Map();
 let slides = [];
@@ -12,12 +12,12 @@ const units = {
 };
 
 function card(slide) {
-  const made = document.getElementById("card").content.firstElementChild.cloneNode(true);
-  made.querySelector("h2").textContent = slide.key;
-  return made;
+  const node = document.getElementById("card").content.firstElementChild.cloneNode(true);
+  node.querySelector("h2").textContent = slide.key;
+  return node;
 }
 
-function tell(node, text) {
+function setText(node, text) {
   node.textContent = text;
   node.hidden = !text;
 }
@@ -28,14 +28,14 @@ function fill(node, slide) {
   if (slide.name && slide.picture) {
     const source = `slide/${slide.name}/thumbnail.jpg?v=${encodeURIComponent(slide.finished)}`;
     if (picture.getAttribute("src") !== source) picture.src = source;
-    picture.alt = `${slide.key}, its objects tinted green`;
+    picture.alt = `${slide.key}, objects tinted green`;
   }
   picture.hidden = !(slide.name && slide.picture);
   picture.nextElementSibling.hidden = !picture.hidden;
   const state = node.querySelector(".state");
   state.textContent = slide.state;
   state.classList.toggle("complete", slide.state === "complete");
-  state.classList.toggle("going", slide.state === "in progress");
+  state.classList.toggle("active", slide.state === "in progress");
   node.querySelector(".flags").textContent = slide.flags.join(", ");
   for (const value of node.querySelectorAll("dd")) {
     const number = slide[value.dataset.of];
@@ -45,25 +45,25 @@ function fill(node, slide) {
   progress.hidden = slide.state === "complete" || slide.blocks === null;
   if (!progress.hidden) [progress.max, progress.value] = [slide.blocks, slide.blocks_done];
   progress.title = progress.hidden ? "" : `${slide.blocks_done} of ${slide.blocks} blocks`;
-  tell(node.querySelector(".cause"), slide.cause && slide.stage ? `at ${slide.stage}: ${slide.cause}` : slide.cause);
-  tell(node.querySelector("pre"), slide.cure);
+  setText(node.querySelector(".cause"), slide.cause && slide.stage ? `at ${slide.stage}: ${slide.cause}` : slide.cause);
+  setText(node.querySelector("pre"), slide.cure);
 }
 
 function arrange() {
   const { words, state, order } = form.elements;
   const name = order.value.replace("-", ""), largest = order.value.startsWith("-");
-  const wanted = slides.filter((slide) => slide.key.toLowerCase().includes(words.value.toLowerCase()) && (!state.value || slide.state === state.value));
-  wanted.sort((a, b) => {
+  const matching = slides.filter((slide) => slide.key.toLowerCase().includes(words.value.toLowerCase()) && (!state.value || slide.state === state.value));
+  matching.sort((a, b) => {
     const [x, y] = [a[name], b[name]];
     if (!largest) return String(x).localeCompare(String(y), "en", { numeric: true }) || a.key.localeCompare(b.key);
     return (x === null) - (y === null) || y - x || a.key.localeCompare(b.key);
   });
-  const nodes = wanted.map((slide) => shown.get(slide.key));
+  const nodes = matching.map((slide) => shown.get(slide.key));
   const now = document.getElementById("cards");
   if (nodes.length !== now.children.length || nodes.some((node, at) => now.children[at] !== node)) now.replaceChildren(...nodes);
 }
 
-function take(found) {
+function update(found) {
   slides = found;
   const keys = new Set(slides.map((slide) => slide.key));
   for (const key of shown.keys()) if (!keys.has(key)) shown.delete(key);
@@ -85,9 +85,9 @@ function take(found) {
 async function poll() {
   try {
     const answer = await fetch("slides.json");
-    if (answer.ok) take((await answer.json()).slides);
+    if (answer.ok) update((await answer.json()).slides);
   } catch {
-    document.getElementById("lead").textContent = "the server is gone: start overtile view again";
+    document.getElementById("lead").textContent = "Connection lost. Start overtile view again.";
   }
   setTimeout(poll, PAUSE_MS);
 }

@@ -1,21 +1,21 @@
 "use strict";
-// The page of one slide. OpenSeadragon pans and zooms; here are its layers, the scale, the pointer and the table.
+// The page of one slide: layers, scale bar, pointer and object table around OpenSeadragon, which pans and zooms.
 const byId = (id) => document.getElementById(id);
-const NAMES = { image: "Image", fills: "Objects, filled", heat: "Probability", threshold: "Over threshold", tissue: "Tissue",
-  "left-out": "Skipped, masked", grid: "Block grid", outlines: "Outlines" };
-const FIRST = { image: 1, fills: 0.4, heat: 0.7, threshold: 0.5, tissue: 0.25, "left-out": 0.5, grid: 0.6, outlines: 1 };
-const SHOWN = ["image", "outlines"], OF_OBJECTS = ["fills", "outlines"];
-const PATIENCE_MS = 90, FIRST_MS = 2000;
-const LEAST_PX = 0.8;  // of the screen, that a pixel of the level shown takes
+const NAMES = { image: "Image", fills: "Objects, filled", heat: "Probability", threshold: "Above threshold", tissue: "Tissue",
+  "left-out": "Skipped or unreadable", grid: "Block grid", outlines: "Outlines" };
+const INITIAL_OPACITY = { image: 1, fills: 0.4, heat: 0.7, threshold: 0.5, tissue: 0.25, "left-out": 0.5, grid: 0.6, outlines: 1 };
+const INITIALLY_SHOWN = ["image", "outlines"], OF_OBJECTS = ["fills", "outlines"];
+const DEBOUNCE_MS = 90, FIRST_MS = 2000;
+const MIN_SCREEN_PX = 0.8;  // minimum screen pixels per pixel of the displayed level
 
 const getJson = async (address) => {
   const answer = await fetch(address);
   if (!answer.ok) throw new Error(await answer.text());
   return answer.json();
 };
-function later(act) {  // once what triggers it has paused
+function debounced(act) {  // run act once its trigger has paused
   let timer;
-  return (...given) => { clearTimeout(timer); timer = setTimeout(() => act(...given), PATIENCE_MS); };
+  return (...given) => { clearTimeout(timer); timer = setTimeout(() => act(...given), DEBOUNCE_MS); };
 }
 const number = (value, digits) => value.toLocaleString("en", { maximumFractionDigits: digits }).replaceAll(",", "\u202f");
 
@@ -28,11 +28,11 @@ class Layers {
     const slider = byId("threshold").querySelector("input"), said = byId("threshold").querySelector("output");
     byId("threshold").hidden = !("threshold" in about.layers);
     slider.value = said.value = this.threshold;
-    const anew = later(() => this.items.get("threshold") && this.add("threshold"));
+    const redraw = debounced(() => this.items.get("threshold") && this.add("threshold"));
     slider.addEventListener("input", () => {
       this.threshold = Number(slider.value);
       said.value = slider.value;
-      anew();
+      redraw();
     });
     for (const [name, colour] of about.classes) {
       const key = Object.assign(document.createElement("span"), { textContent: name });
@@ -49,24 +49,24 @@ class Layers {
       width: Math.ceil(about.width / across), height: Math.ceil(about.height / across), tileSize: about.tile,
       minLevel: 0, maxLevel: about.levels - 1 - finest,
       getTileUrl: (level, col, row) => {
-        return `tile/${name}/${about.levels - 1 - level}/${row}/${col}?v=${about.version}${this.asks(name)}`;
+        return `tile/${name}/${about.levels - 1 - level}/${row}/${col}?v=${about.version}${this.layerQuery(name)}`;
       },
     };
   }
 
-  asks(name) {  // what a layer shows of all there is
+  layerQuery(name) {  // query of a layer: threshold or object filter
     if (name === "threshold") return `&t=${this.threshold}`;
     return OF_OBJECTS.includes(name) && this.chosen ? `&${this.chosen}` : "";
   }
 
-  choose(query) {  // of objects show those that the table has
+  choose(query) {  // draw only the objects that the table lists
     if (query === this.chosen) return;
     this.chosen = query;
     for (const name of OF_OBJECTS) if (this.items.get(name)) this.add(name);
   }
 
-  add(name) {  // or put it, made anew, where it was
-    const { about, viewer } = this, tileSource = this.source(name), asked = this.asks(name);
+  add(name) {  // add a layer, or replace it in place
+    const { about, viewer } = this, tileSource = this.source(name), asked = this.layerQuery(name);
     const order = Object.keys(about.layers), under = order.slice(0, order.indexOf(name)), before = this.items.get(name);
     this.items.set(name, null);
     viewer.addTiledImage({
@@ -77,21 +77,21 @@ class Layers {
         Object.defineProperty(item.source, "minLevel", { get: () => this.coarsest(item.source, name) });
         this.items.set(name, item);
         this.place(name);
-        if (asked !== this.asks(name)) this.add(name);
+        if (asked !== this.layerQuery(name)) this.add(name);
       },
     });
   }
 
-  coarsest(source, name) {  // level that is fetched: of the image one below the best stands in for tiles on their way
+  coarsest(source, name) {  // coarsest level fetched; for the image one more, shown while better tiles load
     const { viewport } = this.viewer, zoom = Math.min(viewport.getZoom(true), viewport.getZoom(false));
-    const best = Math.ceil(Math.log2(LEAST_PX * source.width / (zoom * viewport.getContainerSize().x)) - 1e-6);
+    const best = Math.ceil(Math.log2(MIN_SCREEN_PX * source.width / (zoom * viewport.getContainerSize().x)) - 1e-6);
     const least = this.about.levels - 1 - this.about.coarsest;
     return Math.min(source.maxLevel, Math.max(least, source.maxLevel - Math.max(0, best) - (name === "image")));
   }
 
-  place(name) {  // layers that were added at once may have come in any order
-    const there = Object.keys(this.about.layers).filter((other) => this.items.get(other));
-    there.forEach((other, at) => this.viewer.world.setItemIndex(this.items.get(other), at));
+  place(name) {  // layers added together may load in any order
+    const loaded = Object.keys(this.about.layers).filter((other) => this.items.get(other));
+    loaded.forEach((other, at) => this.viewer.world.setItemIndex(this.items.get(other), at));
     this.items.get(name).setOpacity(this.opacity(name));
   }
 
@@ -104,9 +104,9 @@ class Layers {
     const row = Object.assign(document.createElement("div"), { id: `layer-${name}`, className: "layer" });
     const label = document.createElement("label"), box = Object.assign(document.createElement("input"), { type: "checkbox" });
     const range = Object.assign(document.createElement("input"), { type: "range", min: 0, max: 1, step: 0.05 });
-    range.value = FIRST[name];
-    range.setAttribute("aria-label", `opacity of ${NAMES[name]}`);
-    box.checked = SHOWN.includes(name);
+    range.value = INITIAL_OPACITY[name];
+    range.setAttribute("aria-label", `Opacity: ${NAMES[name]}`);
+    box.checked = INITIALLY_SHOWN.includes(name);
     label.append(box, NAMES[name]);
     row.append(label, range);
     row.addEventListener("input", () => this.change(name));
@@ -127,7 +127,7 @@ class Layers {
 
 function scaleBar(viewer, about) {
   const bar = byId("scale").querySelector("i"), text = byId("scale").querySelector("span");
-  let coarser = true;  // from full resolution on, pixels are pixels: none is smoothed, none is drawn twice to hide a seam
+  let coarser = true;  // at full resolution and above, pixels are neither smoothed nor drawn twice to hide a seam
   viewer.drawer.minimumOverlapRequired = () => coarser;
   const draw = () => {
     const umPerPx = about.mpp * about.width / (viewer.viewport.getZoom(true) * viewer.viewport.getContainerSize().x);
@@ -145,7 +145,7 @@ function scaleBar(viewer, about) {
 function pointer(viewer, about) {
   const values = byId("under").querySelectorAll("dd");
   let asked = 0;
-  const ask = later(async (x, y) => {
+  const ask = debounced(async (x, y) => {
     const mine = ++asked, { object, id } = await getJson(`at.json?y=${y}&x=${x}`);
     if (mine !== asked) return;
     const said = object
@@ -167,14 +167,14 @@ function pointer(viewer, about) {
 
 // ---- objects ----------------------------------------------------------------------------------------------------------
 
-const COLUMNS = [["id", "id", null], ["class", "class", null], ["area_um2", "area, \u00b5m\u00b2", 2],
-  ["mean_probability", "probability", 3], ["centroid_x_um", "x, \u00b5m", 1], ["centroid_y_um", "y, \u00b5m", 1]];
+const COLUMNS = [["id", "Id", null], ["class", "Class", null], ["area_um2", "Area, \u00b5m\u00b2", 2],
+  ["mean_probability", "Probability", 3], ["centroid_x_um", "x, \u00b5m", 1], ["centroid_y_um", "y, \u00b5m", 1]];
 
 class Objects {
   constructor(viewer, about, layers) {
     Object.assign(this, { viewer, about, layers, order: "-area_um2", page: 0, picked: new Set(), asked: 0 });
     byId("objects").hidden = false;
-    for (const late of document.querySelectorAll("img[data-src]")) late.src = late.dataset.src;  // megabytes, not seen at first
+    for (const late of document.querySelectorAll("img[data-src]")) late.src = late.dataset.src;  // megabytes, outside the first view
     const head = document.querySelector("#objects thead tr");
     for (const [name, words] of COLUMNS) {
       const button = Object.assign(document.createElement("button"), { type: "button", textContent: words });
@@ -184,7 +184,7 @@ class Objects {
       cell.append(button);
       head.append(cell);
     }
-    const again = later(() => { this.page = 0; this.show(); });
+    const again = debounced(() => { this.page = 0; this.show(); });
     byId("filter").addEventListener("input", again);
     byId("filter").addEventListener("submit", (event) => event.preventDefault());
     byId("before").addEventListener("click", () => { this.page -= 1; this.show(); });
@@ -228,13 +228,13 @@ class Objects {
   link() {
     const chosen = this.picked.size ? new URLSearchParams({ ids: [...this.picked].join() }).toString() : this.query({});
     byId("csv").href = `objects.csv?${chosen}`;
-    byId("csv").textContent = this.picked.size ? `CSV of ${this.picked.size} ticked` : "CSV of these";
+    byId("csv").textContent = this.picked.size ? `CSV of ${this.picked.size} selected` : "Download CSV";
   }
 
   row(object) {
     const row = document.createElement("tr"), tick = Object.assign(document.createElement("input"), { type: "checkbox" });
     tick.checked = this.picked.has(object.id);
-    tick.setAttribute("aria-label", `pick object ${object.id}`);
+    tick.setAttribute("aria-label", `Select object ${object.id}`);
     tick.addEventListener("click", (event) => event.stopPropagation());
     tick.addEventListener("change", () => {
       if (tick.checked) this.picked.add(object.id);
@@ -246,14 +246,14 @@ class Objects {
       const cell = row.insertCell();
       cell.textContent = digits === null ? object[name] : number(object[name], digits);
     }
-    row.addEventListener("click", () => this.fly(object, row));
+    row.addEventListener("click", () => this.goTo(object, row));
     return row;
   }
 
-  fly(object, row) {
+  goTo(object, row) {
     for (const other of document.querySelectorAll("#objects tr.here")) other.classList.remove("here");
     row.classList.add("here");
-    const { viewer, about } = this, um = about.mpp * about.width;  // the slide is one unit wide
+    const { viewer, about } = this, um = about.mpp * about.width;  // viewport units: the slide is 1 wide
     const [x, y] = [object.centroid_x_um / um, object.centroid_y_um / um];
     const radius = (1.4 * Math.sqrt(object.area_um2 / Math.PI) + 2) / um;
     byId("ring")?.remove();
@@ -287,9 +287,9 @@ function bars(svg, { counts, edges }) {
     make("text", { x: 320, y: 106, "text-anchor": "end" }, short(edges.at(-1))));
 }
 
-// ---- all of it --------------------------------------------------------------------------------------------------------
+// ---- start ------------------------------------------------------------------------------------------------------------
 
-const firstView = (viewer) => new Promise((seen) => {  // the table can wait for it, but not for ever
+const firstView = (viewer) => new Promise((seen) => {  // the table waits for the first view, at most FIRST_MS
   setTimeout(seen, FIRST_MS);
   viewer.world.addOnceHandler("add-item", ({ item }) => item.whenFullyLoaded(seen));
 });
@@ -301,10 +301,10 @@ async function start() {
     navigatorBackground: "#eceef1", navigatorBorderColor: "#c9ced6", navigatorDisplayRegionColor: "#d55e00", navigatorOpacity: 1,
     gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true }, animationTime: 0.15, maxZoomPixelRatio: 16,
     subPixelRoundingForTransparency: OpenSeadragon.SUBPIXEL_ROUNDING_OCCURRENCES.ALWAYS, immediateRender: true,
-    smoothTileEdgesMinZoom: Infinity, minPixelRatio: LEAST_PX, visibilityRatio: 0.3, maxImageCacheCount: 400, maxTilesPerFrame: 12,
+    smoothTileEdgesMinZoom: Infinity, minPixelRatio: MIN_SCREEN_PX, visibilityRatio: 0.3, maxImageCacheCount: 400, maxTilesPerFrame: 12,
   });
-  if (about.coarsest < about.levels - 1) {  // what is not complete has no levels yet to be seen as a whole
-    viewer.viewport.minZoomLevel = LEAST_PX * fullZoom(viewer, about) / 2 ** about.coarsest;
+  if (about.coarsest < about.levels - 1) {  // an incomplete slide lacks the coarse levels of a full view
+    viewer.viewport.minZoomLevel = MIN_SCREEN_PX * fullZoom(viewer, about) / 2 ** about.coarsest;
   }
   const layers = new Layers(viewer, about);
   layers.start();

@@ -1,4 +1,7 @@
-"""``overtile view`` as a user starts it, and requests to it byte by byte, without a library that would tidy them up."""
+"""Start ``overtile view`` as a user does and send raw requests to it.
+
+Requests are written byte by byte, because an HTTP library would normalise them.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ from urllib.parse import urlsplit
 
 from tests.support.commands import Command, installed_command
 
-PATIENCE_S = 60
+TIMEOUT_S = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back."""
+    """An HTTP response."""
 
     status: int
     headers: dict[str, str]
@@ -29,7 +32,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Viewed:
-    """A server that runs, and the address that it printed."""
+    """A running viewer and the URL it printed."""
 
     process: subprocess.Popen[str]
     address: str
@@ -40,7 +43,7 @@ class Viewed:
 
     @property
     def path(self) -> str:
-        """Of the address, with the token, ended by a slash."""
+        """Path of the URL with the token, ending with a slash."""
         return urlsplit(self.address).path
 
     @property
@@ -48,26 +51,32 @@ class Viewed:
         return int(self.host.rpartition(":")[2])
 
     def send(self, request: bytes) -> Answer:
-        """Send these very bytes."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S) as line:
+        """Send exactly these bytes."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=TIMEOUT_S) as line:
             line.sendall(request)
-            said = bytearray()
+            response = bytearray()
             while part := line.recv(65536):
-                said += part
-        head, _, body = bytes(said).partition(b"\r\n\r\n")
+                response += part
+        head, _, body = bytes(response).partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
         pairs = (line.split(": ", 1) for line in lines)
         return Answer(int(first.split()[1]), {name.lower(): value for name, value in pairs}, body)
 
     def ask(self, target: str | bytes, method: str = "GET", **headers: str | None) -> Answer:
-        """One request; ``target`` as it is sent, headers with ``_`` for ``-``, and ``Host=None`` for none."""
-        told = {"Host": self.host, "Connection": "close", **{name.replace("_", "-"): headers[name] for name in headers}}
-        lines = "".join(f"{name}: {value}\r\n" for name, value in told.items() if value is not None)
+        """Send one request.
+
+        Args:
+            target: Request target, sent unchanged.
+            method: HTTP method.
+            headers: Headers with ``_`` for ``-``; ``Host=None`` sends no Host header.
+        """
+        sent = {"Host": self.host, "Connection": "close", **{name.replace("_", "-"): headers[name] for name in headers}}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in sent.items() if value is not None)
         raw = target if isinstance(target, bytes) else target.encode()
         return self.send(b"%s %s HTTP/1.1\r\n%s\r\n" % (method.encode(), raw, lines.encode()))
 
     def get(self, page: str) -> bytes:
-        """A page below the token, which is there."""
+        """Return an existing page below the token."""
         answer = self.ask(self.path + page)
         assert answer.status == 200, (page, answer)
         return answer.body
@@ -76,13 +85,13 @@ class Viewed:
         return json.loads(self.get(page))
 
     def names(self) -> dict[str, str]:
-        """The name under which each slide is served, by its key."""
+        """Return the URL name of each slide by its key."""
         return {card["key"]: card["name"] for card in self.json("slides.json")["slides"] if card["name"]}
 
 
 @contextmanager
 def viewing(command: Command, path: Path, *options: str) -> Iterator[Viewed]:
-    """The command on ``path``, while the block runs; then it is interrupted, and must end as all commands do."""
+    """Run the viewer on ``path`` within the block, then interrupt it and require a clean exit."""
     process = subprocess.Popen(
         [*installed_command(), "view", str(path), *options],
         env=dict(command.environment),
@@ -99,9 +108,9 @@ def viewing(command: Command, path: Path, *options: str) -> Iterator[Viewed]:
         assert address.startswith("http://127.0.0.1:"), process.communicate()
         yield Viewed(process, address)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=PATIENCE_S)
-        assert process.returncode == 130, said
-        assert "Traceback" not in said
+        _, errors = process.communicate(timeout=TIMEOUT_S)
+        assert process.returncode == 130, errors
+        assert "Traceback" not in errors
     finally:
         process.kill()
         process.communicate()

@@ -1,4 +1,4 @@
-"""The pages of ``overtile view`` in a browser, through the installed command on a real result, against its arrays."""
+"""The viewer's pages in a browser, on a real result, compared with its arrays."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ FRAMES = "new Promise((done) => requestAnimationFrame(() => requestAnimationFram
 
 @dataclass(frozen=True)
 class Opened:
-    """A browser at a server, and what is served."""
+    """A browser connected to a running viewer, and the results folder."""
 
     page: Page
     viewed: Viewed
@@ -73,12 +73,12 @@ class Opened:
         return np.asarray(found[:])
 
     def until_painted(self) -> None:
-        """The view has noticed what it has to show, all tiles have come, and they have been drawn."""
+        """Wait until the view has requested its tiles and all of them are drawn."""
         for script in (FRAMES, PAINTED, FRAMES):
             self.page.until(script)
 
     def show(self, *names: str, opacity: float = 1) -> None:
-        """These layers and no others."""
+        """Show exactly these layers."""
         for name in self.page.value("Object.keys(overtile.about.layers)"):
             on = json.dumps(name in names)
             self.page.value(
@@ -91,7 +91,7 @@ class Opened:
         self.until_painted()
 
     def centre(self, y: int, x: int) -> tuple[float, float]:
-        """Bring a pixel's upper left corner to the middle of the view at full zoom; where that is in the window."""
+        """Centre the view on the upper left corner of a pixel at full zoom; return its window position."""
         self.page.value(
             "(() => { const { viewer, about } = overtile, size = viewer.viewport.getContainerSize();"
             f"viewer.viewport.zoomTo(about.width / size.x, null, true);"
@@ -107,7 +107,7 @@ class Opened:
         return box[0], box[1]
 
     def seen(self, y: int, x: int) -> NDArray[np.uint8]:
-        """What the window shows of the square around a pixel, at full zoom."""
+        """Screenshot of the square around a pixel at full zoom."""
         left, top = self.centre(y, x)
         half = SIDE_PX // 2
         shot = Image.open(io.BytesIO(self.page.part(left - half, top - half, SIDE_PX, SIDE_PX)))
@@ -120,7 +120,7 @@ def square(pixels: NDArray[Any], y: int, x: int) -> NDArray[Any]:
 
 
 def soften(path: Path) -> None:
-    """Let a probability, which this small network is always sure of, take every value."""
+    """Blur the probability, which this small network outputs as 0 or 1 only, so that it takes every value."""
     array = zarr.open_array(path, mode="r+")
     pixels: Any = array[:]
     array[:] = np.stack([ndimage.gaussian_filter(plane, 6) for plane in pixels])
@@ -152,7 +152,7 @@ def opened(finished: Finished, overtile_alone: Command, tmp_path_factory: pytest
 
 @pytest.fixture(scope="module")
 def slide(opened: Opened) -> Opened:
-    """The page of slide b, at rest."""
+    """The page of slide b after loading."""
     opened.page.go(f"{opened.viewed.address}slide/{opened.viewed.names()['b']}/")
     opened.page.until("window.overtile && overtile.viewer.world.getItemCount() === 2")
     opened.page.until("document.querySelectorAll('#objects tbody tr').length")
@@ -162,7 +162,7 @@ def slide(opened: Opened) -> Opened:
 # ---- the batch -------------------------------------------------------------------------------------------------------
 
 
-def test_cards_say_what_lies_there_and_are_sorted_and_filtered(opened: Opened) -> None:
+def test_cards_show_results_and_are_sorted_and_filtered(opened: Opened) -> None:
     page = opened.page
     assert page.value(TITLES) == [HOSTILE, "a", "b", "torn"]
     page.until("[...document.images].every((one) => one.hidden || one.naturalWidth > 0)")
@@ -178,12 +178,12 @@ def test_cards_say_what_lies_there_and_are_sorted_and_filtered(opened: Opened) -
     assert page.value(TITLES) == ["torn"]
     page.enter("[name=state]", "")
     page.enter("[name=order]", "-objects")
-    assert page.value(TITLES)[-1] == "torn", "what has no number is last"
+    assert page.value(TITLES)[-1] == "torn", "missing values are last"
     page.enter("[name=order]", "key")
 
 
-def test_a_card_follows_its_slide(opened: Opened, finished: Finished) -> None:
-    """A slide appears, is worked on and becomes complete, and the page that is open says so."""
+def test_card_follows_the_state_of_its_slide(opened: Opened, finished: Finished) -> None:
+    """A slide appears, is in progress and becomes complete while the page is open."""
     page, root = opened.page, opened.out / "new"
     shutil.copytree(finished.result, root)
     manifest = (root / "manifest.json").read_bytes()
@@ -197,7 +197,7 @@ def test_a_card_follows_its_slide(opened: Opened, finished: Finished) -> None:
     page.until(f"!({TITLES}).includes('new')")
 
 
-def test_a_hostile_name_is_text(opened: Opened) -> None:
+def test_hostile_name_is_shown_as_text(opened: Opened) -> None:
     page = opened.page
     assert HOSTILE in page.value(TITLES)
     assert page.value("document.querySelectorAll('img[src=x]').length") == 0
@@ -209,14 +209,14 @@ def test_a_hostile_name_is_text(opened: Opened) -> None:
 # ---- a slide ---------------------------------------------------------------------------------------------------------
 
 
-def test_at_full_zoom_pixels_are_the_image_and_outlines_the_labels(slide: Opened) -> None:
+def test_full_zoom_shows_image_pixels_and_label_outlines(slide: Opened) -> None:
     image, labels = slide.array("0"), slide.array("labels/objects/0")
     probability = slide.array("probability/0")
     rng = np.random.default_rng(SEED)
     half = SIDE_PX // 2
     places = [[int(rng.integers(half, side - half)) for side in labels.shape] for _ in range(PLACES)]
     rims = find_boundaries(labels, connectivity=1, mode="inner")
-    assert sum(square(rims, *place).sum() for place in places) > 100, "objects are seen"
+    assert sum(square(rims, *place).sum() for place in places) > 100, "objects are visible"
     slide.show("image")
     for place in places:
         assert np.array_equal(slide.seen(*place), np.moveaxis(square(image, *place), 0, -1)), place
@@ -237,7 +237,7 @@ def test_at_full_zoom_pixels_are_the_image_and_outlines_the_labels(slide: Opened
 
 
 def outlined(slide: Opened, rims: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """The image (c, y, x), and over it these pixels in the colours of their objects' classes."""
+    """The image (c, y, x) with these boundary pixels in the colours of their objects' classes."""
     painted, labels = slide.array("0").copy(), slide.array("labels/objects/0")
     table = pq.read_table(slide.out / "b" / "objects.parquet").to_pylist()
     colours = dict(slide.page.value("overtile.about.classes"))
@@ -246,7 +246,7 @@ def outlined(slide: Opened, rims: NDArray[np.bool_]) -> NDArray[np.uint8]:
     return painted
 
 
-def test_every_layer_can_be_shown_and_faded(slide: Opened) -> None:
+def test_every_layer_can_be_shown_with_any_opacity(slide: Opened) -> None:
     assert slide.page.value("Object.keys(overtile.about.layers)") == list(
         ("image", "fills", "heat", "threshold", "tissue", "left-out", "grid", "outlines")
     )
@@ -264,7 +264,7 @@ def test_every_layer_can_be_shown_and_faded(slide: Opened) -> None:
     slide.show("image", "outlines")
 
 
-def test_what_lies_under_the_pointer_is_told(slide: Opened) -> None:
+def test_object_at_the_pointer_is_displayed(slide: Opened) -> None:
     labels, page = slide.array("labels/objects/0"), slide.page
     table = pq.read_table(slide.out / "b" / "objects.parquet").to_pylist()
     row = table[len(table) // 2]
@@ -280,16 +280,16 @@ def test_what_lies_under_the_pointer_is_told(slide: Opened) -> None:
     if expected is None:
         pytest.fail("choose another object")
     page.until(f"({under})[0] === '{expected['id']}'")
-    said = page.value(under)
-    assert said[1] == expected["class"]
-    assert float(said[2].split()[0]) == pytest.approx(expected["area_um2"], abs=0.01)
-    assert float(said[3]) == pytest.approx(expected["mean_probability"], abs=0.001)
+    displayed = page.value(under)
+    assert displayed[1] == expected["class"]
+    assert float(displayed[2].split()[0]) == pytest.approx(expected["area_um2"], abs=0.01)
+    assert float(displayed[3]) == pytest.approx(expected["mean_probability"], abs=0.001)
     mpp = page.value("overtile.about.mpp")
     where = page.value("document.getElementById('where').textContent").split()
     assert [float(where[1]), float(where[3])] == pytest.approx([x * mpp, y * mpp], abs=mpp + 0.06)
 
 
-def test_the_table_pages_sorts_filters_flies_and_downloads(slide: Opened) -> None:
+def test_table_pages_sorts_filters_moves_and_downloads(slide: Opened) -> None:
     page = slide.page
     rows = pq.read_table(slide.out / "b" / "objects.parquet").to_pylist()
     ids = "[...document.querySelectorAll('#objects tbody tr')].map((one) => Number(one.cells[1].textContent))"
@@ -327,12 +327,12 @@ def test_the_table_pages_sorts_filters_flies_and_downloads(slide: Opened) -> Non
 
 
 def _downloaded(page: Page) -> list[int]:
-    """Ids in what the button would save."""
+    """Ids in the CSV that the button downloads."""
     with urlopen(page.value("document.getElementById('csv').href")) as answer:
         return list(pyarrow.csv.read_csv(io.BytesIO(answer.read()))["id"].to_pylist())
 
 
-def test_a_pan_asks_for_little(slide: Opened) -> None:
+def test_pan_sends_few_requests(slide: Opened) -> None:
     page = slide.page
     slide.centre(150, 200)
     before = len(page.requests)
@@ -348,7 +348,7 @@ def test_a_pan_asks_for_little(slide: Opened) -> None:
     assert len(page.requests) - before <= MOST_REQUESTS
 
 
-def test_the_page_of_a_slide_says_what_was_run(slide: Opened) -> None:
+def test_slide_page_shows_run_details(slide: Opened) -> None:
     manifest = json.loads((slide.out / "b" / "manifest.json").read_text())
     text = slide.page.value("document.querySelector('.run').textContent")
     for words in (manifest["plan"]["model"]["name"], manifest["software"]["zarr"], manifest["finished"], "predict"):
@@ -357,8 +357,8 @@ def test_the_page_of_a_slide_says_what_was_run(slide: Opened) -> None:
     assert f"napari --plugin napari-ome-zarr {raw}" in text
 
 
-def test_other_programs_read_the_arrays_over_http(slide: Opened) -> None:
-    """As the line on the page says: image and labels, in the right place."""
+def test_napari_reads_the_arrays_over_http(slide: Opened) -> None:
+    """The command on the page opens image and labels at the right scale."""
     if find_spec("napari_ome_zarr") is None or find_spec("aiohttp") is None:
         skip_or_fail("napari-ome-zarr or aiohttp is not installed")
     raw = f"{slide.viewed.address}raw/{slide.viewed.names()['b']}/slide.ome.zarr"
@@ -369,7 +369,7 @@ def test_other_programs_read_the_arrays_over_http(slide: Opened) -> None:
     assert json.loads(done.stdout.splitlines()[-1]) == expected
 
 
-def test_nothing_but_this_machine_was_asked_and_nothing_complained(slide: Opened) -> None:
-    asked = {urlsplit(one).netloc for one in slide.page.requests if not one.startswith(("data:", "blob:"))}
-    assert asked == {slide.viewed.host}
+def test_no_other_host_is_contacted_and_no_browser_error_occurs(slide: Opened) -> None:
+    hosts = {urlsplit(url).netloc for url in slide.page.requests if not url.startswith(("data:", "blob:"))}
+    assert hosts == {slide.viewed.host}
     assert slide.page.complaints == [], slide.page.complaints

@@ -1,4 +1,4 @@
-"""What ``overtile view`` shows of a slide that is worked on, of which parts were given up, or that is damaged."""
+"""States of slides in ``overtile view``: in progress, pruned and damaged."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ LIVE_SHAPE = (2600, 2600)
 STATE = "document.querySelector('article .state')?.textContent"
 
 
-def test_what_stayed_of_a_result_is_shown_and_what_is_damaged_is_named(
+def test_pruned_result_is_shown_and_damaged_manifest_is_named(
     finished: Finished, overtile_alone: Command, tmp_path: Path
 ) -> None:
-    """One was pruned to its table and picture, of another the manifest is cut."""
+    """One slide is pruned to its table and overview; the manifest of another is truncated."""
     for key in ("cut", "pruned"):
         shutil.copytree(finished.result, tmp_path / "out" / key)
     root, manifest = tmp_path / "out" / "pruned", tmp_path / "out" / "cut" / "manifest.json"
@@ -39,24 +39,24 @@ def test_what_stayed_of_a_result_is_shown_and_what_is_damaged_is_named(
         assert "manifest.json" in cut["cause"]
         assert (pruned["state"], pruned["picture"]) == ("complete", False)
         page = viewed.get(f"slide/{pruned['name']}/").decode()
-        assert "it was given up to make room" in page
-        assert "<dt>given up</dt><dd>geojson, labels, probability, tissue, image</dd>" in page
+        assert "The image was pruned to free disk space." in page
+        assert "<dt>pruned</dt><dd>geojson, labels, probability, tissue, image</dd>" in page
         about = viewed.json(f"slide/{pruned['name']}/about.json")
         assert list(about["layers"]) == ["grid"]
         assert about["objects"] == len(pq.read_table(root / "objects.parquet"))
 
 
-def test_a_slide_that_is_not_complete_says_so(finished: Finished, overtile_alone: Command, tmp_path: Path) -> None:
+def test_incomplete_slide_is_marked_as_incomplete(finished: Finished, overtile_alone: Command, tmp_path: Path) -> None:
     root = tmp_path / "slide"
     shutil.copytree(finished.result, root)
     manifest = json.loads((root / "manifest.json").read_text())
     (root / ".work").mkdir(exist_ok=True)
     (root / ".work" / "plan.json").write_text(json.dumps(manifest["plan"]))
-    for gone in ("manifest.json", "objects.parquet", "overview.png"):
-        (root / gone).unlink()
+    for name in ("manifest.json", "objects.parquet", "overview.png"):
+        (root / name).unlink()
     shutil.rmtree(SlideStore(root).zarr / "labels")
     with viewing(overtile_alone, root) as viewed:
-        assert viewed.ask(viewed.path).status == 307, "of one slide, its own page"
+        assert viewed.ask(viewed.path).status == 307, "a single slide redirects to its page"
         (name,) = viewed.names().values()
         page = viewed.get(f"slide/{name}/").decode()
         assert '<span class="state">incomplete</span>' in page
@@ -70,8 +70,8 @@ def test_a_slide_that_is_not_complete_says_so(finished: Finished, overtile_alone
 
 
 @pytest.mark.long
-def test_the_pages_follow_a_run(overtile: Command, tmp_path: Path) -> None:
-    """A slide is watched from its first blocks to its end: what is there is shown, and nothing breaks."""
+def test_pages_follow_a_run(overtile: Command, tmp_path: Path) -> None:
+    """Available results are shown from the first blocks of a slide to its end, without browser errors."""
     if browser() is None:
         skip_or_fail("no chromium here")
     slide = write(tmp_path / "slides" / "slide.tif", draw(LIVE_SHAPE, red_and_blue(LIVE_SHAPE)))
@@ -79,8 +79,8 @@ def test_the_pages_follow_a_run(overtile: Command, tmp_path: Path) -> None:
     settings = ["cluster.kind=serial", "tiles.block=512", "tiles.tile=64", "compute.precision=fp32"]
     words = [word for one in settings for word in ("--set", one)]
     line = [*installed_command(), "segment", str(slide), "--out", str(out), "--model", str(CLASSES), *words]
-    with log.open("wb") as said:
-        run = subprocess.Popen(line, env=dict(overtile.environment), cwd=overtile.folder, stdout=said, stderr=said)
+    with log.open("wb") as output:
+        run = subprocess.Popen(line, env=dict(overtile.environment), cwd=overtile.folder, stdout=output, stderr=output)
     try:
         awaited(lambda: (out / "slide" / "slide.ome.zarr" / "0" / "zarr.json").exists(), log)
         with viewing(overtile, out) as viewed, page_of(viewed.address, tmp_path / "profile") as page:

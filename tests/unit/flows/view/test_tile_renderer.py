@@ -1,4 +1,4 @@
-"""What tiles show, against whole arrays and scikit-image; and the objects of a slide, against sorting all of them."""
+"""Viewer tiles compared with whole arrays and scikit-image; object tables compared with sorting all rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from PIL import Image
 from skimage.segmentation import find_boundaries
 
 from flows.view import tile_renderer
-from flows.view.objects_table import ALL, COLUMNS, NUMBERS, ROWS, Filter, ViewedObjects
+from flows.view.objects_table import ALL_OBJECTS, COLUMNS, NUMBERS, ROWS, Filter, ViewedObjects
 from flows.view.slide_tiles import LAYERS, Facts, Slide
 from pipeline.geometry import Box
 from pipeline.stages.pyramid import halve_mean, halve_nearest, level_shapes
@@ -41,48 +41,48 @@ MASKED = Box(500, 30, 530, 90)
 
 @given(st.data())
 @settings(deadline=None, max_examples=200)
-def test_rims_of_pieces_are_the_rims_of_the_whole(data: st.DataObject) -> None:
-    """Cut anywhere, the pieces have the inner boundaries that scikit-image finds in the whole."""
+def test_inner_boundary_of_pieces_equals_boundary_of_whole(data: st.DataObject) -> None:
+    """Pieces cut anywhere have the inner boundaries that scikit-image finds in the whole array."""
     shape = data.draw(st.tuples(*(st.integers(2, 12),) * 2))
     labels = data.draw(arrays(np.uint32, shape, elements=st.integers(0, 3)))
     y, x = (data.draw(st.integers(1, side - 1)) for side in shape)
     found = np.zeros(shape, bool)
     for rows in (slice(0, y), slice(y, shape[0])):
         for cols in (slice(0, x), slice(x, shape[1])):
-            beside = tile_renderer.Beside(
+            neighbours = tile_renderer.NeighbourLabels(
                 labels[rows.start - 1, cols] if rows.start else None,
                 labels[rows.stop, cols] if rows.stop < shape[0] else None,
                 labels[rows, cols.start - 1] if cols.start else None,
                 labels[rows, cols.stop] if cols.stop < shape[1] else None,
             )
-            found[rows, cols] = tile_renderer.rim(labels[rows, cols], beside)
+            found[rows, cols] = tile_renderer.inner_boundary(labels[rows, cols], neighbours)
     assert np.array_equal(found, find_boundaries(labels, connectivity=1, mode="inner"))
 
 
 @given(st.integers(0, 255), st.floats(0, 1))
-def test_a_threshold_is_the_one_of_label(byte: int, threshold: float) -> None:
+def test_threshold_equals_threshold_of_label_stage(byte: int, threshold: float) -> None:
     pixels = np.full((2, 1, 1), byte, np.uint8) * np.array([1, 0], np.uint8)[:, None, None]
-    assert bool(tile_renderer.over(pixels, threshold)[0, 0]) == (byte >= ceil(255 * threshold))
-    assert tile_renderer.heat(pixels)[0, 0] == byte
+    assert bool(tile_renderer.above_threshold(pixels, threshold)[0, 0]) == (byte >= ceil(255 * threshold))
+    assert tile_renderer.max_probability(pixels)[0, 0] == byte
 
 
 @given(st.integers(0, 3), st.integers(0, 30), st.integers(1, 20), st.sampled_from([1, 4, 8]))
-def test_what_a_coarse_map_says_of_each_pixel(level: int, start: int, length: int, factor: int) -> None:
+def test_coarse_map_is_upsampled_to_each_pixel(level: int, start: int, length: int, factor: int) -> None:
     place = tile_renderer.TilePosition(level, Box(start, 3, start + length, 8))
     low = np.random.default_rng(SEED).integers(0, 2, (500, 500), np.uint8)
     box = tile_renderer.map_box(place, factor)
-    shown = tile_renderer.enlarged(low[box.slices], place, factor)
+    shown = tile_renderer.upsampled(low[box.slices], place, factor)
     for y, x in np.ndindex(*shown.shape):
         assert shown[y, x] == low[(start + y) * 2**level // factor, (3 + x) * 2**level // factor]
 
 
-def test_codes_are_looked_up_and_unknown_ones_are_nothing() -> None:
+def test_unknown_object_ids_have_no_colour() -> None:
     labels = np.array([[0, 1, 2], [3, 9, 0]], np.uint32)
-    assert tile_renderer.codes_of(labels, np.array([1, 3, 2], np.uint8)).tolist() == [[0, 1, 3], [2, 0, 0]]
-    assert tile_renderer.codes_of(labels, None).tolist() == [[0, 1, 1], [1, 1, 0]]
+    assert tile_renderer.colour_indices(labels, np.array([1, 3, 2], np.uint8)).tolist() == [[0, 1, 3], [2, 0, 0]]
+    assert tile_renderer.colour_indices(labels, None).tolist() == [[0, 1, 1], [1, 1, 0]]
 
 
-def test_numbers_come_back_in_their_colours() -> None:
+def test_indices_are_encoded_in_palette_colours() -> None:
     indices = np.random.default_rng(SEED).integers(0, 3, (7, 9), np.uint8)
     colours = tile_renderer.palette(((10, 20, 30), (200, 100, 0)))
     assert np.array_equal(decoded(tile_renderer.indexed_png(indices, colours)), colours[indices])
@@ -105,7 +105,7 @@ def decoded(png: bytes) -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="module")
 def arrays_of() -> dict[str, NDArray[Any]]:
-    """Full resolution of everything: blobs of labels, noise, tissue with a hole."""
+    """Full-resolution arrays: labels in squares, noise, tissue with a hole."""
     rng = np.random.default_rng(SEED)
     coarse = rng.integers(0, 40, [-(-side // 12) for side in SHAPE], np.uint32)
     labels = np.repeat(np.repeat(coarse, 12, 0), 12, 1)[: SHAPE[0], : SHAPE[1]]
@@ -121,7 +121,7 @@ def arrays_of() -> dict[str, NDArray[Any]]:
 
 
 def slide_of(root: Path, found: dict[str, NDArray[Any]], *, levels: int, complete: bool) -> Slide:
-    """A slide of these arrays and so many of their levels."""
+    """Write these arrays with ``levels`` pyramid levels and open the slide."""
     store = SlideStore(root)
     for path, pixels in found.items():
         for level in range(1 if path == "tissue" else levels):
@@ -143,13 +143,15 @@ def slide(arrays_of: dict[str, NDArray[Any]], tmp_path_factory: pytest.TempPathF
     return slide_of(tmp_path_factory.mktemp("viewed"), arrays_of, levels=3, complete=True)
 
 
-def whole(slide: Slide, layer: str, level: int, threshold: float = 0.3, chosen: Filter = ALL) -> NDArray[np.uint8]:
-    """All tiles of a level of a layer, put together."""
+def whole(
+    slide: Slide, layer: str, level: int, threshold: float = 0.3, chosen: Filter = ALL_OBJECTS
+) -> NDArray[np.uint8]:
+    """Assemble all tiles of a level of a layer."""
     shape = level_shapes(SHAPE)[level]
     made = np.zeros((*shape, 4), np.uint8)
     for row in range(-(-shape[0] // 512)):
         for col in range(-(-shape[1] // 512)):
-            place = slide.place(level, row, col)
+            place = slide.tile_position(level, row, col)
             assert place is not None
             shown = decoded(slide.tile(layer, place, threshold, chosen))
             assert shown.shape[:2] in (place.box.shape, (1, 1))
@@ -158,7 +160,7 @@ def whole(slide: Slide, layer: str, level: int, threshold: float = 0.3, chosen: 
 
 
 def expected(found: dict[str, NDArray[Any]], layer: str, level: int, threshold: float) -> NDArray[np.uint8]:
-    """The same by numpy and scikit-image on whole arrays."""
+    """The same layer computed by numpy and scikit-image on whole arrays."""
     step = np.s_[:: 2**level, :: 2**level]
     y, x = (np.arange(side)[:: 2**level] for side in SHAPE)
     if layer == "image":
@@ -197,20 +199,20 @@ def expected(found: dict[str, NDArray[Any]], layer: str, level: int, threshold: 
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_tiles_put_together_are_the_whole(slide: Slide, arrays_of: dict[str, NDArray[Any]], layer: str) -> None:
+def test_assembled_tiles_equal_the_whole_layer(slide: Slide, arrays_of: dict[str, NDArray[Any]], layer: str) -> None:
     assert list(slide.layers()) == list(LAYERS)
     for level in range(3 if layer != "left-out" else 2):
         threshold = 0.3 + level / 10
         assert np.array_equal(whole(slide, layer, level, threshold), expected(arrays_of, layer, level, threshold)), (
             level
         )
-    assert slide.place(0, 3, 0) is None
-    assert slide.place(0, 0, -1) is None
-    assert slide.place(3, 0, 0) is None
+    assert slide.tile_position(0, 3, 0) is None
+    assert slide.tile_position(0, 0, -1) is None
+    assert slide.tile_position(3, 0, 0) is None
 
 
 @pytest.mark.parametrize("layer", ["fills", "outlines"])
-def test_of_objects_those_chosen_are_shown(slide: Slide, arrays_of: dict[str, NDArray[Any]], layer: str) -> None:
+def test_only_selected_objects_are_drawn(slide: Slide, arrays_of: dict[str, NDArray[Any]], layer: str) -> None:
     areas = pq.read_table(slide.store.root / "objects.parquet")["area_um2"].to_pylist()
     chosen = Filter(least_area=sorted(areas)[len(areas) // 2])
     ids = [row["id"] for row in chosen_by_hand(slide.store.root / "objects.parquet", chosen)]
@@ -221,7 +223,7 @@ def test_of_objects_those_chosen_are_shown(slide: Slide, arrays_of: dict[str, ND
         assert np.array_equal(whole(slide, layer, level, chosen=chosen), every), level
 
 
-def test_levels_that_are_not_made_yet_are_made_from_finer_ones(
+def test_missing_levels_are_computed_from_finer_ones(
     slide: Slide, arrays_of: dict[str, NDArray[Any]], tmp_path: Path
 ) -> None:
     going = slide_of(tmp_path / "s", arrays_of, levels=1, complete=False)
@@ -239,12 +241,12 @@ def test_levels_that_are_not_made_yet_are_made_from_finer_ones(
 
 
 def slide_of_same(slide: Slide, *, complete: bool = False) -> Slide:
-    """The same folder, looked at anew."""
+    """Open the same folder again."""
     return Slide(slide.store, slide.facts, {}, {"stages": {}} if complete else None)
 
 
-def test_channels_of_fluorescence_are_stretched_as_the_metadata_says(tmp_path: Path) -> None:
-    """The same for every tile, whatever is in it: neighbours match."""
+def test_fluorescence_channels_use_windows_of_the_metadata(tmp_path: Path) -> None:
+    """The windows are the same for every tile, so neighbouring tiles match."""
     store = SlideStore(tmp_path)
     pixels = np.random.default_rng(SEED).integers(0, 4000, (2, 600, 20), np.uint16)
     put_array(store, "0", pixels, PLAN)
@@ -259,25 +261,23 @@ def test_channels_of_fluorescence_are_stretched_as_the_metadata_says(tmp_path: P
     colours = np.array([(0, 92, 255), (0, 255, 0)])
     expected = (blue[..., None] * colours[0] + green[..., None] * colours[1]).clip(0, 255)
     for row, rows in ((0, slice(0, 512)), (1, slice(512, 600))):
-        place = slide.place(0, row, 0)
+        place = slide.tile_position(0, row, 0)
         assert place is not None
         assert np.abs(decoded(slide.tile("image", place, 0.5))[..., :3] - expected[rows]).max() <= 0.51
 
 
-def test_what_pans_and_zooms_is_what_was_published() -> None:
-    """The copy of OpenSeadragon is the file of its release, less the line that names a map which is not here."""
+def test_bundled_openseadragon_equals_the_release() -> None:
+    """The copy is the file of its release without the line that names a source map."""
     file = Path(tile_renderer.__file__).parent / "static" / "openseadragon.min.js"
-    said = (file.parent / "openseadragon.LICENSE.txt").read_text("utf-8")
-    version, digest = re.findall(r"^(?:Version|SHA-256): (\S+)$", said, re.M)
+    notice = (file.parent / "openseadragon.LICENSE.txt").read_text("utf-8")
+    version, digest = re.findall(r"^(?:Version|SHA-256): (\S+)$", notice, re.M)
     content = file.read_bytes()
     assert content.startswith(f"//! openseadragon {version}\n".encode())
     assert hashlib.sha256(content).hexdigest() == digest
-    assert "Redistribution and use in source and binary forms" in said
+    assert "Redistribution and use in source and binary forms" in notice
 
 
-def test_what_is_damaged_is_hatched_and_nothing_else(
-    slide: Slide, arrays_of: dict[str, NDArray[Any]], tmp_path: Path
-) -> None:
+def test_only_the_damaged_tile_is_hatched(slide: Slide, arrays_of: dict[str, NDArray[Any]], tmp_path: Path) -> None:
     damaged = slide_of(tmp_path / "s", arrays_of, levels=3, complete=True)
     shard = damaged.store.zarr / "0" / "c" / "0" / "1" / "0"
     shard.write_bytes(shard.read_bytes()[:-100])
@@ -291,7 +291,7 @@ def test_what_is_damaged_is_hatched_and_nothing_else(
     assert np.array_equal(shown, sound)
 
 
-def test_the_object_under_a_pixel(slide: Slide, arrays_of: dict[str, NDArray[Any]]) -> None:
+def test_label_at_returns_the_object_of_a_pixel(slide: Slide, arrays_of: dict[str, NDArray[Any]]) -> None:
     rng = np.random.default_rng(SEED)
     for y, x in zip(rng.integers(0, SHAPE[0], 200), rng.integers(0, SHAPE[1], 200), strict=True):
         assert slide.label_at(int(y), int(x)) == arrays_of["labels/objects/0"][y, x]
@@ -299,12 +299,12 @@ def test_the_object_under_a_pixel(slide: Slide, arrays_of: dict[str, NDArray[Any
         assert slide.label_at(y, x) == 0
 
 
-def test_chunks_are_kept_but_not_for_ever(slide: Slide, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second look at a tile and its neighbours reads nothing; a new array is read anew."""
+def test_chunks_are_cached_until_the_array_changes(slide: Slide, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second view of a tile and its neighbours reads nothing; a new array is read again."""
     fresh = slide_of_same(slide, complete=True)
     opened: list[str] = []
-    unwatched = SlideStore.read
-    monkeypatch.setattr(SlideStore, "read", lambda store, path: (opened.append(path), unwatched(store, path))[1])
+    original = SlideStore.read
+    monkeypatch.setattr(SlideStore, "read", lambda store, path: (opened.append(path), original(store, path))[1])
     whole(fresh, "outlines", 0)
     assert len(opened) == 6, "three by two chunks, each once"
     whole(fresh, "fills", 0)
@@ -322,7 +322,7 @@ def test_chunks_are_kept_but_not_for_ever(slide: Slide, monkeypatch: pytest.Monk
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> ViewedObjects:
-    """Objects with many ties."""
+    """A table with many ties."""
     store = SlideStore(tmp_path_factory.mktemp("table"))
     rng = np.random.default_rng(SEED)
     labels = np.zeros((90, 90), np.uint32)
@@ -354,7 +354,7 @@ FILTERS = st.builds(
 
 @given(FILTERS, st.sampled_from(COLUMNS), st.booleans(), st.integers(0, 5))
 @settings(deadline=None, max_examples=150)
-def test_pages_are_what_sorting_all_rows_gives(
+def test_pages_equal_pages_of_all_rows_sorted(
     table: ViewedObjects, chosen: Filter, column: str, descending: bool, number: int
 ) -> None:
     rows = chosen_by_hand(table.path, chosen)
@@ -372,7 +372,7 @@ def test_pages_are_what_sorting_all_rows_gives(
 
 @given(FILTERS)
 @settings(deadline=None, max_examples=40)
-def test_csv_holds_every_column_of_the_objects_chosen(table: ViewedObjects, chosen: Filter) -> None:
+def test_csv_has_every_column_of_the_selected_objects(table: ViewedObjects, chosen: Filter) -> None:
     rows = chosen_by_hand(table.path, chosen)
     text = b"".join(table.csv(chosen)).decode()
     read = list(csv.DictReader(io.StringIO(text)))
