@@ -1,8 +1,7 @@
-"""What a batch leaves in OUT for people and scripts: results.csv, summary.md, batch.json, failures.csv, history.jsonl.
+"""Batch-level files in OUT: results.csv, summary.md, batch.json, failures.csv, history.jsonl.
 
-The one decision made here: these files but the last are rebuilt from the slide folders and written atomically; nothing
-reads them to decide what is done. What people look at in the night is written after each slide too, for which one
-manifest is read.
+All but the history are rebuilt from the slide folders and written atomically. They are never read to decide what is
+done. The files that people read during a run are also updated after each slide, which reads a single manifest.
 """
 
 from __future__ import annotations
@@ -36,18 +35,18 @@ from pipeline.storage.manifest import read_manifest
 from pipeline.storage.slide_store import SlideStore
 
 NUMBERED = ("complete", "kept")
-"""States of slides whose numbers are in results.csv: all others have empty cells there."""
+"""States of slides with numbers in results.csv; all other slides have empty cells."""
 
 
 def write_batch_files(batch: Batch) -> None:
-    """Rebuild the files of a batch in which there was nothing to do."""
+    """Rebuild the files of a batch that had nothing to do."""
     with noted(batch):
         Report(batch).finish()
     write_page(batch)
 
 
 def write_page(batch: Batch) -> None:
-    """Write ``report.html``, when the history tells how the batch ended. No result depends on it: trouble is let be."""
+    """Write ``report.html`` after the batch has been recorded. Errors are ignored: no result depends on it."""
     from flows.reports.batch_html import write_report  # jinja2
 
     with suppress(OSError, OvertileError):
@@ -56,39 +55,39 @@ def write_page(batch: Batch) -> None:
 
 @dataclass(slots=True)
 class Report:
-    """Watches a batch and keeps its files up to date."""
+    """Listen to the progress of a batch and keep its files up to date."""
 
     batch: Batch
     records: dict[str, Record] = field(default_factory=dict)
     meter: Meter = field(default_factory=Meter)
-    worked: float = 0.0
+    finished_work: float = 0.0
     began: float = field(default_factory=lambda: time.monotonic())
-    guard: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.Lock = field(default_factory=threading.Lock)
     outcomes: list[Outcome] = field(init=False)
 
     def __post_init__(self) -> None:
         self.outcomes = self.batch.outcomes
 
     def batch_planned(self, batch: Batch) -> None:
-        """Write the files as they are before anything is done."""
+        """Write the files before any slide is processed."""
         self.meter.plan(batch)
         if batch.request.share is None:
-            self._look()
+            self._read_records()
             self._write(running=True)
 
     def stage_started(self, key: str, stage: str) -> None:
-        """No file tells it."""
+        """Do nothing: no file shows running stages."""
 
     def block_done(self, key: str, stage: str, counts: Mapping[str, int]) -> None:
-        """Weigh the block, for the time left."""
-        with self.guard:
+        """Count the block for the estimate of the time left."""
+        with self.lock:
             before = self.meter.finished
             self.meter.block(key, stage)
-            self.worked += self.meter.finished - before
+            self.finished_work += self.meter.finished - before
 
     def slide_done(self, outcome: Outcome) -> None:
-        """Write the files with what became of the slide. When the disk refuses, the next slide's end tries again."""
-        with self.guard:
+        """Update the files with the outcome of a slide. A write error is ignored; the next slide tries again."""
+        with self.lock:
             self.meter.end_slide(outcome.key)
         if self.batch.request.share is not None:
             return
@@ -98,19 +97,19 @@ class Report:
             self._write(running=True)
 
     def finish(self) -> None:
-        """Write the files anew from all folders, those of other runs too. A share's are written after its end."""
+        """Rebuild the files from all slide folders, also of other runs. Array jobs write them in ``noted``."""
         if self.batch.request.share is None:
             self.write()
 
     def write(self) -> None:
-        """Write the files as the folders are now, and the outcomes of all slides."""
+        """Write the files from the current slide folders and the outcomes of all slides."""
         if self.batch.request.share is not None:
             self.outcomes = outcomes_of_all_jobs(self.batch.request.out, self.batch.outcomes, self.batch.everything)
-        self._look()
+        self._read_records()
         self._write(running=False)
-        write_json(self.batch.request.out / "batch.json", self._content())
+        write_json(self.batch.request.out / "batch.json", self._batch_json())
 
-    def _look(self) -> None:
+    def _read_records(self) -> None:
         out = self.batch.request.out
         keys = ((store, store.root.relative_to(out).as_posix()) for store in slide_stores(out))
         self.records = {key: read_record(store, key) for store, key in keys}
@@ -121,29 +120,31 @@ class Report:
         write_bytes(out / "summary.md", self.page(running=running).markdown().encode())
         write_bytes(out / "failures.csv", _failures_csv(self.outcomes).encode())
 
-    def _content(self) -> dict[str, Any]:
-        """batch.json."""
+    def _batch_json(self) -> dict[str, Any]:
+        """The content of batch.json."""
         slides = [dict(record.content) for _, record in sorted(self.records.items())]
         outcomes = [_record(outcome) for outcome in self.outcomes]
         return {"slides": slides, "run": {"exit_code": self.batch.exit_code(), "outcomes": outcomes}}
 
     def page(self, *, running: bool) -> Summary:
-        """The summary."""
+        """Return the summary of the current state."""
         elapsed = time.monotonic() - self.began
-        with self.guard:
-            left = elapsed * (self.meter.total - self.meter.finished) / self.worked if self.worked else None
+        with self.lock:
+            left = (
+                elapsed * (self.meter.total - self.meter.finished) / self.finished_work if self.finished_work else None
+            )
         outcomes, request = self.outcomes, self.batch.request
         return Summary(request.out.name, outcomes, self.records, elapsed, running, left, _command(self.batch))
 
     def results(self) -> str:
-        """results.csv: the slides asked for in their order, then the others that lie in OUT."""
-        pairs = [pair for outcome in self.outcomes for pair in self._asked(outcome)]
-        asked = {outcome.key for outcome in self.outcomes}
-        others = [record for key, record in sorted(self.records.items()) if key not in asked]
+        """Return results.csv: the requested slides in their order, then other slides found in OUT."""
+        pairs = [pair for outcome in self.outcomes for pair in self._requested_rows(outcome)]
+        requested = {outcome.key for outcome in self.outcomes}
+        others = [record for key, record in sorted(self.records.items()) if key not in requested]
         pairs += [pair for record in others for pair in _rows(record.key, record.state, record, record.case)]
         return results_csv(*zip(*pairs, strict=True)) if pairs else results_csv((), ())
 
-    def _asked(self, outcome: Outcome) -> Iterator[tuple[Row, Mapping[str, str]]]:
+    def _requested_rows(self, outcome: Outcome) -> Iterator[tuple[Row, Mapping[str, str]]]:
         record = self.records.get(outcome.key)
         case = self.batch.cases.get(outcome.key)
         if case is None:
@@ -151,7 +152,7 @@ class Report:
         return _rows(outcome.key, self._state(outcome, record), record, case)
 
     def _state(self, outcome: Outcome, record: Record | None) -> str:
-        """A slide that was not looked at yet is complete when it lies there under this very plan."""
+        """A slide that is still waiting counts as complete if its result has the current plan."""
         if outcome.is_up_to_date:
             return record.state if record else "incomplete"
         plan = self.batch.plans.get(outcome.key)
@@ -168,9 +169,9 @@ def _rows(
 
 
 def slide_markdown(run: SlideRun) -> str:
-    """A slide's figures as a table, for Prefect's artifact page."""
+    """Return the figures of a slide as a Markdown table for Prefect."""
     manifest = read_manifest(run.store)
-    assert manifest is not None, "written just before"
+    assert manifest is not None, "the run is complete"
     rows = [f"| {name} | {plain(value)} |" for name, value in figures(manifest).items()]
     return "\n".join([f"# {plain(run.plan.key)}", "", "| | |", "|---|---|", *rows])
 
@@ -191,52 +192,52 @@ def _failures_csv(outcomes: list[Outcome]) -> str:
 
 
 def _command(batch: Batch) -> str | None:
-    """What was typed, when it was, or does the same."""
+    """The command line of the batch; None if it was started from Python."""
     name, *words = batch.request.command or sys.argv
     return shlex.join(["overtile", *map(batch.redact, words)]) if Path(name).name == "overtile" else None
 
 
 @contextmanager
 def noted(batch: Batch) -> Iterator[None]:
-    """Note in the history that this batch begins, and how it ended, if it lives to tell."""
+    """Record in the history that the batch started and how it ended."""
     out, run = batch.request.out, new_run()
     typed = [batch.redact(word) for word in batch.request.command or sys.argv]
-    note(out, "began", {"run": run, **doer(), "command": typed, **_asked_for(batch)})
+    note(out, "began", {"run": run, **doer(), "command": typed, **_request_summary(batch)})
     try:
         yield
     except BaseException as error:
-        with suppress(OSError):  # the error in hand says more
-            note(out, "ended", {"run": run, "exit_code": _code_of(error), **_came_out(batch)})
+        with suppress(OSError):  # the error of the batch is more important
+            note(out, "ended", {"run": run, "exit_code": _exit_code_of(error), **_outcome_summary(batch)})
         raise
-    note(out, "ended", {"run": run, "exit_code": batch.exit_code(), **_came_out(batch)})
+    note(out, "ended", {"run": run, "exit_code": batch.exit_code(), **_outcome_summary(batch)})
     if batch.request.share is not None:
         write_until_stable(out, Report(batch).write)
 
 
-def _code_of(error: BaseException) -> int:
-    """What a command would end with: the error's own, that of a signal which Prefect received, or 1."""
+def _exit_code_of(error: BaseException) -> int:
+    """Exit code of a command that ends with this error: its own, that of a signal received by Prefect, or 1."""
     number = getattr(error, "signal", None)
     return int(getattr(error, "exit_code", 1 if number is None else 128 + number))
 
 
-def _asked_for(batch: Batch) -> dict[str, Any]:
+def _request_summary(batch: Batch) -> dict[str, Any]:
     request = batch.request
     return {
-        "models": [f"{one.model.name} {one.model.sha256[:12]}" for one in batch.equipment.values()],
+        "models": [f"{runtime.model.name} {runtime.model.sha256[:12]}" for runtime in batch.equipment.values()],
         "batch": digest({key: dict(plan.hashes) for key, plan in batch.plans.items()}),
         "slides": len(batch.outcomes),
         "force": True if request.force_all else list(request.force),
     }
 
 
-def _came_out(batch: Batch) -> dict[str, Any]:
-    """Counts, and those slides that are not as asked or that had not been before."""
+def _outcome_summary(batch: Batch) -> dict[str, Any]:
+    """Counts of states, slides that are not up to date, and slides that recovered from earlier failures."""
     outcomes = batch.outcomes
-    told = ("slide", "state", "stage", "cause", "attempt")
+    columns = ("slide", "state", "stage", "cause", "attempt")
     return {
         "states": Counter(outcome.state for outcome in outcomes),
         "not_complete": {
-            outcome.key: {name: value for name, value in _record(outcome).items() if name in told}
+            outcome.key: {name: value for name, value in _record(outcome).items() if name in columns}
             for outcome in outcomes
             if not outcome.is_up_to_date
         },

@@ -1,7 +1,7 @@
-"""Two results folders side by side: which slides are in both, what was asked of each, and how far their objects agree.
+"""Comparison of two results folders: slides in both, differing settings, and agreement of their objects.
 
-The one decision made here: pixels are compared or they are not. Results of other sizes or resolutions, without objects
-or with pruned ones, are named with the reason and never resampled, cropped or left out in silence.
+Pixels are compared as they are or not at all. Results with other sizes or resolutions, without objects or with pruned
+labels are listed with the reason; they are never resampled or cropped.
 """
 
 from __future__ import annotations
@@ -35,42 +35,42 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of two results of a slide; of its manifest what was run and what came out, not the list of files."""
+    """One of two results of a slide: the parts of its manifest that describe the run and its results."""
 
     store: SlideStore
     manifest: Mapping[str, Any]
 
     @property
     def plan(self) -> Mapping[str, Any]:
-        """What was run."""
+        """The plan of the run."""
         found: Mapping[str, Any] = self.manifest["plan"]
         return found
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Of its objects."""
+        """Names of the object classes."""
         return tuple(self.plan["model"]["spec"]["class_names"])
 
     def totals(self, name: str | None) -> tuple[int, float]:
-        """Number and area (mm2) of the objects of a class; None: of all."""
+        """Number and area (mm2) of the objects of a class; of all classes if ``name`` is None."""
         rows = [row for row in manifest_rows(self.manifest) if "class" in row and name in (None, row["class"])]
         return sum(int(row["count"] or 0) for row in rows), sum(float(row["area_mm2"] or 0) for row in rows)
 
     def settings(self) -> Iterator[tuple[str, str]]:
-        """All that was asked of it, by name."""
+        """Yield name and value of every setting of the run."""
         plan, model = self.plan, self.plan["model"]
         yield "model", f"{model['name']} {model['sha256'][:12]}"
         yield "threshold", f"{plan['threshold']:g}"
-        yield "objects from, um2", f"{plan.get('min_area_um2', 0):g}"
+        yield "minimum object area, um2", f"{plan.get('min_area_um2', 0):g}"
         yield "um per px", f"{plan['image']['mpp']:g}"
-        told = {"compute": plan["compute"], **plan["config"]}
-        yield from ((name, str(value)) for name, value in run_settings(told))
+        settings = {"compute": plan["compute"], **plan["config"]}
+        yield from ((name, str(value)) for name, value in run_settings(settings))
         yield from ((f"version of {name}", str(version)) for name, version in self.manifest["software"].items())
 
 
 @dataclass(frozen=True, slots=True)
 class ComparedRow:
-    """One slide, or one class of it: Dice, and number and area (mm2) of objects in both."""
+    """Dice, and number and area (mm2) of objects in both results, of a slide or of one class."""
 
     name: str
     dice: float | None
@@ -79,12 +79,12 @@ class ComparedRow:
 
     @property
     def count_change(self) -> float | None:
-        """Relative to the first; None where that has none."""
+        """Relative change from the first to the second; None if the first has no objects."""
         return _change(*self.counts)
 
     @property
     def area_change(self) -> float | None:
-        """Relative to the first; None where that has none."""
+        """Relative change from the first to the second; None if the first has no objects."""
         return _change(*self.areas_mm2)
 
 
@@ -94,7 +94,7 @@ def _change(first: float, second: float) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A slide that is in both; without an agreement where its pixels cannot be compared, and ``note`` says why."""
+    """A slide that is in both folders. ``agreement`` is None if it cannot be compared; ``note`` gives the reason."""
 
     key: str
     sides: tuple[Side, Side] | None
@@ -103,13 +103,13 @@ class Compared:
 
     @property
     def row(self) -> ComparedRow:
-        """All objects together."""
-        assert self.agreement is not None, "only what could be compared has numbers"
+        """Comparison of all objects."""
+        assert self.agreement is not None, "only compared slides have numbers"
         return self._row(self.key, self.agreement.dice, None)
 
     @property
     def class_rows(self) -> list[ComparedRow]:
-        """Each class by itself, where both have the same."""
+        """Comparison of each class; empty if the classes differ."""
         if self.sides is None or self.agreement is None or self.sides[0].class_names != self.sides[1].class_names:
             return []
         names = self.sides[0].class_names
@@ -117,15 +117,15 @@ class Compared:
             return []
         return [self._row(name, self.agreement.dice_of(number), name) for number, name in enumerate(names, start=1)]
 
-    def _row(self, name: str, dice: float | None, of: str | None) -> ComparedRow:
-        assert self.sides is not None, "only what could be compared has numbers"
-        (count, area), (other_count, other_area) = (side.totals(of) for side in self.sides)
+    def _row(self, name: str, dice: float | None, class_name: str | None) -> ComparedRow:
+        assert self.sides is not None, "only compared slides have numbers"
+        (count, area), (other_count, other_area) = (side.totals(class_name) for side in self.sides)
         return ComparedRow(name, dice, (count, other_count), (area, other_area))
 
 
 @dataclass(frozen=True, slots=True)
 class ResultComparison:
-    """Two folders: slides in both, in order of key, and keys that are in one of them only."""
+    """Comparison of two folders: slides in both, ordered by key, and the keys found in one only."""
 
     outs: tuple[Path, Path]
     slides: tuple[Compared, ...]
@@ -133,20 +133,20 @@ class ResultComparison:
 
     @property
     def compared(self) -> list[Compared]:
-        """Those whose pixels could be compared."""
+        """Slides whose pixels were compared."""
         return [slide for slide in self.slides if slide.agreement is not None]
 
     @property
     def whole(self) -> bool:
-        """Whether every slide of either could be compared."""
+        """Whether every slide of both folders was compared."""
         return len(self.compared) == len(self.slides) and not any(self.only)
 
     def worst(self) -> list[Compared]:
-        """Those compared, the least alike first; those in which neither has objects last."""
+        """Compared slides in order of increasing Dice; those without objects in either folder are last."""
         return sorted(self.compared, key=lambda one: (one.row.dice is None, one.row.dice or 0.0, one.key))
 
     def differences(self) -> list[tuple[str, str, str, int]]:
-        """Settings that differ: name, in the first, in the second, in how many slides."""
+        """Return the settings that differ: name, first value, second value, number of slides."""
         found: Counter[tuple[str, str, str]] = Counter()
         for one in self.slides:
             if one.sides is not None:
@@ -158,15 +158,20 @@ class ResultComparison:
 
 
 def compare(outs: tuple[Path, Path], done: Callable[[Compared], object]) -> ResultComparison:
-    """Compare what two folders hold; ``done`` is told of each slide that is in both.
+    """Compare the results in two folders.
 
-    Raises ConfigError where one holds no results or no slide is in both.
+    Args:
+        outs: The two folders.
+        done: Called with each slide that is in both, after its comparison.
+
+    Raises:
+        ConfigError: If one folder holds no results or no slide is in both.
     """
     first, second = (slides_of(out) for out in outs)
     keys = sorted(first.keys() & second.keys())
     if not keys:
-        some = ", ".join((*sorted(first)[:3], *sorted(second)[:3]))
-        raise ConfigError(f"{outs[0]} and {outs[1]}: expected slides that are in both, found none; in one only: {some}")
+        examples = ", ".join((*sorted(first)[:3], *sorted(second)[:3]))
+        raise ConfigError(f"{outs[0]} and {outs[1]}: expected common slides, found none; in one only: {examples}")
     slides = []
     for key in keys:
         slides.append(_compare(key, (first[key], second[key]), outs))
@@ -188,14 +193,18 @@ def _compare(key: str, stores: tuple[SlideStore, SlideStore], outs: tuple[Path, 
 
 
 def _side(store: SlideStore, out: Path) -> Side:
-    """Raises StoreError for what cannot be compared, saying why."""
+    """Open one side.
+
+    Raises:
+        StoreError: If it cannot be compared.
+    """
     manifest = read_manifest(store)
     if manifest is None:
-        raise StoreError(f"it is not complete in {out}")
+        raise StoreError(f"not complete in {out}")
     if "label" not in manifest["plan"]["hashes"]:
-        raise StoreError(f"it has no objects in {out}: they were switched off")
+        raise StoreError(f"no objects in {out}: they were disabled in the configuration")
     if not (store.zarr / OBJECTS).exists() and "pruned" in manifest:
-        raise StoreError(f"its labels were pruned in {out}")
+        raise StoreError(f"labels pruned in {out}")
     return Side(store, {name: manifest[name] for name in ("plan", "stages", "software")})
 
 
@@ -203,14 +212,14 @@ def _require_same_pixels(first: Side, second: Side) -> None:
     images = [side.plan["image"] for side in (first, second)]
     shapes, scales = ([image[name] for image in images] for name in ("shape_yx", "mpp"))
     if shapes[0] != shapes[1] or abs(scales[1] / scales[0] - 1) > SAME_MPP:
-        told = " and ".join(f"{x} x {y} px at {mpp:g} um/px" for (y, x), mpp in zip(shapes, scales, strict=True))
+        sizes = " and ".join(f"{x} x {y} px at {mpp:g} um/px" for (y, x), mpp in zip(shapes, scales, strict=True))
         raise StoreError(
-            f"expected the same pixels in both, found {told}: other slides, or models of other resolutions"
+            f"expected the same pixel grid in both, found {sizes}: different slides, or models of different resolutions"
         )
 
 
 def _codes(sides: tuple[Side, Side]) -> tuple[Codes, Codes] | None:
-    """By id the class of each object; None where there is one class, other ones, or no table to read it from."""
+    """Class code by object id for both sides; None if there is one class, the classes differ, or a table is missing."""
     names = sides[0].class_names
     tables = [side.store.root / TABLE for side in sides]
     if len(names) == 1 or names != sides[1].class_names or not all(table.exists() for table in tables):
@@ -225,7 +234,7 @@ def _codes_of(table: Path, names: Sequence[str]) -> Codes:
 
 
 def as_csv(comparison: ResultComparison) -> str:
-    """A row for each slide, one for each of its classes where there are several, and for what is in one folder only."""
+    """Return CSV rows for each slide, for each of several classes, and for slides that are in one folder only."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(COLUMNS)

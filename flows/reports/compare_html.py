@@ -1,7 +1,7 @@
-"""report.html of a comparison: what was asked differently, how far slides agree, and the least alike in pictures.
+"""report.html of a comparison: differing settings, agreement of slides, and pictures of the least similar ones.
 
-The one decision made here: of a slide two pictures a side are shown, all of it and the cell where most pixels differ,
-at the finest level that both have, so that one sees at a glance whether objects moved, merged, came or went.
+Each side of a slide is shown by two pictures: the whole slide, and the cell with the most differing pixels at the
+finest level that both have. They show whether objects moved, merged, appeared or disappeared.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ from pipeline.rendering.contrast import compose, windows
 from pipeline.storage.atomic_files import write_bytes
 from pipeline.storage.slide_store import SlideStore
 
-WORST = 10
-SIDE_PX, CELL_SHOWN_PX = 260, 260
+MAX_WORST = 10
+SIDE_PX, CELL_SIDE_PX = 260, 260
 TABLE = "slides.csv"
-PANELS = ("first", "second", "first, where most differs", "second, where most differs")
+PANELS = ("First", "Second", "First, largest difference", "Second, largest difference")
 
 
 def write_comparison(comparison: ResultComparison, folder: Path) -> Path:
-    """Write ``report.html`` and ``slides.csv``; return the page's path."""
+    """Write ``report.html`` and ``slides.csv``; return the path of the page."""
     write_bytes(folder / TABLE, as_csv(comparison).encode())
     write_bytes(folder / PAGE, render("compare.html.j2", content_of(comparison)).encode())
     return folder / PAGE
 
 
 def content_of(comparison: ResultComparison) -> dict[str, Any]:
-    """What the template is filled with."""
+    """Return the variables of the template."""
     first, second = (printable(str(out)) for out in comparison.outs)
     left_out = [(slide.key, slide.note) for slide in comparison.slides if slide.agreement is None]
     for out, keys in zip((first, second), comparison.only, strict=True):
         left_out += [(key, f"only in {out}") for key in keys]
-    worst = [one for one in comparison.worst()[:WORST] if one.row.dice != 1.0]
+    worst = [one for one in comparison.worst()[:MAX_WORST] if one.row.dice != 1.0]
     return {
-        "title": "Two results compared",
+        "title": "Comparison of two results",
         "first": first,
         "second": second,
-        "lead": f"{len(comparison.compared)} of {len(comparison.slides)} slides that are in both could be compared.",
+        "lead": f"{len(comparison.compared)} of {len(comparison.slides)} common slides compared.",
         "marks": _marks(comparison),
         "differences": [(*map(printable, words), number) for *words, number in comparison.differences()],
         "left_out": [(printable(key), printable(why)) for key, why in left_out],
@@ -79,19 +79,19 @@ def _marks(comparison: ResultComparison) -> Iterator[tuple[str, str]]:
     rows = [one.row for one in comparison.compared]
     dice = [row.dice for row in rows if row.dice is not None]
     if dice:
-        yield f"{statistics.median(dice):.4f}", "median Dice of a slide"
-        yield f"{min(dice):.4f}", "least Dice of a slide"
-    yield f"{sum(value == 1.0 for value in dice)}", "slides without a pixel of difference"
-    first, second = (sum(row.counts[place] for row in rows) for place in (0, 1))
+        yield f"{statistics.median(dice):.4f}", "median Dice per slide"
+        yield f"{min(dice):.4f}", "lowest Dice per slide"
+    yield f"{sum(value == 1.0 for value in dice)}", "identical slides"
+    first, second = (sum(row.counts[side] for row in rows) for side in (0, 1))
     yield f"{count(first)} \u2192 {count(second)}", "objects"
 
 
 def _strips(slides: Sequence[Compared]) -> Iterator[DotStrip]:
-    """Dice and the changes of slides, each along a line."""
+    """Dot strips of Dice and of the changes of number and area."""
     measures = {
         "Dice": {one.key: one.row.dice for one in slides},
-        "Change of the number of objects, %": {one.key: one.row.count_change for one in slides},
-        "Change of their area, %": {one.key: one.row.area_change for one in slides},
+        "Change in number of objects, %": {one.key: one.row.count_change for one in slides},
+        "Change in object area, %": {one.key: one.row.area_change for one in slides},
     }
     for name, found in measures.items():
         scale = 1 if name == "Dice" else 100
@@ -103,13 +103,13 @@ def _strips(slides: Sequence[Compared]) -> Iterator[DotStrip]:
 
 
 def _pictures(slide: Compared) -> Iterator[Picture | None]:
-    """As PANELS names them; None where a level is not there any more."""
-    assert slide.sides is not None and slide.agreement is not None, "only what could be compared is shown"  # noqa: PT018  both at once
+    """Pictures in the order of PANELS; None if a level no longer exists."""
+    assert slide.sides is not None and slide.agreement is not None, "only compared slides are shown"  # noqa: PT018  both at once
     for side in slide.sides:
-        yield _picture(slide.key, _whole(side))
+        yield _picture(slide.key, _full_slide(side))
     for side in slide.sides:
-        place = slide.agreement.place
-        yield None if place is None else _picture(slide.key, _near(side, _finest(slide.sides), place))
+        cell = slide.agreement.place
+        yield None if cell is None else _picture(slide.key, _detail(side, _finest(slide.sides), cell))
 
 
 def _picture(alt: str, rgb: NDArray[np.uint8] | None) -> Picture | None:
@@ -119,7 +119,7 @@ def _picture(alt: str, rgb: NDArray[np.uint8] | None) -> Picture | None:
 
 
 def _levels(store: SlideStore, group: str) -> list[int]:
-    """Levels that are there, the finest first."""
+    """Existing levels of a pyramid, finest first."""
     folder = store.zarr / group
     return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()) if folder.exists() else []
 
@@ -130,7 +130,7 @@ def _finest(sides: Sequence[Side]) -> int | None:
     return min(set.intersection(*found), default=None)
 
 
-def _whole(side: Side) -> NDArray[np.uint8] | None:
+def _full_slide(side: Side) -> NDArray[np.uint8] | None:
     images, labels = _levels(side.store, ""), _levels(side.store, "labels/objects")
     with suppress(StoreError, OSError):
         if images and labels:
@@ -139,13 +139,13 @@ def _whole(side: Side) -> NDArray[np.uint8] | None:
     return None
 
 
-def _near(side: Side, level: int | None, place: Box) -> NDArray[np.uint8] | None:
-    """The place (pixels of level 0) at a level, its objects tinted."""
+def _detail(side: Side, level: int | None, cell: Box) -> NDArray[np.uint8] | None:
+    """A box (pixels of level 0) at a pyramid level, with objects tinted."""
     with suppress(StoreError, OSError):
         if level is not None:
             image, labels = side.store.read(str(level)), side.store.read(f"labels/objects/{level}")
             edges = (
-                edge >> level for edge in (place.y0, place.x0, place.y1 + (1 << level) - 1, place.x1 + (1 << level) - 1)
+                edge >> level for edge in (cell.y0, cell.x0, cell.y1 + (1 << level) - 1, cell.x1 + (1 << level) - 1)
             )
             box = Box(*edges).intersect(Box(0, 0, *image.shape[-2:]))
             coarsest = side.store.read(str(_levels(side.store, "")[-1]))[:]

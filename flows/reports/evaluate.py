@@ -1,7 +1,6 @@
-"""Evaluating: models and annotated images in, a table, metrics.json, cases.csv and pictures out.
+"""Evaluation of models on annotated images: metrics.json, cases.csv, report.html and pictures.
 
-The one decision made here: what is judged and what baselines are trained on is told by folds and nothing else, and
-said; an image is never on both sides.
+Folds alone decide which images are scored and which train the baselines. An image is never used for both.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ from unet_core.data.mask_encoding import DataSettings
 if TYPE_CHECKING:
     from pipeline.evaluation.method_evaluation import EvaluationCase
 
-SHOWN = ("dice", "iou", "f1_50", "f1_75", "pq", "aji", "v_rand", "v_info", "hd95", "surface_dice", "ece")
+TABLE_SCORES = ("dice", "iou", "f1_50", "f1_75", "pq", "aji", "v_rand", "v_info", "hd95", "surface_dice", "ece")
 LENGTHS = ("hd95",)
 KEYS = ("model", "image", "patient", "fold")
 
 
 class TurnsSection(Section):
-    """How networks are asked."""
+    """Test-time augmentation of the networks."""
 
     tta: Turns = "none"
 
 
 class EvaluateOptions(Section):
-    """What ``--set`` may say."""
+    """The keys accepted by ``--set``."""
 
     model: TurnsSection = TurnsSection()
     data: DataSettings = DataSettings()
@@ -48,7 +47,7 @@ class EvaluateOptions(Section):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where images, masks and the table of cases lie."""
+    """Locations of images, masks and the cases table."""
 
     images: Path
     masks: Path
@@ -57,7 +56,17 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class EvaluateRequest:
-    """What is judged: ``models`` as words, on images of ``folds`` (None: all), with ``settings`` as ``--set`` has."""
+    """Arguments of an evaluation.
+
+    Attributes:
+        source: Images and masks.
+        out: Folder of the report.
+        models: Model names or paths.
+        folds: Folds to score; None for all images.
+        settings: Overrides as given with ``--set``.
+        baselines: Whether to score the baselines too.
+        device: Device of the networks.
+    """
 
     source: Source
     out: Path
@@ -69,39 +78,39 @@ class EvaluateRequest:
 
 
 def evaluate(request: EvaluateRequest) -> None:
-    """Score models on annotated images, with intervals over patients, and compare them: shown, and written.
+    """Score models on annotated images with intervals over patients, compare them, and print and write the results.
 
-    Raises ConfigError when there is nothing to judge, or a model was trained on what it is judged by.
+    Raises:
+        ConfigError: If there is nothing to evaluate, or a model was trained on the images it is scored on.
     """
-    told = load_as(EvaluateOptions, None, request.settings)
+    options = load_as(EvaluateOptions, None, request.settings)
     if not (request.models or request.baselines):
-        raise ConfigError("expected something to judge, found neither --model nor --baselines. Name a model")
-    models = [named(word, told.model.tta) for word in request.models]
-    asked = read_cases(request.source, models, told.data)
-    judged, others = split(asked.cases, request.folds)
-    demand_unseen(models, judged)
+        raise ConfigError("expected something to evaluate, found neither --model nor --baselines. Name a model")
+    models = [named(name, options.model.tta) for name in request.models]
+    data = read_cases(request.source, models, options.data)
+    scored, training = split(data.cases, request.folds)
+    require_held_out(models, scored)
     from flows.reports.case_panels import write_panels
-    from flows.reports.evaluation_html import maps_of, write_report  # and matplotlib half of one
-    from pipeline.evaluation.method_evaluation import evaluate_methods, record_of  # torch costs a second
-    from pipeline.evaluation.methods import baselines as trained
-    from pipeline.evaluation.methods import networks
+    from flows.reports.evaluation_html import maps_of, write_report  # imports matplotlib (0.5 s)
+    from pipeline.evaluation.method_evaluation import evaluate_methods, record_of  # imports torch (1 s)
+    from pipeline.evaluation.methods import baselines, networks
 
     methods = networks(models, request.device)
     if request.baselines:
-        methods += trained(asked.class_names, [case.annotated for case in others])
+        methods += baselines(data.class_names, [case.annotated for case in training])
     if not methods:
         raise ConfigError(
-            "--baselines: Otsu's threshold knows one class, and there is nothing to train others on: "
-            f"found {len(asked.class_names)} classes. Name --folds, or a --model"
+            "--baselines: Otsu's threshold supports one class, and there are no images to train other baselines on: "
+            f"found {len(data.class_names)} classes. Name --folds, or a --model"
         )
     console = Console()
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("judging", total=len(methods) * len(judged))
-        evaluation = evaluate_methods(judged, methods, lambda: progress.advance(task))
+        task = progress.add_task("evaluating", total=len(methods) * len(scored))
+        evaluation = evaluate_methods(scored, methods, lambda: progress.advance(task))
         record = record_of(evaluation)
-    record["settings"] |= {"folds": request.folds, "tta": told.model.tta, "said": list(asked.said)}
+    record["settings"] |= {"folds": request.folds, "tta": options.model.tta, "said": list(data.messages)}
     panels = write_panels(evaluation, request.out / "panels")
-    record["panels"] = {one.file: one.name for one in panels}
+    record["panels"] = {panel.file: panel.name for panel in panels}
     write_cases(request.out / "cases.csv", record["cases"])
     write_json(request.out / "metrics.json", record)
     report = write_report(request.out, record, panels, evaluation, maps_of(models, evaluation))
@@ -109,82 +118,93 @@ def evaluate(request: EvaluateRequest) -> None:
     console.print(f"written: {escape(printable(str(report)))}", soft_wrap=True, highlight=False)
 
 
-# ---- what is judged --------------------------------------------------------------------------------------------------
+# ---- images ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationCases:
-    """Annotated images with patient and fold, what their classes are called, and what has to be said of them."""
+    """Annotated images with patient and fold, the class names, and messages about the data."""
 
     cases: tuple[EvaluationCase, ...]
     class_names: tuple[str, ...]
-    said: tuple[str, ...]
+    messages: tuple[str, ...]
 
 
 def read_cases(source: Source, models: Sequence[Named], data: DataSettings) -> EvaluationCases:
-    """Every annotated image, its masks read as classes of the first model where it knows several.
+    """Read all annotated images; masks are read as the classes of the first model if it has several.
 
-    Raises ConfigError for whatever cannot be read as it is meant, and for other classes than the model's.
+    Raises:
+        ConfigError: If the data cannot be read, or its classes differ from those of the model.
     """
     first = models[0] if models else None
     if first and first.spec.foreground > 1 and not {"classes", "colours"} & data.model_fields_set:
         data = data.model_copy(update={"classes": first.spec.class_names})
-    from pipeline.annotations.dataset import open_dataset  # torch costs a second
+    from pipeline.annotations.dataset import open_dataset  # imports torch (1 s)
     from pipeline.evaluation.method_evaluation import EvaluationCase
 
     resolutions = {model.spec.mpp: model.name for model in models if model.spec.mpp}
     mpp = next(iter(resolutions)) if len(resolutions) == 1 else None
-    found = open_dataset(source.images, source.masks, source.cases, data, mpp)
-    if len(resolutions) > 1 and any(found.mpp.values()):
-        _refuse_several(resolutions)
-    if first and len(found.class_names) != first.spec.foreground:
+    dataset = open_dataset(source.images, source.masks, source.cases, data, mpp)
+    if len(resolutions) > 1 and any(dataset.mpp.values()):
+        _raise_for_resolutions(resolutions)
+    if first and len(dataset.class_names) != first.spec.foreground:
         raise ConfigError(
-            f"{source.masks}: expected {first.spec.foreground} classes, as {first.name} knows "
-            f"({', '.join(first.spec.class_names)}), found {len(found.class_names)}: {', '.join(found.class_names)}. "
+            f"{source.masks}: expected the {first.spec.foreground} classes of {first.name} "
+            f"({', '.join(first.spec.class_names)}), "
+            f"found {len(dataset.class_names)}: {', '.join(dataset.class_names)}. "
             "Choose them with --set data.classes=[...]"
         )
-    cases = [EvaluationCase(one, found.rows[one.name].patient, found.rows[one.name].fold) for one in found.cases]
-    return EvaluationCases(tuple(cases), first.spec.class_names if first else found.class_names, found.said)
+    rows = dataset.rows
+    cases = [EvaluationCase(case, rows[case.name].patient, rows[case.name].fold) for case in dataset.cases]
+    return EvaluationCases(tuple(cases), first.spec.class_names if first else dataset.class_names, dataset.said)
 
 
-def _refuse_several(resolutions: Mapping[float, str]) -> NoReturn:
-    """Images that state a resolution would be other ones for each network."""
+def _raise_for_resolutions(resolutions: Mapping[float, str]) -> NoReturn:
+    """Raise ConfigError: images with a resolution would be resampled differently for each network."""
     (one, first), (other, second), *_ = resolutions.items()
     raise ConfigError(
-        f"--model: expected networks of one resolution for images that state theirs, found {one:g} um per pixel of "
-        f"{first} and {other:g} of {second}. Judge them apart"
+        f"--model: expected networks of one resolution for images with a resolution, found {one:g} um per pixel for "
+        f"{first} and {other:g} for {second}. Evaluate them separately"
     )
 
 
 def split(
     cases: Sequence[EvaluationCase], folds: Sequence[int] | None
 ) -> tuple[list[EvaluationCase], list[EvaluationCase]]:
-    """The cases to judge, and the others. Raises ConfigError when no case lies in the folds asked for."""
+    """Split cases into those to score and the others.
+
+    Raises:
+        ConfigError: If no case is in the folds, or a patient is on both sides.
+    """
     if not folds:
         return list(cases), []
-    judged = [case for case in cases if case.fold in folds]
-    if not judged:
+    scored = [case for case in cases if case.fold in folds]
+    if not scored:
         known = sorted({case.fold for case in cases if case.fold is not None})
         found = ", ".join(map(str, known)) or "none (give --cases with a column fold)"
-        raise ConfigError(f"--folds {' '.join(map(str, folds))}: expected one of the folds there are: {found}")
-    patients = {case.patient for case in judged}
+        raise ConfigError(f"--folds {' '.join(map(str, folds))}: expected existing folds: {found}")
+    patients = {case.patient for case in scored}
     others = [case for case in cases if case.fold not in folds]
     if both := sorted(patients & {case.patient for case in others}):
-        raise ConfigError(f"patient {both[0]!r} lies in judged folds and in others: move all images into one fold")
-    return judged, others
+        raise ConfigError(f"patient {both[0]!r} is in scored and in other folds: move all images into one fold")
+    return scored, others
 
 
-def demand_unseen(models: Sequence[Named], judged: Sequence[EvaluationCase]) -> None:
-    """Raise ConfigError for a case that no network of a run over all folds held back."""
-    for run in (one for one in models if isinstance(one, FoldModels)):
-        run.demand(case.annotated.name for case in judged)
+def require_held_out(models: Sequence[Named], scored: Sequence[EvaluationCase]) -> None:
+    """Check that every case was held back by a network of each cross-validated run.
+
+    Raises:
+        ConfigError: If a case was held back by none.
+    """
+    for run in (model for model in models if isinstance(model, FoldModels)):
+        run.demand(case.annotated.name for case in scored)
 
 
-# ---- what is written and said ----------------------------------------------------------------------------------------
+# ---- output ----------------------------------------------------------------------------------------------------------
 
 
 def write_cases(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """One line a model and image; a score that is not defined is empty."""
+    """Write one line per model and image; undefined scores are empty."""
     from flows.batch.result_rows import inert
 
     scores = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in KEYS]
@@ -197,12 +217,12 @@ def write_cases(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def show(record: dict[str, Any], console: Console) -> None:
-    """Print scores with intervals, then what may be concluded, then what was not defined."""
+    """Print scores with intervals, conclusions, and undefined scores."""
     models, settings = record["models"], record["settings"]
     columns = [Column(escape(printable(model["name"])), overflow="fold") for model in models]
     title = f"images: {settings['images']}, patients: {settings['patients']}"
     table = Table(Column("score", no_wrap=True), *columns, title=title)
-    for name in SHOWN:
+    for name in TABLE_SCORES:
         if any(name in model["pooled"] for model in models):
             unit = f" ({settings['unit']})" if name in LENGTHS else ""
             table.add_row(f"{name}{unit}", *(_cell(model, name) for model in models))
@@ -230,5 +250,5 @@ def _notes(record: dict[str, Any]) -> list[str]:
         counts = ", ".join(f"{name} in {count}" for name, count in model["undefined"].items())
         lines += [f"{model['name']}: undefined: {counts} of {settings['images']} images"] if counts else []
         if model["empty"]:
-            lines += [f"{model['name']}: nothing true and nothing found, scored 1: {model['empty']} images"]
+            lines += [f"{model['name']}: no object annotated or found, scored 1: {model['empty']} images"]
     return lines

@@ -1,7 +1,7 @@
-"""REPORT/report.html: what an evaluation found, told to a pathologist first and to an engineer further down.
+"""report.html of an evaluation: a summary for pathologists first, technical details further down.
 
-The one decision made here: everything that the page says is read from the record that metrics.json holds, so page and
-numbers cannot disagree; only pictures are made from images.
+All numbers on the page are read from the record stored in metrics.json, so page and file agree. Only pictures are
+computed from images.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.reports.activation_panels import Looked, MapsShown, show_maps
-from flows.reports.case_panels import ONLY_FOUND, ONLY_TRUE, RIGHT, SHOWN_PX, CasePanel
+from flows.reports.activation_panels import MapInput, MapsShown, show_maps
+from flows.reports.case_panels import CORRECT, FALSE_POSITIVE, MISSED, SHOWN_PX, CasePanel
 from flows.reports.figures import INTERVALS, Line, f1_curve, interval_plot, reliability_plot
 from flows.reports.html_page import Picture, number, percent, render, write_document
 from pipeline.printable import printable
@@ -40,61 +40,63 @@ NAMES = {
     "v_rand": "V_rand",
     "v_info": "V_info",
 }
-"""Scores in the order in which they are shown; F1 at other overlaps is drawn."""
+"""Titles of the scores, in display order; F1 at other IoU thresholds is drawn."""
 MARKS = ("dice", "f1_50", "v_rand", "hd95", "ece")
 IN_ROWS = ("dice", "iou", "precision", "recall", "hd95", "surface_dice", "f1_50", "f1_75", "pq", "aji", "v_rand", "ece")
 SMALL_PX = 160
-"""Images up to this side are enlarged pixel by pixel."""
+"""Images up to this side are enlarged with sharp pixels."""
 PACKAGES = ("overtile", "torch", "monai", "numpy", "scikit-image")
 
 
 def write_report(
-    out: Path, record: Mapping[str, Any], panels: Sequence[CasePanel], evaluation: Evaluation, inside: MapsShown | None
+    out: Path, record: Mapping[str, Any], panels: Sequence[CasePanel], evaluation: Evaluation, maps: MapsShown | None
 ) -> Path:
-    """Write the page and its pictures but the panels, which are there; return its path."""
+    """Write the page and its charts; the panels have been written before.
+
+    Returns:
+        Path of the page.
+    """
     charts = draw_charts(record)
     content = content_of(record) | {
-        "intervals_chart": next((one for one in charts if one.name == INTERVALS), None),
-        "charts": [one for one in charts if one.name != INTERVALS],
+        "intervals_chart": next((chart for chart in charts if chart.name == INTERVALS), None),
+        "charts": [chart for chart in charts if chart.name != INTERVALS],
         "panels": panels_of(evaluation, record["cases"], panels),
         "colours": error_colours(),
         "classes": class_key(record["models"][0]["classes"]),
-        "maps": inside,
+        "maps": maps,
     }
     page = render("evaluation.html.j2", content)
-    return write_document(out, page, (*charts, *(inside.pictures if inside else ())))
+    return write_document(out, page, (*charts, *(maps.pictures if maps else ())))
 
 
 def maps_of(models: Sequence[Named], evaluation: Evaluation) -> MapsShown | None:
-    """The inside of the first network while it looks at the median case; none where only baselines are judged."""
+    """Return the feature maps of the first network for the median case; None if only baselines are evaluated."""
     if not models:
         return None
-    from unet_core.model_file.checkpoint import load  # torch costs a second
+    from unet_core.model_file.checkpoint import load  # imports torch (1 s)
 
     ranked = evaluation.ranked()
     case = evaluation.cases[ranked[len(ranked) // 2]].annotated
     first = models[0].members[0]
-    return show_maps(load(first.weights.path), Looked(first.name, case), "maps")
+    return show_maps(load(first.weights.path), MapInput(first.name, case), "maps")
 
 
-# ---- words and tables, from the record alone -------------------------------------------------------------------------
+# ---- text and tables, from the record --------------------------------------------------------------------------------
 
 
 def content_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What the template says."""
+    """Return the variables of the template that are read from the record."""
     settings, models = record["settings"], record["models"]
     first = models[0]["name"]
-    rest = (
-        f" beside {len(models) - 1} others" if len(models) > 2 else f" beside {models[1]['name']}" if models[1:] else ""
-    )
+    rest = f" and {len(models) - 1} others" if len(models) > 2 else f" and {models[1]['name']}" if models[1:] else ""
     return {
-        "title": printable(f"How good is {first}?"),
+        "title": printable(f"Evaluation of {first}"),
         "lead": printable(
-            f"{first}{rest}, on {many(settings['images'], 'image')} of "
-            f"{many(settings['patients'], 'patient')}{_folds(settings)}."
+            f"{first}{rest}, on {plural(settings['images'], 'image')} of "
+            f"{plural(settings['patients'], 'patient')}{_folds(settings)}."
         ),
         "models": [_model(record, model) for model in models],
-        "intervals": _about_intervals(settings),
+        "intervals": _intervals_text(settings),
         "conclusions": [printable(pair["conclusion"]) for pair in record["comparisons"]],
         "scores": list(_scores(record)),
         "cases": case_table(record["cases"], settings["unit"]),
@@ -104,13 +106,13 @@ def content_of(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def many(number: int, thing: str) -> str:
-    """A number of things: 1 image, 2 images."""
+def plural(number: int, thing: str) -> str:
+    """Format a number of things: 1 image, 2 images."""
     return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def versions() -> str:
-    """What computed it."""
+    """Return the versions of the packages that computed the scores."""
     return ", ".join(f"{package} {package_version(package) or '?'}" for package in PACKAGES)
 
 
@@ -119,24 +121,26 @@ def _folds(settings: Mapping[str, Any]) -> str:
     return f" in fold{'s' * (len(folds) > 1)} {', '.join(map(str, folds))}" if folds else ""
 
 
-def _about_intervals(settings: Mapping[str, Any]) -> str:
-    told = settings["bootstrap"]
-    if settings["patients"] < told["least"]:
-        return f"No intervals: {many(settings['patients'], 'patient')}, expected {told['least']} or more."
+def _intervals_text(settings: Mapping[str, Any]) -> str:
+    bootstrap = settings["bootstrap"]
+    if settings["patients"] < bootstrap["least"]:
+        return f"No intervals: {plural(settings['patients'], 'patient')}, at least {bootstrap['least']} required."
     return (
-        f"Below each number its {100 * told['level']:.0f} % interval: {told['resamples']:,} sets of as many patients, "
-        "drawn with replacement."
+        f"Below each score: {100 * bootstrap['level']:.0f} % bootstrap interval "
+        f"({bootstrap['resamples']:,} resamples of patients)."
     )
 
 
 def _model(record: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
     unit, pooled = record["settings"]["unit"], model["pooled"]
     marks = [
-        {"name": _named(name, unit), "value": pooled[name], "ends": model["intervals"].get(name)}
+        {"name": _score_title(name, unit), "value": pooled[name], "ends": model["intervals"].get(name)}
         for name in MARKS
         if name in pooled
     ]
-    undefined = [f"{_named(name, unit)} in {count}" for name, count in model["undefined"].items() if name in NAMES]
+    undefined = [
+        f"{_score_title(name, unit)} in {count}" for name, count in model["undefined"].items() if name in NAMES
+    ]
     return {
         "name": printable(model["name"]),
         "headline": headline(model),
@@ -150,36 +154,35 @@ def _model(record: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any
 
 
 def headline(model: Mapping[str, Any]) -> str:
-    """What a model's scores say, in a sentence or two."""
+    """Summarise the scores of a model in one to four sentences."""
     pooled = model["pooled"]
-    said = []
+    sentences = []
     if "recall" in pooled and "precision" in pooled:
-        found, right = percent(pooled["recall"]), percent(pooled["precision"])
-        said.append(f"Of the annotated area it finds {found}; of the area it finds, {right} is annotated.")
+        recall, precision = percent(pooled["recall"]), percent(pooled["precision"])
+        sentences.append(f"It finds {recall} of the annotated area; {precision} of the area it finds is annotated.")
     if "f1_50" in pooled:
         f1 = number(pooled["f1_50"], 2)
-        said.append(f"Counted as objects that overlap by half or more, found and annotated agree with an F1 of {f1}.")
+        sentences.append(f"Counting objects that overlap by at least half (IoU 0.5), the F1 score is {f1}.")
     if "v_rand" in pooled:
-        said.append(
-            f"The rooms that it parts agree with the annotated ones with a V_rand of {number(pooled['v_rand'], 2)}."
-        )
+        v_rand = number(pooled["v_rand"], 2)
+        sentences.append(f"The regions it separates agree with the annotated regions with a V_rand of {v_rand}.")
     if "ece" in pooled:
         points = f"{100 * pooled['ece']:.1f}"
-        said.append(f"Its probabilities are off by {points} percentage points on average.")
-    return " ".join(said) or "No score is defined on these images."
+        sentences.append(f"Its probabilities deviate by {points} percentage points on average.")
+    return " ".join(sentences) or "No score is defined on these images."
 
 
-def _named(name: str, unit: str) -> str:
+def _score_title(name: str, unit: str) -> str:
     return f"{NAMES[name]} ({length_unit(unit)})" if name in LENGTHS else NAMES[name]
 
 
 def length_unit(unit: str) -> str:
-    """A unit of the record's as people write it."""
+    """Format a unit of length."""
     return "\u00b5m" if unit == "um" else unit
 
 
 def _scores(record: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
-    """A row for each score that some model has, the best of it marked."""
+    """Yield a row for each score that any model has; the best value is marked."""
     models = record["models"]
     for name in NAMES:
         values = [model["pooled"].get(name) for model in models]
@@ -190,14 +193,14 @@ def _scores(record: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
                 {"value": value, "ends": model["intervals"].get(name), "best": value == best and len(models) > 1}
                 for model, value in zip(models, values, strict=True)
             ]
-            yield {"name": _named(name, record["settings"]["unit"]), "lower": name in ERRORS, "cells": cells}
+            yield {"name": _score_title(name, record["settings"]["unit"]), "lower": name in ERRORS, "cells": cells}
 
 
-def confusion(told: Mapping[str, Any]) -> dict[str, Any]:
-    """Pixels of each true class by found class, with their share of the true class's."""
-    names = [printable(name) for name in told["classes"]]
+def confusion(matrix: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the pixels of each true class by predicted class, with their share of the true class."""
+    names = [printable(name) for name in matrix["classes"]]
     rows = []
-    for name, counts in zip(names, told["pixels_true_by_found"], strict=True):
+    for name, counts in zip(names, matrix["pixels_true_by_found"], strict=True):
         total = sum(counts)
         cells = [{"pixels": pixels, "share": pixels / total if total else None} for pixels in counts]
         rows.append({"name": name, "cells": cells})
@@ -205,16 +208,16 @@ def confusion(told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def case_table(rows: Sequence[Mapping[str, Any]], unit: str) -> dict[str, Any]:
-    """Every image by every model: words, then the scores that some image has."""
-    shown = [name for name in IN_ROWS if any(name in row for row in rows)]
+    """Return the table of all images by all models: text columns, then the scores defined for any image."""
+    columns = [name for name in IN_ROWS if any(name in row for row in rows)]
     heads = [
         *((name, "words") for name in ("model", "image", "patient")),
-        *((_named(n, unit), "number") for n in shown),
+        *((_score_title(name, unit), "number") for name in columns),
     ]
     lines = [
         {
             "words": [printable(str(row[name])) for name in ("model", "image", "patient")],
-            "numbers": [row.get(name) for name in shown],
+            "numbers": [row.get(name) for name in columns],
         }
         for row in rows
     ]
@@ -224,11 +227,11 @@ def case_table(rows: Sequence[Mapping[str, Any]], unit: str) -> dict[str, Any]:
 def _notes(settings: Mapping[str, Any]) -> list[str]:
     near = f"{settings['surface_tolerance']:g} {length_unit(settings['unit'])}"
     return [
-        "As a user meets it: bytes of probability, the model's own threshold (several classes: the largest), "
-        "8-connected components of the whole image, those below the model's smallest area dropped.",
-        "Pooled scores come from counts added over all images, not from means of images.",
-        f"HD95 and surface Dice compare outlines; surface Dice counts what lies within {near}. ECE is the "
-        "mean difference between the probability stated and the share that is.",
+        "Predictions are computed as by overtile segment: probability as bytes, the model's threshold (several "
+        "classes: the most probable class), 8-connected components, objects below the model's minimum area removed.",
+        "Pooled scores are computed from counts summed over all images, not as means over images.",
+        f"HD95 and surface Dice compare outlines; surface Dice uses a tolerance of {near}. ECE is the mean "
+        "difference between the predicted probability and the observed fraction.",
         *settings["said"],
     ]
 
@@ -237,29 +240,24 @@ def _notes(settings: Mapping[str, Any]) -> list[str]:
 
 
 def draw_charts(record: Mapping[str, Any]) -> tuple[Picture, ...]:
-    """Intervals of the models side by side, F1 by overlap, calibration: those for which there is anything."""
+    """Draw the charts for which there is data: intervals, F1 by IoU, calibration."""
     models = record["models"]
-    shown = [name for name in ("dice", "f1_50", "v_rand") if name in models[0]["pooled"]]
+    scores = [name for name in ("dice", "f1_50", "v_rand") if name in models[0]["pooled"]]
     charts = []
     if any(model["intervals"] for model in models):
-        rows = [(NAMES[name], [_bar(model, name) for model in models if name in model["pooled"]]) for name in shown]
+        rows = [(NAMES[name], [_bar(model, name) for model in models if name in model["pooled"]]) for name in scores]
         charts.append(interval_plot(rows))
     if curves := [line for model in models if (line := _f1_line(model))]:
         charts.append(f1_curve(curves))
-    bins = _bins(models)
-    if bins:
-        lines = [
-            Line(
-                name,
-                *zip(
-                    *((p, s) for p, s in zip(told["probability"], told["share"], strict=True) if p is not None),
-                    strict=True,
-                ),
-            )
-            for name, told in bins.items()
-        ]
-        charts.append(reliability_plot(lines, {name: told["pixels"] for name, told in bins.items()}))
+    if bins := _bins(models):
+        lines = [_reliability_line(name, reliability) for name, reliability in bins.items()]
+        charts.append(reliability_plot(lines, {name: reliability["pixels"] for name, reliability in bins.items()}))
     return tuple(charts)
+
+
+def _reliability_line(name: str, reliability: Mapping[str, Any]) -> Line:
+    pairs = zip(reliability["probability"], reliability["share"], strict=True)
+    return Line(name, *zip(*((p, share) for p, share in pairs if p is not None), strict=True))
 
 
 def _bar(model: Mapping[str, Any], name: str) -> tuple[str, float, tuple[float, float] | None]:
@@ -277,20 +275,23 @@ def _f1_line(model: Mapping[str, Any]) -> Line | None:
 
 
 def _bins(models: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Reliability by model where there is one class, by class of the first model where there are several."""
+    """Reliability by model for one class; by class of the first model for several classes."""
     if len(models[0]["classes"]) > 1:
-        found = {name: told.get("reliability") for name, told in models[0]["classes"].items()}
+        found = {name: scores.get("reliability") for name, scores in models[0]["classes"].items()}
     else:
-        found = {m["name"]: told.get("reliability") for m in models for told in m["classes"].values()}
-    return {name: told for name, told in found.items() if told and any(told["pixels"])}
+        found = {model["name"]: scores.get("reliability") for model in models for scores in model["classes"].values()}
+    return {name: reliability for name, reliability in found.items() if reliability and any(reliability["pixels"])}
 
 
 def panels_of(
     evaluation: Evaluation, rows: Sequence[Mapping[str, Any]], panels: Sequence[CasePanel]
 ) -> list[dict[str, Any]]:
-    """Each panel with its case's name and scores; a case that is two of best, median and worst is shown once.
+    """Return each panel with the name and scores of its case; a case with several ranks is listed once.
 
-    ``rows`` are the cases of the first method, in order; others may follow.
+    Args:
+        evaluation: The evaluation.
+        rows: Scores of the cases of the first method, in order; rows of other methods may follow.
+        panels: The panels.
     """
     by_number: dict[int, list[CasePanel]] = {}
     for panel in panels:
@@ -310,22 +311,22 @@ def _panel(evaluation: Evaluation, row: Mapping[str, Any], same: Sequence[CasePa
         "cut": max(shape) > SHOWN_PX,
         "small": max(shape) <= SMALL_PX,
         "picture": Picture(
-            f"panels/{same[0].rank}", f"{title}: image, truth, prediction, errors of {name}", same[0].png
+            f"panels/{same[0].rank}", f"{title}: image, annotation, prediction, errors of {name}", same[0].png
         ),
     }
 
 
 def class_key(names: Iterable[str]) -> list[tuple[str, str]]:
-    """What the colours of truth and prediction stand for."""
+    """Return name and CSS colour of each class."""
     known = [printable(name) for name in names]
     return [(name, css(colour)) for name, colour in zip(known, class_colours(len(known)), strict=True)]
 
 
 def error_colours() -> dict[str, str]:
-    """What the colours of the error picture are in CSS."""
-    return {"right": css(RIGHT), "only_found": css(ONLY_FOUND), "only_true": css(ONLY_TRUE)}
+    """Return the CSS colours of the error picture."""
+    return {"correct": css(CORRECT), "false_positive": css(FALSE_POSITIVE), "missed": css(MISSED)}
 
 
 def css(colour: Sequence[int]) -> str:
-    """A colour as CSS writes it."""
+    """Format a colour for CSS."""
     return f"#{bytes(colour).hex()}"

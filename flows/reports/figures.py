@@ -1,8 +1,7 @@
-"""Curves and charts of the reports: plain numbers in, a picture out. The only room of matplotlib.
+"""Charts of reports, as SVG for pages and PNG for other uses. No other module imports matplotlib.
 
-The one decision made here: no state of matplotlib's is used (no pyplot), nothing in a picture depends on the time, the
-machine or the order of drawing, and each is drawn in both kinds: SVG for the page, PNG for slides and manuscripts.
-Colours are Okabe and Ito's, which people with any colour vision tell apart; lines differ by their marks too.
+No global state of matplotlib (pyplot) is used, and a figure does not depend on time, machine or drawing order. Colours
+are those of Okabe and Ito, which are distinguishable with any colour vision; lines also differ by their markers.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from pipeline.rendering.text import drawable
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#555555")
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
-INK, PALE = "#20242c", "#d5d8de"
+INK, LIGHT = "#20242c", "#d5d8de"
 PNG_DPI = 160
 STYLE: Any = {
     "svg.hashsalt": "overtile",
@@ -47,15 +46,15 @@ STYLE: Any = {
     "lines.linewidth": 1.6,
     "lines.markersize": 4.5,
 }
-NAME_LETTERS = 34
+MAX_NAME_CHARACTERS = 34
 INTERVALS = "figures/intervals"
-DRAWN = 800
-"""Points of a curve that are drawn at most."""
+MAX_POINTS = 800
+"""Maximum number of points drawn of a curve."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Points of one thing, and between which ends each may lie."""
+    """A named line; ``ends`` are the lower and upper ends of an interval at each point."""
 
     name: str
     x: Sequence[float]
@@ -64,7 +63,14 @@ class Line:
 
 
 def figure(name: str, alt: str, draw: Callable[[Figure], object], size_in: tuple[float, float] = (5.2, 3.4)) -> Picture:
-    """Call ``draw`` on an empty figure; return it as SVG and PNG."""
+    """Draw a figure and return it as SVG and PNG.
+
+    Args:
+        name: File name without extension.
+        alt: Alternative text.
+        draw: Called with an empty figure.
+        size_in: Width and height in inches.
+    """
     with matplotlib.rc_context(STYLE):
         drawn = Figure(size_in, layout="constrained")
         draw(drawn)
@@ -72,19 +78,19 @@ def figure(name: str, alt: str, draw: Callable[[Figure], object], size_in: tuple
         drawn.savefig(svg, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
         drawn.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": None})
     inner = svg.getvalue()
-    return Picture(name, alt, png.getvalue(), inner[inner.index(b"<svg") :])  # without the address of its grammar
+    return Picture(name, alt, png.getvalue(), inner[inner.index(b"<svg") :])  # without the DOCTYPE, which names a URL
 
 
 def label(name: str) -> str:
-    """A name as a legend takes it: the letters its font has, short, and never hidden, which a leading _ would be."""
+    """Format a name for a legend: characters of its font, limited length, and not hidden by a leading underscore."""
     text = drawable(name, system_fonts=False)
-    text = text if len(text) <= NAME_LETTERS else f"{text[: NAME_LETTERS - 3]}..."
-    text = text.replace("$", r"\$")  # which would begin a formula
+    text = text if len(text) <= MAX_NAME_CHARACTERS else f"{text[: MAX_NAME_CHARACTERS - 3]}..."
+    text = text.replace("$", r"\$")  # "$" would start a formula
     return f" {text}" if text.startswith("_") else text
 
 
 def draw_lines(axes: Axes, lines: Sequence[Line], *, marked: bool = True) -> None:
-    """Each line in its colour and with its mark, a band where ends are given, a legend where there are several."""
+    """Draw lines with colours and markers, bands for intervals, and a legend for several lines."""
     for number, line in enumerate(lines):
         colour, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
         axes.plot(line.x, line.y, color=colour, marker=mark if marked else None, label=label(line.name))
@@ -95,14 +101,14 @@ def draw_lines(axes: Axes, lines: Sequence[Line], *, marked: bool = True) -> Non
         axes.legend()
 
 
-# ---- evaluating ------------------------------------------------------------------------------------------------------
+# ---- evaluation ------------------------------------------------------------------------------------------------------
 
 Bar = tuple[str, float, tuple[float, float] | None]
-"""A name, a score, and the ends of its interval where it has one."""
+"""Name, score and interval (None if there is none)."""
 
 
 def interval_plot(rows: Sequence[tuple[str, Sequence[Bar]]]) -> Picture:
-    """For each score the models below one another, a point with its interval."""
+    """For each score: one row per model, a point with its interval."""
 
     def draw(drawn: Figure) -> None:
         panels = drawn.subplots(1, len(rows), sharey=True, squeeze=False)[0]
@@ -127,36 +133,34 @@ def interval_plot(rows: Sequence[tuple[str, Sequence[Bar]]]) -> Picture:
 
 
 def f1_curve(lines: Sequence[Line]) -> Picture:
-    """F1 of objects by the overlap from which on an object counts as found."""
+    """F1 of objects by the IoU at which an object counts as found."""
 
     def draw(drawn: Figure) -> None:
         axes = drawn.subplots()
         draw_lines(axes, lines)
-        axes.set(
-            title="Objects found", xlabel="IoU from which on an object counts as found", ylabel="F1", ylim=(-0.02, 1.02)
-        )
+        axes.set(title="Object detection", xlabel="Minimum IoU of a match", ylabel="F1", ylim=(-0.02, 1.02))
 
     names = ", ".join(line.name for line in lines)
-    return figure("figures/f1", f"F1 of objects against the IoU demanded, from 0.5 to 0.9: {names}", draw)
+    return figure("figures/f1", f"F1 of objects by minimum IoU, from 0.5 to 0.9: {names}", draw)
 
 
 def reliability_plot(lines: Sequence[Line], pixels: Mapping[str, Sequence[int]]) -> Picture:
-    """Share of pixels that are of the class by the probability stated, above how many pixels state it."""
+    """Observed fraction by predicted probability, above a histogram of the number of pixels."""
 
     def draw(drawn: Figure) -> None:
         above, below = drawn.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
         above.plot((0, 1), (0, 1), color="#8a909b", linewidth=1, linestyle=(0, (4, 3)))
         draw_lines(above, lines)
-        above.set(title="Calibration", ylabel="share that is", ylim=(-0.02, 1.02), xlim=(-0.02, 1.02))
-        above.text(0.72, 0.6, "as stated", color="#565c66", fontsize=8, transform=above.transAxes)
+        above.set(title="Calibration", ylabel="Observed fraction", ylim=(-0.02, 1.02), xlim=(-0.02, 1.02))
+        above.text(0.72, 0.6, "perfect", color="#565c66", fontsize=8, transform=above.transAxes)
         width = 0.08 / len(pixels)
         for number, counts in enumerate(pixels.values()):
             at = 0.05 + 0.1 * np.arange(len(counts)) + width * (number - (len(pixels) - 1) / 2)
             below.bar(at, np.maximum(counts, 0.5), width, color=COLOURS[number % len(COLOURS)])
-        below.set(xlabel="probability stated", ylabel="pixels", yscale="log", ylim=(0.8, None))
+        below.set(xlabel="Predicted probability", ylabel="Pixels", yscale="log", ylim=(0.8, None))
 
     names = ", ".join(line.name for line in lines)
-    return figure("figures/reliability", f"Share of pixels of the class against the stated probability: {names}", draw)
+    return figure("figures/reliability", f"Observed fraction of the class by predicted probability: {names}", draw)
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
@@ -164,52 +168,52 @@ def reliability_plot(lines: Sequence[Line], pixels: Mapping[str, Sequence[int]])
 
 @dataclass(frozen=True, slots=True)
 class MetricCurves:
-    """What a training said of itself. Steps of training by what was noted, of validation by score; the best step."""
+    """Metrics of a training run: training values by step, validation scores by step, best step and duration."""
 
     steps: Sequence[int]
     loss: Sequence[float]
     rate: Sequence[float]
     norms: Mapping[str, Sequence[float]]
-    judged: Sequence[int]
+    validation_steps: Sequence[int]
     scores: Mapping[str, Sequence[float]]
     best_step: int
     seconds: float
 
 
 def loss_curve(name: str, history: MetricCurves) -> Picture:
-    """The loss of each step, its running mean, and the loss on what is held back."""
+    """Training loss with its running mean, and validation loss."""
 
     def draw(drawn: Figure) -> None:
         axes = drawn.subplots()
-        every = thinning(history.steps)
-        axes.plot(history.steps[every], history.loss[every], color=PALE, linewidth=0.8)
+        every = subsampling(history.steps)
+        axes.plot(history.steps[every], history.loss[every], color=LIGHT, linewidth=0.8)
         lines = [Line("training, running mean", history.steps[every], running_mean(history.loss)[every])]
         if "loss" in history.scores:
-            lines.append(Line("held back", history.judged, history.scores["loss"]))
+            lines.append(Line("validation", history.validation_steps, history.scores["loss"]))
         draw_lines(axes, lines[:1], marked=False)
         for line in lines[1:]:
             axes.plot(line.x, line.y, color=COLOURS[1], marker=MARKS[1], label=line.name)
         axes.legend()
         _mark_best(axes, history)
-        axes.set(title="Loss", xlabel="step", ylabel="loss")
-        axes.set_ylim(0, _ceiling(history))
+        axes.set(title="Loss", xlabel="Step", ylabel="Loss")
+        axes.set_ylim(0, _loss_limit(history))
 
-    return figure(name, "Loss by step, in training and on what is held back", draw)
+    return figure(name, "Training and validation loss by step", draw)
 
 
-def _ceiling(history: MetricCurves) -> float | None:
-    """Where to end the axis of the loss, so that a few wild steps at the start do not flatten what follows."""
+def _loss_limit(history: MetricCurves) -> float | None:
+    """Upper end of the loss axis, so that a few large values at the start do not flatten the rest."""
     seen = [*running_mean(history.loss), *history.scores.get("loss", ())[1:]]
     return 1.15 * max(seen) if seen else None
 
 
-def thinning(values: Sequence[float]) -> slice:
-    """Which of many values are drawn, counted from the last: enough that nobody sees a corner."""
-    return slice((len(values) - 1) % (step := -(-len(values) // DRAWN) or 1), None, step)
+def subsampling(values: Sequence[float]) -> slice:
+    """Return the slice of the values that are drawn; it includes the last one."""
+    return slice((len(values) - 1) % (step := -(-len(values) // MAX_POINTS) or 1), None, step)
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
-    """The mean of each value and those before it, a twentieth of all or 50 of them where there are so many."""
+    """Return the mean over a window of preceding values: a twentieth of all values, at most 50."""
     over = max(1, min(50, len(values) // 20))
     sums = np.concatenate([[0.0], np.cumsum(np.asarray(values, np.float64))])
     stops = np.arange(1, len(values) + 1)
@@ -219,73 +223,78 @@ def running_mean(values: Sequence[float]) -> list[float]:
 
 
 def score_curve(name: str, history: MetricCurves) -> Picture:
-    """Scores on what is held back."""
+    """Validation scores by step."""
 
     def draw(drawn: Figure) -> None:
         axes = drawn.subplots()
         named = {"dice": "Dice", "iou": "IoU", "f1_50": "F1 of objects at IoU 0.5"}
-        draw_lines(axes, [Line(said, history.judged, history.scores[key]) for key, said in named.items()])
+        draw_lines(axes, [Line(title, history.validation_steps, history.scores[key]) for key, title in named.items()])
         _mark_best(axes, history)
-        axes.set(title="Held back, at threshold 0.5", xlabel="step", ylabel="score", ylim=(-0.02, 1.02))
+        axes.set(title="Validation, threshold 0.5", xlabel="Step", ylabel="Score", ylim=(-0.02, 1.02))
 
-    return figure(name, "Dice, IoU and F1 on what is held back, by step", draw)
+    return figure(name, "Validation Dice, IoU and F1 by step", draw)
 
 
 def rate_curve(name: str, history: MetricCurves) -> Picture:
-    """The learning rate of each step."""
+    """Learning rate by step."""
 
     def draw(drawn: Figure) -> None:
         axes = drawn.subplots()
-        every = thinning(history.steps)
+        every = subsampling(history.steps)
         draw_lines(axes, [Line("rate", history.steps[every], history.rate[every])], marked=False)
-        axes.set(title="Learning rate", xlabel="step", ylabel="rate", ylim=(0, None))
+        axes.set(title="Learning rate", xlabel="Step", ylabel="Rate", ylim=(0, None))
 
     return figure(name, "Learning rate by step", draw)
 
 
 def norm_curves(name: str, history: MetricCurves) -> Picture:
-    """Norm of the gradient of each level, as running means, shaded from the first level to the last."""
+    """Running mean of the gradient norm of each level, shaded from the first level to the last."""
 
     def draw(drawn: Figure) -> None:
         axes = drawn.subplots()
-        every = thinning(history.steps)
+        every = subsampling(history.steps)
         shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(history.norms)))
         for shade, (level, values) in zip(shades, history.norms.items(), strict=True):
             means = np.maximum(running_mean(values)[every], 1e-12)
             axes.plot(history.steps[every], means, color=shade, linewidth=1.2, label=label(level))
         axes.legend(ncols=2 if len(history.norms) > 8 else 1, loc="upper left", bbox_to_anchor=(1, 1))
-        axes.set(title="Norm of the gradient by level", xlabel="step", ylabel="norm, running mean", yscale="log")
+        axes.set(title="Gradient norm by level", xlabel="Step", ylabel="Norm, running mean", yscale="log")
 
-    return figure(name, "Norm of the gradient of each level by step", draw, (10.6, 3.4))
+    return figure(name, "Gradient norm of each level by step", draw, (10.6, 3.4))
 
 
 def skip_bars(name: str, flows: Sequence[tuple[str, float, float]]) -> Picture:
-    """Norm of the gradient through each skip beside that of what comes from below: name, skip, below."""
+    """Gradient norm through each skip connection and from the level below.
+
+    Args:
+        name: File name without extension.
+        flows: Name, norm through the skip connection, norm from below.
+    """
 
     def draw(drawn: Figure) -> None:
         axes = drawn.subplots()
         at, width = np.arange(len(flows)), 0.38
-        axes.bar(at - width / 2, [one[1] for one in flows], width, color=COLOURS[0], label="through the skip")
-        axes.bar(at + width / 2, [one[2] for one in flows], width, color=COLOURS[5], label="from below", hatch="//")
+        axes.bar(at - width / 2, [one[1] for one in flows], width, color=COLOURS[0], label="skip connection")
+        axes.bar(at + width / 2, [one[2] for one in flows], width, color=COLOURS[5], label="level below", hatch="//")
         axes.set_xticks(at, [one[0] for one in flows], rotation=45 if len(flows) > 6 else 0)
         axes.grid(visible=False, axis="x")
         axes.legend()
-        axes.set(title="Gradient where skips join", ylabel="norm of the gradient")
+        axes.set(title="Gradient at skip connections", ylabel="Gradient norm")
         axes.set_ylim(0, 1.3 * max(max(one[1:]) for one in flows) or 1.0)
 
-    return figure(name, "Norm of the gradient through each skip, and from the level below", draw)
+    return figure(name, "Gradient norm through each skip connection and from the level below", draw)
 
 
 def threshold_curve(name: str, lines: Sequence[Line], chosen: float) -> Picture:
-    """Scores by threshold, and the one that was chosen."""
+    """Scores by threshold, with the selected threshold."""
 
     def draw(drawn: Figure) -> None:
         axes = drawn.subplots()
         draw_lines(axes, lines)
         axes.axvline(chosen, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-        axes.set(title=f"Threshold: {chosen:g} was chosen", xlabel="threshold", ylabel="score", ylim=(-0.02, 1.02))
+        axes.set(title=f"Threshold (selected: {chosen:g})", xlabel="Threshold", ylabel="Score", ylim=(-0.02, 1.02))
 
-    return figure(name, f"Scores by threshold; {chosen:g} was chosen", draw)
+    return figure(name, f"Scores by threshold; selected: {chosen:g}", draw)
 
 
 def _mark_best(axes: Axes, history: MetricCurves) -> None:
@@ -296,7 +305,7 @@ def _mark_best(axes: Axes, history: MetricCurves) -> None:
 # ---- maps ------------------------------------------------------------------------------------------------------------
 
 
-def in_colours(values_YX: NDArray[Any]) -> NDArray[np.uint8]:
-    """Values 0..1 in viridis, (y, x, 3): dark blue for 0, yellow for 1."""
+def viridis(values_YX: NDArray[Any]) -> NDArray[np.uint8]:
+    """Map values 0..1 to viridis colours (y, x, 3): dark blue for 0, yellow for 1."""
     coloured = matplotlib.colormaps["viridis"](np.asarray(values_YX).clip(0, 1), bytes=True)
     return np.ascontiguousarray(np.asarray(coloured, np.uint8)[..., :3])

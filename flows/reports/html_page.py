@@ -1,8 +1,8 @@
-"""A report as one file: a template filled in, with its style, script and pictures inside. The only room of jinja2.
+"""Render HTML pages from jinja2 templates. No other module imports jinja2.
 
-The one decision made here: the page forbids itself the network. Its first line of content is a policy that the browser
-enforces: nothing is fetched, only pictures that lie in the page are shown, and only the one script that came with the
-template runs, known by its hash. What others named (images, models, patients) is escaped by the template, always.
+A report is one file with its style, script and pictures inside. A content security policy at its top forbids network
+access: only pictures inside the page are shown, and only the template's script runs, identified by its hash. Names of
+images, models and patients are always escaped.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ PAGE = "report.html"
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture: its file without extension, what it shows in words, and its bytes; ``svg`` where it has one.
+    """A picture: file name without extension, alternative text and content.
 
-    ``jpeg`` holds one that is shown in a page only.
+    ``png`` is the file content, ``svg`` a vector version shown in the page, ``jpeg`` a picture that is only shown in a
+    page.
     """
 
     name: str
@@ -39,25 +40,33 @@ class Picture:
 
     @property
     def uri(self) -> str:
-        """The picture itself, as the address of an image."""
+        """The picture as a data URI."""
         kind, content = ("svg+xml", self.svg) if self.svg else ("jpeg", self.jpeg) if self.jpeg else ("png", self.png)
         return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def render(template: str, content: Mapping[str, Any]) -> str:
-    """The page (HTML) of a template in ``templates`` filled with content. Raises jinja2's error for what is missing."""
+    """Render a report template with embedded style, script and content security policy.
+
+    Args:
+        template: File name in ``templates``.
+        content: Variables of the template.
+
+    Raises:
+        jinja2.UndefinedError: If the template uses a missing variable.
+    """
     script = (TEMPLATES / "report.js").read_text("utf-8").strip()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     inside = {
-        "style": Markup((TEMPLATES / "report.css").read_text("utf-8")),  # noqa: S704  a file of our own
-        "script": Markup(script),  # noqa: S704  a file of our own
+        "style": Markup((TEMPLATES / "report.css").read_text("utf-8")),  # noqa: S704  a file of this package
+        "script": Markup(script),  # noqa: S704  a file of this package
         "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
     }
     return fill(template, {**content, **inside})
 
 
 def fill(template: str, content: Mapping[str, Any]) -> str:
-    """The same for a page that is served, with its style and script beside it."""
+    """Render a template of a served page, whose style and script are separate files."""
     return _environment().get_template(template).render(content)
 
 
@@ -75,31 +84,31 @@ def _environment() -> Environment:
 
 
 def write_document(folder: Path, page: str, pictures: Iterable[Picture]) -> Path:
-    """Write each picture as a PNG below ``folder``, then ``report.html``; return its path."""
+    """Write ``report.html`` and the PNG of each picture below ``folder``; return the path of the page."""
     for picture in pictures:
         write_bytes(folder / f"{picture.name}.png", picture.png)
     write_bytes(folder / PAGE, page.encode())
     return folder / PAGE
 
 
-# ---- how numbers are written -----------------------------------------------------------------------------------------
+# ---- number formats --------------------------------------------------------------------------------------------------
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A score, or a dash where there is none."""
+    """Format a score; a dash if there is none."""
     return "\u2013" if value is None else f"{value:.{digits}f}"
 
 
 def short(value: float) -> str:
-    """Three figures, or all of them before the decimal point."""
+    """Format with three significant digits, or as an integer from 100."""
     return count(value) if value >= 100 else f"{value:.3g}"
 
 
 def percent(value: float | None) -> str:
-    """A share in words' company: 87 %."""
+    """Format a fraction as a percentage: 87 %."""
     return "\u2013" if value is None else f"{100 * value:.0f}\u00a0%"
 
 
 def count(value: float) -> str:
-    """A whole number, its thousands apart."""
+    """Format an integer with separated thousands."""
     return f"{value:,.0f}".replace(",", "\u202f")

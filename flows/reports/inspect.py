@@ -1,7 +1,7 @@
-"""Inspect: what a result is, from its files alone.
+"""Inspection of results from their metadata.
 
-The one decision made here: only metadata and directory listings are read, so it answers at once whatever the size.
-What was counted over pixels (objects, areas, seams) was counted by the run, and stands in the manifest.
+Only metadata and directory listings are read, so the run time does not depend on the number of pixels. Counts over
+pixels (objects, areas, seams) were computed by the run and are read from the manifest.
 """
 
 from __future__ import annotations
@@ -22,12 +22,16 @@ from pipeline.storage.manifest import read_manifest
 from pipeline.storage.slide_store import SlideStore
 
 IMAGES = {"image": "", "probability": "probability", "objects": "labels/objects"}
-"""The pyramids of a result, and where in the OME-Zarr each lies."""
+"""The pyramids of a result and their paths in the OME-Zarr."""
 BITS = {"bool": 8}
 
 
 def inspect_stores(path: Path) -> list[dict[str, Any]]:
-    """One record for each slide at or below ``path``. Raises ConfigError when there is none."""
+    """Return one record for each slide at or below ``path``.
+
+    Raises:
+        ConfigError: If there is none.
+    """
     stores = list(slide_stores(path))
     if not stores:
         raise ConfigError(f"{path} holds no results: expected a folder that 'overtile segment' wrote")
@@ -39,7 +43,7 @@ def _record(store: SlideStore) -> dict[str, Any]:
     if record["state"] != "complete":
         return record
     manifest = read_manifest(store)
-    assert manifest is not None, "its state is complete"
+    assert manifest is not None, "the state is complete"
     plan, stages = manifest["plan"], manifest["stages"]
     pyramids = {name: list(_levels(store, group)) for name, group in IMAGES.items()}
     return {
@@ -59,11 +63,11 @@ def _record(store: SlideStore) -> dict[str, Any]:
 
 
 def _pruned(manifest: dict[str, Any]) -> dict[str, Any] | None:
-    """What was given up of a result, when and how many bytes."""
+    """The pruned parts, with time and number of bytes."""
     if "pruned" not in manifest:
         return None
-    told = manifest["pruned"]
-    return {"parts": pruned_parts(manifest), "when": told["when"], "bytes": told["bytes"]}
+    pruned = manifest["pruned"]
+    return {"parts": pruned_parts(manifest), "when": pruned["when"], "bytes": pruned["bytes"]}
 
 
 def _stage(stage: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +77,7 @@ def _stage(stage: dict[str, Any]) -> dict[str, Any]:
 
 
 def _levels(store: SlideStore, group: str) -> Iterator[dict[str, Any]]:
-    """Of a pyramid the levels that its metadata names, the finest first; none where there is no such pyramid."""
+    """The levels listed in the metadata of a pyramid, finest first; none if the pyramid does not exist."""
     metadata = store.zarr / group / "zarr.json"
     if not metadata.exists():
         return
@@ -85,7 +89,7 @@ def _levels(store: SlideStore, group: str) -> Iterator[dict[str, Any]]:
 
 
 def _dropped(pyramids: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
-    """Full resolutions that are not there though coarser levels are."""
+    """Full-resolution arrays that are missing although coarser levels exist."""
     for name, levels in pyramids.items():
         full = Path(IMAGES[name], "0").as_posix()
         if levels and levels[0]["path"] != full:
@@ -132,13 +136,13 @@ def _array(location: Path) -> dict[str, Any]:
 
 
 def _bytes_of(data_type: str) -> int:
-    """Of a sample: the digits at the end of a type's name are its bits."""
+    """Bytes of a sample; the digits at the end of a data type are its bits."""
     name = data_type.rstrip("0123456789")
     return (int(data_type[len(name) :]) if name != data_type else BITS[data_type]) // 8
 
 
 def _sizes(folder: Path | str) -> Iterator[int]:
-    """Of every file below a folder."""
+    """Sizes of all files below a folder."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
@@ -148,10 +152,10 @@ def _sizes(folder: Path | str) -> Iterator[int]:
 
 
 def said_of_seams(seam: dict[str, Any] | None) -> str:
-    """The look at seams in words."""
+    """Describe the result of the seam check."""
     if seam is None:
-        return "too little was cut here to tell, or an earlier version wrote it"
+        return "too few seams to measure, or written by an earlier version"
     return printable(
-        f"{seam['ratio']:.3f} +- {seam['error']:.3f} at {seam['places']} places "
-        "(1 = block and tile lines cannot be seen; above 1.2 they can)"
+        f"{seam['ratio']:.3f} +- {seam['error']:.3f} at {seam['places']} positions "
+        "(1 = block and tile borders are invisible; above 1.2 they are visible)"
     )

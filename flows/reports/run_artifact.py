@@ -1,7 +1,7 @@
-"""The page of a night: its summary, and a small picture of each slide that is new, for Prefect's pages.
+"""The Markdown page of a scheduled run for Prefect: its summary and thumbnails of new slides.
 
-The one decision made here: pictures are inside the page, few and small, for whoever reads it in a browser may not reach
-the files; they are the overviews that lie in OUT, and the words are those of ``summary.md``: nothing is said twice.
+Thumbnails are embedded, few and small, because a reader in a browser may not have access to the files. They are made
+from the overviews in OUT, and the text is that of ``summary.md``.
 """
 
 from __future__ import annotations
@@ -18,25 +18,26 @@ from flows.reports.thumbnail import jpeg
 from pipeline.runs.slide_run import slide_root
 from pipeline.storage.layout import OVERVIEW
 
-MOST, ACROSS, SIDE_PX = 24, 4, 160
-"""Pictures on a page and in a row, and the longer side of each: some 5 kB, so a page stays below 200 kB."""
+MAX_PICTURES, COLUMNS, SIDE_PX = 24, 4, 160
+"""Pictures on a page and in a row, and their longer side in px: about 5 kB each, so a page stays below 200 kB."""
 
 
 def morning_page(batch: Batch) -> str:
-    """``summary.md`` of a batch that has ended, with its pictures."""
+    """Return ``summary.md`` of a finished batch followed by thumbnails of the slides completed in this run."""
     summary = (batch.request.out / "summary.md").read_text("utf-8")
     return "\n".join([summary, *_gallery([*_pictures(batch)])])
 
 
 def _pictures(batch: Batch) -> Iterator[tuple[str, str]]:
-    """Name and picture of the first slides that were completed in this run."""
+    """Name and picture of the first slides completed in this run."""
     new = [outcome.key for outcome in batch.outcomes if outcome.state == "complete"]
-    places = [(key, slide_root(batch.request.out, key) / OVERVIEW) for key in new]
-    return ((plain(key), f"![]({_small(place)})") for key, place in [one for one in places if one[1].exists()][:MOST])
+    paths = [(key, slide_root(batch.request.out, key) / OVERVIEW) for key in new]
+    existing = [(key, path) for key, path in paths if path.exists()][:MAX_PICTURES]
+    return ((plain(key), f"![]({_data_uri(path)})") for key, path in existing)
 
 
-def _small(overview: Path) -> str:
-    """A picture as an address that holds it."""
+def _data_uri(overview: Path) -> str:
+    """A thumbnail of an overview as a data URI."""
     with Image.open(overview) as opened:
         opened.thumbnail((SIDE_PX, SIDE_PX))
         content = jpeg(opened.convert("RGB"), quality=75)
@@ -44,11 +45,11 @@ def _small(overview: Path) -> str:
 
 
 def _gallery(pictures: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """A table: rows of names, each above a row of pictures."""
+    """A table with alternating rows of names and pictures."""
     if not pictures:
         return
-    yield from ("## New slides", "", "| " * ACROSS + "|", "|---" * ACROSS + "|")
-    for start in range(0, len(pictures), ACROSS):
-        row = [*pictures[start : start + ACROSS], *[("", "")] * ACROSS][:ACROSS]
+    yield from ("## New slides", "", "| " * COLUMNS + "|", "|---" * COLUMNS + "|")
+    for start in range(0, len(pictures), COLUMNS):
+        row = [*pictures[start : start + COLUMNS], *[("", "")] * COLUMNS][:COLUMNS]
         for cells in zip(*row, strict=True):
             yield "| " + " | ".join(cells) + " |"

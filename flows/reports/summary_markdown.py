@@ -1,7 +1,7 @@
-"""summary.md: the batch on a page, as one reads it in the morning.
+"""summary.md: an overview of a batch in Markdown.
 
-The one decision made here: what needs somebody comes first, with the command that helps; then what there is. All of it
-is text: names of files are shown and never obeyed.
+Slides that need attention come first, with the command that resumes the batch, then the results. File names and
+messages are escaped, so they cannot become markup.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pipeline.printable import printable
 from pipeline.slides.bad_tiles import FLAG as MASKED_FLAG
 
 FAR = 3.5
-"""Modified z-scores beyond this are worth a look (Iglewicz and Hoaglin 1993)."""
-FEWEST, MOST = 5, 10
-"""Slides among which an outlier can be told, and how many names a line shows."""
+"""Modified z-score above which a slide is an outlier (Iglewicz and Hoaglin 1993)."""
+MIN_SLIDES, MAX_NAMES = 5, 10
+"""Minimum number of slides for outlier detection, and maximum number of names in a line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a summary is made of. ``left_s`` is the estimate of the time left while the batch runs."""
+    """The content of a summary. ``left_s`` is the estimated time left while the batch runs."""
 
     title: str
     outcomes: Sequence[Outcome]
@@ -38,7 +38,7 @@ class Summary:
     command: str | None = None
 
     def markdown(self) -> str:
-        """The page."""
+        """Return the summary as Markdown."""
         parts = (self._headline(), self._attention(), self._slides(), self._classes(), self._outliers(), _FILES)
         return "\n\n".join("\n".join(part) for part in map(list, parts) if part) + "\n"
 
@@ -46,7 +46,7 @@ class Summary:
         found = ((outcome, self.records.get(outcome.key)) for outcome in self.outcomes if outcome.is_up_to_date)
         return [(outcome, record) for outcome, record in found if record is not None and record.state == "complete"]
 
-    # ---- the first lines ---------------------------------------------------------------------------------------------
+    # ---- headline ----------------------------------------------------------------------------------------------------
 
     def _headline(self) -> Iterator[str]:
         yield f"# {plain(self.title)}"
@@ -56,8 +56,8 @@ class Summary:
         yield f"**{complete} of {len(self.outcomes)} slides complete**{''.join(f', {other}' for other in others)}."
         now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
         if self.running:
-            left = "too early to tell how long" if self.left_s is None else f"about {span(self.left_s)} left"
-            yield f"Still running when this was written, {now}: for {span(self.seconds)}, {left}."
+            left = "time left not known yet" if self.left_s is None else f"about {span(self.left_s)} left"
+            yield f"Running for {span(self.seconds)}, {left}. Written {now}."
         else:
             yield f"Took {span(self.seconds)}. Written {now}."
         yield from self._throughput()
@@ -67,9 +67,10 @@ class Summary:
         hours = self.seconds / 3600
         if new and hours:
             tissue_mm2 = sum(record.figures["tissue_mm2"] for record in new)
-            yield f"In this run {_slides(len(new))}: {len(new) / hours:.3g} and {tissue_mm2 / hours:.3g} mm2 an hour."
+            rates = f"{len(new) / hours:.3g} per hour, {tissue_mm2 / hours:.3g} mm2 of tissue per hour"
+            yield f"Completed in this run: {_slides(len(new))} ({rates})."
 
-    # ---- what needs somebody -----------------------------------------------------------------------------------------
+    # ---- attention ---------------------------------------------------------------------------------------------------
 
     def _attention(self) -> list[str]:
         lines = [*self._failures(), *self._masked(), *self._flagged(), *self._warned()]
@@ -86,7 +87,7 @@ class Summary:
             yield f"  ({_names(outcome.key for outcome in group)})"
         if groups and self.command:
             yield ""
-            yield "With the cause removed, this does what is missing and nothing else:"
+            yield "After the cause is fixed, this command computes only what is missing:"
             yield ""
             yield f"    {printable(self.command)}"
             yield ""
@@ -95,7 +96,7 @@ class Summary:
         flagged: dict[str, list[str]] = defaultdict(list)
         for outcome, record in self._complete():
             for flag in record.figures["flags"]:
-                if flag not in (ENLARGED_FLAG, MASKED_FLAG):  # more is said of these
+                if flag not in (ENLARGED_FLAG, MASKED_FLAG):  # described by lines of their own
                     flagged[flag].append(outcome.key)
         for flag, keys in flagged.items():
             yield f"- **{_slides(len(keys))} flagged {plain(flag)}**: {_names(keys)}"
@@ -103,7 +104,7 @@ class Summary:
     def _masked(self) -> Iterator[str]:
         for outcome, record in self._complete():
             if tiles := record.figures["masked"]:
-                yield f"- {plain(outcome.key)}: not decoded and masked, nothing is found there: {_names(tiles)}"
+                yield f"- {plain(outcome.key)}: unreadable tiles masked, no objects there: {_names(tiles)}"
 
     def _warned(self) -> Iterator[str]:
         warned: dict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -112,10 +113,10 @@ class Summary:
                 text = warning.removeprefix(f"{outcome.slide}: ")
                 warned[_kind(text)].append((outcome.key, text))
         for found in warned.values():
-            keys, like = [key for key, _ in found], "" if len({text for _, text in found}) == 1 else "such as "
-            yield f"- {_slides(len(keys))}: {like}{plain(found[0][1])} ({_names(keys)})"
+            keys, prefix = [key for key, _ in found], "" if len({text for _, text in found}) == 1 else "for example "
+            yield f"- {_slides(len(keys))}: {prefix}{plain(found[0][1])} ({_names(keys)})"
 
-    # ---- what there is -----------------------------------------------------------------------------------------------
+    # ---- results -----------------------------------------------------------------------------------------------------
 
     def _slides(self) -> Iterator[str]:
         yield "## Slides"
@@ -124,8 +125,8 @@ class Summary:
         yield "|---|---|---:|---:|---:|---|"
         for outcome in self.outcomes:
             record = self.records.get(outcome.key)
-            known = record.figures if record and outcome.state != "waiting" else {}
-            numbers = [known.get(name, "") for name in ("objects", "objects_per_mm2", "tissue_mm2")]
+            figures = record.figures if record and outcome.state != "waiting" else {}
+            numbers = [figures.get(name, "") for name in ("objects", "objects_per_mm2", "tissue_mm2")]
             yield _row([outcome.key, outcome.state, *numbers, outcome.cause])
 
     def _classes(self) -> list[str]:
@@ -134,11 +135,13 @@ class Summary:
         lines = ["## Classes", "", "| class | slides | objects | per mm2 | tissue mm2 | area mm2 |"]
         lines += ["|---|---:|---:|---:|---:|---:|"]
         for name in names:
-            mine = [(record, row) for _, record in self._complete() for row in record.rows if row.get("class") == name]
+            matching = [
+                (record, row) for _, record in self._complete() for row in record.rows if row.get("class") == name
+            ]
             count, tissue, area = (
-                sum(float(row[column] or 0) for _, row in mine) for column in ("count", "tissue_mm2", "area_mm2")
+                sum(float(row[column] or 0) for _, row in matching) for column in ("count", "tissue_mm2", "area_mm2")
             )
-            slides = len({record.key for record, _ in mine})
+            slides = len({record.key for record, _ in matching})
             density = f"{count / tissue:.1f}" if tissue else ""
             lines.append(_row([name, slides, f"{count:.0f}", density, f"{tissue:.4f}", f"{area:.4f}"]))
         return lines if names else []
@@ -149,21 +152,21 @@ class Summary:
             if record.rows and record.figures["tissue_mm2"]:
                 densities[record.figures["model"]][outcome.key] = record.figures["objects_per_mm2"]
         lines = [line for model, found in densities.items() for line in _far_off(model, found)]
-        return ["## Worth a look", "", *lines] if lines else []
+        return ["## Outliers", "", *lines] if lines else []
 
 
 _FILES = [
     "## Files",
     "",
-    "- `results.csv`: one row for each slide, region and class; `failures.csv`: what is missing and why",
-    "- `batch.json`: all of this for scripts; `history.jsonl`: who ran what and when",
-    "- below each slide's name: `overview.png`, `objects.parquet`, `objects.geojson.gz`, `slide.ome.zarr`",
+    "- `results.csv`: one row per slide, region and class; `failures.csv`: incomplete slides with the cause",
+    "- `batch.json`: the same data for scripts; `history.jsonl`: log of all runs",
+    "- in the folder of each slide: `overview.png`, `objects.parquet`, `objects.geojson.gz`, `slide.ome.zarr`",
 ]
 
 
 def _far_off(model: str, density: Mapping[str, float]) -> Iterator[str]:
-    """Lines on slides of one model whose density is far from the median; the farthest first."""
-    for key, score in list(outliers(density).items())[:MOST]:
+    """Lines on slides whose density is far from the median of their model, the largest deviation first."""
+    for key, score in list(outliers(density).items())[:MAX_NAMES]:
         side = "more" if score > 0 else "fewer"
         yield (
             f"- {plain(key)}: {density[key]:.1f} objects per mm2, far {side} than the median of "
@@ -172,8 +175,16 @@ def _far_off(model: str, density: Mapping[str, float]) -> Iterator[str]:
 
 
 def outliers(values: Mapping[str, float]) -> dict[str, float]:
-    """What is far from the median, in median absolute deviations, the farthest first; none where there are too few."""
-    if len(values) < FEWEST:
+    """Find outliers by the modified z-score.
+
+    Args:
+        values: Value of each slide.
+
+    Returns:
+        Score of each outlier in median absolute deviations, the largest magnitude first. Empty for fewer than
+        ``MIN_SLIDES`` values or a deviation of 0.
+    """
+    if len(values) < MIN_SLIDES:
         return {}
     median = statistics.median(values.values())
     deviation = statistics.median(abs(value - median) for value in values.values())
@@ -183,7 +194,7 @@ def outliers(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def plain(value: object) -> str:
-    """Text that stays text in Markdown: no markup, no link, no column."""
+    """Escape text for Markdown: no markup, links or table columns."""
     text = printable(str(value)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("`", "'")
     return re.sub(r"([|\[*])", r"\\\1", text)
 
@@ -198,8 +209,8 @@ def _slides(number: int) -> str:
 
 def _names(keys: Iterable[str]) -> str:
     names = list(keys)
-    more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
-    return ", ".join(map(plain, names[:MOST])) + more
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(map(plain, names[:MAX_NAMES])) + more
 
 
 def _counted(states: Iterable[str]) -> Iterator[str]:
@@ -212,12 +223,12 @@ def _cause(outcome: Outcome) -> str:
 
 
 def _kind(text: str) -> str:
-    """What causes have in common that differ in numbers only."""
+    """The part that causes share if they differ only in numbers."""
     return re.sub(r"\d+", "0", text)
 
 
 def span(seconds: float) -> str:
-    """A time as people say it: 45 s, 12 min, 7 h 05 min."""
+    """Format a duration: 45 s, 12 min, 7 h 05 min."""
     minutes = round(seconds / 60)
     if seconds < 100:
         return f"{seconds:.0f} s"

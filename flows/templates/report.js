@@ -1,5 +1,5 @@
 "use strict";
-// A click on a column's name sorts its table: numbers largest first, words from a on, what is not defined always last.
+// Clicking a column heading sorts the table: numbers in descending, text in ascending order, missing values last.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
   const value = (row, column) => row.cells[column].dataset.value ?? row.cells[column].textContent;
@@ -11,7 +11,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       if (isNumber) return x === "" || y === "" ? (x === "") - (y === "") : sign * (x - y);
       return sign * x.localeCompare(y, "en", {numeric: true});
     };
-    heads.forEach((one) => one.removeAttribute("aria-sort"));
+    heads.forEach((other) => other.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
     body.append(...[...body.rows].sort(order));
   }));

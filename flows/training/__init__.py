@@ -1,1 +1,1 @@
-"""Training data in, training report out."""
+"""Preparation of training data and training reports."""

@@ -1,9 +1,8 @@
-"""One network that was trained, looked at when it is over: scores, curves, thresholds, skips, the inside.
+"""Diagnostics of one trained network: scores, curves, thresholds, skip gradients and feature maps.
 
-The one decision made here: what is shown of a network is measured with the very file that `segment` takes, on the
-images that were held back; of a run without any, on images it has learnt from. The gradient through each skip is
-measured once, on one batch without augmentation (unet_core.training.diagnostics); how the norms of
-the levels ran comes from the record.
+Everything is measured with the model file that ``segment`` uses, on the held-back images; if none were held back, on
+the training images. The gradient through each skip connection is measured once, on one batch without augmentation
+(unet_core.training.diagnostics). The gradient norms of the levels are read from the metrics log.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flows.reports.activation_panels import Looked, MapsShown, show_maps
+from flows.reports.activation_panels import MapInput, MapsShown, show_maps
 from flows.reports.case_panels import CasePanel, write_panels
 from flows.reports.figures import (
     Line,
@@ -45,9 +44,9 @@ from unet_core.training.trainer import BEST, TrainJob
 
 @dataclass(frozen=True, slots=True)
 class FoldDiagnostics:
-    """A network that was trained: its course, what it finds on the images shown, and its inside."""
+    """A trained network: metrics, evaluation on the displayed images, and feature maps."""
 
-    order: TrainJob
+    job: TrainJob
     folder: str
     spec: UNetSpec
     history: MetricCurves
@@ -61,37 +60,42 @@ class FoldDiagnostics:
 
     @property
     def name(self) -> str:
-        """What people call it."""
-        return printable(self.order.folder.resolve().name)
+        """Display name."""
+        return printable(self.job.folder.resolve().name)
 
     @property
     def pooled(self) -> dict[str, float]:
-        """Scores of all images shown together, lengths in px."""
+        """Pooled scores of all displayed images, lengths in px."""
         scores = self.evaluation.results[0].scores(np.ones((1, len(self.evaluation.cases))))
         return {name: float(value[0]) for name, value in scores.items() if not np.isnan(value[0])}
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
-        """All but the panels, which are written already."""
-        drawn = (one for one in (*self.curves, self.norms, self.threshold, self.skips) if one)
-        return (*drawn, *self.maps.pictures)
+        """All pictures except the panels, which are already written."""
+        charts = (chart for chart in (*self.curves, self.norms, self.threshold, self.skips) if chart)
+        return (*charts, *self.maps.pictures)
 
 
-def look_at(order: TrainJob, out: Path) -> FoldDiagnostics:
-    """Measure and draw what there is to say of one network; its panels are written."""
-    below = order.folder.relative_to(out).as_posix()
-    folder = "" if below == "." else f"{below}/"
-    network, history, cases = _network(order), history_of(order.folder), seen(order)
-    evaluation = _judged(order, [EvaluationCase(case, case.name) for case in cases])
-    panels = write_panels(evaluation, order.folder / "panels")
-    flows = skip_flows(order, network, cases)
+def diagnose(job: TrainJob, out: Path) -> FoldDiagnostics:
+    """Measure one network, draw its charts and write its panels.
+
+    Args:
+        job: The training job of the network.
+        out: Folder of the run.
+    """
+    relative = job.folder.relative_to(out).as_posix()
+    folder = "" if relative == "." else f"{relative}/"
+    network, history, cases = _network(job), history_of(job.folder), seen(job)
+    evaluation = _evaluate(job, [EvaluationCase(case, case.name) for case in cases])
+    panels = write_panels(evaluation, job.folder / "panels")
+    flows = skip_flows(job, network, cases)
     name = f"{folder}figures"
     curves = [loss_curve(f"{name}/loss", history), rate_curve(f"{name}/rate", history)]
-    if history.judged:
+    if history.validation_steps:
         curves.insert(1, score_curve(f"{name}/scores", history))
     middle = evaluation.cases[panels[1].number].annotated
     return FoldDiagnostics(
-        order=order,
+        job=job,
         folder=folder,
         spec=network.spec,
         history=history,
@@ -101,24 +105,24 @@ def look_at(order: TrainJob, out: Path) -> FoldDiagnostics:
         norms=norm_curves(f"{name}/gradients", history),
         threshold=_threshold(f"{name}/threshold", network, cases),
         skips=_skips(f"{name}/skips", flows),
-        maps=show_maps(network, Looked(BEST, middle), f"{folder}maps"),
+        maps=show_maps(network, MapInput(BEST, middle), f"{folder}maps"),
     )
 
 
-def _network(order: TrainJob) -> SegmentationNetwork:
-    return load(order.folder / BEST).to(resolve_device(order.recipe.compute.device))
+def _network(job: TrainJob) -> SegmentationNetwork:
+    return load(job.folder / BEST).to(resolve_device(job.recipe.compute.device))
 
 
-def _judged(order: TrainJob, cases: Sequence[EvaluationCase]) -> Evaluation:
-    model = load_model(ModelSection(weights=str(order.folder / BEST)))
-    return evaluate_methods(cases, networks([model], order.recipe.compute.device), lambda: None)
+def _evaluate(job: TrainJob, cases: Sequence[EvaluationCase]) -> Evaluation:
+    model = load_model(ModelSection(weights=str(job.folder / BEST)))
+    return evaluate_methods(cases, networks([model], job.recipe.compute.device), lambda: None)
 
 
 def _threshold(name: str, network: SegmentationNetwork, cases: Sequence[AnnotatedImage]) -> Picture | None:
     if network.spec.foreground > 1 or network.spec.threshold is None:
         return None
-    found = threshold_scores(network, cases)
-    lines = [Line("Dice", THRESHOLDS, found.dice), Line("F1 of objects at IoU 0.5", THRESHOLDS, found.f1)]
+    scores = threshold_scores(network, cases)
+    lines = [Line("Dice", THRESHOLDS, scores.dice), Line("F1 of objects at IoU 0.5", THRESHOLDS, scores.f1)]
     return threshold_curve(name, lines, network.spec.threshold)
 
 

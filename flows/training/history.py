@@ -1,7 +1,7 @@
-"""What a training left behind, as plain data for its report: the course it took, the command that repeats it.
+"""Metrics and command line of a training run, as plain data for its report.
 
-The one decision made here: only files of the run and its recipe are read, so the page can be made again from a run that
-ended long ago; the command names every key that is not the default, so it needs no file of configuration.
+Only files of the run and its config are read, so the report of an old run can be rebuilt. The command names every key
+that differs from its default, so it needs no config file.
 """
 
 from __future__ import annotations
@@ -22,43 +22,43 @@ from unet_core.training.trainer import BEST
 
 
 def history_of(folder: Path) -> MetricCurves:
-    """The course of a training, from its record."""
+    """Read the metrics of a run from its log."""
     lines = read_json_lines(folder / METRICS)
     steps = [line for line in lines if "loss" in line]
-    judged = [line for line in lines if "validation" in line]
+    validations = [line for line in lines if "validation" in line]
     levels = list(steps[0]["gradient_norms"]) if steps else []
-    scores = list(judged[0]["validation"]) if judged else []
+    scores = list(validations[0]["validation"]) if validations else []
     return MetricCurves(
         steps=[line["step"] for line in steps],
         loss=[line["loss"] for line in steps],
         rate=[line["rate"] for line in steps],
         norms={level: [line["gradient_norms"][level] for line in steps] for level in levels},
-        judged=[line["step"] for line in judged],
-        scores={name: [line["validation"][name] for line in judged] for name in scores},
+        validation_steps=[line["step"] for line in validations],
+        scores={name: [line["validation"][name] for line in validations] for name in scores},
         best_step=best_step(folder),
         seconds=steps[-1]["seconds"] if steps else 0.0,
     )
 
 
 def best_step(folder: Path) -> int:
-    """The step that the kept network is of."""
+    """Return the step of the selected checkpoint."""
     return int(describe(folder / BEST).provenance["steps"])
 
 
-def keys(recipe: TrainConfig) -> dict[str, Any]:
-    """Every key of a recipe as ``--set`` names it, with its value as JSON has it."""
+def config_keys(recipe: TrainConfig) -> dict[str, Any]:
+    """Return every key of a config as named by ``--set``, with its JSON value."""
     content = recipe.model_dump(mode="json")
-    return {f"{section}.{key}": value for section, inside in content.items() for key, value in inside.items()}
+    return {f"{section}.{key}": value for section, values in content.items() for key, value in values.items()}
 
 
 def changed_keys(recipe: TrainConfig) -> dict[str, Any]:
-    """The keys that are not the default."""
-    usual = keys(TrainConfig())
-    return {key: value for key, value in keys(recipe).items() if value != usual.get(key)}
+    """Return the keys that differ from their default."""
+    defaults = config_keys(TrainConfig())
+    return {key: value for key, value in config_keys(recipe).items() if value != defaults.get(key)}
 
 
 def command_of(request: TrainRequest) -> str:
-    """The command that trains this again."""
+    """Return the command line that repeats a training run."""
     cases = ["--cases", str(request.cases)] if request.cases else []
     words = ["overtile", "train", "--images", str(request.images), "--masks", str(request.masks), *cases]
     return shlex.join([*words, "--out", str(request.out), *_settings(changed_keys(request.recipe))])

@@ -1,9 +1,9 @@
-"""What a network will be shown: a picture of augmented samples, each with its target and its weights.
+"""Pictures of augmented training samples with targets and weights.
 
-The one decision made here: the samples are those that training draws, made by the same function, so a mask that does
-not follow its image, or weights in the wrong place, are seen before an hour is spent on them.
+The samples are drawn by the same function as in training, so a mask that does not match its image, or wrong weights,
+are visible before training starts.
 
-    | the tile, what is asked of it framed | the same with the targets' outlines | the weight of each pixel |
+    | tile, target area framed | tile with outlines of the targets | weight of each pixel |
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from pipeline.slide_reader import name_channels
 from unet_core.data.sampler import SampleBatch
 
 GAP_PX, TEXT_PX = 12, 15
-LEAST_PX = 200
-"""Smaller tiles are enlarged by a whole number, pixel by pixel."""
+MIN_SIDE_PX = 200
+"""Smaller tiles are enlarged by an integer factor."""
 
 
 def save_panel(path: Path, batch: SampleBatch, class_names: Sequence[str]) -> None:
-    """Write what ``draw_panel`` draws as a PNG."""
+    """Write the panel as a PNG."""
     draw_panel(batch, class_names).save(path)
 
 
 def draw_panel(batch: SampleBatch, class_names: Sequence[str]) -> Image.Image:
-    """A row for each sample of the batch. The last two columns are what the loss sees."""
+    """Draw a row for each sample of the batch. The last two columns show what the loss uses."""
     images, targets, weights = (np.asarray(part) for part in (batch.image_NCHW, batch.target_NHW, batch.weight_NHW))
     low, high = float(weights.min()), float(weights.max())
     shades = ((weights - low) / max(high - low, 1e-6) * 255).round().astype(np.uint8)
@@ -54,7 +54,7 @@ def draw_panel(batch: SampleBatch, class_names: Sequence[str]) -> Image.Image:
 def _row(
     image_CHW: NDArray[Any], target_HW: NDArray[Any], shade_HW: NDArray[np.uint8], classes: int
 ) -> tuple[NDArray[np.uint8], ...]:
-    """Three squares (side, side, 3): tile, outlines, weights; what lies around the target is grey in the last."""
+    """Three squares (side, side, 3): tile, outlines, weights. Pixels outside the target are grey in the last."""
     stored_CHW = (image_CHW * 255).round().clip(0, 255).astype(np.uint8)
     names = name_channels((), len(stored_CHW))
     rgb = np.ascontiguousarray(compose(stored_CHW, names, windows(stored_CHW, names)))
@@ -62,17 +62,17 @@ def _row(
     inside = slice(trim, trim + target_HW.shape[0]), slice(trim, trim + target_HW.shape[1])
     outlined, weights = rgb.copy(), np.full_like(rgb, 128)
     palette = Palette(np.arange(classes, dtype=np.uint8), np.array(class_colours(classes), np.uint8))
-    asked = np.ascontiguousarray(outlined[inside])
-    outline_objects(asked, target_HW.astype(np.uint32), palette, 1)
-    outlined[inside] = asked
+    target_area = np.ascontiguousarray(outlined[inside])
+    outline_objects(target_area, target_HW.astype(np.uint32), palette, 1)
+    outlined[inside] = target_area
     _frame(rgb, inside)
     weights[inside] = shade_HW[..., None]
     return tuple(_enlarged(cell) for cell in (rgb, outlined, weights))
 
 
 def _frame(rgb_YXC: NDArray[np.uint8], inside: tuple[slice, slice]) -> None:
-    """A dark line around what is asked, just outside it; none where all of the tile is asked."""
-    (y0, y1), (x0, x1) = ((one.start - 1, one.stop) for one in inside)
+    """Draw a dark frame just outside the target area; none if it covers the whole tile."""
+    (y0, y1), (x0, x1) = ((span.start - 1, span.stop) for span in inside)
     if y0 < 0 or x0 < 0:
         return
     rgb_YXC[[y0, y1], x0 : x1 + 1] = INK
@@ -80,5 +80,5 @@ def _frame(rgb_YXC: NDArray[np.uint8], inside: tuple[slice, slice]) -> None:
 
 
 def _enlarged(rgb_YXC: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    factor = max(1, -(-LEAST_PX // len(rgb_YXC)))
+    factor = max(1, -(-MIN_SIDE_PX // len(rgb_YXC)))
     return rgb_YXC.repeat(factor, axis=0).repeat(factor, axis=1)

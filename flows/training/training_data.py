@@ -1,7 +1,7 @@
-"""From folders of images and masks to what is trained: one order for each fold that is held back.
+"""Training jobs from folders of images and masks: one job for each fold that is held back.
 
-The one decision made here: folds are drawn once, written to the run's folder and used again, so a network that goes on
-learning is never judged by what it has seen.
+Folds are drawn once, stored in the folder of the run and reused, so that a resumed network is never validated on images
+it was trained on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FOLDS = "folds.json"
 
 @dataclass(frozen=True, slots=True)
 class TrainRequest:
-    """What `overtile train` was asked for."""
+    """Arguments of ``overtile train``."""
 
     images: Path
     masks: Path
@@ -41,7 +41,7 @@ class TrainRequest:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Everything that is known before the first step: the networks to be trained, and what there is to learn from."""
+    """The training jobs of a run and the summary of its data."""
 
     orders: tuple[TrainJob, ...]
     summary: DatasetSummary
@@ -49,37 +49,47 @@ class Prepared:
 
 @contextmanager
 def begin(request: TrainRequest) -> Iterator[Prepared]:
-    """Read and check the images, and keep everybody else out of the run's folder while they are trained on."""
+    """Prepare a run and lock its folder while it is trained."""
     with disk_errors(request.out), slide_lock(request.out / ".work"):
-        sweep_partials(request.out, age_s=0)  # nobody else is at work here
+        sweep_partials(request.out, age_s=0)  # the lock excludes other processes
         yield prepare(request)
 
 
 def prepare(request: TrainRequest) -> Prepared:
-    """Read and check the images, draw the folds or read them.
+    """Read and check the images, and draw or read the folds.
 
-    Raises ConfigError, naming the file and the cure, for whatever cannot be trained on.
+    Raises:
+        ConfigError: If the data cannot be used for training; it names the file and the remedy.
     """
     recipe, found, summary = read(request)
-    orders = (TrainJob(folder, _material(found, *names), recipe) for folder, *names in _splits(request, found, summary))
+    orders = (
+        TrainJob(folder, _train_data(found, *names), recipe) for folder, *names in _splits(request, found, summary)
+    )
     return Prepared(tuple(orders), summary)
 
 
 def read(request: TrainRequest) -> tuple[TrainConfig, Dataset, DatasetSummary]:
-    """The recipe, its resolution that of the images where it says none; these, and what was counted in them."""
+    """Read and check the images.
+
+    Returns:
+        The config with the resolution of the images if it sets none, the dataset, and its summary.
+
+    Raises:
+        ConfigError: If the data cannot be used for training.
+    """
     if request.out.resolve() in (request.images.resolve(), request.masks.resolve()):
-        raise ConfigError(f"{request.out}: expected a folder of its own for the run, found the images' or masks'")
+        raise ConfigError(f"{request.out}: expected a separate folder for the run, found the images or masks")
     recipe = request.recipe
-    wanted = recipe.network.resolution()
-    found = open_dataset(request.images, request.masks, request.cases, recipe.data, wanted)
-    if wanted is None and not recipe.network.start and (mpp := agreed(found.mpp.values())):
+    requested = recipe.network.resolution()
+    found = open_dataset(request.images, request.masks, request.cases, recipe.data, requested)
+    if requested is None and not recipe.network.start and (mpp := agreed(found.mpp.values())):
         recipe = recipe.model_copy(update={"network": recipe.network.model_copy(update={"mpp": mpp})})
         found = replace(found, said=(*found.said, f"network.mpp is {mpp:g} um per pixel, as all images state"))
     return recipe, found, check_annotations(found)
 
 
 def save_samples(request: TrainRequest, found: Dataset) -> Path:
-    """Write a picture of tiles as the network will be shown them; return its path."""
+    """Write a picture of augmented training tiles; return its path."""
     recipe = request.recipe
     with refusals():
         spec = with_target(found.cases, found.class_names, recipe)
@@ -94,19 +104,19 @@ def save_samples(request: TrainRequest, found: Dataset) -> Path:
 def _splits(
     request: TrainRequest, found: Dataset, summary: DatasetSummary
 ) -> Iterator[tuple[Path, Sequence[str], Sequence[str]]]:
-    """Folder, names to learn from and names held back of each network."""
-    wanted = request.recipe.folds.hold_back
-    if wanted is None:
+    """Yield folder, training names and held-back names of each network."""
+    requested = request.recipe.folds.hold_back
+    if requested is None:
         yield request.out, [case.name for case in found.cases], []
         return
     folds = draw_folds(request.out / FOLDS, found, summary, request.recipe.folds)
-    for number in folds.numbers if wanted == "all" else (wanted,):
-        folder = request.out / f"fold-{number}" if wanted == "all" else request.out
+    for number in folds.numbers if requested == "all" else (requested,):
+        folder = request.out / f"fold-{number}" if requested == "all" else request.out
         with refusals():
             yield folder, *folds.split(number)
 
 
-def _material(found: Dataset, training: Sequence[str], held_back: Sequence[str]) -> TrainData:
+def _train_data(found: Dataset, training: Sequence[str], held_back: Sequence[str]) -> TrainData:
     by_name = {case.name: case for case in found.cases}
     return TrainData(
         tuple(by_name[name] for name in training), tuple(by_name[name] for name in held_back), found.class_names

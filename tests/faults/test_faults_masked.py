@@ -80,7 +80,7 @@ def test_fault_42_the_tile_is_listed_in_manifest_and_summary(masked: Masked) -> 
     }
     assert masked.facts("sound", "ingest") == {"masked": [], "flags": []}
     summary = (masked.ran.out / "summary.md").read_text()
-    assert "- torn: not decoded and masked, nothing is found there: level 0, tile (1, 9)" in summary
+    assert "- torn: unreadable tiles masked, no objects there: level 0, tile (1, 9)" in summary
     assert "masked" in (masked.ran.out / "results.csv").read_text()
 
 

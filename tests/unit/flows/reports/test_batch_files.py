@@ -1,4 +1,4 @@
-"""The batch's files while it runs: each manifest is read once, states are honest, a refusing disk stops no slide."""
+"""Batch-level files during a run: one read per manifest, correct states, and tolerance of write errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Planned = Callable[[int], Batch]
 
 @pytest.fixture
 def planned(tmp_path: Path) -> Planned:
-    """Batches of any number of slides, all waiting; their plans are one slide's."""
+    """Create batches of any number of waiting slides with the plan of one slide."""
     slide = tmp_path / "slide.tif"
     tifffile.imwrite(slide, np.full((600, 600, 3), 200, np.uint8), photometric="rgb")
     settings = [f"model.weights={CONTEXT}", "input.mpp=0.25", "tiles.block=512"]
@@ -45,7 +45,7 @@ def planned(tmp_path: Path) -> Planned:
 
 
 def complete(batch: Batch, key: str, stage_changed: str | None = None) -> None:
-    """What a finished slide leaves, as far as these files are about it."""
+    """Write the files of a finished slide that the batch files read."""
     folder, summary = batch.request.out / key, json.loads(json.dumps(batch.plans[key].summary()))
     if stage_changed:
         summary["hashes"][stage_changed] = "f" * 64
@@ -71,18 +71,18 @@ def rows(batch: Batch) -> dict[str, dict[str, str]]:
         return {row["slide"]: row for row in csv.DictReader(file)}
 
 
-def test_each_manifest_is_read_once_whenever_its_slide_ends(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_manifest_is_read_once_when_its_slide_ends(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
     batch, reads = planned(12), []
     for number in range(4):
         complete(batch, f"s{number:03}")
     read = result_records.read_manifest
     monkeypatch.setattr(result_records, "read_manifest", lambda store: (reads.append(store.root.name), read(store))[1])
-    watching = Report(batch)
-    watching.batch_planned(batch)
+    report = Report(batch)
+    report.batch_planned(batch)
     assert reads == ["s000", "s001", "s002", "s003"]
     for number in range(4, 12):
         complete(batch, f"s{number:03}")
-        watching.slide_done(end(batch, number))
+        report.slide_done(end(batch, number))
         assert reads[4:] == [f"s{done:03}" for done in range(4, number + 1)]
         assert rows(batch)[f"s{number:03}"]["count"] == "3"
     assert [row["state"] for row in rows(batch).values()] == ["complete"] * 12
@@ -100,20 +100,20 @@ def test_each_manifest_is_read_once_whenever_its_slide_ends(planned: Planned, mo
         ("locked", None, "locked", ""),
     ],
 )
-def test_numbers_stand_beside_states_that_have_them(
+def test_numbers_are_written_for_numbered_states_only(
     planned: Planned, state: State, changed: str | None, shown: str, count: str
 ) -> None:
     batch = planned(2)
     complete(batch, "s000", changed)
     end(batch, 0, state)
-    watching = Report(batch)
-    watching.batch_planned(batch)
+    report = Report(batch)
+    report.batch_planned(batch)
     found = rows(batch)
     assert (found["s000"]["state"], found["s000"]["count"]) == (shown, count)
     assert (found["s001"]["state"], found["s001"]["count"]) == ("waiting", "")
 
 
-def test_a_slide_that_somebody_removed_is_not_called_complete(planned: Planned) -> None:
+def test_removed_slide_is_incomplete(planned: Planned) -> None:
     batch = planned(1)
     end(batch, 0)
     Report(batch).finish()
@@ -137,7 +137,7 @@ def test_slides_of_other_runs_keep_their_rows(planned: Planned) -> None:
     assert found["s001"]["stain"] == "HE"
 
 
-def test_the_numbers_of_a_table_known_by_hand(planned: Planned) -> None:
+def test_results_csv_has_hand_computed_values(planned: Planned) -> None:
     batch = planned(1)
     complete(batch, "s000")
     end(batch, 0)
@@ -150,35 +150,33 @@ def test_the_numbers_of_a_table_known_by_hand(planned: Planned) -> None:
     assert {name: float(row[name]) for name in expected} == expected
 
 
-def test_the_time_left_is_that_of_the_work_left(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_left_is_proportional_to_remaining_work(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
     batch, now = planned(4), [100.0]
     monkeypatch.setattr(batch_files.time, "monotonic", lambda: now[0])
-    watching = Report(batch)
-    watching.batch_planned(batch)
-    assert watching.page(running=True).left_s is None
+    report = Report(batch)
+    report.batch_planned(batch)
+    assert report.page(running=True).left_s is None
     complete(batch, "s000")
-    watching.slide_done(end(batch, 0, "complete before"))  # costs nothing and says nothing of the rate
-    assert watching.page(running=True).left_s is None
+    report.slide_done(end(batch, 0, "complete before"))  # takes no time, so the rate stays unknown
+    assert report.page(running=True).left_s is None
     now[0] = 160.0
     for stage in batch.plans["s001"].hashes:
         for _ in range(4):
-            watching.block_done("s001", stage, {})
-    left = watching.page(running=True).left_s
+            report.block_done("s001", stage, {})
+    left = report.page(running=True).left_s
     assert left == pytest.approx(120.0)  # one slide took a minute, two are left
-    assert "about 2 min left" in watching.page(running=True).markdown()
+    assert "about 2 min left" in report.page(running=True).markdown()
 
 
-def test_a_disk_that_refuses_stops_no_slide_and_is_told_at_the_end(
-    planned: Planned, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_write_error_stops_no_slide_and_is_raised_at_the_end(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = planned(1)
-    watching = Report(batch)
-    watching.batch_planned(batch)
+    report = Report(batch)
+    report.batch_planned(batch)
 
     def refuse(*_: object) -> None:
         raise DiskError(28, "cannot write: No space left on device")
 
     monkeypatch.setattr(batch_files, "write_bytes", refuse)
-    watching.slide_done(end(batch, 0))
+    report.slide_done(end(batch, 0))
     with pytest.raises(DiskError):
-        watching.finish()
+        report.finish()

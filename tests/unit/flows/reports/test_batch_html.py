@@ -1,4 +1,4 @@
-"""report.html of a batch: what it says is what lies in OUT, it asks nothing of any network, and names stay names."""
+"""report.html of a batch: content equals the results in OUT, no network requests, escaped names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from flows.batch.history import note
-from flows.reports.batch_html import PICTURES, content_of, strip_of, write_report
+from flows.reports.batch_html import MAX_PICTURES, content_of, strip_of, write_report
 from flows.reports.summary_markdown import outliers
 from pipeline.errors import ConfigError
 from pipeline.storage.manifest import read_manifest, write_manifest
@@ -30,7 +30,7 @@ SLIDES = ("a", "b", "c", "d", "e", "far", HOSTILE)
 
 
 class Seen(HTMLParser):
-    """Tags, attributes that load or run something, and text."""
+    """Tags, text, and attributes that load or run something."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -49,14 +49,14 @@ class Seen(HTMLParser):
 
 @dataclass(frozen=True)
 class Batch:
-    """An output folder of several slides, and its page."""
+    """A results folder of several slides and its page."""
 
     out: Path
     page: str
 
 
 def add(out: Path, finished: Finished, key: str, times: float) -> None:
-    """One more slide, a copy, with so many times the objects."""
+    """Add a copy of a slide with the number of objects multiplied."""
     root = out / key
     shutil.copytree(finished.result, root)
     store = SlideStore(root)
@@ -85,7 +85,7 @@ def batch(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Batch
     return Batch(out, write_report(out).read_text("utf-8"))
 
 
-def test_it_says_what_lies_there(batch: Batch) -> None:
+def test_page_equals_the_results(batch: Batch) -> None:
     content, text = content_of(batch.out), Seen(batch.page).text
     assert "7 of 8 slides complete, 1 failed." in text
     assert [slide["key"] for slide in content["slides"]] == sorted([*SLIDES, "torn"])
@@ -104,17 +104,17 @@ def test_it_says_what_lies_there(batch: Batch) -> None:
     assert ("tiles.block", "512") in configuration["settings"]
 
 
-def test_what_stands_out_is_told_and_shown_first(batch: Batch) -> None:
+def test_outliers_are_listed_and_shown_first(batch: Batch) -> None:
     content = content_of(batch.out)
     assert [line.split(":")[0] for line in content["strays"]] == ["far", "far"]  # more objects, each smaller
     assert "Objects per mm\u00b2 of tissue" in content["strays"][0]
     assert content["pictures"][0][0]["key"] == "far"
-    assert len(content["pictures"]) == 7 <= PICTURES
+    assert len(content["pictures"]) == 7 <= MAX_PICTURES
     (density,) = [strip for strip in content["strips"] if strip.name == "Objects per mm\u00b2 of tissue"]
     assert [dot.key for dot in density.dots if dot.stray] == ["far"]
 
 
-def test_strips_place_slides_by_value() -> None:
+def test_dot_strip_orders_slides_by_value() -> None:
     strip = strip_of("x", {"a": 2.0, "b": 4.0, "c": 3.0, "d": 2.001})
     assert [(dot.key, dot.x, dot.y) for dot in strip.dots] == [
         ("a", 0, 0),
@@ -127,23 +127,23 @@ def test_strips_place_slides_by_value() -> None:
     assert [(dot.x, dot.stray) for dot in alone.dots] == [(0, False)]
 
 
-def test_far_from_the_others_is_told_by_medians() -> None:
+def test_outliers_are_computed_from_medians() -> None:
     values = {"a": 10.0, "b": 11, "c": 12, "d": 13, "e": 90}
     assert outliers(values) == {"e": pytest.approx(0.6745 * 78 / 1)}
-    assert outliers({key: values[key] for key in "abce"}) == {}, "too few to tell"
+    assert outliers({key: values[key] for key in "abce"}) == {}, "too few values"
     assert outliers(dict.fromkeys("abcdef", 1.0)) == {}
 
 
-def test_names_are_text_and_nothing_is_asked_of_a_network(batch: Batch) -> None:
+def test_names_are_escaped_and_no_request_is_made(batch: Batch) -> None:
     seen = Seen(batch.page)
     assert HOSTILE in seen.text
-    assert not [one for one in seen.active if not one.startswith(("src=data:image/", "href=data:,"))]
+    assert not [address for address in seen.active if not address.startswith(("src=data:image/", "href=data:,"))]
     assert seen.tags.count("img") == len(SLIDES)
     assert not re.search(r"https?://", batch.page)
     assert "default-src 'none'" in unescape(batch.page)
 
 
-def test_where_nothing_lies_there_is_no_page(tmp_path: Path, overtile_alone: Command) -> None:
+def test_folder_without_results_is_rejected(tmp_path: Path, overtile_alone: Command) -> None:
     ran = overtile_alone.run("report", tmp_path)
     assert ran.code == 2
     assert "holds no results" in ran.only_error
@@ -152,10 +152,10 @@ def test_where_nothing_lies_there_is_no_page(tmp_path: Path, overtile_alone: Com
         content_of(tmp_path)
 
 
-def test_a_batch_writes_it_at_its_end(finished: Finished) -> None:
+def test_batch_writes_the_page_at_its_end(finished: Finished) -> None:
     page = (finished.result.parent / "report.html").read_text("utf-8")
     assert "1 of 1 slides complete" in page
-    assert "exit 0" in page, "the run that wrote it has ended"
+    assert "exit 0" in page, "the run that wrote the page has ended"
 
 
 @pytest.fixture(scope="module")
@@ -166,18 +166,18 @@ def opened(batch: Batch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
         yield page
 
 
-def test_it_opens_without_a_request_or_a_complaint(opened: Page, batch: Batch) -> None:
-    asked = [url for url in opened.requests if not url.startswith("data:")]
-    assert asked == [(batch.out / "report.html").resolve().as_uri()]
+def test_page_opens_without_requests_or_browser_errors(opened: Page, batch: Batch) -> None:
+    requests = [url for url in opened.requests if not url.startswith("data:")]
+    assert requests == [(batch.out / "report.html").resolve().as_uri()]
     assert opened.complaints == []
     images = "[...document.images].every(one => one.complete && one.naturalWidth > 0)"
     assert opened.value(images) is True
     assert opened.value("document.images.length") == len(SLIDES)
 
 
-def test_the_table_sorts(opened: Page) -> None:
+def test_table_sorts_by_column(opened: Page) -> None:
     column = "[...document.querySelectorAll('table.sortable tbody tr')].map(row => row.cells[0].textContent)"
     opened.value("document.querySelectorAll('table.sortable button')[3].click()")
     names: Any = opened.value(column)
     assert names[0] == "far"
-    assert names[-1] == "torn", "what has no number is last"
+    assert names[-1] == "torn", "missing values are last"

@@ -1,4 +1,4 @@
-"""Two results compared: numbers against numpy over whole arrays, what cannot be compared is named, names stay names."""
+"""Comparison of two results: numbers equal numpy on whole arrays, incomparable slides are listed, names are escaped."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 
 
 @dataclass(frozen=True)
-class Two:
-    """Two output folders, and what they hold of the slide that differs."""
+class TwoResults:
+    """Two results folders and the classes of their differing slide."""
 
     outs: tuple[Path, Path]
 
-    def classes(self, place: int) -> NDArray[np.int64]:
-        """Class of each pixel, by the whole label array and the table: 0 for none."""
-        root = self.outs[place] / "discs"
+    def classes(self, side: int) -> NDArray[np.int64]:
+        """Class of each pixel from the whole label array and the table; 0 for background."""
+        root = self.outs[side] / "discs"
         labels = np.asarray(zarr.open_array(root / "slide.ome.zarr/labels/objects/0", mode="r")[:])
         table = pandas.read_parquet(root / "objects.parquet", columns=["id", "class"])
         number = {name: code for code, name in enumerate(CLASSES, start=1)}
@@ -47,7 +47,7 @@ class Two:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
+def two(tmp_path_factory: pytest.TempPathFactory) -> TwoResults:
     folder = tmp_path_factory.mktemp("two")
     plan = plans_of_discs(folder, (300, 1100))
     outs = folder / "first", folder / "second"
@@ -65,23 +65,23 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
     assert manifest is not None
     manifest["plan"]["image"]["mpp"] = 1.0
     rewrite(coarser, manifest)
-    return Two(outs)
+    return TwoResults(outs)
 
 
 @pytest.fixture(scope="module")
-def comparison(two: Two) -> ResultComparison:
-    told: list[str] = []
-    found = compare(two.outs, lambda slide: told.append(slide.key))
+def comparison(two: TwoResults) -> ResultComparison:
+    compared_keys: list[str] = []
+    found = compare(two.outs, lambda slide: compared_keys.append(slide.key))
     assert (
-        told
+        compared_keys
         == [slide.key for slide in found.slides]
         == sorted(["discs", "same", HOSTILE, "pruned", "coarser", "begun"])
     )
     return found
 
 
-def test_numbers_are_those_of_the_whole_arrays(two: Two, comparison: ResultComparison) -> None:
-    first, second = (two.classes(place) for place in (0, 1))
+def test_numbers_equal_those_of_whole_arrays(two: TwoResults, comparison: ResultComparison) -> None:
+    first, second = (two.classes(side) for side in (0, 1))
     (discs,) = (one for one in comparison.slides if one.key == "discs")
     both = ((first > 0) & (second > 0)).sum()
     assert discs.row.dice == 2 * both / ((first > 0).sum() + (second > 0).sum())
@@ -99,36 +99,36 @@ def test_numbers_are_those_of_the_whole_arrays(two: Two, comparison: ResultCompa
     assert [one.row.dice for one in comparison.worst()[1:]] == [1.0, 1.0]
 
 
-def test_what_cannot_be_compared_is_named_with_the_reason(two: Two, comparison: ResultComparison) -> None:
+def test_incomparable_slides_are_listed_with_the_reason(two: TwoResults, comparison: ResultComparison) -> None:
     notes = {one.key: one.note for one in comparison.slides if one.agreement is None}
     assert notes == {
-        "begun": f"it is not complete in {two.outs[0]}",
-        "pruned": f"its labels were pruned in {two.outs[1]}",
-        "coarser": "expected the same pixels in both, found 1100 x 300 px at 0.5 um/px and 1100 x 300 px at 1 um/px: "
-        "other slides, or models of other resolutions",
+        "begun": f"not complete in {two.outs[0]}",
+        "pruned": f"labels pruned in {two.outs[1]}",
+        "coarser": "expected the same pixel grid in both, found 1100 x 300 px at 0.5 um/px and 1100 x 300 px at "
+        "1 um/px: different slides, or models of different resolutions",
     }
     assert comparison.only == (("=new",), ())
     assert not comparison.whole
     apart = two.outs[0].parent / "apart"
     shutil.copytree(two.outs[0] / "=new", apart / "=new")
-    with pytest.raises(ConfigError, match="expected slides that are in both, found none; in one only: =new, <img"):
+    with pytest.raises(ConfigError, match="expected common slides, found none; in one only: =new, <img"):
         compare((apart, two.outs[1]), lambda _: None)
 
 
-def test_what_was_asked_differently_is_told(comparison: ResultComparison) -> None:
+def test_differing_settings_are_listed(comparison: ResultComparison) -> None:
     assert comparison.differences() == [
         ("objects.open_um", "0.0", "{'blue cell': 15.0}", 1),
         ("um per px", "0.5", "1", 1),
     ]
 
 
-def test_the_command_writes_a_page_that_stands_alone_and_a_table(
-    two: Two, overtile_alone: Command, tmp_path: Path
+def test_command_writes_a_self_contained_page_and_a_table(
+    two: TwoResults, overtile_alone: Command, tmp_path: Path
 ) -> None:
     ran = overtile_alone.run("compare", *two.outs, "--to", tmp_path)
     assert ran.code == 3, ran.said
     assert "same  Dice 1.0000" in ran.stdout
-    assert f"pruned  its labels were pruned in {two.outs[1]}" in ran.stdout
+    assert f"pruned  labels pruned in {two.outs[1]}" in ran.stdout
     page = assert_alone(tmp_path / "report.html")
     assert "objects.open_um" in page.text
     assert f"only in {two.outs[0]}" in page.text
@@ -142,17 +142,17 @@ def test_the_command_writes_a_page_that_stands_alone_and_a_table(
     assert rows[-1]["note"] == f"only in {two.outs[0]}"
 
 
-def test_pictures_show_both_where_they_differ(two: Two, comparison: ResultComparison) -> None:
+def test_pictures_show_both_results_where_they_differ(two: TwoResults, comparison: ResultComparison) -> None:
     content = content_of(comparison)
     ((row, pictures),) = content["worst"]
     assert row["key"] == "discs"
     assert len(pictures) == len(PANELS) == 4
     (discs,) = (one for one in comparison.slides if one.key == "discs")
-    place = discs.agreement.place if discs.agreement else None
-    assert place is not None
+    cell = discs.agreement.place if discs.agreement else None
+    assert cell is not None
     near = [np.asarray(Image.open(io.BytesIO(picture.jpeg))).astype(int) for picture in pictures[2:]]
-    assert near[0].shape == (*place.shape, 3)
+    assert near[0].shape == (*cell.shape, 3)
     changed = np.abs(near[0] - near[1]).sum(axis=-1) > 60
-    differs = (two.classes(0) != two.classes(1))[place.slices]
+    differs = (two.classes(0) != two.classes(1))[cell.slices]
     assert (changed & differs).sum() > 0.9 * differs.sum() > 0
     assert (changed & ~differs).sum() < 0.2 * differs.sum(), "JPEG rings around edges"

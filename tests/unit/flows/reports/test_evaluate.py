@@ -1,4 +1,4 @@
-"""The evaluate command on images drawn here: what it writes is true, and the same every time."""
+"""The evaluate command on synthetic images: its output is correct and reproducible."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def compared(folder: Path, overtile_alone: Command) -> tuple[dict[str, Any], str, Path]:
-    """Two networks on all images: the record, what was printed, and where it lies."""
+    """Two networks on all images: the record, the printed text, and the report folder."""
     out = folder / "report"
     models = (folder / "sharp.safetensors", folder / "dull.safetensors")
     ran = overtile_alone.run(*words(folder, out, "--model", *models, "--cases", folder / "cases.csv"))
@@ -53,14 +53,14 @@ def compared(folder: Path, overtile_alone: Command) -> tuple[dict[str, Any], str
 
 
 def hd95_by_hand(found: NDArray[np.bool_], true: NDArray[np.bool_]) -> float:
-    """In px, by all pairs of pixels of the two outlines; images here have nothing found or true at their borders."""
+    """HD95 in px from all pairs of outline pixels; no object touches the image border."""
     outlines = [np.argwhere(mask & ~ndimage.binary_erosion(mask)) for mask in (found, true)]
     apart = np.hypot(*(outlines[0][:, None] - outlines[1][None]).transpose(2, 0, 1))
     return float(max(np.percentile(apart.min(axis=axis), 95) for axis in (0, 1)))
 
 
-def test_what_is_written_is_what_the_images_hold(folder: Path, compared: tuple[dict[str, Any], str, Path]) -> None:
-    record, said, out = compared
+def test_scores_equal_hand_computed_scores(folder: Path, compared: tuple[dict[str, Any], str, Path]) -> None:
+    record, output, out = compared
     names = [str(i) for i in range(len(PATIENTS))]
     for model, weight in (("sharp", 4.0), ("dull", 1.2)):
         rows = {row["image"]: row for row in record["cases"] if row["model"] == model}
@@ -70,10 +70,10 @@ def test_what_is_written_is_what_the_images_hold(folder: Path, compared: tuple[d
             assert rows[name]["dice"] == pytest.approx(2 * (found & true).sum() / (found.sum() + true.sum()))
             assert rows[name]["hd95"] == pytest.approx(0.5 * hd95_by_hand(found, true))
             both, total = both + (found & true).sum(), total + found.sum() + true.sum()
-        (told,) = (one for one in record["models"] if one["name"] == model)
-        assert told["pooled"]["dice"] == pytest.approx(2 * both / total)
-        assert told["intervals"]["dice"][0] <= told["pooled"]["dice"] <= told["intervals"]["dice"][1]
-        assert told["sha256"] == sha256(folder / f"{model}.safetensors")
+        (scores,) = (one for one in record["models"] if one["name"] == model)
+        assert scores["pooled"]["dice"] == pytest.approx(2 * both / total)
+        assert scores["intervals"]["dice"][0] <= scores["pooled"]["dice"] <= scores["intervals"]["dice"][1]
+        assert scores["sha256"] == sha256(folder / f"{model}.safetensors")
     assert record["pooled"] == record["models"][0]["pooled"]
     assert {"dice", "iou", "pixel_accuracy", "precision", "recall", "hd95", "surface_dice", "ece"} < set(
         record["pooled"]
@@ -87,20 +87,20 @@ def test_what_is_written_is_what_the_images_hold(folder: Path, compared: tuple[d
         lines = list(csv.DictReader(file))
     assert [(line["model"], line["image"]) for line in lines] == [(m, n) for m in ("sharp", "dull") for n in names]
     assert float(lines[3]["dice"]) == record["cases"][3]["dice"]
-    assert f"{record['pooled']['dice']:.3f}" in said
+    assert f"{record['pooled']['dice']:.3f}" in output
 
 
 def test_two_models_are_compared_by_patient(compared: tuple[dict[str, Any], str, Path]) -> None:
-    record, said, _ = compared
+    record, output, _ = compared
     found = {one["score"]: one for one in record["comparisons"]}
     assert set(found) == {"dice", "f1_50"}
     assert (found["dice"]["first"], found["dice"]["second"], found["dice"]["patients"]) == ("sharp", "dull", 6)
     difference = record["models"][1]["pooled"]["dice"] - record["models"][0]["pooled"]["dice"]
     assert found["dice"]["difference"] == pytest.approx(difference)
-    assert found["dice"]["conclusion"] in said
+    assert found["dice"]["conclusion"] in output
 
 
-def test_pictures_show_image_truth_prediction_and_error(compared: tuple[dict[str, Any], str, Path]) -> None:
+def test_panels_show_image_annotation_prediction_and_errors(compared: tuple[dict[str, Any], str, Path]) -> None:
     record, _, out = compared
     rows = {row["image"]: row["dice"] for row in record["cases"] if row["model"] == "sharp"}
     panels = record["panels"]
@@ -122,17 +122,17 @@ def test_pictures_show_image_truth_prediction_and_error(compared: tuple[dict[str
         assert (errors[mask] == colour).all()
 
 
-def test_the_same_command_writes_the_same_bytes(
+def test_same_command_writes_identical_bytes(
     folder: Path, overtile_alone: Command, compared: tuple[dict[str, Any], str, Path], tmp_path: Path
 ) -> None:
-    """Again, and with images read where and when they are needed instead of held in memory."""
+    """Also with images read on demand instead of held in memory."""
     _, _, out = compared
     models = (folder / "sharp.safetensors", folder / "dull.safetensors")
     ran = overtile_alone.run(
         *words(folder, tmp_path, "--model", *models, "--cases", folder / "cases.csv", "--set", "data.memory_gb=0")
     )
     assert ran.code == 0, ran.said
-    first, second = ({name: state.sha256 for name, state in files_of(place).items()} for place in (out, tmp_path))
+    first, second = ({name: state.sha256 for name, state in files_of(folder).items()} for folder in (out, tmp_path))
     assert first == second
     assert {name for name in first if not name.startswith(("figures/", "maps/"))} == {
         *("metrics.json", "cases.csv", "report.html"),
@@ -140,7 +140,7 @@ def test_the_same_command_writes_the_same_bytes(
     }
 
 
-def test_folds_say_what_is_judged_and_what_baselines_learn_from(
+def test_folds_select_scored_images_and_training_images_of_baselines(
     folder: Path, overtile_alone: Command, tmp_path: Path
 ) -> None:
     more = (
@@ -167,40 +167,40 @@ def test_folds_say_what_is_judged_and_what_baselines_learn_from(
     assert "no intervals: patients: 4" in ran.stdout
 
 
-def test_folds_that_are_not_there_are_refused(folder: Path, overtile_alone: Command, tmp_path: Path) -> None:
+def test_unknown_folds_are_rejected(folder: Path, overtile_alone: Command, tmp_path: Path) -> None:
     more = ("--model", folder / "sharp.safetensors", "--cases", folder / "cases.csv", "--folds", "7")
     ran = overtile_alone.run(*words(folder, tmp_path / "out", *more))
     assert ran.code == 2, ran.said
-    assert "folds there are: 0, 1, 2" in ran.only_error
+    assert "expected existing folds: 0, 1, 2" in ran.only_error
     assert not (tmp_path / "out").exists()
 
 
-def asked_for(*words: str | Path, tta: str = "none") -> list[Method]:
-    models = [load_model(ModelSection(weights=names_of(str(word)), tta=tta)) for word in words]
+def methods_of(*names: str | Path, tta: str = "none") -> list[Method]:
+    models = [load_model(ModelSection(weights=names_of(str(name)), tta=tta)) for name in names]
     return networks(models, "cpu")
 
 
-def test_models_that_cannot_be_compared_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_incomparable_models_are_rejected(folder: Path, tmp_path: Path) -> None:
     sharp = folder / "sharp.safetensors"
     with pytest.raises(ModelError, match="no model 'nobody'"):
-        asked_for(sharp, "nobody")
+        methods_of(sharp, "nobody")
     save(tmp_path / "other.safetensors", UNet(UNetSpec(depth=1, width=2, classes=3)).eval(), {})
     with pytest.raises(ConfigError, match="one list of classes"):
-        asked_for(sharp, tmp_path / "other.safetensors")
+        methods_of(sharp, tmp_path / "other.safetensors")
     shutil.copy(sharp, tmp_path / "sharp.safetensors")
     with pytest.raises(ConfigError, match="sharp twice"):
-        asked_for(sharp, tmp_path / "sharp.safetensors")
-    (method,) = asked_for(sharp)
+        methods_of(sharp, tmp_path / "sharp.safetensors")
+    (method,) = methods_of(sharp)
     with pytest.raises(ConfigError, match="of 3 channels"):
         method.answers(np.zeros((4, 8, 8), np.uint8))
 
 
-# ---- as segment asks -------------------------------------------------------------------------------------------------
+# ---- agreement with segment ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two networks that answer otherwise for a turned tile, and have thresholds and smallest areas of their own."""
+    """Two networks that depend on the orientation of a tile, with different thresholds and minimum areas."""
     root = tmp_path_factory.mktemp("pair")
     for seed, (threshold, area) in enumerate(((0.4, 1.0), (0.5, 2.0))):
         torch.manual_seed(seed)
@@ -212,19 +212,19 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.mark.long
-def test_the_mask_is_the_one_that_segment_gives(
+def test_mask_equals_the_mask_of_segment(
     pair: tuple[Path, Path], overtile: Command, overtile_alone: Command, tmp_path: Path
 ) -> None:
-    """Two networks as one, each tile laid eight ways; each of both is seen in the mask."""
+    """An ensemble of two networks with eightfold test-time augmentation; both settings change the mask."""
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
     image, labels = drawn(3)
     resolution = {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}
     tifffile.imwrite(tmp_path / "images" / "a.tif", image, photometric="rgb", **resolution)
     io.imsave(tmp_path / "masks" / "a.png", labels, check_contrast=False)
-    together = f"{pair[0]}+{pair[1]}"
+    ensemble = f"{pair[0]}+{pair[1]}"
     out = tmp_path / "report"
-    ran = overtile_alone.run(*words(tmp_path, out, "--model", together, pair[0], "--set", "model.tta=d4"))
+    ran = overtile_alone.run(*words(tmp_path, out, "--model", ensemble, pair[0], "--set", "model.tta=d4"))
     assert ran.code == 0, ran.said
     assert "mean of 2 networks and 8 flips and quarter turns, threshold 0.45, objects of at least 6 px" in ran.stdout
     picture = io.imread(out / "panels" / "best.png")[:, 2 * (56 + 6) :][:, :56]
@@ -236,14 +236,14 @@ def test_the_mask_is_the_one_that_segment_gives(
     assert np.array_equal(found, objects > 0)
 
     case = AnnotatedImage("a", np.ascontiguousarray(image.transpose(2, 0, 1)), labels.astype(np.int32))
-    for (method,) in (asked_for(together), asked_for(pair[0], tta="d4")):
-        judge = ImageScorer(method.answers(case.image_CYX), case, method.rules)
-        judge.run()
-        assert not np.array_equal(judge.found_YX > 0, found), "the setting makes no difference here"
+    for (method,) in (methods_of(ensemble), methods_of(pair[0], tta="d4")):
+        scorer = ImageScorer(method.answers(case.image_CYX), case, method.rules)
+        scorer.run()
+        assert not np.array_equal(scorer.found_YX > 0, found), "the setting makes no difference here"
 
 
 @pytest.mark.long
-def test_an_enlarged_image_that_says_so_is_judged_as_the_image(
+def test_enlarged_image_with_resolution_is_scored_as_the_original(
     folder: Path, overtile_alone: Command, tmp_path: Path
 ) -> None:
     records = []
@@ -267,19 +267,19 @@ def test_an_enlarged_image_that_says_so_is_judged_as_the_image(
     assert "expected networks of one resolution" in ran.only_error
 
 
-def test_an_ensemble_is_named_by_its_networks(pair: tuple[Path, Path], folder: Path, tmp_path: Path) -> None:
-    one, other = asked_for(f"{pair[0]}+{pair[1]}", folder / "sharp.safetensors")
+def test_ensemble_is_named_by_its_networks(pair: tuple[Path, Path], folder: Path, tmp_path: Path) -> None:
+    one, other = methods_of(f"{pair[0]}+{pair[1]}", folder / "sharp.safetensors")
     assert sorted(one.name.split(" + ")) == ["0", "1"]
     assert other.name == "sharp"
     odd = tmp_path / "a+b.safetensors"
     shutil.copy(pair[0], odd)
-    assert [method.name for method in asked_for(odd)] == ["a+b"]
+    assert [method.name for method in methods_of(odd)] == ["a+b"]
     with pytest.raises(ConfigError, match=r"0 \+ 1 twice|1 \+ 0 twice"):
-        asked_for(f"{pair[0]}+{pair[1]}", f"{pair[1]}+{pair[0]}")
+        methods_of(f"{pair[0]}+{pair[1]}", f"{pair[1]}+{pair[0]}")
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         ((), "neither --model nor --baselines"),
         (("--model", "nuclei@1", "--set", "model.weights=a"), r"unknown key 'model\.weights': known: tta"),
@@ -287,12 +287,12 @@ def test_an_ensemble_is_named_by_its_networks(pair: tuple[Path, Path], folder: P
         (("--baselines", "--set", "data.maks=labels"), "did you mean 'mask'"),
     ],
 )
-def test_what_cannot_be_judged_is_refused(
-    folder: Path, overtile_alone: Command, tmp_path: Path, more: tuple[str, ...], said: str
+def test_invalid_evaluation_requests_are_rejected(
+    folder: Path, overtile_alone: Command, tmp_path: Path, more: tuple[str, ...], message: str
 ) -> None:
     ran = overtile_alone.run(*words(folder, tmp_path / "out", *more))
     assert ran.code == 2, ran.said
-    assert re.search(said, ran.only_error)
+    assert re.search(message, ran.only_error)
 
 
 def test_otsu_needs_no_model(folder: Path, overtile_alone: Command, tmp_path: Path) -> None:
@@ -303,8 +303,8 @@ def test_otsu_needs_no_model(folder: Path, overtile_alone: Command, tmp_path: Pa
     assert len(record["cases"]) == len(PATIENTS)
 
 
-def test_tiles_answer_as_the_whole_pass(tmp_path: Path) -> None:
-    """An image judged in blocks and tiles gets the bytes of one pass; the network never sees more than a tile."""
+def test_tiled_prediction_equals_the_whole_pass(tmp_path: Path) -> None:
+    """An image evaluated in blocks and tiles equals one pass; the network never gets more than a tile."""
     torch.manual_seed(1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

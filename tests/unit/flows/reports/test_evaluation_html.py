@@ -1,4 +1,4 @@
-"""The page of an evaluation: what it says is what metrics.json holds, it is inert, and a browser opens it alone."""
+"""report.html of an evaluation: content equals metrics.json, names are escaped, and the page is self-contained."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.reports.activation_panels import GAP_PX, MAP_PX, in_a_row, stretched, thinned
-from flows.reports.case_panels import ONLY_FOUND, ONLY_TRUE, RIGHT, write_panels
+from flows.reports.activation_panels import GAP_PX, MAP_PX, side_by_side, stretch, subsample
+from flows.reports.case_panels import CORRECT, FALSE_POSITIVE, MISSED, write_panels
 from flows.reports.evaluation_html import confusion, content_of, draw_charts, headline, maps_of, write_report
 from flows.reports.figures import label
 from flows.reports.html_page import Picture, render
@@ -37,7 +37,7 @@ NAMES = [HOSTILE, *(f"image {i}" for i in range(1, 7)), "empty"]
 
 
 def thresholded(byte: int, shift: int) -> Callable[[ArrayLike], Answer]:
-    """A method that finds what is dark in the second channel, moved down by some pixels."""
+    """A method that predicts dark pixels of the second channel, shifted down by some pixels."""
 
     def answers(image_CYX: ArrayLike) -> Answer:
         found = np.roll(np.asarray(image_CYX)[1] < 110, shift, axis=0)
@@ -60,7 +60,7 @@ def case(number: int, name: str) -> EvaluationCase:
 
 @dataclass(frozen=True)
 class Reported:
-    """A page, and what it was made from."""
+    """A page with its evaluation and record."""
 
     path: Path
     evaluation: Evaluation
@@ -81,12 +81,12 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Reported:
     return Reported(write_report(out, record, panels, evaluation, maps_of(models, evaluation)), evaluation, record)
 
 
-def test_the_page_is_one_file_and_what_others_named_stays_inert(reported: Reported) -> None:
+def test_page_is_self_contained_and_names_are_escaped(reported: Reported) -> None:
     page = assert_alone(reported.path)
     assert page.text.count(HOSTILE) >= 3
     assert "$first$_<model>" in page.text
     assert "model" not in page.tags
-    assert "Inside <network>" in page.text
+    assert "Feature maps of <network>" in page.text
     written = {path.relative_to(reported.path.parent).as_posix() for path in reported.path.parent.rglob("*.png")}
     assert {f"panels/{rank}.png" for rank in ("best", "median", "worst")} < written
     assert {f"figures/{name}.png" for name in ("f1", "intervals", "reliability")} < written
@@ -95,7 +95,7 @@ def test_the_page_is_one_file_and_what_others_named_stays_inert(reported: Report
         Image.open(reported.path.parent / name).verify()
 
 
-def test_every_number_is_the_records(reported: Reported) -> None:
+def test_every_number_equals_the_record(reported: Reported) -> None:
     record, page = reported.record, assert_alone(reported.path)
     (dice,) = (row for row in page.rows if row[0] == "Dice")
     for cell, model in zip(dice[1:], record["models"], strict=True):
@@ -111,14 +111,14 @@ def test_every_number_is_the_records(reported: Reported) -> None:
         assert pair["conclusion"] in page.text
     assert record["settings"]["rule_for_empty_masks"] in page.text
     assert record["models"][0]["empty"] == 1
-    told = next(row for row in page.rows if row[:2] == ["second", "1"])
-    assert told[2] == "none"
+    undefined = next(row for row in page.rows if row[:2] == ["second", "1"])
+    assert undefined[2] == "none"
 
 
-def test_baselines_alone_have_no_inside(reported: Reported, tmp_path: Path) -> None:
-    inside = maps_of([], reported.evaluation)
-    page = assert_alone(write_report(tmp_path, reported.record, (), reported.evaluation, inside))
-    assert "Inside" not in page.text
+def test_baselines_alone_have_no_feature_maps(reported: Reported, tmp_path: Path) -> None:
+    maps = maps_of([], reported.evaluation)
+    page = assert_alone(write_report(tmp_path, reported.record, (), reported.evaluation, maps))
+    assert "Feature maps" not in page.text
 
 
 def test_undefined_scores_are_counted(reported: Reported) -> None:
@@ -127,7 +127,7 @@ def test_undefined_scores_are_counted(reported: Reported) -> None:
     assert content_of(record)["models"][1]["undefined"] == "precision in 2"
 
 
-def test_the_worst_case_is_shown_as_the_worst(reported: Reported) -> None:
+def test_best_median_and_worst_case_are_ranked_by_dice(reported: Reported) -> None:
     text = assert_alone(reported.path).text
     first = [row for row in reported.record["cases"] if row["model"] == reported.record["models"][0]["name"]]
     by_dice = sorted(first, key=lambda row: -row["dice"])
@@ -135,57 +135,57 @@ def test_the_worst_case_is_shown_as_the_worst(reported: Reported) -> None:
         assert f"{title}: {row['image']}, patient {row['patient']}" in text
 
 
-def test_headlines_say_what_scores_mean() -> None:
-    said = headline({"pooled": {"recall": 0.8312, "precision": 0.9, "f1_50": 0.752, "ece": 0.0261}})
-    assert "Of the annotated area it finds 83\u00a0%; of the area it finds, 90\u00a0% is annotated." in said
-    assert "F1 of 0.75." in said
-    assert "2.6 percentage points" in said
+def test_headline_explains_the_scores() -> None:
+    text = headline({"pooled": {"recall": 0.8312, "precision": 0.9, "f1_50": 0.752, "ece": 0.0261}})
+    assert "It finds 83\u00a0% of the annotated area; 90\u00a0% of the area it finds is annotated." in text
+    assert "the F1 score is 0.75." in text
+    assert "2.6 percentage points" in text
     assert headline({"pooled": {}}) == "No score is defined on these images."
 
 
-def test_shares_of_a_confusion_are_of_the_true_class() -> None:
-    told = confusion({"classes": ["background", "a"], "pixels_true_by_found": [[90, 10], [1, 3]]})
-    assert [[cell["share"] for cell in row["cells"]] for row in told["rows"]] == [[0.9, 0.1], [0.25, 0.75]]
+def test_confusion_shares_are_relative_to_the_true_class() -> None:
+    matrix = confusion({"classes": ["background", "a"], "pixels_true_by_found": [[90, 10], [1, 3]]})
+    assert [[cell["share"] for cell in row["cells"]] for row in matrix["rows"]] == [[0.9, 0.1], [0.25, 0.75]]
 
 
-def test_charts_are_drawn_the_same_every_time(reported: Reported) -> None:
+def test_charts_are_reproducible(reported: Reported) -> None:
     first, second = draw_charts(reported.record), draw_charts(reported.record)
     assert first == second
     assert [one.name for one in first] == ["figures/intervals", "figures/f1", "figures/reliability"]
     assert draw_charts({"models": [{"name": "m", "pooled": {}, "intervals": {}, "classes": {}}]}) == ()
 
 
-def test_labels_are_shown_as_they_are() -> None:
+def test_legend_labels_are_escaped_and_shortened() -> None:
     assert label("$x$") == r"\$x\$"
     assert label("_hidden") == " _hidden"
     assert label("Zellkern") == "Zellkern"
     assert len(label("long" * 20)) <= 34
 
 
-def test_pictures_of_errors_are_of_colours_that_all_eyes_tell_apart() -> None:
-    """Also in grey: each of the three differs in brightness or in blue against yellow, never in red against green."""
-    lightness = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in (RIGHT, ONLY_FOUND, ONLY_TRUE)]
+def test_error_colours_are_distinguishable_with_any_colour_vision() -> None:
+    """The colours differ in brightness or along the blue-yellow axis, never only between red and green."""
+    lightness = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in (CORRECT, FALSE_POSITIVE, MISSED)]
     assert lightness[0] - max(lightness[1:]) > 50
-    assert ONLY_TRUE[2] - ONLY_TRUE[0] > 150
-    assert ONLY_FOUND[0] - ONLY_FOUND[2] > 150
+    assert MISSED[2] - MISSED[0] > 150
+    assert FALSE_POSITIVE[0] - FALSE_POSITIVE[2] > 150
 
 
-def test_maps_are_stretched_thinned_and_laid_side_by_side() -> None:
+def test_maps_are_stretched_subsampled_and_placed_side_by_side() -> None:
     ramp = np.arange(100.0).reshape(10, 10)
-    assert (stretched(ramp).min(), stretched(ramp).max()) == (0, 255)
-    assert stretched(np.full((4, 4), 3.0)).max() == 0
+    assert (stretch(ramp).min(), stretch(ramp).max()) == (0, 255)
+    assert stretch(np.full((4, 4), 3.0)).max() == 0
     one_spot = np.zeros((50, 50))
     one_spot[3, 4] = 1.0
-    assert np.argwhere(stretched(one_spot) == 255).tolist() == [[3, 4]]
+    assert np.argwhere(stretch(one_spot) == 255).tolist() == [[3, 4]]
     wide = np.arange(2 * MAP_PX * 10).reshape(10, -1)
-    assert np.array_equal(thinned(wide), wide[::2, ::2])
-    row = in_a_row([np.zeros((3, MAP_PX), np.uint8), np.full((3, MAP_PX), 9, np.uint8)])
+    assert np.array_equal(subsample(wide), wide[::2, ::2])
+    row = side_by_side([np.zeros((3, MAP_PX), np.uint8), np.full((3, MAP_PX), 9, np.uint8)])
     assert row.shape == (3, 2 * MAP_PX + GAP_PX)
     assert set(row[:, MAP_PX : MAP_PX + GAP_PX].ravel()) == {255}
     assert (row[:, MAP_PX + GAP_PX :] == 9).all()
 
 
-def test_a_browser_opens_it_alone_and_sorts_it(reported: Reported, tmp_path: Path) -> None:
+def test_page_opens_in_a_browser_without_requests_and_sorts(reported: Reported, tmp_path: Path) -> None:
     if browser() is None:
         skip_or_fail("no Chromium: make browser installs it on Debian as root")
     with page_of(reported.path, tmp_path / "profile") as page:
@@ -206,11 +206,11 @@ def test_a_browser_opens_it_alone_and_sorts_it(reported: Reported, tmp_path: Pat
         assert page.complaints == []
         assert not page.value("document.querySelector('img[src=\"x\"]')")
     assert picture.startswith(b"\x89PNG")
-    assert len(picture) > 50_000, "there is something to see"
+    assert len(picture) > 50_000, "the page is not blank"
     (Path(os.environ.get("SHOW", tmp_path)) / "evaluation.png").write_bytes(picture)
 
 
-def test_a_picture_is_its_own_address_and_a_title_is_text() -> None:
+def test_picture_is_a_data_uri_and_title_is_escaped() -> None:
     assert Picture("a", "b", b"png").uri == "data:image/png;base64,cG5n"
     assert Picture("a", "b", b"png", b"<svg").uri == "data:image/svg+xml;base64,PHN2Zw=="
     page = render("page.html.j2", {"title": HOSTILE})

@@ -1,4 +1,4 @@
-"""Looking at results and at the machine: inspect, doctor, and the demo's slide."""
+"""Inspection of results, thumbnails, terminal previews, and the demo slide."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.make_store import put_array
 from tests.unit.pipeline.make_result import finished_slide
 
 
-def test_doctor_says_what_is_here_and_never_claims_cuda(overtile_alone: Command) -> None:
+def test_doctor_lists_models_and_cuda_status(overtile_alone: Command) -> None:
     ran = overtile_alone.run("doctor")
     assert ran.code == 0, ran.said
     assert "nuclei@1" in ran.stdout
@@ -36,13 +36,13 @@ def test_doctor_says_what_is_here_and_never_claims_cuda(overtile_alone: Command)
     assert "ready" in ran.stdout
 
 
-def test_inspect_refuses_what_holds_no_results(overtile_alone: Command, tmp_path: Path) -> None:
+def test_inspect_rejects_a_folder_without_results(overtile_alone: Command, tmp_path: Path) -> None:
     ran = overtile_alone.run("inspect", tmp_path)
     assert ran.code == 2
     assert "holds no results" in ran.only_error
 
 
-def test_inspect_says_what_is_complete_and_what_is_not(
+def test_inspect_reports_complete_and_incomplete_slides(
     finished: Finished, overtile_alone: Command, tmp_path: Path
 ) -> None:
     root = tmp_path / "out" / "slide"
@@ -58,10 +58,10 @@ def test_inspect_says_what_is_complete_and_what_is_not(
         {"path": "labels/objects/1", "shape": [150, 550], "um_per_px": 1.0},
         {"path": "labels/objects/2", "shape": [75, 275], "um_per_px": 2.0},
     ]
-    assert record["seam"] is None, "two block lines of 300 px are too little"
+    assert record["seam"] is None, "two block borders of 300 px are too few"
     shown = shown_by_inspect(root)
     assert "1100 x 300 px at 0.5 um/px = 0.55 x 0.15 mm" in shown
-    assert "seams: too little was cut here to tell" in shown
+    assert "seams: too few seams to measure" in shown
     assert "this terminal shows no colours" in shown
     assert "6 / 6" in shown, "blocks of three levels"
     assert shown_by_inspect(root, color_system="truecolor").count(HALF) == 96 * 13, "96 x 26 pixels"
@@ -102,12 +102,12 @@ def _assert_classes_are_as_the_table_counts_them(record: dict[str, Any], table: 
         assert quartiles == (np.quantile(areas, (0.25, 0.5, 0.75)).tolist() if len(areas) else [None] * 3)
 
 
-def test_inspect_reads_no_pixels_of_a_large_slide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it opens are metadata and the manifest: a shard that cannot be read does not matter."""
+def test_inspect_reads_metadata_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only metadata and the manifest are opened, so an unreadable shard does not matter."""
     store = finished_slide(tmp_path / "slide")
     opened: list[str] = []
-    unwatched = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: (opened.append(path.name), unwatched(path))[1])
+    original = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (opened.append(path.name), original(path))[1])
     for shard in (store.zarr / "0" / "c").rglob("*"):
         shard.chmod(0)
     arrays = _arrays(store)
@@ -115,14 +115,14 @@ def test_inspect_reads_no_pixels_of_a_large_slide(tmp_path: Path, monkeypatch: p
     assert set(opened) == {"zarr.json"}
 
 
-def test_inspect_tells_done_blocks_from_empty_files(tmp_path: Path) -> None:
+def test_inspect_does_not_count_empty_shards_as_done(tmp_path: Path) -> None:
     store = finished_slide(tmp_path / "slide")
     (store.zarr / "0" / "c" / "0" / "1" / "0").write_bytes(b"")
     arrays = {array["path"]: (array["blocks_done"], array["blocks"]) for array in _arrays(store)}
     assert (arrays["0"], arrays["probability/0"]) == ((3, 4), (4, 4))
 
 
-def test_a_thumbnail_tints_objects_and_nothing_else(tmp_path: Path) -> None:
+def test_thumbnail_tints_only_objects(tmp_path: Path) -> None:
     store = SlideStore(tmp_path)
     labels = np.zeros((40, 64), np.uint32)
     labels[8:16, 24:40] = 7
@@ -136,7 +136,7 @@ def test_a_thumbnail_tints_objects_and_nothing_else(tmp_path: Path) -> None:
     assert np.array_equal(thumbnail(store, ("red", "green", "blue"), "0", None, (99, 99)), np.full((40, 64, 3), 200))
 
 
-def test_half_blocks_are_the_pixels() -> None:
+def test_half_blocks_have_the_colours_of_the_pixels() -> None:
     rgb = np.random.default_rng(1).integers(0, 256, (5, 7, 3), np.uint8)
     lines = list(half_blocks(rgb))
     assert len(lines) == 3
@@ -151,7 +151,7 @@ def test_half_blocks_are_the_pixels() -> None:
             assert (style.bgcolor and style.bgcolor.name) == below
 
 
-def test_the_demo_slide_is_a_pyramid_that_never_repeats_in_phase(tmp_path: Path) -> None:
+def test_demo_slide_is_a_pyramid_with_periods_unaligned_to_16(tmp_path: Path) -> None:
     write_slide(tmp_path / "tissue.tif")
     assert all(period % 16 for period in PERIOD_PX)
     with tifffile.TiffFile(tmp_path / "tissue.tif") as tiff:
@@ -160,7 +160,7 @@ def test_the_demo_slide_is_a_pyramid_that_never_repeats_in_phase(tmp_path: Path)
         assert tiff.pages[0].is_tiled  # type: ignore[union-attr]
 
 
-def test_halving_is_the_mean_of_four() -> None:
+def test_halve_is_the_mean_of_four_pixels() -> None:
     level = np.random.default_rng(3).integers(0, 256, (6, 4, 3), dtype=np.uint8)
     for y, x, c in np.ndindex(3, 2, 3):
         assert halve(level)[y, x, c] == round(float(level[2 * y : 2 * y + 2, 2 * x : 2 * x + 2, c].mean()))

@@ -1,4 +1,4 @@
-"""The page of a night: the words of summary.md, and small pictures of what is new, inside the page."""
+"""Markdown page of a scheduled run: the text of summary.md, and embedded thumbnails of new slides."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from PIL import Image
 
 from flows.batch.batch import Batch, BatchRequest
 from flows.batch.outcome import Outcome, State
-from flows.reports.run_artifact import ACROSS, MOST, SIDE_PX, morning_page
+from flows.reports.run_artifact import COLUMNS, MAX_PICTURES, SIDE_PX, morning_page
 
 
-def night(out: Path, slides: dict[str, State]) -> Batch:
+def batch_of(out: Path, slides: dict[str, State]) -> Batch:
     out.mkdir()
-    (out / "summary.md").write_text("# night\n\n**all**\n")
+    (out / "summary.md").write_text("# batch\n\n**all**\n")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (240, 160, 4), np.uint8)).save(out / "noise.png")
     for key in slides:
         (out / key).mkdir(parents=True)
@@ -31,24 +31,28 @@ def pictures(page: str) -> list[Image.Image]:
     return [Image.open(io.BytesIO(base64.b64decode(one, validate=True))) for one in found]
 
 
-def test_new_slides_have_a_picture_and_others_have_none(tmp_path: Path) -> None:
-    batch = night(tmp_path / "out", {"new": "complete", "old": "complete before", "a|<b>": "complete", "bad": "failed"})
+def test_only_new_slides_have_thumbnails(tmp_path: Path) -> None:
+    batch = batch_of(
+        tmp_path / "out", {"new": "complete", "old": "complete before", "a|<b>": "complete", "bad": "failed"}
+    )
     page = morning_page(batch)
     assert page.startswith((tmp_path / "out" / "summary.md").read_text())
     assert [picture.size for picture in pictures(page)] == [(107, SIDE_PX)] * 2
     assert r"| new | a\|&lt;b&gt; |  |  |" in page
     (tmp_path / "out" / "new" / "overview.png").unlink()
-    assert len(pictures(morning_page(batch))) == 1, "one that was not asked for is not there"
+    assert len(pictures(morning_page(batch))) == 1, "a missing overview is skipped"
 
 
-def test_a_night_without_new_slides_has_no_pictures(tmp_path: Path) -> None:
-    assert "New slides" not in morning_page(night(tmp_path / "out", {"old": "complete before"}))
+def test_run_without_new_slides_has_no_thumbnails(tmp_path: Path) -> None:
+    assert "New slides" not in morning_page(batch_of(tmp_path / "out", {"old": "complete before"}))
 
 
-def test_there_are_never_so_many_that_the_page_grows_large(tmp_path: Path) -> None:
-    """Of noise, which is worse than any slide."""
-    page = morning_page(night(tmp_path / "out", {f"slide{number}": "complete" for number in range(MOST + 9)}))
-    assert len(pictures(page)) == MOST
+def test_number_of_thumbnails_is_limited(tmp_path: Path) -> None:
+    """The pictures are noise, which compresses worse than any slide."""
+    page = morning_page(
+        batch_of(tmp_path / "out", {f"slide{number}": "complete" for number in range(MAX_PICTURES + 9)})
+    )
+    assert len(pictures(page)) == MAX_PICTURES
     rows = [line for line in page.split("## New slides")[1].splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in rows} == {ACROSS + 1}
+    assert {line.count("|") for line in rows} == {COLUMNS + 1}
     assert len(page) < 400_000

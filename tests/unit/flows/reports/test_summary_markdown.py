@@ -1,4 +1,4 @@
-"""The morning's page: what needs somebody, grouped and first; densities far from the median; nothing obeyed."""
+"""summary.md: grouped causes first, density outliers, and escaped names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def record(key: str, density: float = 100.0, **figures: Any) -> Record:
 
 
 def page(outcomes: list[Outcome], *records: Record, **more: Any) -> str:
-    return Summary("night", outcomes, {one.key: one for one in records}, more.pop("seconds", 3600.0), **more).markdown()
+    return Summary("batch", outcomes, {one.key: one for one in records}, more.pop("seconds", 3600.0), **more).markdown()
 
 
 def section(text: str, name: str) -> list[str]:
@@ -35,26 +35,25 @@ def section(text: str, name: str) -> list[str]:
     return found[1].split("\n\n## ")[0].splitlines() if len(found) > 1 else []
 
 
-def test_the_headline_says_how_many_how_long_and_how_fast() -> None:
+def test_headline_states_counts_duration_and_throughput() -> None:
     text = page([outcome("a"), outcome("b", "complete before"), outcome("c", "failed", "x")], record("a"), record("b"))
     assert "**2 of 3 slides complete**, 1 failed." in text
     assert "Took 60 min. Written 2" in text
-    assert "In this run 1 slide: 1 and 2 mm2 an hour." in text
+    assert "Completed in this run: 1 slide (1 per hour, 2 mm2 of tissue per hour)." in text
 
 
 @pytest.mark.parametrize(
     ("left", "words"),
-    [(None, "too early to tell how long"), (45.0, "about 45 s left"), (25500.0, "about 7 h 05 min left")],
+    [(None, "time left not known yet"), (45.0, "about 45 s left"), (25500.0, "about 7 h 05 min left")],
 )
-def test_while_it_runs_the_time_left_is_told(left: float | None, words: str) -> None:
+def test_running_batch_states_the_time_left(left: float | None, words: str) -> None:
     text = page([outcome("a", "waiting")], running=True, left_s=left, seconds=700.0)
-    assert "Still running when this was written, 2" in text
-    assert f": for 12 min, {words}." in text
+    assert f"Running for 12 min, {words}. Written 2" in text
     assert "**0 of 1 slides complete**, 1 waiting." in text
     assert section(text, "Needs attention") == []
 
 
-def test_causes_that_differ_in_names_and_numbers_only_are_one_group() -> None:
+def test_causes_differing_only_in_names_and_numbers_are_grouped() -> None:
     causes = {f"s{n}": f"slides/s{n}.tif: tile {n} of level {n + 1} is damaged" for n in range(14)}
     outcomes = [
         outcome("other", "failed", "something else"),
@@ -67,19 +66,19 @@ def test_causes_that_differ_in_names_and_numbers_only_are_one_group() -> None:
     assert "    overtile segment slides" in lines
 
 
-def test_a_slide_that_waits_with_a_reason_needs_somebody() -> None:
-    lines = section(page([outcome("a", "waiting", "no room below outputs.max_gb")]), "Needs attention")
-    assert lines[0] == "- **1 slide waiting** at ingest: no room below outputs.max_gb"
+def test_waiting_slide_with_a_cause_needs_attention() -> None:
+    lines = section(page([outcome("a", "waiting", "no space below outputs.max_gb")]), "Needs attention")
+    assert lines[0] == "- **1 slide waiting** at ingest: no space below outputs.max_gb"
 
 
-def test_flags_and_warnings_are_told_with_their_slides() -> None:
+def test_flags_and_warnings_list_their_slides() -> None:
     one = record("a", flags=["blurred", "pen", "enlarged"], warnings=["slides/a.tif: enlarged 1.5 times"])
     two = record("b", flags=["pen"], warnings=["slides/b.tif: enlarged 2.0 times"])
     lines = section(page([outcome("a"), outcome("b")], one, two), "Needs attention")
     assert lines == [
         "- **1 slide flagged blurred**: a",
         "- **2 slides flagged pen**: a, b",
-        "- 2 slides: such as enlarged 1.5 times (a, b)",
+        "- 2 slides: for example enlarged 1.5 times (a, b)",
     ]
 
 
@@ -89,10 +88,10 @@ def test_classes_are_summed_over_complete_slides() -> None:
 
 
 @given(st.lists(st.floats(0, 1e4), min_size=1, max_size=30))
-def test_outliers_are_those_of_the_modified_z_score(densities: list[float]) -> None:
+def test_outliers_follow_the_modified_z_score(densities: list[float]) -> None:
     keys = [f"s{number}" for number in range(len(densities))]
     text = page(list(map(outcome, keys)), *(record(key, value) for key, value in zip(keys, densities, strict=True)))
-    named = {line.split(":")[0].removeprefix("- ") for line in section(text, "Worth a look")}
+    named = {line.split(":")[0].removeprefix("- ") for line in section(text, "Outliers")}
     values = np.array(densities)
     distance = np.abs(values - np.median(values))
     spread = float(np.median(distance))
@@ -102,18 +101,18 @@ def test_outliers_are_those_of_the_modified_z_score(densities: list[float]) -> N
     assert len(named) == min(10, len(expected))
 
 
-def test_slides_of_two_models_are_not_compared() -> None:
+def test_slides_of_different_models_are_not_compared() -> None:
     keys = [f"s{number}" for number in range(12)]
     records = [record(key, 100.0 + number, model="m") for number, key in enumerate(keys[:6])]
     records += [record(key, 9000.0 + number, model="n") for number, key in enumerate(keys[6:])]
-    assert section(page(list(map(outcome, keys)), *records), "Worth a look") == []
+    assert section(page(list(map(outcome, keys)), *records), "Outliers") == []
 
 
-NASTY = ["<script>", "a|b", "`c`", "[x](javascript:1)", "![x](http://y)", "\x1b[2J", "**bold**", "&lt;"]
+MARKUP = ["<script>", "a|b", "`c`", "[x](javascript:1)", "![x](http://y)", "\x1b[2J", "**bold**", "&lt;"]
 
 
-@pytest.mark.parametrize("text", NASTY)
-def test_names_and_causes_are_text(text: str) -> None:
+@pytest.mark.parametrize("text", MARKUP)
+def test_names_and_causes_are_escaped(text: str) -> None:
     outcomes = [outcome(text), outcome("b", "failed", text)]
     shown = page(outcomes, record(text, flags=[text], warnings=[text], model=text))
     assert "<script" not in shown

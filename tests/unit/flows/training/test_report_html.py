@@ -1,4 +1,4 @@
-"""The page of a training: its course is the record's, its command repeats it, a browser opens it alone."""
+"""report.html of a training run: metrics equal the log, the command repeats the run, the page is self-contained."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from flows.reports.activation_panels import FeatureMapStrip, MapsShown
-from flows.reports.figures import DRAWN, running_mean, thinning
+from flows.reports.figures import MAX_POINTS, running_mean, subsampling
 from flows.reports.html_page import Picture, render
-from flows.training.fold_diagnostics import FoldDiagnostics, look_at
+from flows.training.fold_diagnostics import FoldDiagnostics, diagnose
 from flows.training.history import command_of, history_of
 from flows.training.report_html import content_of, write_training_report
 from flows.training.training_data import Prepared, TrainRequest, prepare
@@ -45,7 +45,7 @@ def _one_thread() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Trained:
-    """A run of three folds, and its page."""
+    """A run of three folds, two of them trained, and its page."""
 
     request: TrainRequest
     prepared: Prepared
@@ -53,7 +53,7 @@ class Trained:
     markdown: str
 
     @property
-    def order(self) -> TrainJob:
+    def job(self) -> TrainJob:
         return self.prepared.orders[0]
 
 
@@ -64,24 +64,24 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     for folder in (discs.images, discs.masks):
         (folder / "0.png").rename(folder / f"{HOSTILE}.png")
     discs.cases.write_text(discs.cases.read_text().replace("\n0.png", f"\n{HOSTILE}.png"))
-    told = recipe(folds={"hold_back": "all"}, data={"classes": ("<disc>",)}, network={"mpp": 0.5})
-    request = TrainRequest(discs.images, discs.masks, discs.cases, root / "a run", told)
+    config = recipe(folds={"hold_back": "all"}, data={"classes": ("<disc>",)}, network={"mpp": 0.5})
+    request = TrainRequest(discs.images, discs.masks, discs.cases, root / "a run", config)
     request.out.mkdir()
     every = prepare(request)
     prepared = Prepared(every.orders[: len(FOLDS)], every.summary)
-    for order in prepared.orders:
-        order.folder.mkdir(parents=True)
-        train(order, Silent())
+    for job in prepared.orders:
+        job.folder.mkdir(parents=True)
+        train(job, Silent())
     return Trained(request, prepared, *write_training_report(request, prepared))
 
 
-def test_the_page_is_one_file_with_every_fold_and_what_others_named_stays_inert(trained: Trained) -> None:
+def test_page_is_self_contained_with_every_fold_and_names_are_escaped(trained: Trained) -> None:
     page = assert_alone(trained.path)
     assert trained.path == trained.request.out / "report.html"
     assert HOSTILE in page.text
     assert "disc" not in page.tags
     for fold in FOLDS:
-        assert f"{fold}: how it went" in page.text
+        assert f"{fold}: training curves" in page.text
         kept = load(trained.request.out / fold / BEST).spec
         assert f"threshold {kept.threshold:g}" in page.text
         names = {path.name for path in (trained.request.out / fold / "figures").iterdir()}
@@ -95,12 +95,12 @@ def test_the_page_is_one_file_with_every_fold_and_what_others_named_stays_inert(
     assert f"`{trained.path.resolve()}`" in trained.markdown
 
 
-def test_the_command_repeats_the_run(trained: Trained) -> None:
+def test_command_repeats_the_run(trained: Trained) -> None:
     words = shlex.split(command_of(trained.request))
     assert words[:2] == ["overtile", "train"]
-    said = dict(zip(words[2:10:2], words[3:10:2], strict=True))
+    options = dict(zip(words[2:10:2], words[3:10:2], strict=True))
     request = trained.request
-    assert said == {
+    assert options == {
         "--images": str(request.images),
         "--masks": str(request.masks),
         "--cases": str(request.cases),
@@ -111,28 +111,28 @@ def test_the_command_repeats_the_run(trained: Trained) -> None:
     assert command_of(trained.request) in assert_alone(trained.path).text
 
 
-def test_the_course_is_the_records(trained: Trained) -> None:
-    history = history_of(trained.order.folder)
-    steps = [line for line in lines(trained.order.folder) if "loss" in line]
-    judged = [line for line in lines(trained.order.folder) if "validation" in line]
+def test_metric_curves_equal_the_log(trained: Trained) -> None:
+    history = history_of(trained.job.folder)
+    steps = [line for line in lines(trained.job.folder) if "loss" in line]
+    validations = [line for line in lines(trained.job.folder) if "validation" in line]
     assert list(zip(history.steps, history.loss, history.rate, strict=True)) == [
         (line["step"], line["loss"], line["rate"]) for line in steps
     ]
     assert {name: list(values) for name, values in history.norms.items()} == {
         name: [line["gradient_norms"][name] for line in steps] for name in steps[0]["gradient_norms"]
     }
-    assert list(history.judged) == [line["step"] for line in judged] == [0, 3, 6, 7]
-    after = [line for line in judged if line["step"]]
+    assert list(history.validation_steps) == [line["step"] for line in validations] == [0, 3, 6, 7]
+    after = [line for line in validations if line["step"]]
     best = max(after, key=lambda line: line["validation"]["dice"])
     assert history.best_step == best["step"]
 
 
 @pytest.fixture(scope="module")
 def fold(trained: Trained) -> FoldDiagnostics:
-    return look_at(trained.order, trained.request.out)
+    return diagnose(trained.job, trained.request.out)
 
 
-def test_cases_are_those_held_back_and_ranked_by_dice(fold: FoldDiagnostics) -> None:
+def test_held_back_cases_are_ranked_by_dice(fold: FoldDiagnostics) -> None:
     rows = case_rows(fold.evaluation, fold.evaluation.results[0])
     assert [row["image"] for row in rows] == ["3", HOSTILE]
     best, _, worst = fold.panels
@@ -142,10 +142,10 @@ def test_cases_are_those_held_back_and_ranked_by_dice(fold: FoldDiagnostics) -> 
     assert fold.evaluation.mpp == 0.5
 
 
-def test_scores_by_threshold_are_of_the_bytes(trained: Trained) -> None:
-    network = load(trained.order.folder / BEST)
+def test_threshold_scores_are_computed_from_bytes(trained: Trained) -> None:
+    network = load(trained.job.folder / BEST)
     network.spec = network.spec.model_copy(update={"min_area_um2": 0.0})
-    cases = seen(trained.order)
+    cases = seen(trained.job)
     found = threshold_scores(network, cases)
     for place, threshold in enumerate(THRESHOLDS):
         both = total = 0
@@ -157,31 +157,31 @@ def test_scores_by_threshold_are_of_the_bytes(trained: Trained) -> None:
     assert len(found.f1) == len(THRESHOLDS)
 
 
-def test_looking_changes_nothing_and_sees_the_same_again(trained: Trained) -> None:
-    network = load(trained.order.folder / BEST)
+def test_diagnostics_are_repeatable_and_change_nothing(trained: Trained) -> None:
+    network = load(trained.job.folder / BEST)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    state, cases = torch.get_rng_state(), seen(trained.order)
-    first, second = (skip_flows(trained.order, network, cases) for _ in range(2))
+    state, cases = torch.get_rng_state(), seen(trained.job)
+    first, second = (skip_flows(trained.job, network, cases) for _ in range(2))
     assert first == second
     assert [flow.name for flow in first] == ["skip 1"]
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_means_run_and_long_curves_are_thinned_to_their_last_point() -> None:
+def test_running_mean_and_subsampling_keep_the_last_point() -> None:
     values = np.random.default_rng(0).random(130).tolist()
     over = 130 // 20
     assert running_mean(values) == pytest.approx(
         [float(np.mean(values[max(0, i + 1 - over) : i + 1])) for i in range(len(values))]
     )
     assert running_mean([]) == []
-    for count in (0, 1, DRAWN, DRAWN + 1, 10 * DRAWN + 7):
-        kept = list(range(count))[thinning(range(count))]
-        assert len(kept) <= DRAWN
+    for count in (0, 1, MAX_POINTS, MAX_POINTS + 1, 10 * MAX_POINTS + 7):
+        kept = list(range(count))[subsampling(range(count))]
+        assert len(kept) <= MAX_POINTS
         assert kept[-1:] == list(range(count))[-1:]
 
 
-def test_attention_is_shown_where_there_is_any(trained: Trained, fold: FoldDiagnostics) -> None:
+def test_attention_is_shown_if_the_network_has_gates(trained: Trained, fold: FoldDiagnostics) -> None:
     picture = Picture("maps/gate-1", "attention of gate 1", b"png")
     gates = (FeatureMapStrip("gate 1", "0.10 to 0.90", picture),)
     for shown in (gates, ()):
@@ -191,7 +191,7 @@ def test_attention_is_shown_where_there_is_any(trained: Trained, fold: FoldDiagn
         assert ("0.10 to 0.90" in page, "no attention gates" in page) == (bool(shown), not shown)
 
 
-def test_a_browser_opens_it_alone(trained: Trained, tmp_path: Path) -> None:
+def test_page_opens_in_a_browser_without_requests(trained: Trained, tmp_path: Path) -> None:
     if browser() is None:
         skip_or_fail("no Chromium: make browser installs it on Debian as root")
     with page_of(trained.path, tmp_path / "profile") as page:

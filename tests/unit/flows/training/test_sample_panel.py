@@ -1,4 +1,4 @@
-"""The panel shows what the loss sees: targets where they are on the tile, weights by their size."""
+"""The sample panel shows what the loss uses: targets in place on the tile, and weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOP = 2 * GAP_PX + TEXT_PX
 
 
 def cells(path: Path, side: int) -> np.ndarray:
-    """The squares (row, col, side, side, 3) of a picture."""
+    """The squares (row, col, side, side, 3) of a panel."""
     pixels = np.asarray(Image.open(path))
     step = side + GAP_PX
     rows, cols = (pixels.shape[0] - TOP) // step, (pixels.shape[1] - GAP_PX) // step
@@ -27,7 +27,7 @@ def cells(path: Path, side: int) -> np.ndarray:
     )
 
 
-def test_tile_outlines_and_weights_lie_upon_one_another(tmp_path: Path) -> None:
+def test_tile_outlines_and_weights_are_aligned(tmp_path: Path) -> None:
     image = torch.full((2, 3, 210, 210), 0.5)
     target, weight = torch.zeros(2, 190, 190, dtype=torch.long), torch.ones(2, 190, 190)
     target[0, 20:40, 50:90] = 1
@@ -48,11 +48,11 @@ def test_tile_outlines_and_weights_lie_upon_one_another(tmp_path: Path) -> None:
         assert np.array_equal(np.argwhere(drawn).max(axis=0), (y1 - 1, x1 - 1))
         assert drawn.sum() == 2 * (y1 - y0) + 2 * (x1 - x0) - 4, "an outline, not an area"
     assert np.array_equal(np.argwhere(found[0, 2][..., 0] == 255), np.argwhere(np.pad(weight[0] == 11, 10)))
-    assert (found[1, 2][10:200, 10:200] == 128).all(), "half way from the lowest weight of the panel to the highest"
+    assert (found[1, 2][10:200, 10:200] == 128).all(), "midway between the lowest and the highest weight of the panel"
     assert (found[1, 2][:10] == 128).all()
 
 
-def test_a_panel_of_what_training_draws(tmp_path: Path) -> None:
+def test_panel_of_sampled_tiles(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     labels = np.zeros((80, 90), np.int32)
     labels[20:40, 20:40], labels[44:60, 22:50] = 1, 2
@@ -61,5 +61,5 @@ def test_a_panel_of_what_training_draws(tmp_path: Path) -> None:
     batch = Sampler([case], (92, 52), Sampling(batch=3), Augmentation()).draw(torch.Generator().manual_seed(1))
     save_panel(tmp_path / "panel.png", batch, ("nucleus",))
     found = cells(tmp_path / "panel.png", 3 * 92)
-    assert found.shape[:2] == (3, 3), "small tiles are enlarged by a whole number"
+    assert found.shape[:2] == (3, 3), "small tiles are enlarged by an integer factor"
     assert np.array_equal(found[:, :, ::3, ::3].repeat(3, axis=2).repeat(3, axis=3), found)

@@ -1,4 +1,4 @@
-"""What nobody could learn from is refused before a step is taken: one line, exit 2, no run left behind."""
+"""Data that cannot be used for training is rejected before the first step: one line, exit code 2, no run created."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from skimage import io
 from tests.support.commands import Command
 from tests.support.make_discs import SHAPE, Discs, drawn, write_discs
 
-Spoil = Callable[[Discs], Sequence[str]]
-"""Makes the folders wrong; returns what else the command is told."""
+MakeInvalid = Callable[[Discs], Sequence[str]]
+"""Makes the data invalid; returns further options of the command."""
 
 
 def save(path: Path, mask: np.ndarray) -> None:
@@ -23,7 +23,7 @@ def save(path: Path, mask: np.ndarray) -> None:
 
 
 def each_mask(discs: Discs, change: Callable[[int, np.ndarray], np.ndarray]) -> None:
-    """Save every mask anew, changed by its number and its objects (y, x)."""
+    """Save every mask again, changed by a function of its number and object mask (y, x)."""
     for number, path in enumerate(sorted(discs.masks.iterdir())):
         save(path, change(number, drawn(number)[1] > 0))
 
@@ -34,7 +34,7 @@ def another_size(discs: Discs) -> Sequence[str]:
 
 
 def unknown_values(discs: Discs) -> Sequence[str]:
-    """Two classes, and a number that is neither."""
+    """Two classes, and one value that is neither."""
     each_mask(discs, lambda number, objects: objects * np.uint8(7 if number == 3 else 1 + number % 2))
     return ("--set", "data.classes=[tumour, stroma]")
 
@@ -50,7 +50,7 @@ def colours_without_a_table(discs: Discs) -> Sequence[str]:
 
 
 def smoothed_colours(discs: Discs) -> Sequence[str]:
-    """As a JPEG or a resampling leaves them: red, black, and what lies between."""
+    """Red, black and intermediate colours, as left by JPEG or resampling."""
     shades = np.linspace(0, 255, 40).astype(np.uint8)
 
     def red(number: int, objects: np.ndarray) -> np.ndarray:
@@ -70,7 +70,7 @@ def an_image_without_a_mask(discs: Discs) -> Sequence[str]:
 
 
 def a_mask_without_an_image(discs: Discs) -> Sequence[str]:
-    """With a table of cases the others might be meant to stay away."""
+    """Without a cases table; with one, unlisted masks may be left out on purpose."""
     (discs.images / "5.png").unlink()
     discs.cases.unlink()
     return ()
@@ -97,15 +97,15 @@ def table(discs: Discs, rows: Sequence[Sequence[object]], *header: str) -> None:
         csv.writer(file).writerows([header, *rows])
 
 
-def assert_refused(command: Command, folder: Path, spoil: Spoil, said: Sequence[str]) -> None:
-    """Everything ``said`` stands in the one line there is, and what was written is no run."""
+def assert_refused(command: Command, folder: Path, make_invalid: MakeInvalid, expected: Sequence[str]) -> None:
+    """Require every expected pattern in the only error line, and no run in the folder."""
     discs, out = write_discs(folder), folder / "run"
-    more = spoil(discs)
+    more = make_invalid(discs)
     cases = ("--cases", discs.cases) if discs.cases.exists() else ()
     given = ("--images", discs.images, "--masks", discs.masks, *cases, "--out", out)
     ran = command.run("train", *given, "--steps", "3", *more)
     assert ran.code == 2, ran.said
-    for words in said:
+    for words in expected:
         assert re.search(words, ran.only_error), ran.said
     assert "Traceback" not in ran.said
     assert {path.name for path in out.iterdir()} <= {".work"}, ran.said
@@ -115,7 +115,7 @@ LONG = pytest.mark.long
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("make_invalid", "expected"),
     [
         (another_size, [r"masks/2\.png: expected 80 x 64 px as \S*images/2\.png, found 40 x 32", "without resampling"]),
         pytest.param(unknown_values, [r"masks/3\.png: .*found also 7", "correct the mask"], marks=LONG),
@@ -127,20 +127,20 @@ LONG = pytest.mark.long
         pytest.param(an_empty_class, [r"class 'stroma' has not one pixel", r"data\.classes"], marks=LONG),
     ],
 )
-def test_fault_61_masks_that_cannot_be_learnt_from_are_refused_before_the_first_step(
-    overtile_alone: Command, tmp_path: Path, spoil: Spoil, said: Sequence[str]
+def test_fault_61_unusable_masks_are_rejected_before_the_first_step(
+    overtile_alone: Command, tmp_path: Path, make_invalid: MakeInvalid, expected: Sequence[str]
 ) -> None:
-    assert_refused(overtile_alone, tmp_path, spoil, said)
+    assert_refused(overtile_alone, tmp_path, make_invalid, expected)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("make_invalid", "expected"),
     [
         (a_patient_on_both_sides, ["patient 'p0' is on both sides: 0 in fold 0, 1 in fold 1", "Correct the column"]),
         pytest.param(few_patients, [r"as many patients as folds \(5\), found 2 \(p0, p1\)", r"folds\.k=2"], marks=LONG),
     ],
 )
-def test_fault_62_folds_that_would_flatter_are_refused_before_the_first_step(
-    overtile_alone: Command, tmp_path: Path, spoil: Spoil, said: Sequence[str]
+def test_fault_62_folds_that_bias_scores_are_rejected_before_the_first_step(
+    overtile_alone: Command, tmp_path: Path, make_invalid: MakeInvalid, expected: Sequence[str]
 ) -> None:
-    assert_refused(overtile_alone, tmp_path, spoil, said)
+    assert_refused(overtile_alone, tmp_path, make_invalid, expected)

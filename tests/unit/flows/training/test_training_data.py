@@ -1,6 +1,6 @@
-"""The command trains on what groups have: a slide with QuPath annotations, a slide larger than memory, other networks.
+"""The train command on realistic data: QuPath annotations, a slide larger than memory, other architectures.
 
-Each network it writes is run by `overtile segment`.
+Each resulting network is run by ``overtile segment``.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ TINY = (
 
 
 def words(images: Path, masks: Path, out: Path, *more: str) -> list[str]:
-    """The command line of a tiny training."""
+    """Command line of a small training run."""
     options = [word for one in (*TINY, *more) for word in (("--set", one) if "=" in one else (one,))]
     return ["train", "--images", str(images), "--masks", str(masks), "--out", str(out), *options]
 
 
 def segmented(overtile: Command, slide: Path, model: Path, out: Path) -> NDArray[Any]:
-    """The objects that a model finds in a slide."""
+    """Objects that a model finds in a slide."""
     ran = overtile.segment(slide, out, "tissue=null", model=model)
     assert ran.code == 0, ran.said
     objects = zarr.open_array(out / slide.stem / "slide.ome.zarr" / "labels" / "objects" / "0", mode="r")
@@ -43,7 +43,7 @@ def segmented(overtile: Command, slide: Path, model: Path, out: Path) -> NDArray
 
 
 def save_slide(path: Path, image: NDArray[np.uint8], mpp: float) -> Path:
-    """A tiled pyramid of two levels that states its resolution."""
+    """Write a tiled pyramid of two levels with a resolution."""
     with tifffile.TiffWriter(path) as writer:
         for level in range(2):
             options = {"subfiletype": level, "resolution": (1e4 / mpp / 2**level,) * 2, "resolutionunit": "CENTIMETER"}
@@ -54,8 +54,8 @@ def save_slide(path: Path, image: NDArray[np.uint8], mpp: float) -> Path:
 
 
 @pytest.mark.long
-def test_a_slide_annotated_in_qupath_becomes_a_network(overtile: Command, tmp_path: Path) -> None:
-    """Two rectangles of it were annotated; objects outside these are nothing to learn from."""
+def test_network_is_trained_on_a_qupath_annotated_slide(overtile: Command, tmp_path: Path) -> None:
+    """Two rectangles are annotated; objects outside of them are not used for training."""
     images, masks = folders(tmp_path)
     image = np.full((400, 500, 3), (230, 170, 200), np.uint8)
     corners = [(x, y) for x in range(20, 460, 50) for y in range(20, 360, 40)]
@@ -84,13 +84,13 @@ SIDE_PX, TILE_PX = 20_480, 1024
 
 
 def tiles(marked: NDArray[Any], bare: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """The tiles of an image that is never whole: three of one kind, the others of another."""
+    """Tiles of an image that is never held in memory: three with objects, the others without."""
     yield from (marked if number < 3 else bare for number in range((SIDE_PX // TILE_PX) ** 2))
 
 
 @pytest.mark.long
-def test_an_image_larger_than_the_memory_it_may_take_becomes_a_network(overtile: Command, tmp_path: Path) -> None:
-    """1.3 GB of pixels, of which data.memory_gb lets 0.1 in; the whole process never holds as much."""
+def test_network_is_trained_on_an_image_larger_than_its_memory_limit(overtile: Command, tmp_path: Path) -> None:
+    """1.3 GB of pixels with data.memory_gb 0.1; the peak memory of the process stays below the size of the pixels."""
     images, masks = folders(tmp_path)
     (image, labels), bare = drawn(1, (TILE_PX, TILE_PX)), np.full((TILE_PX, TILE_PX, 3), (230, 170, 200), np.uint8)
     mask = (labels > 0).astype(np.uint8)
@@ -102,17 +102,17 @@ def test_an_image_larger_than_the_memory_it_may_take_becomes_a_network(overtile:
         writer.write(tiles(mask, np.zeros_like(mask)), shape=shape, **kind)
     learnt = "data.memory_gb=0.1", "sampling.foreground=0.5", "optimiser.rate=0.01"
     line = words(images, masks, tmp_path / "run", "--steps", "100", "--fold", "none", *learnt)
-    with (tmp_path / "said").open("wb") as said:
+    with (tmp_path / "output").open("wb") as output:
         process = subprocess.Popen(
             [*installed_command(), *line],
             env=dict(overtile.environment),
             cwd=overtile.folder,
-            stdout=said,
-            stderr=said,
+            stdout=output,
+            stderr=output,
         )
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-    text = (tmp_path / "said").read_text()
+    text = (tmp_path / "output").read_text()
     assert process.returncode == 0, text
     assert "1 images do not fit into data.memory_gb" in text
     pixels = SIDE_PX * SIDE_PX * 3
@@ -127,7 +127,7 @@ def test_an_image_larger_than_the_memory_it_may_take_becomes_a_network(overtile:
 
 @pytest.mark.long
 @pytest.mark.parametrize("preset", ["attention", "unet++"])
-def test_other_networks_are_trained_and_run(overtile: Command, tmp_path: Path, preset: str) -> None:
+def test_other_architectures_are_trained_and_run(overtile: Command, tmp_path: Path, preset: str) -> None:
     discs = write_discs(tmp_path, 3)
     depth = "network.depth=null" if preset == "unet++" else "network.depth=2"
     more = (f"network.preset={preset}", "network.width=2", "network.growth=1", depth, "data.mask=labels")
