@@ -11,15 +11,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from flows.reports.html_page import Picture
+from pipeline.errors import ConfigError
 from pipeline.rendering.text import drawable
+
+try:
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+except ImportError as error:
+    raise ConfigError(
+        f"reports of training and evaluation: expected the library matplotlib, found none ({error}). "
+        "Install it: pip install 'overtile[train]'"
+    ) from error
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#555555")
 MARKS = ("o", "s", "^", "D", "v", "P", "X")

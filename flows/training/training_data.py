@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 
 from flows.training.sample_panel import save_panel
@@ -49,7 +50,12 @@ class Prepared:
 
 @contextmanager
 def begin(request: TrainRequest) -> Iterator[Prepared]:
-    """Prepare a run and lock its folder while it is trained."""
+    """Prepare a run and lock its folder while it is trained.
+
+    Raises:
+        ConfigError: If the data cannot be used for training, or the library of the report's charts is missing.
+    """
+    import_module("flows.reports.figures")  # before the training, not at its end
     with disk_errors(request.out), slide_lock(request.out / ".work"):
         sweep_partials(request.out, age_s=0)  # the lock excludes other processes
         yield prepare(request)

@@ -167,16 +167,16 @@ class Slide:
 
     # ---- tiles --------------------------------------------------------------------------------------------------
 
-    def tile_position(self, level: int, row: int, col: int) -> tile_renderer.TilePosition | None:
+    def tile_position(self, level: int, row: int, col: int) -> tile_renderer.PyramidTile | None:
         """Return the position of a tile; None if it is outside the pyramid."""
         if not 0 <= level < self.facts.levels:
             return None
         area = Box.of_shape(level_shapes(self.facts.shape_yx)[level])
         box = Box(row, col, row + 1, col + 1).scale(CELL_PX).intersect(area)
-        return None if box is None else tile_renderer.TilePosition(level, box)
+        return None if box is None else tile_renderer.PyramidTile(level, box)
 
     def tile(
-        self, layer: str, position: tile_renderer.TilePosition, threshold: float, objects_filter: Filter = ALL_OBJECTS
+        self, layer: str, position: tile_renderer.PyramidTile, threshold: float, objects_filter: Filter = ALL_OBJECTS
     ) -> bytes:
         """Render a tile of a layer as a PNG or BMP. A tile that cannot be read is hatched.
 
@@ -193,9 +193,7 @@ class Slide:
                 tile_renderer.hatched(position.box.shape), tile_renderer.palette((tile_renderer.DAMAGED,))
             )
 
-    def _tile(
-        self, layer: str, position: tile_renderer.TilePosition, threshold: float, objects_filter: Filter
-    ) -> bytes:
+    def _tile(self, layer: str, position: tile_renderer.PyramidTile, threshold: float, objects_filter: Filter) -> bytes:
         if layer == "image":
             pixels = self.cell(IMAGE, position)
             return (
@@ -207,7 +205,7 @@ class Slide:
         return tile_renderer.indexed_png(_EMPTY if numbers is None else numbers, colours)
 
     def _numbers(
-        self, layer: str, position: tile_renderer.TilePosition, threshold: float, objects_filter: Filter
+        self, layer: str, position: tile_renderer.PyramidTile, threshold: float, objects_filter: Filter
     ) -> tuple[tile_renderer.Indices | None, tile_renderer.Palette]:
         """Return the palette indices of a tile and the palette; None for the indices if there is nothing to show."""
         match layer:
@@ -246,7 +244,7 @@ class Slide:
         return is_colour(self.facts.channels, pixels_CYX.dtype)
 
     def _object_layer(
-        self, layer: str, position: tile_renderer.TilePosition, objects_filter: Filter
+        self, layer: str, position: tile_renderer.PyramidTile, objects_filter: Filter
     ) -> tile_renderer.Indices | None:
         labels = self.cell(OBJECTS, position)
         if labels is None:
@@ -255,7 +253,7 @@ class Slide:
         shown = tile_renderer.colour_indices(labels, None if table is None else table.codes(objects_filter))
         return shown if layer == "fills" else shown * tile_renderer.inner_boundary(labels, self._neighbours(position))
 
-    def _neighbours(self, position: tile_renderer.TilePosition) -> tile_renderer.NeighbourLabels:
+    def _neighbours(self, position: tile_renderer.PyramidTile) -> tile_renderer.NeighbourLabels:
         """The labels next to each side of a tile."""
         row, col = position.box.y0 // CELL_PX, position.box.x0 // CELL_PX
         above, below, left, right = (
@@ -271,7 +269,7 @@ class Slide:
             None if right is None else right[:, 0],
         )
 
-    def _tissue_layer(self, position: tile_renderer.TilePosition) -> tile_renderer.Indices:
+    def _tissue_layer(self, position: tile_renderer.PyramidTile) -> tile_renderer.Indices:
         tissue, factor = self._open(TISSUE), self._factor
         box = tile_renderer.map_box(position, factor)
         step = max(1, 2**position.level // factor)
@@ -282,7 +280,7 @@ class Slide:
     def _factor(self) -> int:
         return int(self.stage_facts("tissue").get("factor", tissue_factor(self.facts.mpp)))
 
-    def _left_out_layer(self, position: tile_renderer.TilePosition) -> tile_renderer.Indices:
+    def _left_out_layer(self, position: tile_renderer.PyramidTile) -> tile_renderer.Indices:
         masked = [Box(*tile.box) for tile in BadTile.listed(self.stage_facts("ingest"))]
         cells = self._skipped_cells(tile_renderer.map_box(position, CELL_PX))
         return tile_renderer.left_out(tile_renderer.upsampled(cells, position, CELL_PX), masked, position)
@@ -307,7 +305,7 @@ class Slide:
             return 0
         return int(labels[y - position.box.y0, x - position.box.x0])
 
-    def cell(self, path: str, position: tile_renderer.TilePosition, finer: int = FINER_LEVELS) -> NDArray[Any] | None:
+    def cell(self, path: str, position: tile_renderer.PyramidTile, finer: int = FINER_LEVELS) -> NDArray[Any] | None:
         """Read the pixels of a tile, all channels.
 
         Args:
@@ -333,7 +331,7 @@ class Slide:
             return pixels
         return self._from_finer(path, position, finer) if position.level and finer and not self.complete else None
 
-    def _from_finer(self, path: str, position: tile_renderer.TilePosition, finer: int) -> NDArray[Any] | None:
+    def _from_finer(self, path: str, position: tile_renderer.PyramidTile, finer: int) -> NDArray[Any] | None:
         """Compute a tile from the four tiles of the next finer level, as the pyramid stage will."""
         row, col = position.box.y0 // CELL_PX, position.box.x0 // CELL_PX
         halve = halve_nearest if path == OBJECTS else halve_mean

@@ -39,7 +39,7 @@ _PNG_LEVEL = 1  # compression level: tiles stay on this machine, so time matters
 
 
 @dataclass(frozen=True, slots=True)
-class TilePosition:
+class PyramidTile:
     """A tile: its box in pixels of pyramid level ``level``, each 2 ** level full-resolution pixels wide."""
 
     level: int
@@ -109,7 +109,7 @@ def colour_indices(labels_YX: Labels, codes: NDArray[np.uint8] | None) -> Indice
     return np.asarray(of_id[np.where(labels_YX < len(of_id), labels_YX, 0)], np.uint8)
 
 
-def upsampled(low_YX: NDArray[Any], position: TilePosition, factor: int) -> Indices:
+def upsampled(low_YX: NDArray[Any], position: PyramidTile, factor: int) -> Indices:
     """Return the value of a coarse map at each pixel of a tile.
 
     Args:
@@ -124,17 +124,17 @@ def upsampled(low_YX: NDArray[Any], position: TilePosition, factor: int) -> Indi
     return np.asarray(low_YX[np.ix_(rows, cols)], np.uint8)
 
 
-def map_box(position: TilePosition, factor: int) -> Box:
+def map_box(position: PyramidTile, factor: int) -> Box:
     """Return the box of a coarse map that a tile needs."""
     rows, cols = _map_pixels(position, factor)
     return Box(int(rows[0]), int(cols[0]), int(rows[-1]) + 1, int(cols[-1]) + 1)
 
 
-def _map_pixels(position: TilePosition, factor: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _map_pixels(position: PyramidTile, factor: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return position.first(0) // factor, position.first(1) // factor
 
 
-def left_out(skipped: Indices, masked: Sequence[Box], position: TilePosition) -> Indices:
+def left_out(skipped: Indices, masked: Sequence[Box], position: PyramidTile) -> Indices:
     """Mark what was not computed.
 
     Args:
@@ -151,7 +151,7 @@ def left_out(skipped: Indices, masked: Sequence[Box], position: TilePosition) ->
     return result
 
 
-def grid(position: TilePosition, block_px: int) -> Indices:
+def grid(position: PyramidTile, block_px: int) -> Indices:
     """Return 1 on the first row and column of every block."""
     rows, cols = (position.first(axis) % block_px < 2**position.level for axis in (0, 1))
     return np.asarray(rows[:, None] | cols[None, :], np.uint8)

@@ -68,7 +68,7 @@ def test_threshold_equals_threshold_of_label_stage(byte: int, threshold: float) 
 
 @given(st.integers(0, 3), st.integers(0, 30), st.integers(1, 20), st.sampled_from([1, 4, 8]))
 def test_coarse_map_is_upsampled_to_each_pixel(level: int, start: int, length: int, factor: int) -> None:
-    place = tile_renderer.TilePosition(level, Box(start, 3, start + length, 8))
+    place = tile_renderer.PyramidTile(level, Box(start, 3, start + length, 8))
     low = np.random.default_rng(SEED).integers(0, 2, (500, 500), np.uint8)
     box = tile_renderer.map_box(place, factor)
     shown = tile_renderer.upsampled(low[box.slices], place, factor)
