@@ -1,7 +1,8 @@
-"""Compare speed and memory with their bars: prints a table, writes bench.json, exits with 1 if a bar is missed.
+"""Compare speed and memory with their bars.
 
-Each benchmark is a script that prints JSON. It runs in a fresh process, so that its settings (allocator, threads) do
-not affect others. A benchmark that fails misses its bars.
+Prints a table, writes bench.json, and exits with 1 if a bar is missed. Each benchmark is a script that prints JSON. It
+runs in a fresh process, so that its settings (allocator, threads) do not affect others. A benchmark that fails misses
+its bars.
 
     python tests/benchmarks/bench.py [NAME...]
 """

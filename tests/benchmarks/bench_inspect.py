@@ -1,7 +1,7 @@
-"""Wall time of ``overtile inspect`` on a slide of 100,000 x 100,000 px with a million objects.
+"""Wall time of ``overtile inspect`` on a large slide.
 
-A run is the installed command from start to end, compared with one that does nothing. The result is a virtual one (see
-virtual.py); the page cache is warm.
+The slide has 100,000 x 100,000 px and a million objects. A run is the installed command from start to end, compared
+with one that does nothing. The result is a virtual one (see virtual.py); the page cache is warm.
 
     python tests/benchmarks/bench_inspect.py
 """

@@ -1,9 +1,9 @@
-"""Speed of label and measure in MPx per CPU second, compared with scikit-image in memory and dask-image.
+"""Speed of label and measure compared with scikit-image and dask-image.
 
-overtile reads and writes zarr block by block; scikit-image has everything in memory and writes nothing. Rounds are
-interleaved and medians reported. Each side has a process of its own, and overtile runs three times in a row per round,
-since a worker does not idle for the 20 s that scikit-image takes. dask-image needs over a minute and 3 GB for the whole
-slide, so it gets one round on a crop of 4096 x 4096 px, labels only.
+The unit is MPx per CPU second. overtile reads and writes zarr block by block; scikit-image has everything in memory and
+writes nothing. Rounds are interleaved and medians reported. Each side has a process of its own, and overtile runs three
+times in a row per round, since a worker does not idle for the 20 s that scikit-image takes. dask-image needs over a
+minute and 3 GB for the whole slide, so it gets one round on a crop of 4096 x 4096 px, labels only.
 
     python tests/benchmarks/bench_labels.py
 """

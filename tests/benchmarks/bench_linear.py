@@ -1,8 +1,9 @@
-"""Run time as t0 + c * tissue cells: start-up cost, and whether a cell costs the same at every size.
+"""Run time as t0 + c * tissue cells.
 
-Measured are wall seconds of the real command, which is what users wait for. t0 is the intercept of the straight line
-through all sizes, c the slope between neighbouring sizes. Sizes are run in turn, equally often, and the fastest run of
-each counts, since disturbances only add time.
+This shows the start-up cost, and whether a cell costs the same at every size. Measured are wall seconds of the real
+command, which is what users wait for. t0 is the intercept of the straight line through all sizes, c the slope between
+neighbouring sizes. Sizes are run in turn, equally often, and the fastest run of each counts, since disturbances only
+add time.
 
     python tests/benchmarks/bench_linear.py
 """

@@ -1,7 +1,8 @@
-"""Memory of a slide of 60,000 x 60,000 px relative to one of 4,096 x 4,096 px; takes minutes, run by name only.
+"""Memory of a slide of 60,000 x 60,000 px relative to 4,096 x 4,096 px.
 
-Both slides have the same tissue of 4,096 x 4,096 px; the large one has glass around it, so that it takes minutes and
-not hours. All stages but the network process all of it. The network has width 16.
+The benchmark takes minutes, so it is run by name only. Both slides have the same tissue of 4,096 x 4,096 px; the large
+one has glass around it, so that it takes minutes and not hours. All stages but the network process all of it. The
+network has width 16.
 
     python tests/benchmarks/bench_long.py
 """

@@ -1,4 +1,4 @@
-"""Memory of the command, all processes together, for a slide sixteen times as large.
+"""Memory of the command for a slide sixteen times as large.
 
 The figure is the sum of PSS (proportional set size: a page shared by n processes counts 1/n in each) over the process
 tree of the real ``overtile segment``, its workers and Prefect server included, sampled from outside. The network is

@@ -1,9 +1,10 @@
-"""Compare the predict stage with MONAI's sliding window on the same tissue and weights, in MPx per CPU second.
+"""Compare the predict stage with MONAI's sliding window.
 
-MONAI runs under its best conditions: pixels come from memory and results are discarded, while overtile runs the
-predict stage from zarr to zarr. MONAI needs outputs as large as its windows, so it uses the same weights with padded
-convolutions; windows of 512 overlap by a quarter and are averaged. Each side is a process with one thread; rounds are
-interleaved. MONAI runs both with overtile's allocator settings and, as its users run it, without.
+Both use the same tissue and weights; the unit is MPx per CPU second. MONAI runs under its best conditions: pixels come
+from memory and results are discarded, while overtile runs the predict stage from zarr to zarr. MONAI needs outputs as
+large as its windows, so it uses the same weights with padded convolutions; windows of 512 overlap by a quarter and are
+averaged. Each side is a process with one thread; rounds are interleaved. MONAI runs both with overtile's allocator
+settings and, as its users run it, without.
 
     python tests/benchmarks/bench_monai.py
 """

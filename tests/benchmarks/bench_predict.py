@@ -1,8 +1,8 @@
-"""Throughput of the predict stage relative to the bare network, and of two workers relative to one.
+"""Throughput of the predict stage relative to the bare network.
 
-Both sides run the same network object in the same process, block by block in turn, and are compared in CPU seconds.
-The stage opens, reads, mirrors, normalises, quantises, compresses and writes; the bare side has normalised inputs in
-memory and discards its outputs.
+Also the throughput of two workers relative to one. Both sides run the same network object in the same process, block by
+block in turn, and are compared in CPU seconds. The stage opens, reads, mirrors, normalises, quantises, compresses and
+writes; the bare side has normalised inputs in memory and discards its outputs.
 
     python tests/benchmarks/bench_predict.py
 """

@@ -1,7 +1,8 @@
-"""Compare the estimate of ``--dry-run`` with the batch itself: wall seconds and bytes.
+"""Compare the estimate of ``--dry-run`` with the batch itself.
 
-The batch is run by the installed command with its servers and workers, since this is the time users wait for. Half of
-its slides are mostly glass, because an estimate that ignores glass is right for none of them.
+The figures are wall seconds and bytes. The batch is run by the installed command with its servers and workers, since
+this is the time users wait for. Half of its slides are mostly glass, because an estimate that ignores glass is right
+for none of them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Overhead with many workers and blocks: cost of a block, efficiency, memory of the scheduler.
+"""Overhead with many workers and blocks.
 
-A block's work is a wait. Everything else is real: a scheduler in a process of its own, workers connected by sockets,
-the bounded queue of blocks, one task a block. 2,400 blocks are a slide of 100,000 x 100,000 px. All simulated workers
-share one process, and so one core instead of one each: the figures are worse than those of many machines.
+Measured are the cost of a block, the efficiency, and the memory of the scheduler. A block's work is a wait. Everything
+else is real: a scheduler in a process of its own, workers connected by sockets, the bounded queue of blocks, one task a
+block. 2,400 blocks are a slide of 100,000 x 100,000 px. All simulated workers share one process, and so one core
+instead of one each: the figures are worse than those of many machines.
 
     python tests/benchmarks/bench_scale.py [BLOCKS [SECONDS [WORKERS...]]]
 """

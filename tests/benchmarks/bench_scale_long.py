@@ -1,6 +1,7 @@
-"""A hundred thousand blocks on 64 workers: cost per block and scheduler memory must not grow with their number.
+"""A hundred thousand blocks on 64 workers.
 
-python tests/benchmarks/bench_scale_long.py
+Cost per block and memory of the scheduler must not grow with the number of blocks. python
+tests/benchmarks/bench_scale_long.py
 """
 
 from __future__ import annotations

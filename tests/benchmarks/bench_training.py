@@ -1,8 +1,8 @@
-"""Overhead of training: the weight map, and the rate of training steps relative to a bare loop.
+"""Overhead of training relative to a bare loop.
 
-Both sides take the same steps with the same network, settings and tiles, in turns, in wall seconds. The bare side uses
-tiles drawn beforehand; the other draws them as a training run does, weight maps and augmentation included, and starts
-every turn with an empty queue.
+Measured are the weight map and the rate of training steps. Both sides take the same steps with the same network,
+settings and tiles, in turns, in wall seconds. The bare side uses tiles drawn beforehand; the other draws them as a
+training run does, weight maps and augmentation included, and starts every turn with an empty queue.
 
     python tests/benchmarks/bench_training.py [STEPS [ROUNDS]]
 """

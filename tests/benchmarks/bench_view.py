@@ -1,8 +1,8 @@
-"""Speed and memory of ``overtile view`` on a slide of 100,000 x 100,000 px with a million objects.
+"""Speed and memory of ``overtile view`` on a large slide.
 
-A real Chromium is driven by mouse events. Times are measured by its clock, from the last event of a gesture to the
-frame after the one with the last tile. The slide is a virtual one (see virtual.py): every chunk can be read and every
-level shows tissue.
+The slide has 100,000 x 100,000 px and a million objects. A real Chromium is driven by mouse events. Times are measured
+by its clock, from the last event of a gesture to the frame after the one with the last tile. The slide is a virtual one
+(see virtual.py): every chunk can be read and every level shows tissue.
 
     python tests/benchmarks/bench_view.py
 """

@@ -1,4 +1,4 @@
-"""The pages of the documentation and their code blocks, with the list of exceptions that are not run."""
+"""The pages of the documentation, their code blocks, and the exceptions."""
 
 from __future__ import annotations
 

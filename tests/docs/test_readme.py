@@ -1,8 +1,8 @@
-"""The pages are correct: commands and code run in order, configurations load, links and names exist.
+"""The pages are correct.
 
-`tests/docs/pages.py` lists what is not run, with the reason. ``overtile segment`` runs on a small slide with a
-configuration of ``cluster.kind=serial``, ``overtile train`` on drawn discs: two steps of a small network instead of
-the minutes stated.
+Commands and code run in order, configurations load, links and names exist. `tests/docs/pages.py` lists what is not run,
+with the reason. ``overtile segment`` runs on a small slide with a configuration of ``cluster.kind=serial``,
+``overtile train`` on drawn discs: two steps of a small network instead of the minutes stated.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The page about scheduled runs, followed on a fresh clone: a run starts, is killed, and the next one completes it.
+"""The page about scheduled runs, followed on a fresh clone.
 
-``pip install`` is replaced by the packages of this environment, so that no network is needed.
+A run starts, is killed, and the next one completes it. ``pip install`` is replaced by the packages of this environment,
+so that no network is needed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The wheel: the installed files are the packages, the built-in model and the command, and nothing else."""
+"""Contents of the wheel.
+
+The installed files are the packages, the built-in model and the command, and nothing else.
+"""
 
 from __future__ import annotations
 

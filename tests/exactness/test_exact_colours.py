@@ -1,6 +1,7 @@
-"""Seam-exact with stain normalisation: stored results equal one pass over the whole normalised slide.
+"""Seam-exact with stain normalisation.
 
-The oracle fits and recolours in numpy alone. A control test shows that a map fitted to each tile changes the output.
+Stored results equal one pass over the whole normalised slide. The oracle fits and recolours in numpy alone. A control
+test shows that a map fitted to each tile changes the output.
 """
 
 from __future__ import annotations

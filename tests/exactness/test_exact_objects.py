@@ -1,7 +1,8 @@
-"""Label-exact with all object settings on, against the same operations on the whole mask in memory.
+"""Label-exact with all object settings on.
 
-Opening, closing, filling, splitting and filters by area and region are on. The slide is real tissue, cut into blocks
-by the stages of a normal run; the reference works on the stored probability as one array.
+The reference applies the same operations to the whole mask in memory. Opening, closing, filling, splitting and filters
+by area and region are on. The slide is real tissue, cut into blocks by the stages of a normal run; the reference works
+on the stored probability as one array.
 """
 
 from __future__ import annotations

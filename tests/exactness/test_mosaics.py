@@ -1,7 +1,7 @@
-"""Object F1 on annotated mosaics through the command, with a built-in model that was not trained on them.
+"""Object F1 of a built-in model on annotated mosaics.
 
-The haematoxylin-eosin mosaic has a minimum. The Papanicolaou mosaic has none, because the model never saw that stain;
-its score is printed.
+The command is run on mosaics that the model was not trained on. The haematoxylin-eosin mosaic has a minimum. The
+Papanicolaou mosaic has none, because the model never saw that stain; its score is printed.
 """
 
 from __future__ import annotations

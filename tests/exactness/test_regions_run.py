@@ -1,6 +1,7 @@
-"""A run with regions equals the run without, byte for byte, in cells that touch a region, and is zero elsewhere.
+"""Exactness of runs with regions.
 
-The expected cells are computed here independently, by one polygon intersection per cell.
+A run with regions equals the run without, byte for byte, in cells that touch a region, and is zero elsewhere. The
+expected cells are computed here independently, by one polygon intersection per cell.
 """
 
 from __future__ import annotations

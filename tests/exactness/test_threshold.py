@@ -1,4 +1,7 @@
-"""A changed threshold recomputes objects without the network and equals a fresh run with that threshold."""
+"""A changed threshold recomputes objects without the network.
+
+The result equals that of a fresh run with the new threshold.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Slides replaced by others of the same name, size and time; slides locked by another run."""
+"""Replaced slides, and slides locked by another run.
+
+The replacements have the same name, size and time.
+"""
 
 from __future__ import annotations
 

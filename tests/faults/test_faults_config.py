@@ -1,4 +1,7 @@
-"""Invalid configuration is refused in one line, before anything is imported, read or written."""
+"""Invalid configuration.
+
+It is refused in one line, before anything is imported, read or written.
+"""
 
 from __future__ import annotations
 

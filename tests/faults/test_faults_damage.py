@@ -1,6 +1,7 @@
-"""Damaged results: ``verify`` finds every damaged file, and the next run recomputes only those files.
+"""Damaged results: ``verify`` and repair.
 
-Damage in an unfinished result is named, never read as zeros, and repaired by the run after.
+``verify`` finds every damaged file, and the next run recomputes only those files. Damage in an unfinished result is
+named, never read as zeros, and repaired by the run after.
 """
 
 from __future__ import annotations

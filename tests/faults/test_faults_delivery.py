@@ -1,4 +1,7 @@
-"""A scheduler may deliver a block twice, even at once, because a lost result looks like a lost block."""
+"""Blocks that a scheduler delivers twice.
+
+A lost result looks like a lost block, so a block may run twice, even at once.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Full disks, few open files, a clock that runs backwards: a clean end or an error with a name.
+"""Full disks, few open files, a clock that runs backwards.
 
-Each slide of a batch meets its own fault; a second run without faults completes all of them.
+The command ends cleanly or with a named error. Each slide of a batch meets its own fault; a second run without faults
+completes all of them.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def test_fault_27_the_disk_is_full_at_the_nth_write(
     assert ran.code == 74, ran.said
     assert all(times(counter) >= number for counter, number in zip(counters, numbers, strict=True))
     failed = [key for key, state in ran.states().items() if state == "failed"]
-    assert len(failed) >= len(numbers) - 2, "a heartbeat of the lock may succeed"
+    assert len(failed) >= len(numbers) - 2, "a failed heartbeat of the lock does not fail the slide"
     for key in failed:
         line = ran.error_of(key)
         assert f"cannot write {out / key}" in line, line

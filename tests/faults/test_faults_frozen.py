@@ -1,6 +1,7 @@
-"""A frozen worker counts as lost and its block is reassigned; then it continues and writes the block too.
+"""A frozen worker that continues after its block was reassigned.
 
-Causes are a suspended machine, a migrated guest or a hung file server; dask cannot tell them from a dead worker.
+The worker counts as lost; later it writes the block too. Causes are a suspended machine, a migrated guest or a hung
+file server; dask cannot tell them from a dead worker.
 """
 
 from __future__ import annotations

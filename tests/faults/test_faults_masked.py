@@ -1,7 +1,8 @@
-"""``on_bad_tile: mask``: a slide completes without an undecodable tile, which is reported.
+"""``on_bad_tile: mask``: slides with tiles that cannot be decoded.
 
-One command segments a sound slide, its twin with one damaged tile, and a slide without any readable tile. Where the
-network's input does not include the tile, twin and slide are byte-identical.
+A slide completes without the tile, which is reported. One command segments a sound slide, its twin with one damaged
+tile, and a slide without any readable tile. Where the network's input does not include the tile, twin and slide are
+byte-identical.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Unusable or changed models are refused before a slide is read, with expected and found values."""
+"""Unusable or changed models.
+
+They are refused before a slide is read, with expected and found values.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Real slides with bytes changed at random: each is completed or named in one error line, and the run ends."""
+"""Real slides with bytes changed at random.
+
+Each slide is completed or named in one error line, and the run ends.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Unattended scheduled runs: growing files wait, repeated failures are quarantined, deadlines can be resumed.
+"""Unattended scheduled runs.
 
-Runs of the installed command on real files. A killed scheduled run is made up for
-in unit/flows/test_schedule.py.
+Growing files wait, repeated failures are quarantined, and runs that reach their deadline are resumed. Runs of the
+installed command on real files. A killed scheduled run is made up for in unit/flows/test_schedule.py.
 """
 
 from __future__ import annotations

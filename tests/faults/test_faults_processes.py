@@ -1,4 +1,7 @@
-"""Workers that die, decoders that abort, a Prefect server that stops: the installed command on real files."""
+"""Workers that die, decoders that abort, a Prefect server that stops.
+
+The installed command is run on real files.
+"""
 
 from __future__ import annotations
 

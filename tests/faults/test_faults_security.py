@@ -1,7 +1,8 @@
-"""Data leaving a run: no network traffic, no personal data of a slide, no picture of its label.
+"""Data that leaves a run.
 
-One real run, with dask workers and its own Prefect server, on slides full of personal data. Its sockets are read from
-the kernel while it runs; afterwards everything it wrote is searched.
+There is no network traffic, no personal data of a slide, and no picture of its label. One real run, with dask workers
+and its own Prefect server, on slides full of personal data. Its sockets are read from the kernel while it runs;
+afterwards everything it wrote is searched.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Slides of awkward sizes equal one pass over the whole, and repeated inputs are processed once.
+"""Slides of awkward sizes, and repeated inputs.
 
-One command segments them all; a second one, where no flow can start, finds them complete.
+Results equal one pass over the whole; a slide given twice is processed once. One command segments them all; a second
+one, where no flow can start, finds them complete.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Bad slides are refused by name, with position and cause, and do not affect other slides.
+"""Damaged and unsupported slides.
 
-All damaged slides are in one folder with sound ones of every supported kind; one command is run on it.
+They are refused by name, with position and cause, and do not affect other slides. All damaged slides are in one folder
+with sound ones of every supported kind; one command is run on it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Disks that fail, refuse or hang: system calls that fail below Python, in the command's own process."""
+"""Disks that fail, refuse or hang.
+
+System calls fail below Python, in the command's own process.
+"""
 
 from __future__ import annotations
 

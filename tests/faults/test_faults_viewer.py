@@ -1,4 +1,7 @@
-"""Hostile requests to ``overtile view`` are refused, and no file outside the results is read."""
+"""Hostile requests to ``overtile view``.
+
+They are refused, and no file outside the results is read.
+"""
 
 from __future__ import annotations
 

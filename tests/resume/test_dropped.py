@@ -1,4 +1,7 @@
-"""Dropped arrays: the rest stays valid and exact, kills are safe, and nothing is recomputed unless required."""
+"""Results with dropped arrays.
+
+The rest stays valid and exact, kills are safe, and nothing is recomputed unless required.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A stamp never refers to data that a power loss could remove: the order of system calls of a run.
+"""Durability: the order of system calls of a run.
 
-The preloaded library of tests/faults records each write, fsync, rename and mkdir below Python. The tests therefore
-cover what reaches the kernel, from this code and from zarr.
+A stamp never refers to data that a power loss could remove. The preloaded library of tests/faults records each write,
+fsync, rename and mkdir below Python. The tests therefore cover what reaches the kernel, from this code and from zarr.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""``kill -9`` of the process group at any moment costs at most the running blocks and changes no byte.
+"""``kill -9`` of the process group at any moment.
 
-Each kill point is a count of files on disk (block results and shards as they appear) or a stamp. A run is killed
-several times, each time at a later point, and then completed.
+A kill costs at most the running blocks and changes no byte. Each kill point is a count of files on disk (block results
+and shards as they appear) or a stamp. A run is killed several times, each time at a later point, and then completed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Pruned results: nothing is recomputed unless forced, and then the result is complete again."""
+"""Pruned results.
+
+Nothing is recomputed unless forced; then the result is complete again.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""results.csv grows during a batch, is readable at any time, and keeps its rows after ``kill -9``."""
+"""results.csv during a batch and after ``kill -9``.
+
+The file grows during a batch, is readable at any time, and keeps its rows after a kill.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Slides written on a scratch disk first: same bytes in OUT, also after kills and after losing the disk."""
+"""Slides that are written on a scratch disk first.
+
+OUT holds the same bytes, also after kills and after losing the disk.
+"""
 
 from __future__ import annotations
 

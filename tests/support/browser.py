@@ -1,7 +1,7 @@
-"""Open a page in headless Chromium and record its requests, console messages and appearance.
+"""Open a page in headless Chromium and record its behaviour.
 
-The browser is controlled through a pipe with its DevTools protocol (JSON messages ended by a zero byte), so that no
-port, driver or library is needed.
+Requests, console messages and screenshots are recorded. The browser is controlled through a pipe with its DevTools
+protocol (JSON messages ended by a zero byte), so that no port, driver or library is needed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Search everything below a folder, including compressed content, for words and colours.
+"""Search everything below a folder for words and colours.
 
 Files are searched as they are and, for gzip, parquet, zarr and PNG, also decoded: compression hides words.
 """

@@ -1,6 +1,6 @@
-"""A dask scheduler and workers as separate processes with TLS, as they would be started on several machines.
+"""A dask scheduler and workers as separate processes with TLS.
 
-The certificates are made by the command of the documentation.
+They are started as on several machines. The certificates are made by the command of the documentation.
 """
 
 from __future__ import annotations

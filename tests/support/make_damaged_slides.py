@@ -1,7 +1,7 @@
-"""Write damaged slides, each named by its damage, with a phrase that its error must contain.
+"""Write damaged slides, each named by its damage.
 
-Bytes of a sound file are changed at a position computed from its own tags, so that each damaged slide differs from a
-sound one only in what its name states.
+Each comes with a phrase that its error must contain. Bytes of a sound file are changed at a position computed from its
+own tags, so that each damaged slide differs from a sound one only in what its name states.
 """
 
 from __future__ import annotations

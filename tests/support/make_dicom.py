@@ -1,6 +1,7 @@
-"""Write a whole-slide DICOM series with pydicom: VL Whole Slide Microscopy, TILED_FULL, one file a level.
+"""Write a whole-slide DICOM series with pydicom.
 
-All personal attributes of the header hold a canary, so that a reader that passes any of them on is detected.
+Instances are VL Whole Slide Microscopy, TILED_FULL, one file per level. All personal attributes of the header hold a
+canary, so that a reader that passes any of them on is detected.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Annotated images of dark discs on pink, some of which touch, as files and in memory."""
+"""Annotated images of dark discs on pink, some of which touch."""
 
 from __future__ import annotations
 

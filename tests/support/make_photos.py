@@ -1,7 +1,7 @@
-"""Write photos and OME-Zarr images with other libraries than the readers under test use.
+"""Write photos and OME-Zarr images for tests.
 
-PNG and JPEG are written by Pillow or imagecodecs, OME-Zarr chunks by zarr with metadata spelt out as printed in the
-specification.
+The libraries differ from those of the readers under test. PNG and JPEG are written by Pillow or imagecodecs, OME-Zarr
+chunks by zarr with metadata spelt out as printed in the specification.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Write slides whose private content (names, dates, machines, labels) can be recognised.
+"""Write slides with recognisable private content.
 
-Private text is a word with CANARY in it or a date; the picture of a label has one colour that no tissue has. Either in
-the output of a run is a leak.
+The content is names, dates, machines and labels. Private text is a word with CANARY in it or a date; the picture of a
+label has one colour that no tissue has. Either in the output of a run is a leak.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Write small slides in every supported layout, and change their bytes and tags in place."""
+"""Write small slides in every supported layout, and edit their bytes and tags."""
 
 from __future__ import annotations
 

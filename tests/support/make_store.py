@@ -1,4 +1,7 @@
-"""Slide folders as left by earlier stages, made from arrays in memory, for tests of later stages."""
+"""Slide folders as left by earlier stages, for tests of later stages.
+
+They are made from arrays in memory.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A preload for dask workers that records which functions ran and which CUDA device the process sees."""
+"""A preload for dask workers that records tasks and CUDA devices."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A SLURM of one node for tests: controller and node as separate processes on loopback.
+"""A SLURM of one node for tests.
 
-The node claims 64 processors and 256 GiB, so that jobs are accepted as on a cluster. Identity is not checked
-(auth/none), since SLURM is reachable only from this machine.
+Controller and node are separate processes on loopback. The node claims 64 processors and 256 GiB, so that jobs are
+accepted as on a cluster. Identity is not checked (auth/none), since SLURM is reachable only from this machine.
 """
 
 from __future__ import annotations

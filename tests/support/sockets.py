@@ -1,4 +1,4 @@
-"""Sockets that a process and its children hold open for others, as listed by the kernel."""
+"""Open sockets of a process and its children, as listed by the kernel."""
 
 from __future__ import annotations
 

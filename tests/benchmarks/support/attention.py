@@ -1,9 +1,10 @@
-"""Gain of attention gates at three ratios of class imbalance, with equal budgets for both networks.
+"""Gain of attention gates at three ratios of class imbalance.
 
-The budget is arithmetic. Both networks are trained on the same images in the same order, for as many steps as the same
-number of operations allows; the plain U-Net has the same padding, norm, depth and width. In synthetic images, filled
-discs have to be distinguished from rings of the same brightness, so that the context of a pixel decides. The ratios
-differ only in the number of discs. The score is the pixel Dice on held-out images at threshold 0.5.
+Both networks have equal budgets. The budget is arithmetic. Both networks are trained on the same images in the same
+order, for as many steps as the same number of operations allows; the plain U-Net has the same padding, norm, depth and
+width. In synthetic images, filled discs have to be distinguished from rings of the same brightness, so that the context
+of a pixel decides. The ratios differ only in the number of discs. The score is the pixel Dice on held-out images at
+threshold 0.5.
 
     python tests/benchmarks/support/attention.py [TERA_OPERATIONS] [SEEDS]
 """

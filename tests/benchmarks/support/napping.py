@@ -1,6 +1,6 @@
-"""Workers that only wait, many in one process, which simulate many machines on few cores.
+"""Workers that only wait, many in one process.
 
-python tests/benchmarks/support/napping.py ADDRESS WORKERS
+They simulate many machines on few cores. python tests/benchmarks/support/napping.py ADDRESS WORKERS
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A preload for dask workers that replaces the network by a wait and records the times of every block.
+"""A preload for dask workers that replaces the network by a wait.
 
-A machine with few cores thereby simulates one with more, or with GPUs; everything else in a worker is real. It is
-passed to ``overtile segment`` by ``DASK_DISTRIBUTED__WORKER__PRELOAD``, with the folder for the times and the network's
-speed in the environment.
+The times of every block are recorded. A machine with few cores thereby simulates one with more, or with GPUs;
+everything else in a worker is real. It is passed to ``overtile segment`` by ``DASK_DISTRIBUTED__WORKER__PRELOAD``, with
+the folder for the times and the network's speed in the environment.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Effect of stain normalisation on a network trained without it, on original and on recoloured images.
+"""Effect of stain normalisation on a network trained without it.
 
 The built-in network is applied to the annotated images of fold 0, as they are and as stained and scanned by another
 laboratory: haematoxylin and eosin (Ruifrok and Johnston 2001) of each image are stronger or weaker by up to a factor,

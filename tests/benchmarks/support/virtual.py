@@ -1,9 +1,9 @@
-"""The result of a slide of 100,000 x 100,000 px in seconds and a few megabytes, for benchmarks of reading results.
+"""The result of a slide of 100,000 x 100,000 px, for benchmarks of readers.
 
-One block of real tissue is segmented; its shards are hard-linked to every position of the large arrays and their
-levels. Every file exists with its real size, every shard can be decoded, and metadata, levels and manifest are written
-by the usual code. Differences from a real result: each block and level shows the same tissue, and ids repeat. The
-object table has the requested length.
+It takes seconds to make and a few megabytes of disk. One block of real tissue is segmented; its shards are hard-linked
+to every position of the large arrays and their levels. Every file exists with its real size, every shard can be
+decoded, and metadata, levels and manifest are written by the usual code. Differences from a real result: each block and
+level shows the same tissue, and ids repeat. The object table has the requested length.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Make classes.safetensors: a three-class network with weights set by hand, so that every class map is known.
+"""Make classes.safetensors, a three-class network with known class maps.
 
-The network is not trained. Flat red is "red cell", flat blue is "blue cell", anything bright or without colour is
-background. It has two levels for the sake of the geometry; the weights of the deeper one are zero.
+Its weights are set by hand; the network is not trained. Flat red is "red cell", flat blue is "blue cell", anything
+bright or without colour is background. It has two levels for the sake of the geometry; the weights of the deeper one
+are zero.
 
     python tests/exactness/golden/make_classes.py
 """

@@ -1,7 +1,8 @@
-"""Make context.safetensors: a small network whose output at a pixel depends on everything within its halo.
+"""Make context.safetensors, a small network that depends on its context.
 
-A network that only learnt a colour shows no seam however wrongly it is tiled. This one learns a target that needs
-context: is the pixel darker than its surroundings of some 90 px? The target is graded, so it saturates nowhere.
+The output at a pixel depends on everything within its halo. A network that only learnt a colour shows no seam however
+wrongly it is tiled. This one learns a target that needs context: is the pixel darker than its surroundings of some 90
+px? The target is graded, so it saturates nowhere.
 
     python tests/exactness/golden/make_context.py --images DIR_OF_RGB_IMAGES --steps 700
 """

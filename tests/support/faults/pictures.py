@@ -1,6 +1,7 @@
-"""Slides of flat discs on a pink ground with known areas, for networks with known output.
+"""Slides of flat discs on a pink ground, with known areas.
 
-The ground is pale tissue, not glass, so that no cell is skipped unless a test requires it.
+They are made for networks with known output. The ground is pale tissue, not glass, so that no cell is skipped unless a
+test requires it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Simulate a power loss after a kill: keep only what POSIX guarantees to be on disk.
+"""Simulate a power loss after a kill.
 
-The worst case is assumed. Bytes without fsync are lost and leave an empty file; a name whose folder was not fsynced
-is lost with everything below it. (The return of removed names is not simulated.)
+Only data that POSIX guarantees to be on disk are kept. The worst case is assumed. Bytes without fsync are lost and
+leave an empty file; a name whose folder was not fsynced is lost with everything below it. (The return of removed names
+is not simulated.)
 """
 
 from __future__ import annotations

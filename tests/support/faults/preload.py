@@ -1,4 +1,4 @@
-"""Inject faults below Python: system calls that fail or kill, chosen by rules (see preload.c).
+"""Inject faults below Python by rules (see preload.c).
 
 Faults occur in the process of the real command, below Python, as with a failing disk.
 """

@@ -1,8 +1,9 @@
-"""The table of survived faults: every case of cases.toml with the tests of this run that carry its number.
+"""The table of survived faults.
 
-A pytest plugin (``-p tests.support.faults.table``): it selects tests named ``test_fault_<numbers>_...`` and fails the
-run if a case has neither a passed test nor a reason. As the number is part of the test's name, the list cannot
-differ from what is run. Tests report recomputed blocks with ``record_property("recomputed", ...)``.
+It lists every case of cases.toml with the tests of this run that carry its number. The pytest plugin
+(``-p tests.support.faults.table``) selects tests named ``test_fault_<numbers>_...`` and fails the run if a case has
+neither a passed test nor a reason. As the number is part of the test's name, the list cannot differ from what is run.
+Tests report recomputed blocks with ``record_property("recomputed", ...)``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Simulate a device with little memory: torch's convolution refuses inputs wider than SCARCE_PX pixels.
+"""Simulate a device with little memory.
 
-Python imports this at the start of each process that finds it, including the workers of a command. torch is patched
-when it is imported, below all code of overtile.
+torch's convolution refuses inputs wider than SCARCE_PX pixels. Python imports this at the start of each process that
+finds it, including the workers of a command. torch is patched when it is imported, below all code of overtile.
 """
 
 from __future__ import annotations
