@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from machine import QUIET, Clock, describe_machine
+from support.machine import QUIET, Clock, describe_machine
 
 from pipeline.execution.local_cluster import ENVIRONMENT
 

@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from support.tissue import write_slide
 from tifffile import TiffFile
-from tissue import write_slide
 
 from pipeline.config import InputSection
 from pipeline.execution.blocks import StageContext, serial

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from virtual import SIDE_PX, virtual_result
+from support.virtual import SIDE_PX, virtual_result
 
 RUNS = 5
 OBJECTS = 1_000_000

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tissue import write_slide
+from support.tissue import write_slide
 
 SIDES_PX, ROUNDS, CELL_PX, WORKERS = (4096, 8192, 12288), 3, 512, 2
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_memory import SETTINGS, WORKER, measure_command
-from tissue import write_slide
+from support.tissue import write_slide
 
 from unet_core.model_file.header import resolve
 

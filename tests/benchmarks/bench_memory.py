@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from tissue import write_slide
+from support.tissue import write_slide
 
 SMALL_PX, LARGE_PX = 4096, 16384
 INTERVAL_S = 0.25

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tissue import MPP, Tissue
+from support.tissue import MPP, Tissue
 from torch import Tensor
 
 from pipeline.execution.blocks import MapBlocks, StageContext

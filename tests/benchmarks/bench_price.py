@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tissue import write_slide
+from support.tissue import write_slide
 
 from flows.batch.batch import BatchRequest, plan_batch
 from flows.batch.dry_run import quote_batch

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from napping import nap
+from support.napping import nap
 
 from pipeline.config import ClusterSection
 from pipeline.execution.cluster import WorkerPool, open_worker_pool
@@ -58,7 +58,7 @@ def scheduler(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
 @contextmanager
 def waiting_workers(address: str, workers: int) -> Iterator[WorkerPool]:
     """Run this many waiting workers; yield them as a worker pool."""
-    line = [sys.executable, str(HERE / "napping.py"), address, str(workers)]
+    line = [sys.executable, str(HERE / "support" / "napping.py"), address, str(workers)]
     naps = subprocess.Popen(line, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     try:
         with open_worker_pool(ClusterSection(kind="address", address=address), ()) as found:

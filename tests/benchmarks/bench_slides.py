@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simulated import FOLDER, SPEED
-from tissue import write_slide
+from support.simulated import FOLDER, SPEED
+from support.tissue import write_slide
 
 SLIDES, SIDE_PX, WORKERS, MPX_S = 50, 3000, 4, 1.5
 NETWORK = "predict_block"
@@ -66,7 +66,7 @@ def segment(folder: Path, slides: Path) -> float:
     environment = {
         **os.environ,
         "PYTHONPATH": str(HERE),
-        "DASK_DISTRIBUTED__WORKER__PRELOAD": json.dumps([str(HERE / "simulated.py")]),
+        "DASK_DISTRIBUTED__WORKER__PRELOAD": json.dumps([str(HERE / "support" / "simulated.py")]),
         FOLDER: str(times),
         SPEED: str(MPX_S),
     }

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from virtual import virtual_result
+from support.virtual import virtual_result
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 from bench_predict import BLOCKS, make_slide, wall_seconds
-from machine import describe_machine
 from numpy.typing import NDArray
-from tissue import Tissue
+from support.machine import describe_machine
+from support.tissue import Tissue
 
 from pipeline.errors import ModelError
 from pipeline.execution.local_cluster import local_cluster

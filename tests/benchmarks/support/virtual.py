@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
-from tissue import write_slide
+from support.tissue import write_slide
 
 from pipeline.execution.blocks import Counts, StageContext
 from pipeline.geometry import Box, TileGrid
