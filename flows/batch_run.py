@@ -22,8 +22,8 @@ from flows.batch.scheduler import (
     SubmitStage,
     make_executor,
 )
-from flows.reports.batch_files import Report, noted, write_page
-from pipeline.config import MOST_SLIDES_ASKED
+from flows.reports.batch_files import Report, record_in_history, write_html_report
+from pipeline.config import MAX_OPEN_SLIDES
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +57,20 @@ def run_batch(
         batch = plan_batch(request)
         with make_executor(batch) as executor:
             _run(PlannedBatch(batch, executor, listener), submit)
-    write_page(batch)
+    write_html_report(batch)
     return batch
 
 
 def run_planned(planned: PlannedBatch, submit: SubmitStage | None = None) -> Batch:
     """Run a batch that is planned already, on workers that are open; see `run_batch`."""
     _run(planned, submit)
-    write_page(planned.batch)
+    write_html_report(planned.batch)
     return planned.batch
 
 
 def _run(planned: PlannedBatch, submit: SubmitStage | None) -> None:
     batch = planned.batch
-    with noted(batch):
+    with record_in_history(batch):
         report = Report(batch)
         listeners = ListenerGroup([report] if planned.listener is None else [report, planned.listener])
         listeners.batch_planned(batch)
@@ -85,7 +85,7 @@ def _run(planned: PlannedBatch, submit: SubmitStage | None) -> None:
 @contextmanager
 def _stage_threads() -> Iterator[SubmitStage]:
     """A thread for each stage that runs, as many as slides may be open at once."""
-    with ThreadPoolExecutor(MOST_SLIDES_ASKED, "stage") as pool:
+    with ThreadPoolExecutor(MAX_OPEN_SLIDES, "stage") as pool:
         yield lambda job: pool.submit(_attempt, job)
 
 

@@ -29,7 +29,7 @@ from flows.batch.history import note
 from flows.folder_watch import FolderWatch
 from flows.missed_runs import catch_up, firings, is_busy, mark_dead, skipped
 from flows.notifications import automations, find_block
-from flows.reports.summary_markdown import plain
+from flows.reports.summary_markdown import escape_markdown
 from flows.scheduled_run import ScheduledRunRequest, night, short_name
 from pipeline.errors import ConfigError, OvertileError
 from pipeline.printable import printable
@@ -64,7 +64,7 @@ def deployment_of(request: ScheduledRunRequest, schedule: Schedule | None) -> Ru
         schedule=schedule,
         parameters={"request": request.model_dump(mode="json")},
         concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
-        description=f"Segments new slides in {', '.join(plain(path) for path in request.inputs)}",
+        description=f"Segments new slides in {', '.join(escape_markdown(path) for path in request.inputs)}",
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
 

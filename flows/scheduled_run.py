@@ -16,12 +16,12 @@ from pydantic import Field
 
 from flows.artifacts import show_artifact
 from flows.batch.batch import Batch, BatchRequest
-from flows.batch.outcome import NOT_IN_VAIN
+from flows.batch.outcome import NOT_FAILED
 from flows.batch.selection import require_sha256
-from flows.reports.run_artifact import morning_page
-from flows.reports.summary_markdown import plain
+from flows.reports.run_artifact import scheduled_run_page
+from flows.reports.summary_markdown import escape_markdown
 from flows.segment import IncompleteError, segment_folder
-from pipeline.config import MOST_SLIDES_ASKED
+from pipeline.config import MAX_OPEN_SLIDES
 from pipeline.errors import LockedError
 from pipeline.inference.ensemble import load_model
 from pipeline.printable import printable
@@ -49,7 +49,7 @@ def _run_name() -> str:
 @flow(
     name="night",
     flow_run_name=_run_name,
-    task_runner=ThreadPoolTaskRunner(max_workers=MOST_SLIDES_ASKED),  # type: ignore[arg-type]  # its futures are ours
+    task_runner=ThreadPoolTaskRunner(max_workers=MAX_OPEN_SLIDES),  # type: ignore[arg-type]  # its futures are ours
     persist_result=False,
     result_serializer="json",  # Prefect keeps what a flow raises, by default as a pickle of all it holds
 )
@@ -65,7 +65,7 @@ def night(request: ScheduledRunRequest) -> State[None]:
     except IncompleteError as error:
         _show(error.batch)
         outcomes = error.batch.outcomes
-        has_failed = any(not outcome.is_up_to_date and outcome.state not in NOT_IN_VAIN for outcome in outcomes)
+        has_failed = any(not outcome.is_up_to_date and outcome.state not in NOT_FAILED for outcome in outcomes)
         return Failed(message=str(error)) if has_failed else Completed(message=str(error))
     _show(batch)
     return Completed(message="all slides are complete")
@@ -79,4 +79,4 @@ def short_name(out: Path) -> str:
 def _show(batch: Batch) -> None:
     """Show the run's summary as an artifact under the key of its output folder."""
     out = batch.request.out
-    show_artifact(f"night-{short_name(out)}", plain(out), morning_page(batch))
+    show_artifact(f"night-{short_name(out)}", escape_markdown(out), scheduled_run_page(batch))

@@ -22,8 +22,8 @@ from flows.batch.batch import MANIFEST, Batch, BatchRequest
 from flows.batch.scheduler import StageJob, StageResult
 from flows.batch_run import PlannedBatch, run_batch, run_planned
 from flows.reports.batch_files import slide_markdown
-from flows.reports.summary_markdown import plain
-from pipeline.config import MOST_SLIDES_ASKED
+from flows.reports.summary_markdown import escape_markdown
+from pipeline.config import MAX_OPEN_SLIDES
 from pipeline.errors import OvertileError
 from pipeline.printable import printable
 
@@ -46,7 +46,7 @@ def slide_stage(key: str, stage: str, job: StageJob) -> StageResult:
     result = job.run()
     if stage == MANIFEST:
         with job.redact_errors():
-            show_artifact("slide", plain(key), slide_markdown(job.slide.run))
+            show_artifact("slide", escape_markdown(key), slide_markdown(job.slide.run))
     return result
 
 
@@ -79,7 +79,7 @@ def _batch_name() -> str:
 @flow(
     name="segment-folder",
     flow_run_name=_batch_name,
-    task_runner=ThreadPoolTaskRunner(max_workers=MOST_SLIDES_ASKED),  # type: ignore[arg-type]  # its futures are ours
+    task_runner=ThreadPoolTaskRunner(max_workers=MAX_OPEN_SLIDES),  # type: ignore[arg-type]  # its futures are ours
     persist_result=False,
     result_serializer="json",  # Prefect keeps what a flow raises, by default as a pickle of all it holds
 )

@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.utilities.annotations import quote
 
 from flows.artifacts import show_artifact
-from flows.training.training_data import Prepared, TrainRequest, begin
+from flows.training.training_data import PreparedTraining, TrainRequest, open_run
 from pipeline.inference.predictor import exact_gpu_arithmetic, keep_freed_memory
 from pipeline.printable import printable
 from pipeline.storage.atomic_files import read_json_lines
@@ -34,7 +34,7 @@ class PreparedRun:
     """A training whose images are read, and a listener for its progress."""
 
     request: TrainRequest
-    prepared: Prepared
+    prepared: PreparedTraining
     listener: TrainListener
 
 
@@ -63,7 +63,7 @@ def train_unet(request: TrainRequest) -> list[Path]:
     planned = _PREPARED.get()
     if planned is not None:
         return _train(planned)
-    with begin(request) as prepared:
+    with open_run(request) as prepared:
         return _train(PreparedRun(request, prepared, _NoListener()))
 
 
@@ -102,7 +102,7 @@ def train_fold(name: str, fold: tuple[TrainJob, TrainListener]) -> Path:
 
 
 @task(name="report", cache_policy=NO_CACHE, persist_result=False)
-def report(job: tuple[TrainRequest, Prepared]) -> Path:
+def report(job: tuple[TrainRequest, PreparedTraining]) -> Path:
     """Write the report of the run and show it as an artifact."""
     from flows.training.report_html import (
         write_training_report,  # matplotlib costs half a second, and training comes first

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipeline.errors import ConfigError
 
-MOST_SLIDES_ASKED = 64
+MAX_OPEN_SLIDES = 64
 """Largest number of slides that may be open at once: each takes a thread, a lock and its tables in memory."""
 
 CELL_PX = 512
@@ -181,7 +181,7 @@ class ClusterSection(Section):
 
     kind: Literal["local", "serial", "address", "slurm"] = "local"
     workers: Length | Literal["auto"] = "auto"
-    slides_at_once: Annotated[int, Field(gt=0, le=MOST_SLIDES_ASKED)] | Literal["auto"] = "auto"
+    slides_at_once: Annotated[int, Field(gt=0, le=MAX_OPEN_SLIDES)] | Literal["auto"] = "auto"
     address: str | None = None
     tls: str | None = None
     sbatch: Annotated[tuple[Annotated[str, Field(pattern=r"^-[^\n]+$")], ...], Field(strict=False)] = ()

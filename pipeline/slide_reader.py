@@ -43,7 +43,7 @@ def hashed_levels(levels: Sequence[Level]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class TilePlace:
+class TileIndex:
     """Position of a tile or strip: its level, its (row, col) there and the pixels of the level that it covers."""
 
     level: int
@@ -58,7 +58,7 @@ class TilePlace:
 class TileError(SlideError):
     """One tile, at ``place``, cannot be decoded. The rest of the slide may be intact."""
 
-    def __init__(self, message: str, place: TilePlace) -> None:
+    def __init__(self, message: str, place: TileIndex) -> None:
         super().__init__(message, place)
         self.place = place
 

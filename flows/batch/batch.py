@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, PlainSerializer
 from flows.batch.array_job import ArrayJob
 from flows.batch.deadline import Deadline
 from flows.batch.history import STRIKES, BatchHistory, FailureCount
-from flows.batch.outcome import NOT_IN_VAIN, Outcome
+from flows.batch.outcome import NOT_FAILED, Outcome
 from flows.batch.selection import SelectedSlide, models_of, select_slides
 from pipeline.config import ModelSection, RunConfig
 from pipeline.errors import ConfigError, DiskError, ModelError, SlideError
@@ -152,7 +152,7 @@ class Batch:
             return EXIT_LOCKED
         return (
             EXIT_SOME
-            if any(outcome.is_up_to_date or outcome.state in NOT_IN_VAIN for outcome in outcomes)
+            if any(outcome.is_up_to_date or outcome.state in NOT_FAILED for outcome in outcomes)
             else EXIT_NONE
         )
 

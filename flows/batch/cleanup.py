@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from flows.batch.history import doer, note
+from flows.batch.history import note, process_facts
 from flows.batch.result_records import slides_of
 from pipeline.errors import ConfigError, DamagedError, LockedError, StoreError
 from pipeline.exports.formats import FOLDER, FORMATS
-from pipeline.runs.prune import delete_slide, going, is_unfinished, own_places, prune_slide, pruned_parts
+from pipeline.runs.prune import delete_slide, is_unfinished, own_paths, prune_plan, prune_slide, pruned_parts
 from pipeline.runs.scratch import leftover
 from pipeline.storage.atomic_files import fsync_dir
 from pipeline.storage.lock import slide_lock
@@ -74,7 +74,11 @@ def prune(out: Path, older_than: timedelta, keep: Collection[str], *, dry: bool)
     plans = {key: plan for key, store in stores.items() if (plan := _plan(key, store, before, keep))}
     selected = [key for key, plan in plans.items() if plan.state == "pruned"]
     if selected and not dry:
-        note(out, "prune", {"keys": selected, "keep": sorted(keep), "finished_before": before.isoformat(), **doer()})
+        note(
+            out,
+            "prune",
+            {"keys": selected, "keep": sorted(keep), "finished_before": before.isoformat(), **process_facts()},
+        )
     for key, plan in plans.items():
         yield plan if dry or key not in selected else _prune(plan, stores[key], keep)
 
@@ -89,7 +93,7 @@ def _plan(key: str, store: SlideStore, before: datetime, keep: Collection[str]) 
         return CleanupResult(key, "left alone", "it is not complete")
     if datetime.fromisoformat(manifest["finished"]) > before:
         return None
-    planned = going(manifest, keep)
+    planned = prune_plan(manifest, keep)
     if not planned.entries and not is_unfinished(store, manifest):
         return None
     return CleanupResult(key, "pruned", "", planned.parts or tuple(pruned_parts(manifest)), planned.bytes)
@@ -132,14 +136,14 @@ def delete(out: Path, keys: Sequence[str], *, dry: bool) -> Iterator[CleanupResu
             near = difflib.get_close_matches(key, list(stores), n=1, cutoff=0.6) or list(stores)
             raise ConfigError(f"{key}: expected the key of a slide in {out}, such as {near[0]}")
     if not dry:
-        note(out, "delete", {"keys": list(keys), **doer()})
+        note(out, "delete", {"keys": list(keys), **process_facts()})
     for key in dict.fromkeys(keys):
         plan = _deletion(key, stores[key])
         yield plan if dry else _locked(plan, stores[key], partial(_delete, stores[key], out))
 
 
 def _deletion(key: str, store: SlideStore) -> CleanupResult:
-    roots = (*own_places(store), *_others(store))
+    roots = (*own_paths(store), *_others(store))
     size = sum(path.stat().st_size for root in roots for path in (root, *root.rglob("*")) if path.is_file())
     return CleanupResult(key, "deleted", _consequence(store), (), size)
 

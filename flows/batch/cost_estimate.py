@@ -43,7 +43,7 @@ class Extent:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class WindowCost:
     """Measured cost of one window: seconds by stage, bytes by output."""
 
     pixels: int
@@ -65,7 +65,7 @@ class Rates:
     picture_bytes: float
 
     @classmethod
-    def of(cls, tissue: Sequence[Seen], glass: Sequence[Seen]) -> Rates:
+    def of(cls, tissue: Sequence[WindowCost], glass: Sequence[WindowCost]) -> Rates:
         """Rates of windows on tissue and on glass; where one kind is missing, the other is used for it."""
         everything = [*tissue, *glass]
         tissue, glass = tissue or glass, glass or tissue
@@ -82,7 +82,7 @@ class Rates:
         )
 
 
-def _per_pixel(amounts: Sequence[Mapping[str, float]], windows: Sequence[Seen]) -> dict[str, float]:
+def _per_pixel(amounts: Sequence[Mapping[str, float]], windows: Sequence[WindowCost]) -> dict[str, float]:
     names = {name for amount in amounts for name in amount} - {PREDICT, OVERLAY}
     pixels = sum(seen.pixels for seen in windows)
     return {name: sum(amount.get(name, 0.0) for amount in amounts) / pixels for name in sorted(names)}

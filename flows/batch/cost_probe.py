@@ -15,14 +15,14 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.batch.cost_estimate import Extent, Seen
+from flows.batch.cost_estimate import Extent, WindowCost
 from pipeline.config import CELL_PX
 from pipeline.errors import DamagedError
 from pipeline.execution.blocks import StageContext, StageReport, serial
 from pipeline.geometry import Box, TileGrid
 from pipeline.runs.plan import SlidePlan
 from pipeline.runs.stage_runner import ingest_section, run_stage, tissue_params
-from pipeline.slides.channels import choose_channels
+from pipeline.slides.channels import select_channels
 from pipeline.slides.opening import open_slide
 from pipeline.stage_table import INGEST, OVERLAY, PREDICT
 from pipeline.stages.ingest import read_image
@@ -42,7 +42,7 @@ Cells = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class TissueCells:
     """Cells (rows, cols) of a slide that the network computes; ``guessed`` states why they were not measured."""
 
     cells: Cells
@@ -52,7 +52,7 @@ class Look:
 # ---- tissue ----------------------------------------------------------------------------------------------------------
 
 
-def look(plan: SlidePlan) -> Look:
+def look(plan: SlidePlan) -> TissueCells:
     """Find the tissue of a slide on a coarse level, by the method of the tissue stage."""
     rows, cols = (-(-length // CELL_PX) for length in plan.shape_yx)
     cells, guessed = np.ones((rows, cols), bool), ""
@@ -64,12 +64,12 @@ def look(plan: SlidePlan) -> Look:
             cells = _cells(find_tissue(thumb_CYX, params).mask, plan.shape_yx)
     if plan.regions is not None:
         cells &= plan.regions.cells(plan.shape_yx, CELL_PX, plan.resolution.level0_from_image_yx)
-    return Look(cells, guessed)
+    return TissueCells(cells, guessed)
 
 
 def _thumb(plan: SlidePlan) -> Array | None:
     """The slide (c, y, x) at about 8 um per pixel, from a level that is not coarser; None if it is too large."""
-    reader = choose_channels(open_slide(plan.slide), plan.channel_numbers)
+    reader = select_channels(open_slide(plan.slide), plan.channel_numbers)
     image_um = plan.resolution.mpp / plan.resolution.level0_from_image_yx[0]  # of a pixel of level 0
     fine = [number for number, level in enumerate(reader.levels) if level.downsample_yx[0] * image_um <= TISSUE_UM]
     number = fine[-1] if fine else 0
@@ -145,7 +145,7 @@ def _best(plan: SlidePlan, wanted: Cells, side: int) -> Box | None:
     return max(pure, key=lambda box: box.area_px, default=None)
 
 
-def sample(plan: SlidePlan, box: Box) -> Seen:
+def sample(plan: SlidePlan, box: Box) -> WindowCost:
     """Segment a window stage by stage in a temporary folder.
 
     Raises:
@@ -167,7 +167,7 @@ def sample(plan: SlidePlan, box: Box) -> Seen:
             began = time.perf_counter()
         write_manifest(store, small.summary(), {})
         seconds["manifest"] = time.perf_counter() - began
-        return Seen(box.area_px, calls, seconds, _sizes(store))
+        return WindowCost(box.area_px, calls, seconds, _sizes(store))
 
 
 def _read(plan: SlidePlan, box: Box, store: SlideStore) -> None:

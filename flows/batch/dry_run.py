@@ -20,8 +20,18 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from flows.batch.batch import Batch, BatchRequest, plan_batch
-from flows.batch.cost_estimate import LEVEL_0, OUTSIDE_BYTES, CostEstimate, Extent, Rates, Seen, Total, price, total
-from flows.batch.cost_probe import Look, extent, look, sample, window
+from flows.batch.cost_estimate import (
+    LEVEL_0,
+    OUTSIDE_BYTES,
+    CostEstimate,
+    Extent,
+    Rates,
+    Total,
+    WindowCost,
+    price,
+    total,
+)
+from flows.batch.cost_probe import TissueCells, extent, look, sample, window
 from pipeline.config import CELL_PX, OutputsSection
 from pipeline.errors import OvertileError
 from pipeline.execution.local_cluster import resolve_workers
@@ -31,7 +41,7 @@ from pipeline.redaction import redact_error
 from pipeline.runs.plan import SlidePlan
 from pipeline.runs.slide_run import SlideRun, slide_root
 from pipeline.storage.slide_store import SlideStore
-from unet_core.networks.model_summary import HELD, parameters, tile_bytes
+from unet_core.networks.model_summary import HEAP_FACTOR, parameters, tile_bytes
 
 BUDGET_S = 10.0
 DEVICE_BYTES = 600_000_000
@@ -43,7 +53,7 @@ class BatchEstimate:
     """The cost of each slide to be processed, by key, and the data of the estimate."""
 
     batch: Batch
-    looks: dict[str, Look] = field(default_factory=dict)
+    looks: dict[str, TissueCells] = field(default_factory=dict)
     extents: dict[str, Extent] = field(default_factory=dict)
     prices: dict[str, CostEstimate] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
@@ -72,14 +82,14 @@ def dry_run(request: BatchRequest, console: Console) -> int:
     if not batch.plans:
         _show_slides(BatchEstimate(batch), console)
         return batch.exit_code()
-    quote = quote_batch(batch)
+    quote = estimate_batch(batch)
     _show_slides(quote, console)
     if quote.prices:
         _show_total(quote, console)
     return 0
 
 
-def quote_batch(batch: Batch) -> BatchEstimate:
+def estimate_batch(batch: Batch) -> BatchEstimate:
     """Measure the extent of every slide, sample some for about ten seconds, and estimate all."""
     quote = BatchEstimate(batch)
     todo = [plan for key, plan in batch.plans.items() if not _run(batch, plan).is_complete()]
@@ -105,7 +115,7 @@ def _dropped(outputs: OutputsSection) -> list[str]:
 
 def _rates(quote: BatchEstimate, todo: list[SlidePlan]) -> dict[str, Rates]:
     """Rates of every slide: of its own windows, or of all slides of its model where it was not sampled."""
-    windows: dict[tuple[str, bool], list[Seen]] = {}  # by slide or model, and by kind: tissue or glass
+    windows: dict[tuple[str, bool], list[WindowCost]] = {}  # by slide or model, and by kind: tissue or glass
     began, warm = 0.0, set()
     for plan in _spread(todo):
         model, sampled = plan.model.sha256, 0
@@ -133,14 +143,14 @@ def _rates(quote: BatchEstimate, todo: list[SlidePlan]) -> dict[str, Rates]:
     return found
 
 
-def _one_cell(plan: SlidePlan, seen: Look) -> Box | None:
+def _one_cell(plan: SlidePlan, seen: TissueCells) -> Box | None:
     """A cell that the network computes, if there is one."""
     cells = np.argwhere(seen.cells if seen.cells.any() else ~seen.cells)
     row, col = (int(number) * CELL_PX for number in cells[len(cells) // 2])
     return Box(row, col, row + CELL_PX, col + CELL_PX).intersect(Box.of_shape(plan.shape_yx))
 
 
-def _tried(quote: BatchEstimate, plan: SlidePlan, box: Box | None) -> list[Seen]:
+def _tried(quote: BatchEstimate, plan: SlidePlan, box: Box | None) -> list[WindowCost]:
     """Segment a window; empty when there is none or when it fails, which is noted."""
     try:
         return [] if box is None else [sample(plan, box)]
@@ -215,7 +225,7 @@ def _memory(quote: BatchEstimate, plan: SlidePlan) -> Iterator[str]:
         size = 4 if plan.compute.precision == "fp32" else 2
         tile = max(tile_bytes(spec, plan.compute.tile_px, size) for spec in plan.model.specs)
         weights = sum(parameters(spec) for spec in plan.model.specs) * size
-        gpu = tile * HELD + weights + DEVICE_BYTES
+        gpu = tile * HEAP_FACTOR + weights + DEVICE_BYTES
         yield f"GPU memory: {gpu / 1e9:.1f} GB"
 
 

@@ -129,7 +129,7 @@ def note(out: Path, event: Literal["began", "ended", "retry", "skipped", "prune"
     append_json(out / NAME, {"event": event, "when": datetime.now(UTC).isoformat(timespec="milliseconds"), **facts})
 
 
-def doer() -> dict[str, Any]:
+def process_facts() -> dict[str, Any]:
     """The user, host, process and command line of this process."""
     return {"who": _user(), "host": socket.gethostname(), "pid": os.getpid(), "command": sys.argv}
 

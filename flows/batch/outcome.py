@@ -19,10 +19,10 @@ State = Literal[
     "complete", "complete before", "kept", "failed", "locked", "waiting", "resumable", "deferred", "quarantined"
 ]
 
-NOT_IN_VAIN = ("kept", "resumable", "deferred")
+NOT_FAILED = ("kept", "resumable", "deferred")
 """States of slides that are not up to date although nothing failed."""
 
-OTHERS_FAULT: Mapping[type[OvertileError], State] = {LockedError: "locked", ClusterError: "resumable"}
+STATES_BY_ERROR: Mapping[type[OvertileError], State] = {LockedError: "locked", ClusterError: "resumable"}
 """States of slides that stopped for reasons outside the slide."""
 
 
@@ -60,7 +60,7 @@ class Outcome:
 
     def failed(self, stage: str, error: BaseException) -> None:
         """Record why the slide stopped, on one line."""
-        self.state = next((state for kind, state in OTHERS_FAULT.items() if isinstance(error, kind)), "failed")
+        self.state = next((state for kind, state in STATES_BY_ERROR.items() if isinstance(error, kind)), "failed")
         self.stage = stage
         is_own = isinstance(error, OvertileError)  # its message names the slide
         text = str(error) if is_own else f"{self.slide}: {type(error).__name__}: {error}"

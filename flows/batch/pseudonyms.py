@@ -86,7 +86,7 @@ def _redacted_error(error: OvertileError, aliases: Iterable[Pseudonym]) -> Overt
 
 
 @contextmanager
-def names_of(path: Path, out: Path, *, writing: bool = True) -> Iterator[Pseudonyms]:
+def open_key_file(path: Path, out: Path, *, writing: bool = True) -> Iterator[Pseudonyms]:
     """Open the key file, or create it, and append new names at the end of the context.
 
     Args:

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flows.batch.pseudonyms import names_of
+from flows.batch.pseudonyms import open_key_file
 from pipeline.config import ModelSection, RunConfig
 from pipeline.errors import ConfigError, ModelError, TableError
 from pipeline.inference.ensemble import Ensemble, load_model
-from pipeline.inputs.cases_table import Case, choose_slides, read_cases
+from pipeline.inputs.cases_table import Case, match_cases, read_cases
 from pipeline.inputs.discovery import Candidate, find_slides
 from pipeline.slides.modification_time import last_change
 
@@ -45,7 +45,7 @@ def select_slides(inputs: Sequence[Path], out: Path, config: RunConfig, *, writi
         found = _found(inputs, out, config)
     if config.outputs.redact is None:
         return found
-    with names_of(Path(config.outputs.redact), out, writing=writing) as names:
+    with open_key_file(Path(config.outputs.redact), out, writing=writing) as names:
         redacted = names.redacted([one.candidate for one in found])
     return [replace(one, candidate=candidate) for one, candidate in zip(found, redacted, strict=True)]
 
@@ -58,7 +58,7 @@ def _found(inputs: Sequence[Path], out: Path, config: RunConfig) -> list[Selecte
     if cases is None:
         selected = [SelectedSlide(candidate, config) for candidate in candidates]
     else:
-        named = choose_slides(cases, candidates, telling=config.outputs.redact is None)
+        named = match_cases(cases, candidates, telling=config.outputs.redact is None)
         selected = [SelectedSlide(candidate, case.config(config), case) for candidate, case in named]
     return _ordered(selected, config.input.order)
 

@@ -22,7 +22,7 @@ from flows.batch.history import NAME, STRIKES, BatchHistory, FailureCount, Run
 from flows.batch.result_records import read_record, slide_stores
 from pipeline.errors import ConfigError, StoreError
 from pipeline.printable import printable
-from pipeline.runs.scratch import place_of_work
+from pipeline.runs.scratch import working_store
 from pipeline.stage_table import PREDICT
 from pipeline.storage.layout import PROBABILITY
 from pipeline.storage.lock import live_owner
@@ -30,7 +30,7 @@ from pipeline.storage.manifest import previous_plan
 from pipeline.storage.slide_store import SlideStore
 
 LAST_RUNS = 5
-NEED_SOMEBODY = ("failed", "quarantined", "damaged", "kept", "vanished")
+NEED_ATTENTION = ("failed", "quarantined", "damaged", "kept", "vanished")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,7 @@ def _blocks(store: SlideStore) -> tuple[int, int] | tuple[None, None]:
     block = plan["config"]["tiles"]["block"]
     rows, cols = (-(-length // block) for length in plan["image"]["shape_yx"])
     try:
-        work = place_of_work(store, plan["config"]["outputs"]["scratch"])
+        work = working_store(store, plan["config"]["outputs"]["scratch"])
         return len(work.done(PROBABILITY, plan["hashes"][PREDICT])), rows * cols
     except StoreError:  # not started
         return 0, rows * cols
@@ -181,7 +181,7 @@ def show(status: Status, slides: Sequence[SlideStatus], console: Console) -> Non
     """Print slides, totals, remedies and the last runs."""
     table = Table(Column("slide", overflow="fold"), "state", "blocks", Column("cause", overflow="fold"))
     for slide in slides:
-        colour = "green" if slide.state == "complete" else "red" if slide.state in NEED_SOMEBODY else "yellow"
+        colour = "green" if slide.state == "complete" else "red" if slide.state in NEED_ATTENTION else "yellow"
         blocks = "" if slide.blocks is None else f"{slide.blocks_done} / {slide.blocks}"
         where = f"at {slide.stage}: " if slide.stage and slide.cause else ""
         table.add_row(_text(slide.key), f"[{colour}]{slide.state}[/]", blocks, _text(f"{where}{slide.cause}"))

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from flows.reports.inspect import said_of_seams
+from flows.reports.inspect import describe_seams
 from pipeline.printable import printable
 from pipeline.stage_table import STAGES
 
@@ -56,7 +56,7 @@ def _lines(record: dict[str, Any]) -> Iterator[str]:
         f"model {record['model']} in {plan['compute']['precision']} on {plan['compute']['device']}, tiles of "
         f"{plan['compute']['tile_px']} px, threshold {plan['threshold']:g}, objects from {plan['min_area_um2']:g} um2"
     )
-    yield f"seams: {said_of_seams(record['seam'])}"
+    yield f"seams: {describe_seams(record['seam'])}"
     for name, levels in record["pyramids"].items():
         if levels:
             yield f"{name}: {len(levels)} levels, {_level(levels[0])} to {_level(levels[-1])}"

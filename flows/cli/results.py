@@ -62,7 +62,7 @@ def export(
     """
     from flows.batch.result_records import slide_stores
     from pipeline.exports.formats import export as write
-    from pipeline.exports.formats import lacking
+    from pipeline.exports.formats import missing_parts
     from pipeline.exports.vector_formats import CompleteResult
 
     stores = [store for path in paths for store in slide_stores(path)]
@@ -71,7 +71,7 @@ def export(
     complete = []
     for store in stores:
         result = CompleteResult.open(store) if store.manifest.exists() else None
-        gone = lacking(result, to) if result else ""
+        gone = missing_parts(result, to) if result else ""
         if result is None or gone:
             why = f"pruned ({gone})" if result else "not complete"
             typer.echo(f"{why}, left out: {printable(str(store.root))}", err=True)

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from flows.batch.deadline import read_clock, read_zone
-from flows.batch.history import BatchHistory, doer, note
+from flows.batch.history import BatchHistory, note, process_facts
 from flows.cli.options import AsJson, ConfigFile, Overrides, ResultsFolder, Until
 from pipeline.config import RunConfig, load_config
 from pipeline.errors import ConfigError
@@ -36,10 +36,10 @@ def status(
 
     Exit codes are those of `segment`: 0 when all slides are complete.
     """
-    from flows.batch.status import NEED_SOMEBODY, Status, show
+    from flows.batch.status import NEED_ATTENTION, Status, show
 
     found = Status.of(out)
-    slides = [slide for slide in found.slides if slide.state in NEED_SOMEBODY] if failed else found.slides
+    slides = [slide for slide in found.slides if slide.state in NEED_ATTENTION] if failed else found.slides
     if as_json:
         typer.echo(json.dumps(found.as_json(slides), indent=1))
     else:
@@ -62,7 +62,7 @@ def retry(
     if unknown := [key for key in keys if key not in strikes]:
         known = ", ".join(sorted(strikes)[:10]) or "no failed slide"
         raise ConfigError(f"{unknown[0]}: expected the key of a slide that failed in {out}, found {known}")
-    note(out, "retry", {"keys": keys, **doer()})
+    note(out, "retry", {"keys": keys, **process_facts()})
     typer.echo(f"the next run tries again: {printable(', '.join(keys))}")
 
 

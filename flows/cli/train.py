@@ -23,7 +23,7 @@ from pipeline.errors import ConfigError, ModelError, OvertileError
 from pipeline.printable import printable
 
 if TYPE_CHECKING:
-    from flows.training.training_data import Prepared, TrainRequest
+    from flows.training.training_data import PreparedTraining, TrainRequest
 
 app = typer.Typer()
 
@@ -123,14 +123,14 @@ def _train(words: TrainOptions) -> int:
     server = Server.start()  # it starts while modules are imported and images read
     from flows.cli.dataset_summary import show_summary
     from flows.reports.html_page import PAGE
-    from flows.training.training_data import TrainRequest, begin
+    from flows.training.training_data import TrainRequest, open_run
     from unet_core.training.config import TrainConfig
     from unet_core.training.trainer import BEST, is_done
 
     recipe = load_as(TrainConfig, words.config, words.overrides)
     request = TrainRequest(words.images, words.masks, words.cases, words.out, recipe)
     console = Console()
-    with _command_errors(), begin(request) as prepared:
+    with _command_errors(), open_run(request) as prepared:
         show_summary(prepared.summary, console)
         if all(map(is_done, prepared.orders)) and (words.out / PAGE).exists():
             console.print("nothing to do: the training is complete")
@@ -144,7 +144,7 @@ def _train(words: TrainOptions) -> int:
     return 0
 
 
-def _run(request: TrainRequest, prepared: Prepared, console: Console) -> None:
+def _run(request: TrainRequest, prepared: PreparedTraining, console: Console) -> None:
     """Train as a Prefect flow."""
     from flows.cli.train_progress import TrainProgress
     from flows.train import PreparedRun, run_flow

@@ -18,7 +18,7 @@ from flows.reports.figures import viridis
 from flows.reports.html_page import Picture
 from unet_core.data.recoloured import recoloured
 from unet_core.data.sampler import AnnotatedImage
-from unet_core.networks.activations import Map, Watched, watch
+from unet_core.networks.activations import Activations, FeatureMap, record_activations
 from unet_core.networks.unet import SegmentationNetwork
 
 SHOWN_PX = 384
@@ -73,7 +73,7 @@ def show_maps(network: SegmentationNetwork, map_input: MapInput, folder: str) ->
     (case,) = recoloured([map_input.case], network.spec.normalisation)
     box = middle(case.labels_YX.shape, SHOWN_PX)
     image_CYX = repeat_channels(np.asarray(case.image_CYX[(slice(None), *box.slices)]), network.spec.in_channels)
-    watched: Watched = watch(network, image_CYX)
+    watched: Activations = record_activations(network, image_CYX)
     image = Picture(f"{folder}/image", f"the part of {case.name} given to the network", png(rgb(image_CYX)))
     levels = tuple(_level_strip(level, folder) for level in watched.levels)
     gates = tuple(_gate_strip(gate, folder) for gate in watched.gates)
@@ -85,7 +85,7 @@ def repeat_channels(image_CYX: NDArray[Any], channels: int) -> NDArray[Any]:
     return np.repeat(image_CYX, channels, axis=0) if len(image_CYX) == 1 < channels else image_CYX
 
 
-def _level_strip(feature_map: Map, folder: str) -> FeatureMapStrip:
+def _level_strip(feature_map: FeatureMap, folder: str) -> FeatureMapStrip:
     spread = feature_map.values_CYX.std(axis=(1, 2))
     constant = int((spread == 0).sum())
     chosen = np.argsort(-spread, kind="stable")[:MAPS]
@@ -100,7 +100,7 @@ def _level_strip(feature_map: Map, folder: str) -> FeatureMapStrip:
     )
 
 
-def _gate_strip(feature_map: Map, folder: str) -> FeatureMapStrip:
+def _gate_strip(feature_map: FeatureMap, folder: str) -> FeatureMapStrip:
     weights_YX = subsample(feature_map.values_CYX[0])
     caption = f"{weights_YX.min():.2f} to {weights_YX.max():.2f}, mean {weights_YX.mean():.2f}"
     picture = Picture(

@@ -21,12 +21,12 @@ from typing import Any
 
 from flows.batch.array_summary import outcomes_of_all_jobs, write_until_stable
 from flows.batch.batch import Batch
-from flows.batch.history import doer, new_run, note
+from flows.batch.history import new_run, note, process_facts
 from flows.batch.outcome import Outcome
 from flows.batch.progress import Meter
 from flows.batch.result_records import Record, figures, read_record, slide_stores
 from flows.batch.result_rows import Row, inert, results_csv
-from flows.reports.summary_markdown import Summary, plain
+from flows.reports.summary_markdown import Summary, escape_markdown
 from pipeline.errors import OvertileError
 from pipeline.printable import printable
 from pipeline.runs.slide_run import SlideRun, slide_root
@@ -40,12 +40,12 @@ NUMBERED = ("complete", "kept")
 
 def write_batch_files(batch: Batch) -> None:
     """Rebuild the files of a batch that had nothing to do."""
-    with noted(batch):
+    with record_in_history(batch):
         Report(batch).finish()
-    write_page(batch)
+    write_html_report(batch)
 
 
-def write_page(batch: Batch) -> None:
+def write_html_report(batch: Batch) -> None:
     """Write ``report.html`` after the batch has been recorded. Errors are ignored: no result depends on it."""
     from flows.reports.batch_html import write_report  # jinja2
 
@@ -172,8 +172,8 @@ def slide_markdown(run: SlideRun) -> str:
     """Return the figures of a slide as a Markdown table for Prefect."""
     manifest = read_manifest(run.store)
     assert manifest is not None, "the run is complete"
-    rows = [f"| {name} | {plain(value)} |" for name, value in figures(manifest).items()]
-    return "\n".join([f"# {plain(run.plan.key)}", "", "| | |", "|---|---|", *rows])
+    rows = [f"| {name} | {escape_markdown(value)} |" for name, value in figures(manifest).items()]
+    return "\n".join([f"# {escape_markdown(run.plan.key)}", "", "| | |", "|---|---|", *rows])
 
 
 def _record(outcome: Outcome) -> dict[str, Any]:
@@ -198,11 +198,11 @@ def _command(batch: Batch) -> str | None:
 
 
 @contextmanager
-def noted(batch: Batch) -> Iterator[None]:
+def record_in_history(batch: Batch) -> Iterator[None]:
     """Record in the history that the batch started and how it ended."""
     out, run = batch.request.out, new_run()
     typed = [batch.redact(word) for word in batch.request.command or sys.argv]
-    note(out, "began", {"run": run, **doer(), "command": typed, **_request_summary(batch)})
+    note(out, "began", {"run": run, **process_facts(), "command": typed, **_request_summary(batch)})
     try:
         yield
     except BaseException as error:

@@ -19,7 +19,7 @@ from rich.table import Column, Table
 
 from pipeline.config import Section, load_as
 from pipeline.errors import ConfigError
-from pipeline.evaluation.cross_validated import FoldModels, Named, Turns, named
+from pipeline.evaluation.cross_validated import FoldModels, NamedModel, Turns, load_named
 from pipeline.printable import printable
 from pipeline.storage.atomic_files import write_bytes, write_json
 from unet_core.data.mask_encoding import DataSettings
@@ -86,7 +86,7 @@ def evaluate(request: EvaluateRequest) -> None:
     options = load_as(EvaluateOptions, None, request.settings)
     if not (request.models or request.baselines):
         raise ConfigError("expected something to evaluate, found neither --model nor --baselines. Name a model")
-    models = [named(name, options.model.tta) for name in request.models]
+    models = [load_named(name, options.model.tta) for name in request.models]
     data = read_cases(request.source, models, options.data)
     scored, training = split(data.cases, request.folds)
     require_held_out(models, scored)
@@ -130,7 +130,7 @@ class EvaluationCases:
     messages: tuple[str, ...]
 
 
-def read_cases(source: Source, models: Sequence[Named], data: DataSettings) -> EvaluationCases:
+def read_cases(source: Source, models: Sequence[NamedModel], data: DataSettings) -> EvaluationCases:
     """Read all annotated images; masks are read as the classes of the first model if it has several.
 
     Raises:
@@ -190,7 +190,7 @@ def split(
     return scored, others
 
 
-def require_held_out(models: Sequence[Named], scored: Sequence[EvaluationCase]) -> None:
+def require_held_out(models: Sequence[NamedModel], scored: Sequence[EvaluationCase]) -> None:
     """Check that every case was held back by a network of each cross-validated run.
 
     Raises:

@@ -21,7 +21,7 @@ from unet_core.metrics.overlap import IOUS
 from unet_core.metrics.score_table import ERRORS, LENGTHS
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.cross_validated import Named
+    from pipeline.evaluation.cross_validated import NamedModel
     from pipeline.evaluation.method_evaluation import Evaluation
 
 NAMES = {
@@ -69,7 +69,7 @@ def write_report(
     return write_document(out, page, (*charts, *(maps.pictures if maps else ())))
 
 
-def maps_of(models: Sequence[Named], evaluation: Evaluation) -> MapsShown | None:
+def maps_of(models: Sequence[NamedModel], evaluation: Evaluation) -> MapsShown | None:
     """Return the feature maps of the first network for the median case; None if only baselines are evaluated."""
     if not models:
         return None

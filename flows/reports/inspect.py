@@ -151,7 +151,7 @@ def _sizes(folder: Path | str) -> Iterator[int]:
                 yield entry.stat(follow_symlinks=False).st_size
 
 
-def said_of_seams(seam: dict[str, Any] | None) -> str:
+def describe_seams(seam: dict[str, Any] | None) -> str:
     """Describe the result of the seam check."""
     if seam is None:
         return "too few seams to measure, or written by an earlier version"

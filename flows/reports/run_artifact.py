@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from flows.batch.batch import Batch
-from flows.reports.summary_markdown import plain
+from flows.reports.summary_markdown import escape_markdown
 from flows.reports.thumbnail import jpeg
 from pipeline.runs.slide_run import slide_root
 from pipeline.storage.layout import OVERVIEW
@@ -22,7 +22,7 @@ MAX_PICTURES, COLUMNS, SIDE_PX = 24, 4, 160
 """Pictures on a page and in a row, and their longer side in px: about 5 kB each, so a page stays below 200 kB."""
 
 
-def morning_page(batch: Batch) -> str:
+def scheduled_run_page(batch: Batch) -> str:
     """Return ``summary.md`` of a finished batch followed by thumbnails of the slides completed in this run."""
     summary = (batch.request.out / "summary.md").read_text("utf-8")
     return "\n".join([summary, *_gallery([*_pictures(batch)])])
@@ -33,7 +33,7 @@ def _pictures(batch: Batch) -> Iterator[tuple[str, str]]:
     new = [outcome.key for outcome in batch.outcomes if outcome.state == "complete"]
     paths = [(key, slide_root(batch.request.out, key) / OVERVIEW) for key in new]
     existing = [(key, path) for key, path in paths if path.exists()][:MAX_PICTURES]
-    return ((plain(key), f"![]({_data_uri(path)})") for key, path in existing)
+    return ((escape_markdown(key), f"![]({_data_uri(path)})") for key, path in existing)
 
 
 def _data_uri(overview: Path) -> str:

@@ -49,7 +49,7 @@ class Summary:
     # ---- headline ----------------------------------------------------------------------------------------------------
 
     def _headline(self) -> Iterator[str]:
-        yield f"# {plain(self.title)}"
+        yield f"# {escape_markdown(self.title)}"
         yield ""
         complete = sum(outcome.is_up_to_date for outcome in self.outcomes)
         others = _counted(outcome.state for outcome in self.outcomes if not outcome.is_up_to_date)
@@ -83,7 +83,7 @@ class Summary:
                 groups[outcome.state, _kind(_cause(outcome))].append(outcome)
         for (state, _), group in sorted(groups.items(), key=lambda item: -len(item[1])):
             first = group[0]
-            yield f"- **{_slides(len(group))} {state}** at {first.stage}: {plain(_cause(first))}"
+            yield f"- **{_slides(len(group))} {state}** at {first.stage}: {escape_markdown(_cause(first))}"
             yield f"  ({_names(outcome.key for outcome in group)})"
         if groups and self.command:
             yield ""
@@ -99,12 +99,12 @@ class Summary:
                 if flag not in (ENLARGED_FLAG, MASKED_FLAG):  # described by lines of their own
                     flagged[flag].append(outcome.key)
         for flag, keys in flagged.items():
-            yield f"- **{_slides(len(keys))} flagged {plain(flag)}**: {_names(keys)}"
+            yield f"- **{_slides(len(keys))} flagged {escape_markdown(flag)}**: {_names(keys)}"
 
     def _masked(self) -> Iterator[str]:
         for outcome, record in self._complete():
             if tiles := record.figures["masked"]:
-                yield f"- {plain(outcome.key)}: unreadable tiles masked, no objects there: {_names(tiles)}"
+                yield f"- {escape_markdown(outcome.key)}: unreadable tiles masked, no objects there: {_names(tiles)}"
 
     def _warned(self) -> Iterator[str]:
         warned: dict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -114,7 +114,7 @@ class Summary:
                 warned[_kind(text)].append((outcome.key, text))
         for found in warned.values():
             keys, prefix = [key for key, _ in found], "" if len({text for _, text in found}) == 1 else "for example "
-            yield f"- {_slides(len(keys))}: {prefix}{plain(found[0][1])} ({_names(keys)})"
+            yield f"- {_slides(len(keys))}: {prefix}{escape_markdown(found[0][1])} ({_names(keys)})"
 
     # ---- results -----------------------------------------------------------------------------------------------------
 
@@ -169,8 +169,8 @@ def _far_off(model: str, density: Mapping[str, float]) -> Iterator[str]:
     for key, score in list(outliers(density).items())[:MAX_NAMES]:
         side = "more" if score > 0 else "fewer"
         yield (
-            f"- {plain(key)}: {density[key]:.1f} objects per mm2, far {side} than the median of "
-            f"{statistics.median(density.values()):.1f} ({plain(model)}, {abs(score):.1f} deviations)"
+            f"- {escape_markdown(key)}: {density[key]:.1f} objects per mm2, far {side} than the median of "
+            f"{statistics.median(density.values()):.1f} ({escape_markdown(model)}, {abs(score):.1f} deviations)"
         )
 
 
@@ -193,14 +193,14 @@ def outliers(values: Mapping[str, float]) -> dict[str, float]:
     return {key: scores[key] for key in far}
 
 
-def plain(value: object) -> str:
+def escape_markdown(value: object) -> str:
     """Escape text for Markdown: no markup, links or table columns."""
     text = printable(str(value)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("`", "'")
     return re.sub(r"([|\[*])", r"\\\1", text)
 
 
 def _row(cells: Iterable[object]) -> str:
-    return "| " + " | ".join(map(plain, cells)) + " |"
+    return "| " + " | ".join(map(escape_markdown, cells)) + " |"
 
 
 def _slides(number: int) -> str:
@@ -210,7 +210,7 @@ def _slides(number: int) -> str:
 def _names(keys: Iterable[str]) -> str:
     names = list(keys)
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(map(plain, names[:MAX_NAMES])) + more
+    return ", ".join(map(escape_markdown, names[:MAX_NAMES])) + more
 
 
 def _counted(states: Iterable[str]) -> Iterator[str]:

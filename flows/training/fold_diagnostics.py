@@ -35,10 +35,10 @@ from pipeline.printable import printable
 from unet_core.data.sampler import AnnotatedImage
 from unet_core.device import resolve_device
 from unet_core.model_file.checkpoint import load
-from unet_core.networks.activations import Flow
+from unet_core.networks.activations import SkipGradient
 from unet_core.networks.unet import SegmentationNetwork
 from unet_core.spec import UNetSpec
-from unet_core.training.diagnostics import THRESHOLDS, seen, skip_flows, threshold_scores
+from unet_core.training.diagnostics import THRESHOLDS, skip_gradient_norms, threshold_scores, validation_images
 from unet_core.training.trainer import BEST, TrainJob
 
 
@@ -85,10 +85,10 @@ def diagnose(job: TrainJob, out: Path) -> FoldDiagnostics:
     """
     relative = job.folder.relative_to(out).as_posix()
     folder = "" if relative == "." else f"{relative}/"
-    network, history, cases = _network(job), history_of(job.folder), seen(job)
+    network, history, cases = _network(job), history_of(job.folder), validation_images(job)
     evaluation = _evaluate(job, [EvaluationCase(case, case.name) for case in cases])
     panels = write_panels(evaluation, job.folder / "panels")
-    flows = skip_flows(job, network, cases)
+    flows = skip_gradient_norms(job, network, cases)
     name = f"{folder}figures"
     curves = [loss_curve(f"{name}/loss", history), rate_curve(f"{name}/rate", history)]
     if history.validation_steps:
@@ -126,5 +126,5 @@ def _threshold(name: str, network: SegmentationNetwork, cases: Sequence[Annotate
     return threshold_curve(name, lines, network.spec.threshold)
 
 
-def _skips(name: str, flows: Sequence[Flow]) -> Picture | None:
+def _skips(name: str, flows: Sequence[SkipGradient]) -> Picture | None:
     return skip_bars(name, [(flow.name, flow.skip, flow.below) for flow in flows]) if flows else None

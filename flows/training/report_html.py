@@ -17,7 +17,7 @@ from flows.reports.html_page import Picture, number, render, write_document
 from flows.training.fold_diagnostics import FoldDiagnostics, diagnose
 from flows.training.history import changed_keys, command_of, config_keys
 from flows.training.sample_panel import draw_panel
-from flows.training.training_data import Prepared, TrainRequest
+from flows.training.training_data import PreparedTraining, TrainRequest
 from pipeline.evaluation.method_evaluation import case_rows
 from pipeline.printable import printable
 from unet_core.training.diagnostics import samples
@@ -25,7 +25,7 @@ from unet_core.training.diagnostics import samples
 MARKS = {"dice": "Dice", "f1_50": "F1 at IoU 0.5", "iou": "IoU"}
 
 
-def write_training_report(request: TrainRequest, prepared: Prepared) -> tuple[Path, str]:
+def write_training_report(request: TrainRequest, prepared: PreparedTraining) -> tuple[Path, str]:
     """Write the page of a run and its pictures.
 
     Returns:
@@ -61,7 +61,7 @@ def _score_text(fold: FoldDiagnostics, score: str) -> str:
 # ---- text ------------------------------------------------------------------------------------------------------------
 
 
-def content_of(request: TrainRequest, prepared: Prepared, folds: Sequence[FoldDiagnostics]) -> dict[str, Any]:
+def content_of(request: TrainRequest, prepared: PreparedTraining, folds: Sequence[FoldDiagnostics]) -> dict[str, Any]:
     """Return the variables of the template."""
     summary, recipe = prepared.summary, request.recipe
     names = [printable(name) for name in summary.class_names]

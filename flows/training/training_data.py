@@ -13,9 +13,9 @@ from importlib import import_module
 from pathlib import Path
 
 from flows.training.sample_panel import save_panel
-from pipeline.annotations.dataset import Dataset, open_dataset, refusals
+from pipeline.annotations.dataset import Dataset, as_config_errors, open_dataset
 from pipeline.annotations.dataset_checks import DatasetSummary, check_annotations, draw_folds
-from pipeline.annotations.resampling import agreed
+from pipeline.annotations.resampling import common_resolution
 from pipeline.errors import ConfigError
 from pipeline.storage.atomic_files import disk_errors, sweep_partials
 from pipeline.storage.lock import slide_lock
@@ -41,7 +41,7 @@ class TrainRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedTraining:
     """The training jobs of a run and the summary of its data."""
 
     orders: tuple[TrainJob, ...]
@@ -49,7 +49,7 @@ class Prepared:
 
 
 @contextmanager
-def begin(request: TrainRequest) -> Iterator[Prepared]:
+def open_run(request: TrainRequest) -> Iterator[PreparedTraining]:
     """Prepare a run and lock its folder while it is trained.
 
     Raises:
@@ -61,7 +61,7 @@ def begin(request: TrainRequest) -> Iterator[Prepared]:
         yield prepare(request)
 
 
-def prepare(request: TrainRequest) -> Prepared:
+def prepare(request: TrainRequest) -> PreparedTraining:
     """Read and check the images, and draw or read the folds.
 
     Raises:
@@ -71,7 +71,7 @@ def prepare(request: TrainRequest) -> Prepared:
     orders = (
         TrainJob(folder, _train_data(found, *names), recipe) for folder, *names in _splits(request, found, summary)
     )
-    return Prepared(tuple(orders), summary)
+    return PreparedTraining(tuple(orders), summary)
 
 
 def read(request: TrainRequest) -> tuple[TrainConfig, Dataset, DatasetSummary]:
@@ -88,7 +88,7 @@ def read(request: TrainRequest) -> tuple[TrainConfig, Dataset, DatasetSummary]:
     recipe = request.recipe
     requested = recipe.network.resolution()
     found = open_dataset(request.images, request.masks, request.cases, recipe.data, requested)
-    if requested is None and not recipe.network.start and (mpp := agreed(found.mpp.values())):
+    if requested is None and not recipe.network.start and (mpp := common_resolution(found.mpp.values())):
         recipe = recipe.model_copy(update={"network": recipe.network.model_copy(update={"mpp": mpp})})
         found = replace(found, said=(*found.said, f"network.mpp is {mpp:g} um per pixel, as all images state"))
     return recipe, found, check_annotations(found)
@@ -97,7 +97,7 @@ def read(request: TrainRequest) -> tuple[TrainConfig, Dataset, DatasetSummary]:
 def save_samples(request: TrainRequest, found: Dataset) -> Path:
     """Write a picture of augmented training tiles; return its path."""
     recipe = request.recipe
-    with refusals():
+    with as_config_errors():
         spec = with_target(found.cases, found.class_names, recipe)
     sampling = recipe.sampling.model_copy(update={"batch": SAMPLES})
     sampler = Sampler(recoloured(found.cases, spec.normalisation), sizes_px(spec, recipe), sampling, recipe.augment)
@@ -118,7 +118,7 @@ def _splits(
     folds = draw_folds(request.out / FOLDS, found, summary, request.recipe.folds)
     for number in folds.numbers if requested == "all" else (requested,):
         folder = request.out / f"fold-{number}" if requested == "all" else request.out
-        with refusals():
+        with as_config_errors():
             yield folder, *folds.split(number)
 
 

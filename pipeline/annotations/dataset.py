@@ -61,7 +61,7 @@ class Dataset:
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
+def as_config_errors() -> Iterator[None]:
     """Raise errors of slides and annotations as ConfigError."""
     try:
         yield
@@ -92,7 +92,7 @@ def open_dataset(
         ConfigError: The data cannot be used for training; the message names the file and a fix.
     """
     settings = settings or DataSettings()
-    with refusals():
+    with as_config_errors():
         found = find_images(images, masks)
         rows = None if cases is None else read_table(cases, found, settings.only)
         chosen = [image for image in found if rows is None or image.key in rows]

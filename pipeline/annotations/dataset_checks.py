@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.annotations.dataset import Dataset, refusals
+from pipeline.annotations.dataset import Dataset, as_config_errors
 from pipeline.annotations.lazy_arrays import Windows
 from pipeline.errors import ConfigError
 from unet_core.data.dataset_statistics import ImageStatistics
@@ -77,7 +77,7 @@ def check_annotations(annotations: Dataset) -> DatasetSummary:
     Raises:
         ConfigError: The data cannot be used for training; the message names a file and a fix.
     """
-    with refusals():
+    with as_config_errors():
         facts = tuple(_facts(case, annotations) for case in annotations.cases)
     patients = {row.patient for row in annotations.rows.values()}
     summary = DatasetSummary(facts, annotations.class_names, len(patients), (*annotations.said, *_odd(facts)))
@@ -96,7 +96,7 @@ def draw_folds(path: Path, annotations: Dataset, summary: DatasetSummary, settin
     Raises:
         ConfigError: The file or the settings do not fit the dataset (see ``unet_core.data.folds``).
     """
-    with refusals():
+    with as_config_errors():
         return keep_folds(path, members(annotations, summary), settings)
 
 

@@ -101,7 +101,7 @@ def scaled(box: Box, scale: Resolution) -> Box:
     return found
 
 
-def agreed(stated: Iterable[float | None]) -> float | None:
+def common_resolution(stated: Iterable[float | None]) -> float | None:
     """Common resolution in um per pixel of all images, within the tolerance of ``segment``; None without one."""
     values = list(stated)
     known = [one for one in values if one is not None]

@@ -77,11 +77,11 @@ class FoldModels:
             )
 
 
-Named = Ensemble | FoldModels
+NamedModel = Ensemble | FoldModels
 """Models that ``--model`` may name."""
 
 
-def named(word: str, tta: Turns) -> Named:
+def load_named(word: str, tta: Turns) -> NamedModel:
     """Load a model, an ensemble or the networks of a cross-validation run.
 
     Raises:

@@ -29,12 +29,12 @@ from unet_core.class_map import IGNORED, class_map
 from unet_core.data.sampler import AnnotatedImage
 from unet_core.metrics.calibration import calibration_sums
 from unet_core.metrics.overlap import Overlaps, confusion, object_sums, pixel_sums
-from unet_core.metrics.rand_info import room_sums
+from unet_core.metrics.rand_info import region_sums
 from unet_core.metrics.score_table import CALIBRATION, OBJECTS, PIXELS, ROOMS, ImageSums
 from unet_core.metrics.surface_distance import Distances, outline
 
 Array = NDArray[Any]
-Answer = Callable[[Box], Array]
+ProbabilityReader = Callable[[Box], Array]
 """Reads probabilities (k, h, w) as bytes of any block of an image."""
 
 BLOCK_PX = 2048
@@ -88,7 +88,7 @@ class ImageScorer:
         calibration: Calibration sums of each class.
     """
 
-    answer: Answer
+    answer: ProbabilityReader
     case: AnnotatedImage
     rules: ScoringConfig
     block_px: int = BLOCK_PX
@@ -165,7 +165,7 @@ class ImageScorer:
         else:
             true_YX = self._true(Box.of_shape(self.shape))
             unknown = true_YX == IGNORED  # counts as membrane in both
-            sums[ROOMS] = room_sums((self.found_YX == number) | unknown, (true_YX == number) | unknown)
+            sums[ROOMS] = region_sums((self.found_YX == number) | unknown, (true_YX == number) | unknown)
         found, true = (self._outline(read, number) for read in (self._found, self._true))
         return ImageSums(sums, Distances.between(found, true))
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import ConfigError
-from pipeline.evaluation.cross_validated import FoldModels, Named
-from pipeline.evaluation.image_scorer import Answer, ImageScorer, ScoringConfig
+from pipeline.evaluation.cross_validated import FoldModels, NamedModel
+from pipeline.evaluation.image_scorer import ImageScorer, ProbabilityReader, ScoringConfig
 from pipeline.geometry import Box
 from pipeline.inference.ensemble import THRESHOLD, Ensemble
 from pipeline.inference.predictor import MirroredRegion, Predictor, load_networks, resolve_device
@@ -53,7 +53,7 @@ class Method:
     name: str
     how: str
     rules: ScoringConfig
-    answers: Callable[[ArrayLike], Answer]
+    answers: Callable[[ArrayLike], ProbabilityReader]
     mpp: float | None = None
     sha256: str | None = None
     instead: Mapping[str, Method] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Method:
         return ImageScorer(one.answers(case.image_CYX), case, one.rules)
 
 
-def networks(models: Sequence[Named], device: str) -> list[Method]:
+def networks(models: Sequence[NamedModel], device: str) -> list[Method]:
     """Methods of models and cross-validation runs.
 
     Raises:
@@ -97,7 +97,7 @@ def _network(model: Ensemble, device: str) -> Method:
     spec = model.spec
     threshold = spec.threshold or THRESHOLD
     rules = ScoringConfig(spec.class_names, threshold, least_px(spec))
-    answers = partial(asked, load_networks(model.weights, device, PRECISION, model.tta))
+    answers = partial(probability_reader, load_networks(model.weights, device, PRECISION, model.tta))
     return Method(model.name, _how(model, rules, device), rules, answers, spec.mpp, model.sha256)
 
 
@@ -109,7 +109,7 @@ def _how(model: Ensemble, rules: ScoringConfig, device: str) -> str:
     return f"{averaged}{by}, objects of at least {rules.least_px} px, {PRECISION} on {device}"
 
 
-def asked(network: Predictor, image_CYX: ArrayLike, tile_px: int = TILE_PX) -> Answer:
+def probability_reader(network: Predictor, image_CYX: ArrayLike, tile_px: int = TILE_PX) -> ProbabilityReader:
     """Reader of a network's probabilities for blocks that start on a multiple of its step.
 
     Raises:

@@ -67,7 +67,7 @@ NEEDS = {
 """Parts of a result that each format is made from."""
 
 
-def lacking(result: CompleteResult, formats: Sequence[str]) -> str:
+def missing_parts(result: CompleteResult, formats: Sequence[str]) -> str:
     """Name the pruned parts of a result that some formats are made from.
 
     Returns:

@@ -16,11 +16,11 @@ from shapely import MultiPolygon, Polygon
 from pipeline.execution.blocks import StageContext
 from pipeline.objects.polygons import join, trace
 from pipeline.objects.table_reader import read_objects
-from pipeline.stages.export import ExportSection, grouped, ids_on_seams, labels_of
+from pipeline.stages.export import ExportInputs, grouped, ids_on_seams, labels_of
 from pipeline.storage.layout import TABLE
 
 
-def object_shapes(work: StageContext, section: ExportSection) -> Iterator[dict[int, Polygon | MultiPolygon]]:
+def object_shapes(work: StageContext, section: ExportInputs) -> Iterator[dict[int, Polygon | MultiPolygon]]:
     """Yield, after each block, the shapes that are complete by then.
 
     Args:
@@ -57,7 +57,7 @@ def object_shapes(work: StageContext, section: ExportSection) -> Iterator[dict[i
         yield dict(sorted(whole.items()))
 
 
-def _last_blocks(work: StageContext, section: ExportSection, ids: Sequence[int]) -> list[int]:
+def _last_blocks(work: StageContext, section: ExportInputs, ids: Sequence[int]) -> list[int]:
     """Index, in raster order, of the block that holds the lower right corner of each object's box."""
     if not ids:
         return []

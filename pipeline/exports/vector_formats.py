@@ -32,7 +32,7 @@ from pipeline.image_info import ClassInfo
 from pipeline.objects.polygons import Outline, outlines
 from pipeline.objects.table_reader import as_text, read_groups, read_rows
 from pipeline.rendering.contrast import class_colours
-from pipeline.stages.export import ExportSection, features_of, write_collection
+from pipeline.stages.export import ExportInputs, features_of, write_collection
 from pipeline.storage.atomic_files import write_atomic
 from pipeline.storage.layout import GEOJSON, TABLE
 from pipeline.storage.manifest import read_manifest
@@ -68,7 +68,7 @@ class CompleteResult:
         return cls(store, manifest)
 
     @property
-    def section(self) -> ExportSection:
+    def section(self) -> ExportInputs:
         """Labels, scale and classes of the objects.
 
         Raises:
@@ -82,7 +82,7 @@ class CompleteResult:
         colours = spec["colours"] or class_colours(len(names))
         y, x = plan["image"]["level0_from_image_yx"]
         classes = ClassInfo(names, tuple((r, g, b) for r, g, b in colours))
-        return ExportSection(plan["hashes"]["label"], (y, x), classes)
+        return ExportInputs(plan["hashes"]["label"], (y, x), classes)
 
     @property
     def work(self) -> StageContext:
@@ -117,7 +117,7 @@ def _unpack(packed: Path, file: BinaryIO) -> None:
         shutil.copyfileobj(source, file)
 
 
-def _trace(result: CompleteResult, section: ExportSection, file: BinaryIO) -> None:
+def _trace(result: CompleteResult, section: ExportInputs, file: BinaryIO) -> None:
     lines = (
         line for shapes in object_shapes(result.work, section) for line in features_of(result.work, section, shapes)
     )
@@ -136,7 +136,7 @@ def write_geoparquet(result: CompleteResult, path: Path) -> None:
     write_atomic(path, partial(_write_geoparquet, result, result.section))
 
 
-def _write_geoparquet(result: CompleteResult, section: ExportSection, file: BinaryIO) -> None:
+def _write_geoparquet(result: CompleteResult, section: ExportInputs, file: BinaryIO) -> None:
     schema = pq.read_schema(result.table)
     metadata = {**(schema.metadata or {}), b"geo": json.dumps(GEO).encode()}
     schema = schema.append(pa.field(GEOMETRY, pa.binary(), nullable=False)).with_metadata(metadata)

@@ -227,7 +227,7 @@ def _case(path: Path, line: int, columns: dict[str, str]) -> Case:
 # ---- matching lines and slides ---------------------------------------------------------------------------------------
 
 
-def choose_slides(
+def match_cases(
     cases: Sequence[Case], candidates: Sequence[Candidate], *, telling: bool = True
 ) -> list[tuple[Candidate, Case]]:
     """Match the lines of a table to slides.

@@ -98,7 +98,7 @@ def read_mask(path: Path, slide_yx: tuple[int, int]) -> Mask:
     return _nonzero(pixels)
 
 
-def tissue_of(mask: Mask, image_yx: tuple[int, int], factor: int) -> Mask:
+def tissue_from_mask(mask: Mask, image_yx: tuple[int, int], factor: int) -> Mask:
     """Reduce a mask to squares of the image.
 
     Args:

@@ -29,7 +29,7 @@ QUARTILES = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True, slots=True)
-class MeasureSection:
+class MeasureInputs:
     """What pixels mean.
 
     Attributes:
@@ -109,7 +109,7 @@ class ObjectTable:
     level 0: centroids count from the centre of the first pixel; boxes are pixel edges, half-open.
     """
 
-    section: MeasureSection
+    section: MeasureInputs
     shape_yx: tuple[int, int]
     merged: Merged
 
@@ -250,7 +250,7 @@ _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
 _NULLABLE = ("circularity", "region")
 
 
-def table_schema(section: MeasureSection) -> pa.Schema:
+def table_schema(section: MeasureInputs) -> pa.Schema:
     """Columns of ``objects.parquet``, each with its unit or meaning as ``description``; channels come last."""
     channels = section.image.channels
     grey = [(f"mean_intensity_{channel}", pa.float64(), "grey levels of the image") for channel in channels]

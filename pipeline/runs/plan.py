@@ -22,7 +22,7 @@ from pipeline.inputs.regions import Regions, find_regions
 from pipeline.inputs.tissue_mask_file import MaskFile, find_mask
 from pipeline.redaction import Pseudonym
 from pipeline.rendering.contrast import class_colours
-from pipeline.slides.channels import channel_numbers, choose_channels
+from pipeline.slides.channels import channel_numbers, select_channels
 from pipeline.slides.opening import open_slide
 from pipeline.slides.read_timeout import with_timeout
 from pipeline.slides.resample import Resolution, resolution
@@ -212,7 +212,7 @@ def plan_slide(candidate: Candidate, model: Ensemble, compute: Compute, config: 
 def _plan(candidate: Candidate, model: Ensemble, compute: Compute, config: RunConfig) -> SlidePlan:
     slide = open_slide(candidate.path)
     numbers = channel_numbers(slide, config.input.channels)
-    reader = choose_channels(slide, numbers)
+    reader = select_channels(slide, numbers)
     if reader.channels != model.spec.in_channels and not (reader.channels == 1 and model.spec.in_channels == 3):
         raise SlideError(
             f"{candidate.path}: expected {model.spec.in_channels} channels for model {model.name}, found "

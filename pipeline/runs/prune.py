@@ -48,7 +48,7 @@ MAKERS = {part: WRITER[names[0]] for part, names in ARTIFACTS.items() if part no
 
 
 @dataclass(frozen=True, slots=True)
-class Going:
+class PrunePlan:
     """What is removed of a complete result: parts, their paths below its folder, and their size in bytes."""
 
     parts: tuple[str, ...]
@@ -86,12 +86,12 @@ def pruned_parts(manifest: Mapping[str, Any]) -> list[str]:
     return [part for part in PARTS if part in gone]
 
 
-def going(manifest: Mapping[str, Any], keep: Collection[str]) -> Going:
+def prune_plan(manifest: Mapping[str, Any], keep: Collection[str]) -> PrunePlan:
     """What is removed of a complete result when these parts are kept."""
     files = {name: entry["size"] for name, entry in manifest["files"].items() if part_of(name) not in keep}
     entries = sorted({entry_of(name) for name in files}, key=lambda entry: (not entry.endswith("zarr.json"), entry))
     found = {part_of(name) for name in files}
-    return Going(tuple(part for part in PARTS if part in found), tuple(entries), sum(files.values()))
+    return PrunePlan(tuple(part for part in PARTS if part in found), tuple(entries), sum(files.values()))
 
 
 def is_unfinished(store: SlideStore, manifest: Mapping[str, Any]) -> bool:
@@ -105,7 +105,7 @@ def _places(store: SlideStore, manifest: Mapping[str, Any]) -> list[Path]:
     return [*(store.root / entry for entry in manifest["pruned"]["entries"]), *(store.work / stage for stage in stages)]
 
 
-def prune_slide(store: SlideStore, keep: Collection[str]) -> Going:
+def prune_slide(store: SlideStore, keep: Collection[str]) -> PrunePlan:
     """Prune all parts but ``keep`` of a complete result, or complete a prune that was killed.
 
     The caller holds the slide's lock.
@@ -119,7 +119,7 @@ def prune_slide(store: SlideStore, keep: Collection[str]) -> Going:
     manifest = read_manifest(store)
     if manifest is None:
         raise StoreError(f"{store.root} is not complete: nothing is pruned of it")
-    removed = going(manifest, keep)
+    removed = prune_plan(manifest, keep)
     if removed.entries:
         manifest = _give_up(store, manifest, removed)
         sweep_partials(store.root, age_s=0)
@@ -128,7 +128,7 @@ def prune_slide(store: SlideStore, keep: Collection[str]) -> Going:
     return removed
 
 
-def _give_up(store: SlideStore, manifest: dict[str, Any], removed: Going) -> dict[str, Any]:
+def _give_up(store: SlideStore, manifest: dict[str, Any], removed: PrunePlan) -> dict[str, Any]:
     """Let the manifest list what stays, and what is pruned."""
     before: Mapping[str, Any] = manifest.get("pruned", {"entries": [], "bytes": 0})
     pruned = {
@@ -171,7 +171,7 @@ def _take(store: SlideStore, places: Sequence[Path]) -> None:
 # ---- whole results ---------------------------------------------------------------------------------------------------
 
 
-def own_places(store: SlideStore) -> list[Path]:
+def own_paths(store: SlideStore) -> list[Path]:
     """The files and folders that runs wrote into a slide's folder, the manifest first and ``.work`` last."""
     names = ("manifest.json", ZARR, *RESULTS, ".work")
     return [path for name in names if (path := store.root / name).exists()]
@@ -184,5 +184,5 @@ def delete_slide(store: SlideStore, others: Sequence[Path]) -> None:
     """
     remove(store.manifest)
     _unstamp(store)
-    for path in (*others, *own_places(store)):
+    for path in (*others, *own_paths(store)):
         remove(path)

@@ -32,7 +32,7 @@ def staged_store(scratch: Path, final: SlideStore) -> SlideStore:
     return SlideStore(scratch / f"overtile-{digest(str(final.root.resolve()))[:24]}")
 
 
-def place_of_work(final: SlideStore, scratch: str | None) -> SlideStore:
+def working_store(final: SlideStore, scratch: str | None) -> SlideStore:
     """The folder in which an incomplete slide is made: where it was started, else on the scratch disk."""
     if scratch is None:
         return final

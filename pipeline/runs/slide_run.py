@@ -18,7 +18,7 @@ from pipeline.errors import DamagedError
 from pipeline.execution.blocks import MapBlocks, StageReport, retry_io
 from pipeline.runs.dropped_arrays import StagesToRerun, drop, mark_for_rerun, stages_to_rerun, unwanted, unwanted_before
 from pipeline.runs.plan import SlidePlan
-from pipeline.runs.scratch import leftover, place_of_work, publish
+from pipeline.runs.scratch import leftover, publish, working_store
 from pipeline.runs.verify import (
     damaged_files,
     end_repair,
@@ -72,7 +72,7 @@ class SlideRun:
         """
         manifest = self._manifest()
         if manifest is None:
-            self.working = place_of_work(self.store, self._scratch)
+            self.working = working_store(self.store, self._scratch)
             self.damaged = pending_repair(self.working)
             self._notice_changes(previous_plan(self.working))
         else:

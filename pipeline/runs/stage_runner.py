@@ -13,9 +13,9 @@ from pipeline.config import CELL_PX
 from pipeline.execution.blocks import MapBlocks, StageContext, StageReport
 from pipeline.geometry import Box
 from pipeline.inputs.regions import Mask
-from pipeline.objects.table_writer import MeasureSection
+from pipeline.objects.table_writer import MeasureInputs
 from pipeline.runs.plan import SlidePlan
-from pipeline.slides.bad_tiles import BadTile, untouched_cells
+from pipeline.slides.bad_tiles import BadTile, cells_without_bad_tiles
 from pipeline.stage_table import STAGE, WRITER
 from pipeline.stages import export, ingest, label, measure, overlay, predict, pyramid, tissue
 from pipeline.storage.layout import ARRAYS, tissue_factor
@@ -52,9 +52,9 @@ def _ingest(context: StageContext, plan: SlidePlan, map_blocks: MapBlocks) -> St
     return ingest.ingest_slide(context, ingest_section(plan), map_blocks)
 
 
-def ingest_section(plan: SlidePlan) -> ingest.IngestSection:
+def ingest_section(plan: SlidePlan) -> ingest.IngestInputs:
     """How the image of a plan is read from its slide."""
-    return ingest.IngestSection(
+    return ingest.IngestInputs(
         slide=plan.slide,
         resolution=plan.resolution,
         channels=plan.channels,
@@ -100,7 +100,7 @@ def tissue_params(plan: SlidePlan, factor: float) -> TissueParams | None:
 
 
 def _predict(context: StageContext, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
-    inputs = predict.PredictSection(
+    inputs = predict.PredictInputs(
         weights=plan.model.weights,
         tta=plan.model.tta,
         foreground=plan.model.spec.foreground,
@@ -117,7 +117,7 @@ def _predict(context: StageContext, plan: SlidePlan, map_blocks: MapBlocks) -> S
 
 def _cells(plan: SlidePlan, bad: Sequence[BadTile]) -> Mask | None:
     """Cells to compute: those that touch a region and whose read touches no bad tile; None for all."""
-    sound = untouched_cells(bad, plan.shape_yx, plan.model.shape.halo) if bad else None
+    sound = cells_without_bad_tiles(bad, plan.shape_yx, plan.model.shape.halo) if bad else None
     if plan.regions is None:
         return sound
     drawn = plan.regions.cells(plan.shape_yx, CELL_PX, plan.resolution.level0_from_image_yx)
@@ -126,7 +126,7 @@ def _cells(plan: SlidePlan, bad: Sequence[BadTile]) -> Mask | None:
 
 def _label(context: StageContext, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
     assert plan.config.objects is not None, "a plan without objects has no such stage"
-    inputs = label.LabelSection(
+    inputs = label.LabelInputs(
         config=plan.config.objects,
         image=plan.image,
         threshold=plan.threshold,
@@ -138,19 +138,19 @@ def _label(context: StageContext, plan: SlidePlan, map_blocks: MapBlocks) -> Sta
 
 
 def _measure(context: StageContext, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
-    inputs = MeasureSection(image=plan.image, class_names=plan.classes.names, regions=plan.regions)
+    inputs = MeasureInputs(image=plan.image, class_names=plan.classes.names, regions=plan.regions)
     return measure.measure_slide(context, inputs, map_blocks)
 
 
 def _pyramid(context: StageContext, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
     writers = {ARRAYS[artifact]: WRITER[artifact] for artifact in STAGE["pyramid"].reads}
     arrays = {path: plan.hashes[stage] for path, stage in writers.items() if stage in plan.hashes}
-    inputs = pyramid.PyramidSection(image=plan.image, classes=plan.classes, arrays=arrays)
+    inputs = pyramid.PyramidInputs(image=plan.image, classes=plan.classes, arrays=arrays)
     return pyramid.pyramid_slide(context, inputs, map_blocks)
 
 
 def _export(context: StageContext, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
-    inputs = export.ExportSection(
+    inputs = export.ExportInputs(
         objects_plan=plan.hashes["label"],
         level0_from_image=plan.resolution.level0_from_image_yx,
         classes=plan.classes,
@@ -161,7 +161,7 @@ def _export(context: StageContext, plan: SlidePlan, map_blocks: MapBlocks) -> St
 def _overlay(context: StageContext, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
     tissue_facts, ingest_facts = context.store.facts("tissue"), context.store.facts("ingest")
     searched_px = tissue_facts["tissue_px"] if plan.regions is None else sum(tissue_facts["region_tissue_px"])
-    inputs = overlay.OverlaySection(
+    inputs = overlay.OverlayInputs(
         name=plan.key,
         model=plan.model.name,
         image=plan.image,

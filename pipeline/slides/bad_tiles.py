@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import CELL_PX
 from pipeline.geometry import Box, TileGrid
-from pipeline.slide_reader import Pixels, SlideReader, TileError, TilePlace
+from pipeline.slide_reader import Pixels, SlideReader, TileError, TileIndex
 
 if TYPE_CHECKING:  # importing it takes scipy, which reading manifests does not need
     from pipeline.slides.resample import Resampling
@@ -37,7 +37,7 @@ class BadTile:
     box: tuple[int, int, int, int]
 
     @classmethod
-    def of(cls, place: TilePlace, resampling: Resampling) -> BadTile:
+    def of(cls, place: TileIndex, resampling: Resampling) -> BadTile:
         """Create it from the position of the tile in the slide."""
         box = image_box(resampling, place.box)
         return cls(place.level, place.row, place.col, (box.y0, box.x0, box.y1, box.x1))
@@ -75,7 +75,7 @@ def image_box(resampling: Resampling, source: Box) -> Box:
     return Box(y0, x0, y1, x1)
 
 
-def read_around(reader: SlideReader, level: int, box: Box) -> tuple[Pixels, tuple[TilePlace, ...]]:
+def read_around(reader: SlideReader, level: int, box: Box) -> tuple[Pixels, tuple[TileIndex, ...]]:
     """Read a box, filling the tiles that cannot be decoded.
 
     The fill is white for three channels, which are bright-field, and black otherwise.
@@ -93,7 +93,7 @@ def read_around(reader: SlideReader, level: int, box: Box) -> tuple[Pixels, tupl
     """
     fill = np.iinfo(reader.dtype).max if reader.channels == 3 else 0
     pixels = np.full((reader.channels, *box.shape), fill, reader.dtype)
-    bad: list[TilePlace] = []
+    bad: list[TileIndex] = []
     waiting = [box]
     while waiting:
         part = waiting.pop()
@@ -119,7 +119,7 @@ def _around(box: Box, hole: Box) -> Iterator[Box]:
     return (Box(*part) for part in parts if part[0] < part[2] and part[1] < part[3])
 
 
-def untouched_cells(bad: Iterable[BadTile], shape_yx: tuple[int, int], halo_px: int) -> NDArray[np.bool_]:
+def cells_without_bad_tiles(bad: Iterable[BadTile], shape_yx: tuple[int, int], halo_px: int) -> NDArray[np.bool_]:
     """Cells of an image whose network input contains no bad tile.
 
     Args:

@@ -19,7 +19,7 @@ from pipeline.slide_reader import Level, Pixels, SlideReader
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ChosenChannels:
+class SelectedChannels:
     """A slide reduced to the channels ``numbers`` (counted from 1), in that order, as a SlideReader."""
 
     slide: SlideReader
@@ -79,9 +79,9 @@ class ChosenChannels:
         return self.slide.describe()
 
 
-def choose_channels(slide: SlideReader, numbers: tuple[int, ...] | None) -> SlideReader:
+def select_channels(slide: SlideReader, numbers: tuple[int, ...] | None) -> SlideReader:
     """Select channels by number (from 1), in the given order; None keeps the slide as it is."""
-    return slide if numbers is None else ChosenChannels(slide, numbers)
+    return slide if numbers is None else SelectedChannels(slide, numbers)
 
 
 def channel_numbers(slide: SlideReader, requested: Sequence[int | str] | None) -> tuple[int, ...] | None:

@@ -26,7 +26,7 @@ from zarr.storage import LocalStore
 
 from pipeline.errors import SlideError
 from pipeline.geometry import Box
-from pipeline.slide_reader import Level, Pixels, TileError, TilePlace, downsample_yx, is_reduction, name_channels
+from pipeline.slide_reader import Level, Pixels, TileError, TileIndex, downsample_yx, is_reduction, name_channels
 from pipeline.slides.checks.file import sampled_digest
 from pipeline.slides.checks.image import MAX_PIXELS, MAX_SEGMENT_BYTES, MAX_SIDE_PX
 from pipeline.slides.format_detection import is_own_result, zarr_attributes
@@ -189,7 +189,7 @@ class ZarrSlide:
         stored, (row, col) = self.stored[level], place
         side_y, side_x = stored.stored_yx
         box = Box(row * side_y, col * side_x, (row + 1) * side_y, (col + 1) * side_x)
-        where = TilePlace(level, row, col, box.intersect(Box.of_shape(stored.shape_yx)) or box)
+        where = TileIndex(level, row, col, box.intersect(Box.of_shape(stored.shape_yx)) or box)
         return TileError(f"{self.path}: {where} ({file.relative_to(self.path)}) is damaged: {what}. {_FAULT}", where)
 
     def fingerprint(self) -> str:

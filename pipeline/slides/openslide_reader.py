@@ -27,7 +27,7 @@ from openslide import OpenSlide, OpenSlideError
 
 from pipeline.errors import SlideError
 from pipeline.geometry import Box
-from pipeline.slide_reader import Level, Pixels, TileError, TilePlace, downsample_yx, hashed_levels, name_channels
+from pipeline.slide_reader import Level, Pixels, TileError, TileIndex, downsample_yx, hashed_levels, name_channels
 from pipeline.slides.checks.file import sampled_digest
 from pipeline.slides.checks.image import MAX_PIXELS, MAX_SIDE_PX
 from pipeline.slides.dicom import FrameTable, frame_tables
@@ -165,12 +165,12 @@ class OpenSlideReader:
         table = self.frames.get(self.levels[level].shape_yx)
         if table is not None and (found := table.problem(box)):
             (row, col), tile, fault = found
-            raise self._tile_error(TilePlace(level, row, col, tile), fault)
+            raise self._tile_error(TileIndex(level, row, col, tile), fault)
         try:
             rgba_YXC = self._rgba(level, box)
         except OpenSlideError as error:
             raise self._damage(level, box, error) from None  # the library's error holds C data and does not pickle
-        return laid_over(rgba_YXC, self.background)
+        return composite_over(rgba_YXC, self.background)
 
     def _rgba(self, level: int, box: Box) -> Pixels:
         downsample = round(self.levels[level].downsample_yx[0])
@@ -185,7 +185,7 @@ class OpenSlideReader:
                 return self._tile_error(_placed(level, piece), str(piece_error))
         return self._tile_error(_placed(level, box), str(error))
 
-    def _tile_error(self, place: TilePlace, fault: str) -> TileError:
+    def _tile_error(self, place: TileIndex, fault: str) -> TileError:
         where = f"level {place.level}, {place.box} ({self.format})"
         return TileError(f"{self.path}: {where} is damaged: {fault}. {_ADVICE}", place)
 
@@ -275,9 +275,9 @@ def _probe(path: Path, opened: Path) -> None:
         raise SlideError(f"{path}: OpenSlide cannot read it: {messages[-1]}. {_ADVICE}")
 
 
-def _placed(level: int, piece: Box) -> TilePlace:
+def _placed(level: int, piece: Box) -> TileIndex:
     """Place of a piece of a box: OpenSlide does not report which tile failed."""
-    return TilePlace(level, piece.y0 // _PIECE_PX, piece.x0 // _PIECE_PX, piece)
+    return TileIndex(level, piece.y0 // _PIECE_PX, piece.x0 // _PIECE_PX, piece)
 
 
 def _pieces(box: Box) -> Iterator[Box]:
@@ -289,7 +289,7 @@ def _pieces(box: Box) -> Iterator[Box]:
             yield piece
 
 
-def laid_over(rgba_YXC: Pixels, background: tuple[int, ...]) -> Pixels:
+def composite_over(rgba_YXC: Pixels, background: tuple[int, ...]) -> Pixels:
     """Composite colours over a background: c*a + background*(1 - a), rounded half up.
 
     Args:

@@ -27,7 +27,7 @@ import numpy as np
 
 from pipeline.errors import SlideError
 from pipeline.geometry import Box
-from pipeline.slide_reader import Level, Pixels, TileError, TilePlace, name_channels
+from pipeline.slide_reader import Level, Pixels, TileError, TileIndex, name_channels
 from pipeline.slides.checks.file import sampled_digest
 from pipeline.slides.checks.image import UNASSOCIATED
 from pipeline.slides.checks.jpeg import SOS, Frame, read_frame, scan_problem
@@ -189,7 +189,7 @@ def _decoded(path: Path, header: PhotoHeader, _state: tuple[int, int]) -> Pixels
             return _checked(decode(data), header)
         except (RuntimeError, ValueError) as error:
             problem = f"{type(error).__name__}: {error}"
-    place = TilePlace(0, 0, 0, Box.of_shape(header.shape_yx))
+    place = TileIndex(0, 0, 0, Box.of_shape(header.shape_yx))
     raise TileError(f"{path}: the {header.format} is damaged: {problem}. Copy it again from its source.", place)
 
 

@@ -40,7 +40,7 @@ _COMPRESSION = 4  # four times faster than level 6 for a sixth more bytes
 
 
 @dataclass(frozen=True, slots=True)
-class ExportSection:
+class ExportInputs:
     """What is exported.
 
     Attributes:
@@ -54,7 +54,7 @@ class ExportSection:
     classes: ClassInfo
 
 
-def export_block(context: StageContext, inputs: ExportSection, index: Index) -> Counts:
+def export_block(context: StageContext, inputs: ExportInputs, index: Index) -> Counts:
     """Write the features of the objects inside one block, and the pieces of those that reach its neighbours.
 
     Raises:
@@ -73,7 +73,7 @@ def export_block(context: StageContext, inputs: ExportSection, index: Index) -> 
     return {"polygons": len(parts.ids)}
 
 
-def export_slide(context: StageContext, inputs: ExportSection, map_blocks: MapBlocks) -> StageReport:
+def export_slide(context: StageContext, inputs: ExportInputs, map_blocks: MapBlocks) -> StageReport:
     """Write ``objects.geojson.gz`` atomically; the bytes do not depend on the order of the blocks.
 
     Raises:
@@ -98,7 +98,7 @@ def export_slide(context: StageContext, inputs: ExportSection, map_blocks: MapBl
     return report
 
 
-def labels_of(context: StageContext, inputs: ExportSection) -> StoredArray:
+def labels_of(context: StageContext, inputs: ExportInputs) -> StoredArray:
     """The labels; raises StoreError when they do not have the plan that is exported."""
     labels = context.store.read(OBJECTS)
     if labels.plan != inputs.objects_plan:
@@ -154,7 +154,7 @@ class Seams:
             inside += int(result["inside"])
         return cls(indices, last, inside)
 
-    def features(self, context: StageContext, inputs: ExportSection) -> Iterator[str]:
+    def features(self, context: StageContext, inputs: ExportInputs) -> Iterator[str]:
         """The text of each block's features, in raster order of the blocks; nothing for a block without objects."""
         waiting: dict[int, list[Polygon]] = {}
         for number, index in enumerate(self.indices):
@@ -176,7 +176,7 @@ class Seams:
 
 
 def features_of(
-    context: StageContext, inputs: ExportSection, shapes: dict[int, Polygon | MultiPolygon]
+    context: StageContext, inputs: ExportInputs, shapes: dict[int, Polygon | MultiPolygon]
 ) -> Iterator[str]:
     """Yield one line of JSON for each object.
 
@@ -196,7 +196,7 @@ def features_of(
         yield encode(_feature(inputs, identity, outline, row))
 
 
-def _feature(inputs: ExportSection, identity: int, outline: Outline, row: tuple[int, float, float]) -> dict[str, Any]:
+def _feature(inputs: ExportInputs, identity: int, outline: Outline, row: tuple[int, float, float]) -> dict[str, Any]:
     """One GeoJSON feature. Its id depends only on the plan of the labels and the object's id."""
     single = len(outline) == 1
     number, area_um2, probability = row
@@ -219,7 +219,7 @@ def _feature(inputs: ExportSection, identity: int, outline: Outline, row: tuple[
     }
 
 
-def _write(context: StageContext, inputs: ExportSection, seams: Seams, file: BinaryIO) -> None:
+def _write(context: StageContext, inputs: ExportInputs, seams: Seams, file: BinaryIO) -> None:
     """Stream the FeatureCollection, one feature a line, without time or name in the gzip header."""
     with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0, compresslevel=_COMPRESSION) as packed:
         write_collection(seams.features(context, inputs), packed.write)

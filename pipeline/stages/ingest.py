@@ -17,7 +17,7 @@ from pipeline.execution.blocks import Counts, MapBlocks, StageContext, StageRepo
 from pipeline.geometry import Box
 from pipeline.slide_reader import Pixels
 from pipeline.slides.bad_tiles import FACT, FLAG, BadTile, as_array, from_array, read_around
-from pipeline.slides.channels import choose_channels
+from pipeline.slides.channels import select_channels
 from pipeline.slides.opening import open_slide
 from pipeline.slides.read_timeout import with_timeout
 from pipeline.slides.resample import Resolution, resample, source_box
@@ -28,7 +28,7 @@ _COPY = "Copy the slide again from its source"
 
 
 @dataclass(frozen=True, slots=True)
-class IngestSection:
+class IngestInputs:
     """What ``ingest`` reads.
 
     Attributes:
@@ -53,7 +53,7 @@ class IngestSection:
         return self.config.on_bad_tile == "mask"
 
 
-def ingest_block(context: StageContext, inputs: IngestSection, index: Index) -> Counts:
+def ingest_block(context: StageContext, inputs: IngestInputs, index: Index) -> Counts:
     """Read, resample and write one block of the image (c, y, x).
 
     Raises:
@@ -67,21 +67,21 @@ def ingest_block(context: StageContext, inputs: IngestSection, index: Index) -> 
     return {"pixels": core.area_px}
 
 
-def read_image(inputs: IngestSection, box: Box) -> Pixels:
+def read_image(inputs: IngestInputs, box: Box) -> Pixels:
     """Read any box of the image (c, y, x) from the slide; raises SlideError as ``ingest_block`` does."""
     return _read(inputs, box)[0]
 
 
-def _read(inputs: IngestSection, box: Box) -> tuple[Pixels, list[BadTile]]:
+def _read(inputs: IngestInputs, box: Box) -> tuple[Pixels, list[BadTile]]:
     """A box of the image, and the tiles that were masked in it."""
     level, resampling = inputs.resolution.level, inputs.resolution.resampling
     source = source_box(resampling, box)
-    reader = choose_channels(open_slide(inputs.slide), inputs.channel_numbers)
+    reader = select_channels(open_slide(inputs.slide), inputs.channel_numbers)
     pixels, bad = read_around(reader, level, source) if inputs.masking else (reader.read(level, source), ())
     return resample(pixels, resampling, source, box), [BadTile.of(place, resampling) for place in bad]
 
 
-def ingest_slide(context: StageContext, inputs: IngestSection, map_blocks: MapBlocks) -> StageReport:
+def ingest_slide(context: StageContext, inputs: IngestInputs, map_blocks: MapBlocks) -> StageReport:
     """Write the whole image, block by block; raises SlideError when no tile can be decoded."""
     store = context.store
     shape = (inputs.channels, *context.shape_yx)
@@ -97,7 +97,7 @@ def ingest_slide(context: StageContext, inputs: IngestSection, map_blocks: MapBl
     return report
 
 
-def _masked(context: StageContext, inputs: IngestSection) -> dict[str, Any]:
+def _masked(context: StageContext, inputs: IngestInputs) -> dict[str, Any]:
     """Facts about the masked tiles, each listed once. Raises SlideError when all tiles were masked."""
     kept = (context.store.load_result("ingest", context.plan_hash, tile.index) for tile in context.grid)
     bad = sorted({tile for small in kept for tile in from_array(small[FACT])})

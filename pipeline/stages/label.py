@@ -57,7 +57,7 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class LabelSection:
+class LabelInputs:
     """What is an object.
 
     Areas are of merged objects, and their limits are inclusive. Objects with a box of at most ``config.split_max_um``
@@ -121,14 +121,14 @@ class LabelSection:
         return math.floor(self._px(area_um2) * (1 + _ROUNDING))
 
 
-def hole_block(context: StageContext, inputs: LabelSection, index: Index) -> Counts:
+def hole_block(context: StageContext, inputs: LabelInputs, index: Index) -> Counts:
     """Write a block's background pieces: holes may reach into other blocks."""
     part = hole_part(_read_classes(context, inputs, index), context.core(index), context.shape_yx, inputs.connectivity)
     context.store.save_result(HOLES, context.plan_hash, index, part.arrays())
     return {"holes_blocks": 1}
 
 
-def piece_block(context: StageContext, inputs: LabelSection, index: Index) -> Counts:
+def piece_block(context: StageContext, inputs: LabelInputs, index: Index) -> Counts:
     """Write a block's object pieces: runs, class, area, first pixel, borders."""
     classes, core = _filled_classes(context, inputs, index), context.core(index)
     pieces = label_pieces(classes, inputs.connectivity)
@@ -162,7 +162,7 @@ def _painted(context: StageContext, index: Index) -> Array:
     return ids
 
 
-def label_slide(context: StageContext, inputs: LabelSection, map_blocks: MapBlocks) -> StageReport:
+def label_slide(context: StageContext, inputs: LabelInputs, map_blocks: MapBlocks) -> StageReport:
     """Label the slide: ``labels/objects/0`` equals ``skimage.measure.label`` of the whole class map.
 
     Before labelling, masks are opened and closed and holes are filled. After it, objects outside the area limits are
@@ -196,7 +196,7 @@ def label_slide(context: StageContext, inputs: LabelSection, map_blocks: MapBloc
     return report
 
 
-def _read_classes(context: StageContext, inputs: LabelSection, index: Index) -> Array:
+def _read_classes(context: StageContext, inputs: LabelInputs, index: Index) -> Array:
     """The class map of a block, opened and closed together with its surroundings, as in the whole slide."""
     core, morphology = context.core(index), inputs.morphology
     read = core.expand(morphology.halo_px).intersect(context.grid.area)
@@ -205,14 +205,14 @@ def _read_classes(context: StageContext, inputs: LabelSection, index: Index) -> 
     return morphology.of_classes(classes)[core.shift(-read.y0, -read.x0).slices]
 
 
-def _filled_classes(context: StageContext, inputs: LabelSection, index: Index) -> Array:
+def _filled_classes(context: StageContext, inputs: LabelInputs, index: Index) -> Array:
     classes = _read_classes(context, inputs, index)
     if not inputs.fill_holes_px:
         return classes
     return fill_holes(classes, context.store.load_result(FILL, context.plan_hash, index)["fill"], inputs.connectivity)
 
 
-def _find_fill(context: StageContext, inputs: LabelSection, map_blocks: MapBlocks) -> Counts:
+def _find_fill(context: StageContext, inputs: LabelInputs, map_blocks: MapBlocks) -> Counts:
     """Write one small table for each block: the class that fills each of its background pieces."""
     done = context.store.results(HOLES, context.plan_hash)
     report = run_blocks(STAGE, context, done, partial(hole_block, context, inputs), map_blocks)
@@ -242,7 +242,7 @@ class _Chosen:
     numbered: NumberedObjects
 
 
-def _choose(whole: MergedObjects, inputs: LabelSection) -> _Chosen:
+def _choose(whole: MergedObjects, inputs: LabelInputs) -> _Chosen:
     fitting = inputs.limits.hold(whole.columns["area"])
     inside = np.ones(len(fitting), np.bool_)
     if inputs.regions is not None:
@@ -267,7 +267,7 @@ def _save_tables(context: StageContext, stage: str, tables: Iterable[dict[str, A
 
 
 def _facts(
-    context: StageContext, inputs: LabelSection, joined: BlockGraph, whole: MergedObjects, chosen: _Chosen
+    context: StageContext, inputs: LabelInputs, joined: BlockGraph, whole: MergedObjects, chosen: _Chosen
 ) -> dict[str, Any]:
     classes, numbered, stands = context.store.read(PROBABILITY).shape[0], chosen.numbered, chosen.whole.stands
     facts = {

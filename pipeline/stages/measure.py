@@ -24,7 +24,7 @@ from pipeline.objects.convex_hull import ConvexChains
 from pipeline.objects.moments import BlockSums, total
 from pipeline.objects.perimeter import LENGTHS, count_outline
 from pipeline.objects.run_length import EDGE_PX, lines_around, object_runs
-from pipeline.objects.table_writer import MeasureSection, Merged, ObjectTable, sums_of
+from pipeline.objects.table_writer import MeasureInputs, Merged, ObjectTable, sums_of
 from pipeline.storage.atomic_files import fsync_dir, write_atomic
 from pipeline.storage.layout import IMAGE, OBJECTS, PROBABILITY, TABLE
 from pipeline.storage.slide_store import Index
@@ -34,7 +34,7 @@ Array = NDArray[Any]
 STAGE = "measure"
 
 
-def measure_block(context: StageContext, inputs: MeasureSection, index: Index) -> Counts:
+def measure_block(context: StageContext, inputs: MeasureInputs, index: Index) -> Counts:
     """Write the sums of each object in a block: shape, probability of its class, intensity of each channel.
 
     Probability and image are read only where there are objects.
@@ -112,7 +112,7 @@ def _compact(labels: Array) -> tuple[Array, Array]:
     return np.flatnonzero(seen).astype(np.uint32) + np.uint32(lowest), (np.cumsum(seen) - 1)[labels - lowest]
 
 
-def _checked(image_CYX: Array, inputs: MeasureSection) -> Array:
+def _checked(image_CYX: Array, inputs: MeasureInputs) -> Array:
     if len(image_CYX) != len(inputs.image.channels) or image_CYX.dtype not in (np.uint8, np.uint16):
         raise StoreError(
             f"expected an 8- or 16-bit image with channels {', '.join(inputs.image.channels)}, found {len(image_CYX)} "
@@ -131,7 +131,7 @@ def _probability_sums(probability_KYX: Array, runs: RunLengths, object_index: Ar
     return total(object_index, of_run)
 
 
-def measure_slide(context: StageContext, inputs: MeasureSection, map_blocks: MapBlocks) -> StageReport:
+def measure_slide(context: StageContext, inputs: MeasureInputs, map_blocks: MapBlocks) -> StageReport:
     """Write ``objects.parquet``: one row for each id of ``labels/objects/0``, ascending.
 
     The bytes do not depend on the order of blocks. Blocks that were measured under this plan are not measured again.

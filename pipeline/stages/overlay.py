@@ -60,7 +60,7 @@ _SEEN_PX = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class OverlaySection:
+class OverlayInputs:
     """What the numbers and colours mean, and what the caption says.
 
     Attributes:
@@ -108,7 +108,7 @@ class OverlayObjects:
     diameter_px: float
 
     @classmethod
-    def read(cls, context: StageContext, inputs: OverlaySection) -> OverlayObjects:
+    def read(cls, context: StageContext, inputs: OverlayInputs) -> OverlayObjects:
         """Read ``objects.parquet``; no objects where they are switched off."""
         if not inputs.objects:
             return cls(np.zeros(0, np.uint8), np.zeros(0), np.zeros(0), 0.0)
@@ -125,7 +125,7 @@ class Scene:
     """Everything that drawing needs. ``dark``: the background is dark, as in fluorescence."""
 
     context: StageContext
-    inputs: OverlaySection
+    inputs: OverlayInputs
     objects: OverlayObjects
     view: View
     windows: tuple[Window, ...]
@@ -143,7 +143,7 @@ class Scene:
         return Palette(self.objects.classes, self.colours)
 
 
-def overlay_slide(context: StageContext, inputs: OverlaySection, map_blocks: MapBlocks = serial) -> StageReport:
+def overlay_slide(context: StageContext, inputs: OverlayInputs, map_blocks: MapBlocks = serial) -> StageReport:
     """Draw ``overview.png`` in a worker, as a single block, so that this process can go on with other slides.
 
     Raises:
@@ -156,7 +156,7 @@ def overlay_slide(context: StageContext, inputs: OverlaySection, map_blocks: Map
     return report
 
 
-def overlay_block(context: StageContext, inputs: OverlaySection, _whole: Index) -> Counts:
+def overlay_block(context: StageContext, inputs: OverlayInputs, _whole: Index) -> Counts:
     """Draw ``overview.png``, write it atomically and stamp the stage; the bytes are the same every time."""
     scene, rgb = _scene(context, inputs)
     legend = _draw_overview(scene, rgb)
@@ -175,7 +175,7 @@ def overlay_block(context: StageContext, inputs: OverlaySection, _whole: Index) 
     return {"fields": len(boxes)}
 
 
-def _scene(context: StageContext, inputs: OverlaySection) -> tuple[Scene, NDArray[np.uint8]]:
+def _scene(context: StageContext, inputs: OverlayInputs) -> tuple[Scene, NDArray[np.uint8]]:
     """What is drawn, and the overview (y, x, 3) without drawings."""
     view = View.of(context.shape_yx)
     pixels_CYX = _overview_pixels(context, view)

@@ -26,7 +26,7 @@ from unet_core.normalisation import ColourMap
 
 
 @dataclass(frozen=True, slots=True)
-class PredictSection:
+class PredictInputs:
     """Which networks compute what.
 
     Attributes:
@@ -54,7 +54,7 @@ class PredictSection:
     colours: Colours
 
 
-def load_network(inputs: PredictSection) -> Predictor:
+def load_network(inputs: PredictInputs) -> Predictor:
     """The networks of the inputs, loaded once per process.
 
     Raises:
@@ -69,11 +69,11 @@ def colours_of(tissue: Mapping[str, Any]) -> Colours:
     return tuple(None if one is None else ColourMap.model_validate(one) for one in fitted)
 
 
-def predict_block(context: StageContext, inputs: PredictSection, index: Index) -> Counts:
+def predict_block(context: StageContext, inputs: PredictInputs, index: Index) -> Counts:
     """Compute and write one block of probability (k, y, x) uint8; cells that are not computed are 0."""
     core, store = context.core(index), context.store
     network = load_network(inputs)
-    computed = wanted_pixels(store.read(TISSUE), inputs, core)
+    computed = pixels_to_compute(store.read(TISSUE), inputs, core)
     before = network.calls.made
     pixels = np.zeros((inputs.foreground, *core.shape), np.uint8)
     if computed.any():
@@ -88,12 +88,12 @@ def predict_block(context: StageContext, inputs: PredictSection, index: Index) -
     return {"network_calls": network.calls.made - before, "halved": int(network.largest_px is not None)}
 
 
-def wanted_pixels(tissue: StoredArray, inputs: PredictSection, box: Box) -> Array:
+def pixels_to_compute(tissue: StoredArray, inputs: PredictInputs, box: Box) -> Array:
     """Pixels of the box (h, w) in cells that hold tissue and, with regions, touch a region."""
-    return cell_pixels(wanted_cells(tissue, inputs, box), box)
+    return cell_pixels(cells_to_compute(tissue, inputs, box), box)
 
 
-def wanted_cells(tissue: StoredArray, inputs: PredictSection, box: Box) -> Array:
+def cells_to_compute(tissue: StoredArray, inputs: PredictInputs, box: Box) -> Array:
     """Cells (rows, cols), of those that cover the box, that hold tissue and, with regions, touch a region."""
     found = tissue_cells(tissue, box, inputs.tissue_factor)
     return found if inputs.cells is None else found & inputs.cells[box.cover(CELL_PX).slices]
@@ -125,7 +125,7 @@ def cell_pixels(cells: Array, box: Box) -> Array:
     return np.asarray(whole[box.shift(-covered.y0 * CELL_PX, -covered.x0 * CELL_PX).slices])
 
 
-def predict_slide(context: StageContext, inputs: PredictSection, map_blocks: MapBlocks) -> StageReport:
+def predict_slide(context: StageContext, inputs: PredictInputs, map_blocks: MapBlocks) -> StageReport:
     """Write the whole probability, block by block, and check it for seams."""
     store = context.store
     shape = (inputs.foreground, *context.shape_yx)
@@ -138,11 +138,11 @@ def predict_slide(context: StageContext, inputs: PredictSection, map_blocks: Map
     return report
 
 
-def _facts(context: StageContext, inputs: PredictSection) -> dict[str, Any]:
+def _facts(context: StageContext, inputs: PredictInputs) -> dict[str, Any]:
     """Number of computed and skipped pixels, and the seam check."""
     whole = Box.of_shape(context.shape_yx)
     tissue = context.store.read(TISSUE)
-    alive = sum(int(wanted_pixels(tissue, inputs, core).sum()) for core in (tile.core for tile in context.grid))
+    alive = sum(int(pixels_to_compute(tissue, inputs, core).sum()) for core in (tile.core for tile in context.grid))
     cut = Cut(context.shape_yx, context.block_px, inputs.tile_px, inputs.step_px)
-    seam = seam_check(context.store.read(PROBABILITY).read, wanted_cells(tissue, inputs, whole), cut)
+    seam = seam_check(context.store.read(PROBABILITY).read, cells_to_compute(tissue, inputs, whole), cut)
     return {"pixels": whole.area_px, "skipped_pixels": whole.area_px - alive, "seam": seam}

@@ -39,7 +39,7 @@ COARSEST_PX = 512
 
 
 @dataclass(frozen=True, slots=True)
-class PyramidSection:
+class PyramidInputs:
     """What the pyramid is made of.
 
     Attributes:
@@ -143,7 +143,7 @@ def _quarter(parent: StoredArray, block_px: int, index: Index) -> Box | None:
 # ---- the stage ------------------------------------------------------------------------------------------------------
 
 
-def pyramid_slide(context: StageContext, inputs: PyramidSection, map_blocks: MapBlocks) -> StageReport:
+def pyramid_slide(context: StageContext, inputs: PyramidInputs, map_blocks: MapBlocks) -> StageReport:
     """Make every coarser level of every array, write the OME-Zarr metadata, remove unnamed levels, and stamp."""
     store = context.store
     report = StageReport(STAGE)
@@ -217,7 +217,7 @@ def _add(total: StageReport, part: StageReport) -> None:
         total.counts[name] = total.counts.get(name, 0) + number
 
 
-def _remove_unnamed(store: SlideStore, inputs: PyramidSection, count: int) -> None:
+def _remove_unnamed(store: SlideStore, inputs: PyramidInputs, count: int) -> None:
     """Remove levels of an earlier, larger image, and groups of arrays that are no longer made."""
     for path in inputs.arrays:
         for entry in sorted((store.zarr / path).parent.iterdir()):
@@ -229,7 +229,7 @@ def _remove_unnamed(store: SlideStore, inputs: PyramidSection, count: int) -> No
             remove(group)
 
 
-def _groups(store: SlideStore, inputs: PyramidSection, count: int) -> Iterator[tuple[Path, dict[str, Any]]]:
+def _groups(store: SlideStore, inputs: PyramidInputs, count: int) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Folder and ``ome`` attributes of each group, the outermost last, because it makes the others visible."""
     from pipeline.storage import ome_metadata as ome  # takes 0.2 s, and readers of levels do not need it
 

@@ -19,7 +19,7 @@ from pipeline.execution.blocks import Counts, MapBlocks, StageContext, StageRepo
 from pipeline.geometry import Box, TileGrid
 from pipeline.image_info import ImageInfo
 from pipeline.inputs.regions import Regions
-from pipeline.inputs.tissue_mask_file import MaskFile, tissue_of
+from pipeline.inputs.tissue_mask_file import MaskFile, tissue_from_mask
 from pipeline.storage.layout import IMAGE, QUALITY, TISSUE
 from pipeline.storage.slide_store import Array, ArraySpec, Index
 from pipeline.tissue_detection.quality_control import ImageStrip, Quality, detail, pen_mask
@@ -143,7 +143,7 @@ def _found(thumb_CYX: Array, context: StageContext, inputs: TissueInputs) -> Tis
         case TissueParams() as params:
             return find_tissue(thumb_CYX, params)
         case MaskFile() as file:
-            mask = tissue_of(file.read(context.shape_yx), context.shape_yx, inputs.factor)
+            mask = tissue_from_mask(file.read(context.shape_yx), context.shape_yx, inputs.factor)
             return TissueResult(mask, f"mask {file.path.name}", None, () if mask.any() else ("no tissue found",))
 
 

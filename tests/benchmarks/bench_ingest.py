@@ -22,7 +22,7 @@ from pipeline.config import InputSection
 from pipeline.execution.blocks import StageContext, serial
 from pipeline.slides.opening import open_slide
 from pipeline.slides.resample import resolution
-from pipeline.stages.ingest import IngestSection, ingest_slide
+from pipeline.stages.ingest import IngestInputs, ingest_slide
 
 SIDE_PX, BLOCK_PX, ROUNDS = 8192, 2048, 5
 
@@ -62,7 +62,7 @@ def measure_ingest(rounds: int = ROUNDS) -> dict[str, float]:
         folder = Path(name)
         slide = write_slide(folder / "slide.tif", SIDE_PX)
         decode, reader = bare_decode(slide), open_slide(slide)
-        section = IngestSection(
+        section = IngestInputs(
             slide, resolution(reader, "native", 1.0), reader.channels, str(reader.dtype), None, InputSection()
         )
         for number in range(rounds + 1):  # the first round warms up

@@ -31,8 +31,8 @@ from skimage.measure import label, regionprops_table
 from pipeline.config import ObjectsSection
 from pipeline.execution.blocks import StageContext, serial
 from pipeline.image_info import ImageInfo
-from pipeline.objects.table_writer import MeasureSection
-from pipeline.stages.label import LabelSection, label_slide
+from pipeline.objects.table_writer import MeasureInputs
+from pipeline.stages.label import LabelInputs, label_slide
 from pipeline.stages.measure import measure_slide
 from pipeline.storage.slide_store import ArraySpec
 
@@ -83,8 +83,8 @@ def ours(root: Path, number: int) -> int:
         StageContext(root, (SIDE_PX, SIDE_PX), BLOCK_PX, f"{number:08d}{stage}") for stage in "lm"
     )
     info = ImageInfo(MPP, (1.0, 1.0), ("red", "green", "blue"))
-    report = label_slide(label_work, LabelSection(ObjectsSection(), info, 0.5, 0.0, (), None), serial)
-    measure_slide(measure_work, MeasureSection(info, ("nucleus",), None), serial)
+    report = label_slide(label_work, LabelInputs(ObjectsSection(), info, 0.5, 0.0, (), None), serial)
+    measure_slide(measure_work, MeasureInputs(info, ("nucleus",), None), serial)
     return int(report.facts["objects"])
 
 

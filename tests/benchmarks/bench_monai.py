@@ -33,7 +33,7 @@ from pipeline.execution.blocks import StageContext
 from pipeline.execution.local_cluster import ENVIRONMENT
 from pipeline.geometry import Box
 from pipeline.inference.predictor import activate, resolve_precision
-from pipeline.stages.predict import PredictSection, predict_block
+from pipeline.stages.predict import PredictInputs, predict_block
 from unet_core.model_file import checkpoint
 from unet_core.networks.unet import UNet
 from unet_core.networks.whole_pass import to_bytes, to_input
@@ -46,18 +46,18 @@ AREA = Box(BLOCK_PX, BLOCK_PX, 3 * BLOCK_PX, 3 * BLOCK_PX)
 class Build(Protocol):
     """Prepares one side."""
 
-    def __call__(self, work: StageContext, section: PredictSection) -> Callable[[], object]:
+    def __call__(self, work: StageContext, section: PredictInputs) -> Callable[[], object]:
         """Return a function that processes ``AREA`` once."""
         ...
 
 
-def ours(precision: str, work: StageContext, section: PredictSection) -> Callable[[], object]:
+def ours(precision: str, work: StageContext, section: PredictInputs) -> Callable[[], object]:
     """Return a call of the predict stage over its blocks."""
     at_precision = replace(section, precision=resolve_precision(precision, "cpu"))
     return lambda: [predict_block(work, at_precision, index) for index in INNER]
 
 
-def monai(work: StageContext, section: PredictSection) -> Callable[[], object]:
+def monai(work: StageContext, section: PredictInputs) -> Callable[[], object]:
     """Return a call of MONAI's sliding window over the image in memory, to bytes."""
     from monai.inferers import sliding_window_inference
 

@@ -29,7 +29,7 @@ from pipeline.execution.blocks import MapBlocks, StageContext
 from pipeline.execution.local_cluster import local_cluster
 from pipeline.geometry import Box
 from pipeline.inference.predictor import MirroredRegion
-from pipeline.stages.predict import PredictSection, load_network, predict_block
+from pipeline.stages.predict import PredictInputs, load_network, predict_block
 from pipeline.storage.layout import PROBABILITY
 from pipeline.storage.slide_store import ArraySpec, Index
 from unet_core.model_file.checkpoint import save
@@ -48,7 +48,7 @@ MAPPED = 8
 TISSUE_FACTOR = 32
 
 
-def make_slide(folder: Path) -> tuple[StageContext, PredictSection]:
+def make_slide(folder: Path) -> tuple[StageContext, PredictInputs]:
     """Make a slide as ingest and tissue leave it, all tissue, and a width-16 network with random (He) weights."""
     torch.manual_seed(0)
     weights = folder / "tiny.safetensors"
@@ -62,7 +62,7 @@ def make_slide(folder: Path) -> tuple[StageContext, PredictSection]:
     store.create(ArraySpec("tissue", (low_px, low_px), "bool", BLOCK_PX, "tissue!!"))
     store.write_block("tissue", "tissue!!", Box(0, 0, low_px, low_px), np.ones((low_px, low_px), bool))
     store.create(ArraySpec(PROBABILITY, (1, side_px, side_px), "uint8", BLOCK_PX, work.plan_hash))
-    inputs = PredictSection(
+    inputs = PredictInputs(
         weights=(Weights(weights, sha256(weights)),),
         tta="none",
         foreground=1,
@@ -77,7 +77,7 @@ def make_slide(folder: Path) -> tuple[StageContext, PredictSection]:
     return work, inputs
 
 
-def inputs_of(work: StageContext, section: PredictSection, index: Index) -> list[Tensor]:
+def inputs_of(work: StageContext, section: PredictInputs, index: Index) -> list[Tensor]:
     """Return the network's inputs for one block: x_NCHW in fp32, channels last."""
     network = load_network(section)
     grid = network.grid(work.core(index), section.tile_px)
@@ -100,7 +100,7 @@ def cpu_seconds(function: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def measure_plumbing(work: StageContext, section: PredictSection, rounds: int) -> dict[str, float]:
+def measure_plumbing(work: StageContext, section: PredictInputs, rounds: int) -> dict[str, float]:
     """Measure throughput of the stage and the bare network in MPx per CPU second, and the median ratio."""
     forward = load_network(section).members[0].forward
     inputs = {index: inputs_of(work, section, index) for index in INNER}
@@ -127,7 +127,7 @@ def measure_plumbing(work: StageContext, section: PredictSection, rounds: int) -
     }
 
 
-def wall_seconds(work: StageContext, section: PredictSection, map_blocks: MapBlocks, blocks: int) -> float:
+def wall_seconds(work: StageContext, section: PredictInputs, map_blocks: MapBlocks, blocks: int) -> float:
     """Return the wall seconds for the first blocks of the slide."""
     start = time.monotonic()
     indices: Iterator[Index] = (tile.index for tile in islice(work.grid, blocks))
@@ -136,7 +136,7 @@ def wall_seconds(work: StageContext, section: PredictSection, map_blocks: MapBlo
     return time.monotonic() - start
 
 
-def measure_workers(work: StageContext, section: PredictSection, rounds: int) -> dict[str, float]:
+def measure_workers(work: StageContext, section: PredictInputs, rounds: int) -> dict[str, float]:
     """Measure wall seconds with one and with two warm workers, and the median of the rounds' ratios."""
     one_s, two_s = [], []
     with local_cluster(1) as one, local_cluster(2) as two:

@@ -19,7 +19,7 @@ from typing import Any
 from support.tissue import write_slide
 
 from flows.batch.batch import BatchRequest, plan_batch
-from flows.batch.dry_run import quote_batch
+from flows.batch.dry_run import estimate_batch
 from pipeline.config import load_config
 
 SLIDES = {
@@ -67,7 +67,7 @@ def main() -> dict[str, Any]:
             write_slide(folder / f"{name}.tif", side_px, covered=part)
         config = load_config(None, SETTINGS)
         began = time.monotonic()
-        quote = quote_batch(plan_batch(BatchRequest(inputs=(folder,), out=out, config=config), writing=False))
+        quote = estimate_batch(plan_batch(BatchRequest(inputs=(folder,), out=out, config=config), writing=False))
         quoted_s = time.monotonic() - began
         assert not out.exists(), "an estimate writes no file"
         priced = quote.total

@@ -14,16 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.architecture_rules import (
-    LAZY,
-    LEVELS,
-    LIBRARIES,
-    LIGHT,
-    MODULES_IN_A_FOLDER,
-    PACKAGES,
-    PASSES_ON,
-    TOP,
-)
+from tests.docs.architecture_rules import LAZY, LEVELS, LIBRARIES, LIGHT, MODULES_IN_A_FOLDER, PACKAGES, PASSES_ON, TOP
 from tests.docs.source_tree import ROOT, SOURCES, Source, each_source, kept_files
 
 FUNCTION_LINES, FILE_LINES, PARAMETERS = 60, 400, 5

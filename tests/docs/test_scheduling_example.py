@@ -23,7 +23,7 @@ from skimage.data import immunohistochemistry
 
 from tests.conftest import skip_or_fail
 from tests.support.commands import REPOSITORY, Command, is_complete
-from tests.unit.flows.serving import PATIENCE_S, awaited, children, exit_codes, running, shards
+from tests.unit.flows.serving import PATIENCE_S, children, exit_codes, running, shards, wait_for
 
 FIRES_WITHIN_S = 120
 """On an idle machine; scaled by the load on a busy one."""
@@ -66,16 +66,16 @@ def test_killed_scheduled_run_is_completed_by_the_next(tmp_path: Path) -> None:
 
     began, crowd = time.monotonic(), max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
     with running(["bash", "-ec", try_it], command, log) as process:
-        awaited(lambda: "Beginning flow run" in log.read_text(), log, FIRES_WITHIN_S * crowd)
+        wait_for(lambda: "Beginning flow run" in log.read_text(), log, FIRES_WITHIN_S * crowd)
         print(f"fired after {time.monotonic() - began:.0f} s, {crowd:.1f} processes wanting each processor")
-        awaited(lambda: shards(out), log, PATIENCE_S * crowd)
+        wait_for(lambda: shards(out), log, PATIENCE_S * crowd)
         before = shards(out)
         assert not is_complete(out / "tissue")
         for one in [process, *children(process)]:
             with suppress(psutil.NoSuchProcess):
                 one.kill()
     with running(["bash", "-ec", try_it], command, log):
-        awaited(lambda: 0 in exit_codes(out), log, PATIENCE_S * crowd)
+        wait_for(lambda: 0 in exit_codes(out), log, PATIENCE_S * crowd)
     after = shards(out)
     assert len(before) < len(after) == 4, "the run was killed before its end"
     assert {name: after[name] for name in before} == before, "finished blocks were not repeated"

@@ -22,7 +22,7 @@ from tests.support.faults.disk_state import DiskState, Slide, assert_no_block_tw
 from tests.support.faults.pictures import draw, red_and_blue, write
 from tests.support.faults.preload import Preload, Rule, times
 from tests.support.faults.trees import Finished
-from tests.unit.flows.serving import awaited, running
+from tests.unit.flows.serving import running, wait_for
 
 NAMED = "overview.png"
 """Contains the slide's name, and so differs between copies."""
@@ -78,7 +78,7 @@ class UnreliableServer:
 
     def awaited(self, what: Path) -> None:
         """Wait until the file exists."""
-        awaited(what.exists, self.log)
+        wait_for(what.exists, self.log)
 
     def ended(self) -> str:
         """Return the output of the command, which must end with a complete slide and no traceback."""

@@ -28,7 +28,7 @@ from tests.support.faults.pictures import draw, red_and_blue, write
 from tests.support.leaks import colour_held, files_below, words_held
 from tests.support.make_private import DATE, LABEL, WORD, write_private_slides
 from tests.support.sockets import Listening, family, listening
-from tests.unit.flows.serving import awaited, running, serving
+from tests.unit.flows.serving import running, serving, wait_for
 from tests.unit.flows.test_work_pool import answers
 
 SHAPE = (200, 260)
@@ -83,7 +83,7 @@ def test_fault_63_every_socket_of_a_schedule_is_on_loopback(tmp_path: Path) -> N
     log, command = tmp_path / "log", Command.under(tmp_path, None)
     words = [tmp_path, "--out", tmp_path / "out", "--cron", "0 0 1 1 *", "--timezone", "UTC"]
     with serving(command, log, *words) as process:
-        awaited(lambda: "runs are shown at" in log.read_text(), log)
+        wait_for(lambda: "runs are shown at" in log.read_text(), log)
         seen = {one for member in family(process) for one in listening(member)}
     assert seen, "the schedule starts its own server"
     assert [one for one in seen if not one.is_local] == []
@@ -101,7 +101,7 @@ def test_server_of_the_readme_requires_its_password(tmp_path: Path) -> None:
     api, log = f"http://127.0.0.1:{port}/api", tmp_path / "log"
     start = [sys.executable, "-m", "prefect", "server", "start", "--port", port, "--no-ui"]
     with running(start, Command.under(tmp_path, None).with_environment(**settings), log):
-        awaited(lambda: answers(f"{api}/health"), log)
+        wait_for(lambda: answers(f"{api}/health"), log)
         with pytest.raises(HTTPError, match="401"):
             urlopen(f"{api}/admin/version", timeout=60)
         password = b64encode(settings["PREFECT_API_AUTH_STRING"].encode()).decode()

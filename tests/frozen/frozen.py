@@ -18,7 +18,7 @@ import psutil
 import torch
 
 from tests.support.commands import Command
-from tests.unit.flows.serving import api, ask, awaited, serving
+from tests.unit.flows.serving import api, ask, serving, wait_for
 
 FROZEN = Path(__file__).parent
 MADE, MODELS, DEPLOYMENT = (
@@ -97,13 +97,13 @@ class Served:
             found = self.read(f"flow_runs/{begun['id']}")
             return str(found["state_name"]) if found["state_type"] in TERMINAL else None
 
-        return str(awaited(final, self.log))
+        return str(wait_for(final, self.log))
 
 
 @contextmanager
 def served_schedule(command: Command, log: Path) -> Iterator[Served]:
     """Serve the schedule of the recorded command while the block runs."""
     with serving(command, log, *DEPLOYMENT["command"][2:]) as process:
-        awaited(lambda: "runs are shown at" in log.read_text() or process.status() == psutil.STATUS_ZOMBIE, log)
+        wait_for(lambda: "runs are shown at" in log.read_text() or process.status() == psutil.STATUS_ZOMBIE, log)
         assert "runs are shown at" in log.read_text(), log.read_text()
         yield Served(log)

@@ -23,7 +23,7 @@ from flows.cli.inspect_output import show_record
 from flows.reports.batch_html import SIDE_PX, content_of
 from flows.reports.inspect import inspect_stores
 from pipeline.errors import ConfigError
-from pipeline.exports.formats import lacking
+from pipeline.exports.formats import missing_parts
 from pipeline.exports.vector_formats import CompleteResult
 from pipeline.runs.prune import prune_slide
 from pipeline.runs.slide_run import SlideRun
@@ -148,9 +148,9 @@ def test_readers_of_results_report_pruned_parts(root: Path) -> None:
     assert row["key"] == "discs"
     assert max(Image.open(io.BytesIO(picture.jpeg)).size) == SIDE_PX, "a thumbnail of the overview"
     found = CompleteResult.open(SlideStore(root))
-    assert lacking(found, ["csv"]) == ""
-    assert lacking(found, ["csv", "ome-tiff"]) == "labels, probability"
-    assert lacking(found, ["geojson"]) == "labels"
+    assert missing_parts(found, ["csv"]) == ""
+    assert missing_parts(found, ["csv", "ome-tiff"]) == "labels, probability"
+    assert missing_parts(found, ["geojson"]) == "labels"
 
 
 def test_a_deleted_slide_is_computed_again_and_forgotten(plan: Plan, root: Path) -> None:

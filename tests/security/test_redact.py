@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.batch.pseudonyms import names_of
+from flows.batch.pseudonyms import open_key_file
 from pipeline.errors import ConfigError, DiskError, LockedError, OvertileError, SlideError
 from pipeline.redaction import Pseudonym, RedactErrors
 from tests.security.test_permissions import other_group
@@ -166,21 +166,21 @@ def test_a_file_that_may_not_hold_names_is_refused(
     if mode is not None:
         (tmp_path / place).write_text(content)
         (tmp_path / place).chmod(mode)
-    with pytest.raises(ConfigError, match=phrase), names_of(tmp_path / place, tmp_path / "out"):
+    with pytest.raises(ConfigError, match=phrase), open_key_file(tmp_path / place, tmp_path / "out"):
         pytest.fail("it was opened")
 
 
 def test_ids_are_of_the_file_and_survive_a_torn_line(tmp_path: Path) -> None:
     found = []
     for name in ("one", "one", "two"):
-        with names_of(tmp_path / name, tmp_path / "out") as names:
+        with open_key_file(tmp_path / name, tmp_path / "out") as names:
             found.append(names.id_of("slide", "SMITH"))
         with (tmp_path / name).open("a") as file:
             file.write('{"id": "slide-')
     assert found[0] == found[1] != found[2]
     assert (tmp_path / "one").read_text().count("SMITH") == 1
     assert stat.S_IMODE((tmp_path / "one").stat().st_mode) == 0o600
-    with names_of(tmp_path / "none", tmp_path / "out", writing=False) as names:
+    with open_key_file(tmp_path / "none", tmp_path / "out", writing=False) as names:
         assert names.id_of("slide", "SMITH") not in found
     assert not (tmp_path / "none").exists()
 

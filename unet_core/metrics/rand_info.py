@@ -37,7 +37,7 @@ def thinned_rooms(membrane_YX: NDArray[np.bool_]) -> NDArray[np.integer]:
     return grown
 
 
-def room_sums(found_YX: NDArray[np.bool_], true_YX: NDArray[np.bool_]) -> Array:
+def region_sums(found_YX: NDArray[np.bool_], true_YX: NDArray[np.bool_]) -> Array:
     """Return the sums of one image, (7,): N, sums of squares of n_ij, s_i, t_j, and sums of n log n of the three."""
     overlaps = Overlaps.of(thinned_rooms(found_YX), rooms(true_YX))
     inside = overlaps.true > 0

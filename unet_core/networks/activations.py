@@ -103,7 +103,7 @@ def _attention(model: Any) -> Anatomy:
 
 
 @dataclass(frozen=True, slots=True)
-class Map:
+class FeatureMap:
     """Feature map of one part, cropped to the image: (c, y, x) at 1 / 2^level of its resolution."""
 
     name: str
@@ -112,14 +112,14 @@ class Map:
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
+class Activations:
     """Feature maps of each level for one image, and weights (1, y, x), 0..1, of the attention gates if any."""
 
-    levels: tuple[Map, ...]
-    gates: tuple[Map, ...]
+    levels: tuple[FeatureMap, ...]
+    gates: tuple[FeatureMap, ...]
 
 
-def watch(model: SegmentationNetwork, image_CYX: NDArray[Any]) -> Watched:
+def record_activations(model: SegmentationNetwork, image_CYX: NDArray[Any]) -> Activations:
     """Run a network over a small image once and record its feature maps.
 
     Args:
@@ -138,10 +138,13 @@ def watch(model: SegmentationNetwork, image_CYX: NDArray[Any]) -> Watched:
         whole_pass(model.eval(), image_CYX)
     shape, size = ValidShape.of(model.spec), image_CYX.shape[1:]
     levels, gates = (
-        tuple(Map(part.name, part.level, _inside(made[part.name].numpy(), shape, size, part.level)) for part in kept)
+        tuple(
+            FeatureMap(part.name, part.level, _inside(made[part.name].numpy(), shape, size, part.level))
+            for part in kept
+        )
         for kept in (parts.levels, parts.gates)
     )
-    return Watched(levels, gates)
+    return Activations(levels, gates)
 
 
 def _inside(values_CYX: NDArray[Any], shape: ValidShape, size_YX: tuple[int, ...], level: int) -> NDArray[np.float32]:
@@ -158,7 +161,7 @@ def _inside(values_CYX: NDArray[Any], shape: ValidShape, size_YX: tuple[int, ...
 
 
 @dataclass(frozen=True, slots=True)
-class Flow:
+class SkipGradient:
     """Gradient norms of a loss at a join: with respect to the skip and to the input from the level below.
 
     The two are equal where the inputs are added.
@@ -169,7 +172,7 @@ class Flow:
     below: float
 
 
-def skip_gradients(model: SegmentationNetwork, loss: Callable[[], Tensor]) -> tuple[Flow, ...]:
+def skip_gradients(model: SegmentationNetwork, loss: Callable[[], Tensor]) -> tuple[SkipGradient, ...]:
     """Return the gradient norms at each join of the network.
 
     Args:
@@ -194,12 +197,12 @@ def skip_gradients(model: SegmentationNetwork, loss: Callable[[], Tensor]) -> tu
     return tuple(_flow(part, taken[part.name]) for part in joins)
 
 
-def _flow(part: NetworkPart, joined_NCHW: Tensor) -> Flow:
+def _flow(part: NetworkPart, joined_NCHW: Tensor) -> SkipGradient:
     assert joined_NCHW.grad is not None, "retain_grad was called"
     gradient = joined_NCHW.grad.float()
     if not part.skipped:
-        return Flow(part.name, float(gradient.norm()), float(gradient.norm()))
-    return Flow(part.name, float(gradient[:, : part.skipped].norm()), float(gradient[:, part.skipped :].norm()))
+        return SkipGradient(part.name, float(gradient.norm()), float(gradient.norm()))
+    return SkipGradient(part.name, float(gradient[:, : part.skipped].norm()), float(gradient[:, part.skipped :].norm()))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from unet_core.networks.layer_summary import UP_CONVOLUTION, Layer
 from unet_core.shapes import ValidShape
 from unet_core.spec import UNetSpec
 
-HELD = 2.0
+HEAP_FACTOR = 2.0
 """Upper bound of process memory / peak of live tensors: holes in the heap (measured: 1.2 to 1.9)."""
 
 

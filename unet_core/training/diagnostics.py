@@ -13,7 +13,7 @@ from unet_core.data.augmentation import Augmentation
 from unet_core.data.recoloured import recoloured
 from unet_core.data.sampler import AnnotatedImage, SampleBatch, Sampler, class_frequencies
 from unet_core.device import resolve_device
-from unet_core.networks.activations import Flow, skip_gradients
+from unet_core.networks.activations import SkipGradient, skip_gradients
 from unet_core.networks.unet import SegmentationNetwork
 from unet_core.networks.whole_pass import whole_pass
 from unet_core.spec import UNetSpec
@@ -36,7 +36,7 @@ class ThresholdScores:
     f1: tuple[float, ...]
 
 
-def seen(order: TrainJob) -> list[AnnotatedImage]:
+def validation_images(order: TrainJob) -> list[AnnotatedImage]:
     """Return the validation images, windows of large ones; without any, training images."""
     return views(order.material.held_back or order.material.training, order.recipe.stopping.images)
 
@@ -58,7 +58,9 @@ def threshold_scores(model: SegmentationNetwork, cases: Sequence[AnnotatedImage]
     return ThresholdScores(tuple(pixels.f1 for pixels, _ in counts), tuple(objects.f1 for _, objects in counts))
 
 
-def skip_flows(order: TrainJob, model: SegmentationNetwork, cases: Sequence[AnnotatedImage]) -> tuple[Flow, ...]:
+def skip_gradient_norms(
+    order: TrainJob, model: SegmentationNetwork, cases: Sequence[AnnotatedImage]
+) -> tuple[SkipGradient, ...]:
     """Return gradient norms of the training's loss at each skip, on one batch without augmentation."""
     recipe, spec = order.recipe, model.spec
     loss = loss_for(recipe.loss, spec, class_frequencies(order.material.training, spec.classes))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import SlideError
 from pipeline.geometry import Box
-from pipeline.slide_reader import TileError, TilePlace
+from pipeline.slide_reader import TileError, TileIndex
 
 MAX_SIDE_PX = 1 << 20
 MAX_PIXELS = 1 << 37
@@ -97,14 +97,14 @@ class ImageFacts:
         """Decoded bytes of one pixel of one segment."""
         return self.samples_per_plane * self.bits // 8
 
-    def place(self, level: int, index: int) -> TilePlace:
+    def place(self, level: int, index: int) -> TileIndex:
         """Position of segment ``index``: row, column and the box of pixels it covers."""
         rows, cols = self.grid_yx
         row, col = divmod(index % (rows * cols), cols)
         side_y, side_x = self.segments.side_yx
         box = Box(0, 0, side_y, side_x).shift(row * side_y, col * side_x).intersect(Box.of_shape(self.shape_yx))
         assert box is not None
-        return TilePlace(level, row, col, box)
+        return TileIndex(level, row, col, box)
 
 
 def check_image(facts: ImageFacts, level: int, file_bytes: int) -> None:

@@ -20,7 +20,7 @@ from tifffile import TiffFile, TiffPage
 
 from pipeline.errors import SlideError
 from pipeline.geometry import Box
-from pipeline.slide_reader import Pixels, TileError, TilePlace
+from pipeline.slide_reader import Pixels, TileError, TileIndex
 from pipeline.slides.checks.file import RawFile
 from pipeline.slides.checks.image import (
     COMPRESSIONS,
@@ -88,7 +88,7 @@ class StoredImage:
         inside = common.shift(-place.box.y0, -place.box.x0).slices
         target_CYX[:, *common.shift(-box.y0, -box.x0).slices] = tile_YXS[inside].transpose(2, 0, 1)
 
-    def _decode(self, index: int, place: TilePlace) -> Pixels:
+    def _decode(self, index: int, place: TileIndex) -> Pixels:
         """One tile as (y, x, samples), at least as large as the pixels it covers."""
         segments = self.facts.segments
         data = self.file.read(int(segments.offsets[index]), int(segments.counts[index]), str(place))
@@ -126,7 +126,7 @@ class StoredImage:
         tile: Pixels = np.asarray(self.page.decode(data, index, **tables)[0])[0]
         return tile
 
-    def _plain(self, data: bytes, place: TilePlace) -> Pixels:
+    def _plain(self, data: bytes, place: TileIndex) -> Pixels:
         """Uncompressed pixels; only the last strip of an image may be shorter than the others."""
         side_y, side_x = self.facts.segments.side_yx
         rows = side_y if self.facts.segments.tiled else place.box.shape[0]
@@ -134,7 +134,7 @@ class StoredImage:
         flat = np.frombuffer(data, stored, count=rows * side_x * self.facts.samples_per_plane)
         return flat.reshape(rows, side_x, self.facts.samples_per_plane)
 
-    def _stream_problem(self, data: bytes, place: TilePlace) -> str | None:
+    def _stream_problem(self, data: bytes, place: TileIndex) -> str | None:
         """Describe the problem in a JPEG or JPEG 2000 stream before it is decoded; None without."""
         if self.facts.compression in JPEG_2000:
             return self._frame_problem(read_frame_2000(data), place) or codestream_problem(data)
@@ -146,7 +146,7 @@ class StoredImage:
             return problem
         return scan_problem(complete_stream(data, self.page.jpegtables, header))
 
-    def _frame_problem(self, frame: Frame | str, place: TilePlace) -> str | None:
+    def _frame_problem(self, frame: Frame | str, place: TileIndex) -> str | None:
         if isinstance(frame, str):
             return frame
         allowed = [{side, seen} for side, seen in zip(self.facts.segments.side_yx, place.box.shape, strict=True)]
@@ -156,7 +156,7 @@ class StoredImage:
         side_y, side_x = self.facts.segments.side_yx
         return f"{Frame(side_y, side_x, samples)} expected, the stream holds {frame}"
 
-    def _error(self, place: TilePlace, problem: str) -> TileError:
+    def _error(self, place: TileIndex, problem: str) -> TileError:
         where = int(self.facts.segments.offsets[_index(self.facts, place)])
         coding = COMPRESSIONS[self.facts.compression]
         return TileError(
@@ -204,5 +204,5 @@ def _restart_pieces(page: TiffPage) -> Segments:
     return Segments(side_yx, offsets, counts, tiled=False)
 
 
-def _index(facts: ImageFacts, place: TilePlace) -> int:
+def _index(facts: ImageFacts, place: TileIndex) -> int:
     return place.row * facts.grid_yx[1] + place.col

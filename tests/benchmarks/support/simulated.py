@@ -46,7 +46,7 @@ def slow_network(mpx_s: float) -> None:
     """Replace the network's forward pass by a wait in proportion to its pixels; dark areas are foreground."""
     load = predict.load_network
 
-    def load_network(inputs: predict.PredictSection) -> Predictor:
+    def load_network(inputs: predict.PredictInputs) -> Predictor:
         network = load(inputs)
         (member,) = network.members
         waiting = partial(forward, mpx_s, member.shape.trim_px // 2)

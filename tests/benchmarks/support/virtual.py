@@ -27,7 +27,7 @@ from pipeline.execution.blocks import Counts, StageContext
 from pipeline.geometry import Box, TileGrid
 from pipeline.image_info import ClassInfo, ImageInfo
 from pipeline.rendering.contrast import class_colours
-from pipeline.stages.pyramid import PyramidSection, pyramid_slide
+from pipeline.stages.pyramid import PyramidInputs, pyramid_slide
 from pipeline.storage.atomic_files import sha256_file
 from pipeline.storage.layout import IMAGE, OBJECTS, PROBABILITY
 from pipeline.storage.manifest import read_manifest, result_files, rewrite
@@ -70,7 +70,7 @@ def _write_arrays(store: SlideStore, small: SlideStore, manifest: dict[str, Any]
         store.create(ArraySpec(path, shape, str(source.dtype), source.block_px, source.plan, codec))  # type: ignore[arg-type]  # one of two literals
         grid = TileGrid(Box(0, 0, side_px, side_px), source.block_px)
         list(link(store, small, path, (tile.index for tile in grid)))
-    section = PyramidSection(
+    section = PyramidInputs(
         image=ImageInfo(plan["image"]["mpp"], (1.0, 1.0), tuple(plan["image"]["channels"])),
         classes=ClassInfo(tuple(spec["class_names"]), class_colours(len(spec["class_names"]))),
         arrays={path: plan["hashes"][stage] for path, stage in MADE_BY.items()},

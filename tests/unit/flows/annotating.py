@@ -121,7 +121,7 @@ def save_table(path: Path, header: str, *lines: str) -> Path:
     return path
 
 
-def whole(array: Any) -> NDArray[Any]:
+def read_all(array: Any) -> NDArray[Any]:
     """All of an array-like."""
     return np.asarray(array[tuple(slice(None) for _ in array.shape)])
 

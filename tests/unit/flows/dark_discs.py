@@ -22,7 +22,7 @@ PATIENTS = ("p0", "p0", "p1", "p2", "p3", "p4", "p5")
 SPEC = UNetSpec(depth=1, width=2, mpp=0.5, class_names=("disc",), threshold=0.4, min_area_um2=2.5)
 
 
-def drawn(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+def draw_discs(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
     """A pale image with dark saturated discs, and their numbers."""
     generator = np.random.default_rng(seed)
     labels = np.zeros((48, 56), np.uint16)
@@ -34,7 +34,7 @@ def drawn(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
     return image.clip(0, 255).astype(np.uint8), labels
 
 
-def darkness(path: Path, weight: float, held_back: Sequence[str] = ()) -> Path:
+def save_dark_network(path: Path, weight: float, held_back: Sequence[str] = ()) -> Path:
     """A network that finds dark pixels in its first channel; the more so the larger the weight."""
     model = UNet(SPEC)
     with torch.no_grad():
@@ -58,7 +58,7 @@ def save_discs(root: Path) -> Path:
         writer = csv.writer(file)
         writer.writerow(["image", "patient", "fold"])
         for seed, patient in enumerate(PATIENTS):
-            image, labels = drawn(seed)
+            image, labels = draw_discs(seed)
             io.imsave(root / "images" / f"{seed}.png", image, check_contrast=False)
             io.imsave(root / "masks" / f"{seed}.png", labels, check_contrast=False)
             writer.writerow([f"{seed}.png", patient, fold_of(patient)])
@@ -70,13 +70,13 @@ def fold_of(patient: str) -> int:
     return int(patient[1]) % 3
 
 
-def words(folder: Path, out: Path, *more: str | Path) -> list[str | Path]:
+def evaluate_arguments(folder: Path, out: Path, *more: str | Path) -> list[str | Path]:
     """The command line that judges them."""
     data = ["--images", folder / "images", "--masks", folder / "masks", "--out", out, "--set", "data.mask=labels"]
     return ["evaluate", *data, *more]
 
 
-def found_by_hand(folder: Path, name: str, weight: float) -> NDArray[np.integer[Any]]:
+def objects_by_hand(folder: Path, name: str, weight: float) -> NDArray[np.integer[Any]]:
     """What the network says, computed without it: a threshold on the first channel, components of 10 px or more."""
     red = io.imread(folder / "images" / f"{name}.png")[..., 0] / 255
     signal = np.maximum(0, -(red - 0.5) / 0.25)

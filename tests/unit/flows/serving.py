@@ -60,7 +60,7 @@ def children(process: psutil.Process) -> list[psutil.Process]:
     return []
 
 
-def awaited(what: Callable[[], T], log: Path, patience_s: float = PATIENCE_S) -> T:
+def wait_for(what: Callable[[], T], log: Path, patience_s: float = PATIENCE_S) -> T:
     """What a question answers as soon as the answer is not empty."""
     end = time.monotonic() + patience_s
     while time.monotonic() < end:
@@ -107,7 +107,7 @@ def ask(log: Path, path: str, body: dict[str, Any]) -> Any:
         return json.load(answer)
 
 
-def night_states(log: Path) -> list[str]:
+def run_states(log: Path) -> list[str]:
     """The states of all nights."""
     return [run["state_name"] for run in ask(log, "flow_runs/filter", {})]
 

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from tests.support.commands import Command
-from tests.unit.flows.serving import awaited, receiver
+from tests.unit.flows.serving import receiver, wait_for
 
 TIMEOUT_S = 240
 IN_PROCESS = """
@@ -223,9 +223,9 @@ await due()
 """
     with receiver() as hook:
         (began, first) = in_process(overtile, script, tmp_path, hook.url, "one that begins").splitlines()
-        awaited(lambda: hook.received, tmp_path, 120)
+        wait_for(lambda: hook.received, tmp_path, 120)
         (second,) = in_process(overtile, script, tmp_path, hook.url).splitlines()
-        awaited(lambda: len(hook.received) >= 2, tmp_path, 120)
+        wait_for(lambda: len(hook.received) >= 2, tmp_path, 120)
     told = [one["text"] for one in hook.received]
     assert len(told) == 2
     for text, run in zip(told, (first, second), strict=True):

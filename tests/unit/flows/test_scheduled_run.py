@@ -21,15 +21,15 @@ from tests.unit.flows.serving import (
     PATIENCE_S,
     api,
     ask,
-    awaited,
     children,
     exit_codes,
     lines_of,
-    night_states,
     receiver,
+    run_states,
     serving,
     settings,
     shards,
+    wait_for,
 )
 from unet_core.model_file.checkpoint import load, save
 
@@ -68,31 +68,31 @@ def test_fault_5_9_23_killed_in_the_middle_the_next_night_ends_it(tmp_path: Path
     words = [slides, "--out", out, "--every", "15", *settings()]
     command = Command.under(tmp_path, None)
     with serving(command, log, *words) as process:
-        awaited(lambda: len(shards(out)) >= 2, log)
+        wait_for(lambda: len(shards(out)) >= 2, log)
         assert overtile_status(command, out)["totals"] == {"in progress": 2}
-        awaited(lambda: lines_of(out, "skipped"), log)
+        wait_for(lambda: lines_of(out, "skipped"), log)
         assert lines_of(out, "ended") == []
         before, family = shards(out), children(process)
         if victims == "night":
             kill([night_of(process)])
-            awaited(lambda: "Crashed" in night_states(log), log, 120)
-            awaited(lambda: 0 in exit_codes(out), log, 2 * PATIENCE_S)
+            wait_for(lambda: "Crashed" in run_states(log), log, 120)
+            wait_for(lambda: 0 in exit_codes(out), log, 2 * PATIENCE_S)
             after = shards(out)
             assert {name: after[name] for name in before} == before, "no block was computed again"
             return
         process.kill()
         kill(family if victims == "all" else [])
     with serving(command, log, *words) as process:
-        awaited(lambda: 0 in exit_codes(out), log, 2 * PATIENCE_S)
+        wait_for(lambda: 0 in exit_codes(out), log, 2 * PATIENCE_S)
         after = shards(out)
         assert {name: after[name] for name in before} == before, "no block was computed again"
         count = len(lines_of(out, "began"))
-        awaited(lambda: len(lines_of(out, "ended")) > count, log)
+        wait_for(lambda: len(lines_of(out, "ended")) > count, log)
         last = lines_of(out, "ended")[-1]
         assert (last["exit_code"], last["states"]) == (0, {"complete before": 2})
         assert shards(out) == after
-        assert night_states(log).count("Crashed") == 1 if victims == "all" else True
-        assert night_states(log).count("Running") <= 1
+        assert run_states(log).count("Crashed") == 1 if victims == "all" else True
+        assert run_states(log).count("Running") <= 1
         family = children(process)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 128 + signal.SIGTERM
@@ -111,7 +111,7 @@ def test_a_cancelled_night_frees_its_workers_and_another_ends_it(tmp_path: Path)
     words = [slides, "--out", out, "--watch", *settings("cluster.kind=local", "cluster.workers=2")]
     command = Command.under(tmp_path, None)
     with serving(command, log, *words) as process:
-        awaited(lambda: len(shards(out)) >= 2, log)
+        wait_for(lambda: len(shards(out)) >= 2, log)
         before = shards(out)
         workers = [one for one in children(process) if "flows.prefect_server" not in one.cmdline()]
         assert len(workers) >= 3, "the night and its workers"
@@ -122,15 +122,15 @@ def test_a_cancelled_night_frees_its_workers_and_another_ends_it(tmp_path: Path)
         assert done.returncode == 0, done.stdout + done.stderr
         began = time.monotonic()
         assert psutil.wait_procs(workers, timeout=60)[1] == []
-        awaited(lambda: night_states(log) == ["Cancelled"], log, 60 - (time.monotonic() - began))
+        wait_for(lambda: run_states(log) == ["Cancelled"], log, 60 - (time.monotonic() - began))
         assert exit_codes(out) == [128 + signal.SIGTERM]
         assert not is_complete(out / "first") or not is_complete(out / "second")
         ask(log, f"deployments/{run['deployment_id']}/create_flow_run", {})
-        awaited(lambda: len(lines_of(out, "began")) == 2, log)
+        wait_for(lambda: len(lines_of(out, "began")) == 2, log)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 128 + signal.SIGTERM
     with serving(command, log, *words):
-        awaited(lambda: 0 in exit_codes(out), log, 2 * PATIENCE_S)
+        wait_for(lambda: 0 in exit_codes(out), log, 2 * PATIENCE_S)
         after = shards(out)
         assert {name: after[name] for name in before} == before, "no block was computed again"
     assert "ended with the schedule" in log.read_text()
@@ -148,16 +148,16 @@ def test_what_arrives_is_taken_and_who_is_to_know_of_a_failure_is_told(tmp_path:
         subprocess.run([sys.executable, "-c", made], env=dict(patient.environment), check=True)
         words = [slides, "--out", out, "--watch", "--notify", "custom-webhook/lab", *settings("input.settle_s=5")]
         with serving(command, log, *words):
-            awaited(lambda: "when slides arrive" in log.read_text(), log)
+            wait_for(lambda: "when slides arrive" in log.read_text(), log)
             write(slides / "good.tif", draw((64, 64), red_and_blue((64, 64))))
-            awaited(lambda: exit_codes(out) == [0], log)
-            (page,) = awaited(lambda: [one for one in ask(log, "artifacts/filter", {}) if "night-" in one["key"]], log)
+            wait_for(lambda: exit_codes(out) == [0], log)
+            (page,) = wait_for(lambda: [one for one in ask(log, "artifacts/filter", {}) if "night-" in one["key"]], log)
             assert "**1 of 1 slides complete**" in page["data"]
             assert "| good |" in page["data"]
             assert "](data:image/jpeg;base64," in page["data"]
             assert hook.received == []
             (slides / "broken.tif").write_bytes(b"II*\0")
-            awaited(lambda: hook.received, log)
+            wait_for(lambda: hook.received, log)
             assert exit_codes(out) == [0, 3]
             assert len(lines_of(out, "began")) == log.read_text().count("have arrived or changed") == 2
     (told,) = hook.received
@@ -177,13 +177,13 @@ def test_a_model_of_the_cases_table_that_changes_fails_the_nights_until_it_is_sc
     words = [slides, "--out", out, "--every", "12", *asked]
     command = Command.under(tmp_path, None)
     with serving(command, log, *words):
-        awaited(lambda: 0 in exit_codes(out), log)
+        wait_for(lambda: 0 in exit_codes(out), log)
         save(own, load(CONTEXT), {"retrained": True})
-        awaited(lambda: "Failed" in night_states(log), log)
+        wait_for(lambda: "Failed" in run_states(log), log)
         failed = [run for run in ask(log, "flow_runs/filter", {}) if run["state_name"] == "Failed"]
         assert "expected the weights that were scheduled" in failed[0]["state"]["message"]
         assert set(exit_codes(out)) == {0}
     with serving(command, log, *words):
         count = len(lines_of(out, "ended"))
-        awaited(lambda: len(lines_of(out, "ended")) > count, log)
+        wait_for(lambda: len(lines_of(out, "ended")) > count, log)
     assert lines_of(out, "ended")[count]["states"] == {"kept": 1}, "these are used, and change no result unasked"

@@ -21,7 +21,7 @@ import tifffile
 from skimage.data import immunohistochemistry
 
 from tests.support.commands import REPOSITORY, Command, is_complete
-from tests.unit.flows.serving import PATIENCE_S, awaited, exit_codes, lines_of, running
+from tests.unit.flows.serving import PATIENCE_S, exit_codes, lines_of, running, wait_for
 
 AUTH = "somebody:something long"
 DOCS = (REPOSITORY / ".github" / "docs" / "scheduling.md").read_text("utf-8")
@@ -85,7 +85,7 @@ def test_a_night_of_a_pool_whose_process_died_has_crashed_and_the_next_one_ends_
 
     start = documented("prefect server start").split()
     with running([*start, "--port", str(port), "--no-ui"], server, log):
-        awaited(lambda: answers(f"{api}/health"), log)
+        wait_for(lambda: answers(f"{api}/health"), log)
         assert not answers(f"{api}/flow_runs/count"), "it wants a password"
         for line in ("prefect work-pool create", "prefect deploy"):
             done = subprocess.run(
@@ -97,13 +97,13 @@ def test_a_night_of_a_pool_whose_process_died_has_crashed_and_the_next_one_ends_
                 text=True,
             )
             assert done.returncode == 0, done.stdout + done.stderr
-        awaited(lambda: told().count("Late") >= 2, log)
+        wait_for(lambda: told().count("Late") >= 2, log)
         with running(documented("prefect worker start").split(), command, log):
-            (began,) = awaited(lambda: lines_of(out, "began"), log)
+            (began,) = wait_for(lambda: lines_of(out, "began"), log)
             psutil.Process(began["pid"]).kill()
-            states = awaited(lambda: "Crashed" in (found := told()) and found, log)
+            states = wait_for(lambda: "Crashed" in (found := told()) and found, log)
             assert "Cancelled" in states, "of those that are late one begins"
-            awaited(lambda: 0 in exit_codes(out), log, 2 * PATIENCE_S)
+            wait_for(lambda: 0 in exit_codes(out), log, 2 * PATIENCE_S)
     assert is_complete(out / "tissue")
 
 

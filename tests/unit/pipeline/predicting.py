@@ -15,7 +15,7 @@ from skimage.data import immunohistochemistry
 
 from pipeline.execution.blocks import StageContext, StageReport, serial
 from pipeline.inference.predictor import Predictor, load_networks
-from pipeline.stages.predict import PredictSection, predict_slide
+from pipeline.stages.predict import PredictInputs, predict_slide
 from pipeline.storage.layout import PROBABILITY
 from tests.support.make_store import put_array
 from unet_core.model_file.checkpoint import load, save
@@ -86,7 +86,7 @@ class Slide:
     """A slide ready to be predicted: image and tissue are in the store."""
 
     work: StageContext
-    section: PredictSection
+    section: PredictInputs
 
     def run(self, map_blocks: Any = serial) -> StageReport:
         return predict_slide(self.work, self.section, map_blocks)
@@ -112,7 +112,7 @@ def slide(
     put_array(work.store, "0", image, "image", block)
     put_array(work.store, "tissue", all_tissue(image.shape[-2:]), "tissue", block)
     foreground = model_of(weights).spec.foreground
-    inputs = PredictSection(
+    inputs = PredictInputs(
         weights=chosen(weights),
         tta="none",
         foreground=foreground,

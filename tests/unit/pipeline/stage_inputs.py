@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.config import ObjectsSection
 from pipeline.image_info import ClassInfo, ImageInfo
 from pipeline.inputs.regions import Regions
-from pipeline.stages.label import LabelSection
+from pipeline.stages.label import LabelInputs
 
 RGB = ("red", "green", "blue")
 NUCLEUS = ClassInfo(("nucleus",), ((0, 190, 60),))
@@ -29,6 +29,6 @@ def label_inputs(
     discs_um: tuple[tuple[float, float], ...] = (),
     regions: Regions | None = None,
     **config: Any,
-) -> LabelSection:
+) -> LabelInputs:
     """Label objects of any area; ``config`` holds keys of the ``objects`` section."""
-    return LabelSection(ObjectsSection(**config), image or image_info(), threshold, min_area_um2, discs_um, regions)
+    return LabelInputs(ObjectsSection(**config), image or image_info(), threshold, min_area_um2, discs_um, regions)

@@ -14,7 +14,7 @@ from pathlib import Path
 from pipeline.errors import DiskError, SlideError
 from pipeline.execution.blocks import Counts
 from pipeline.geometry import Box
-from pipeline.slide_reader import TileError, TilePlace
+from pipeline.slide_reader import TileError, TileIndex
 from pipeline.storage.slide_store import Index
 
 
@@ -76,7 +76,7 @@ def bad_tile(folder: Path, bad: tuple[Index, ...], index: Index) -> Counts:
     if index in bad:
         row, col = index
         box = Box(256 * row, 256 * col, 256 * row + 256, 256 * col + 256)
-        raise TileError(f"slide.svs: tile {index} is damaged", TilePlace(0, row, col, box))
+        raise TileError(f"slide.svs: tile {index} is damaged", TileIndex(0, row, col, box))
     return count(index)
 
 

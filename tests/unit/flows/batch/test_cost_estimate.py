@@ -20,12 +20,12 @@ from flows.batch.cost_estimate import (
     CostEstimate,
     Extent,
     Rates,
-    Seen,
+    WindowCost,
     price,
     total,
 )
 from flows.batch.cost_probe import extent, look, window
-from flows.batch.dry_run import quote_batch
+from flows.batch.dry_run import estimate_batch
 from pipeline.config import load_config
 from pipeline.execution.blocks import serial
 from pipeline.runs.plan import SlidePlan
@@ -68,10 +68,10 @@ def test_what_is_done_costs_no_time_and_what_is_dropped_no_room() -> None:
 
 def test_rates_are_means_over_pixels_and_calls() -> None:
     tissue = [
-        Seen(100, 2, {"ingest": 1.0, "predict": 4.0, "overlay": 3.0}, {"image": 300, "overlay": 10}),
-        Seen(300, 6, {"ingest": 1.0, "predict": 4.0, "overlay": 1.0}, {"image": 900, "overlay": 20}),
+        WindowCost(100, 2, {"ingest": 1.0, "predict": 4.0, "overlay": 3.0}, {"image": 300, "overlay": 10}),
+        WindowCost(300, 6, {"ingest": 1.0, "predict": 4.0, "overlay": 1.0}, {"image": 900, "overlay": 20}),
     ]
-    glass = [Seen(100, 0, {"ingest": 0.1, "predict": 0.2}, {"image": 1})]
+    glass = [WindowCost(100, 0, {"ingest": 0.1, "predict": 0.2}, {"image": 1})]
     rates = Rates.of(tissue, glass)
     assert rates.tissue_s == pytest.approx({"ingest": 2 / 400})
     assert rates.glass_s == pytest.approx({"ingest": 0.001})
@@ -154,7 +154,7 @@ def test_without_a_small_level_all_of_it_is_priced(plan: SlidePlan, monkeypatch:
 def test_bytes_are_those_of_the_run(plan: SlidePlan, tmp_path: Path) -> None:
     """On the slide that was sampled; the bench does it for a batch."""
     request = BatchRequest(inputs=(plan.slide,), out=tmp_path / "out", config=plan.config)
-    quote = quote_batch(plan_batch(request, writing=False))
+    quote = estimate_batch(plan_batch(request, writing=False))
     run = SlideRun(plan, SlideStore(tmp_path / "slide"))
     run.prepare()
     for stage in plan.hashes:

@@ -14,7 +14,7 @@ from flows.batch import scheduler
 from flows.batch.batch import Batch, BatchRequest, plan_batch
 from flows.batch.deadline import Deadline, read_clock
 from flows.batch.scheduler import Executor, SlideScheduler, StageJob, StageResult
-from flows.reports.batch_files import Report, noted
+from flows.reports.batch_files import Report, record_in_history
 from pipeline.config import load_config
 from pipeline.execution.blocks import serial
 from pipeline.slides.modification_time import file_states
@@ -57,7 +57,7 @@ def run(tmp_path: Path) -> Callable[[str, int], Batch]:
         batch.deadline = Looks(0.0, read_clock("07:00"), [looks])
         report = Report(batch)
         report.batch_planned(batch)
-        with noted(batch):
+        with record_in_history(batch):
             SlideScheduler(batch, Executor(lambda *_: serial, lambda: 1, lambda: None), report, submit).run()
             report.finish()
         return batch

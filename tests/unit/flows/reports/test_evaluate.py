@@ -21,12 +21,20 @@ from skimage import io
 from pipeline.config import ModelSection
 from pipeline.errors import ConfigError, ModelError
 from pipeline.evaluation.image_scorer import ImageScorer
-from pipeline.evaluation.methods import Method, asked, networks
+from pipeline.evaluation.methods import Method, networks, probability_reader
 from pipeline.geometry import Box, TileGrid
 from pipeline.inference.ensemble import load_model, names_of
 from pipeline.inference.predictor import LoadedNetwork, Predictor
 from tests.support.commands import Command, files_of
-from tests.unit.flows.dark_discs import PATIENTS, SPEC, darkness, drawn, found_by_hand, save_discs, words
+from tests.unit.flows.dark_discs import (
+    PATIENTS,
+    SPEC,
+    draw_discs,
+    evaluate_arguments,
+    objects_by_hand,
+    save_dark_network,
+    save_discs,
+)
 from unet_core.data.sampler import AnnotatedImage
 from unet_core.model_file.checkpoint import save
 from unet_core.model_file.header import sha256
@@ -37,8 +45,8 @@ from unet_core.spec import UNetSpec
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = save_discs(tmp_path_factory.mktemp("discs"))
-    darkness(root / "sharp.safetensors", 4.0)
-    darkness(root / "dull.safetensors", 1.2)
+    save_dark_network(root / "sharp.safetensors", 4.0)
+    save_dark_network(root / "dull.safetensors", 1.2)
     return root
 
 
@@ -47,7 +55,7 @@ def compared(folder: Path, overtile_alone: Command) -> tuple[dict[str, Any], str
     """Two networks on all images: the record, the printed text, and the report folder."""
     out = folder / "report"
     models = (folder / "sharp.safetensors", folder / "dull.safetensors")
-    ran = overtile_alone.run(*words(folder, out, "--model", *models, "--cases", folder / "cases.csv"))
+    ran = overtile_alone.run(*evaluate_arguments(folder, out, "--model", *models, "--cases", folder / "cases.csv"))
     assert ran.code == 0, ran.said
     return json.loads((out / "metrics.json").read_text()), ran.stdout, out
 
@@ -66,7 +74,7 @@ def test_scores_equal_hand_computed_scores(folder: Path, compared: tuple[dict[st
         rows = {row["image"]: row for row in record["cases"] if row["model"] == model}
         both = total = 0
         for name in names:
-            found, true = found_by_hand(folder, name, weight) > 0, io.imread(folder / "masks" / f"{name}.png") > 0
+            found, true = objects_by_hand(folder, name, weight) > 0, io.imread(folder / "masks" / f"{name}.png") > 0
             assert rows[name]["dice"] == pytest.approx(2 * (found & true).sum() / (found.sum() + true.sum()))
             assert rows[name]["hd95"] == pytest.approx(0.5 * hd95_by_hand(found, true))
             both, total = both + (found & true).sum(), total + found.sum() + true.sum()
@@ -108,11 +116,11 @@ def test_panels_show_image_annotation_prediction_and_errors(compared: tuple[dict
     assert rows[panels["worst.png"]] == min(rows.values())
     assert rows[panels["median.png"]] == sorted(rows.values())[3]
     picture = io.imread(out / "panels" / "worst.png")
-    image, labels = drawn(int(panels["worst.png"]))
+    image, labels = draw_discs(int(panels["worst.png"]))
     assert picture.shape == (48, 4 * 56 + 3 * 6, 3)
     assert np.array_equal(picture[:, :56], image)
     errors = picture[:, -56:]
-    found = found_by_hand(out.parent, panels["worst.png"], 4.0) > 0
+    found = objects_by_hand(out.parent, panels["worst.png"], 4.0) > 0
     for mask, colour in (
         (found & (labels > 0), (200, 200, 200)),
         (found & (labels == 0), (213, 94, 0)),
@@ -129,7 +137,9 @@ def test_same_command_writes_identical_bytes(
     _, _, out = compared
     models = (folder / "sharp.safetensors", folder / "dull.safetensors")
     ran = overtile_alone.run(
-        *words(folder, tmp_path, "--model", *models, "--cases", folder / "cases.csv", "--set", "data.memory_gb=0")
+        *evaluate_arguments(
+            folder, tmp_path, "--model", *models, "--cases", folder / "cases.csv", "--set", "data.memory_gb=0"
+        )
     )
     assert ran.code == 0, ran.said
     first, second = ({name: state.sha256 for name, state in files_of(folder).items()} for folder in (out, tmp_path))
@@ -153,7 +163,7 @@ def test_folds_select_scored_images_and_training_images_of_baselines(
         "1",
         "--baselines",
     )
-    ran = overtile_alone.run(*words(folder, tmp_path, *more))
+    ran = overtile_alone.run(*evaluate_arguments(folder, tmp_path, *more))
     assert ran.code == 0, ran.said
     record = json.loads((tmp_path / "metrics.json").read_text())
     assert [model["name"] for model in record["models"]] == ["sharp", "otsu", "random forest", "linear SVM"]
@@ -169,7 +179,7 @@ def test_folds_select_scored_images_and_training_images_of_baselines(
 
 def test_unknown_folds_are_rejected(folder: Path, overtile_alone: Command, tmp_path: Path) -> None:
     more = ("--model", folder / "sharp.safetensors", "--cases", folder / "cases.csv", "--folds", "7")
-    ran = overtile_alone.run(*words(folder, tmp_path / "out", *more))
+    ran = overtile_alone.run(*evaluate_arguments(folder, tmp_path / "out", *more))
     assert ran.code == 2, ran.said
     assert "expected existing folds: 0, 1, 2" in ran.only_error
     assert not (tmp_path / "out").exists()
@@ -218,13 +228,13 @@ def test_mask_equals_the_mask_of_segment(
     """An ensemble of two networks with eightfold test-time augmentation; both settings change the mask."""
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
-    image, labels = drawn(3)
+    image, labels = draw_discs(3)
     resolution = {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}
     tifffile.imwrite(tmp_path / "images" / "a.tif", image, photometric="rgb", **resolution)
     io.imsave(tmp_path / "masks" / "a.png", labels, check_contrast=False)
     ensemble = f"{pair[0]}+{pair[1]}"
     out = tmp_path / "report"
-    ran = overtile_alone.run(*words(tmp_path, out, "--model", ensemble, pair[0], "--set", "model.tta=d4"))
+    ran = overtile_alone.run(*evaluate_arguments(tmp_path, out, "--model", ensemble, pair[0], "--set", "model.tta=d4"))
     assert ran.code == 0, ran.said
     assert "mean of 2 networks and 8 flips and quarter turns, threshold 0.45, objects of at least 6 px" in ran.stdout
     picture = io.imread(out / "panels" / "best.png")[:, 2 * (56 + 6) :][:, :56]
@@ -251,18 +261,20 @@ def test_enlarged_image_with_resolution_is_scored_as_the_original(
         root = tmp_path / str(times)
         (root / "images").mkdir(parents=True)
         (root / "masks").mkdir()
-        image, labels = (part.repeat(times, axis=0).repeat(times, axis=1) for part in drawn(3))
+        image, labels = (part.repeat(times, axis=0).repeat(times, axis=1) for part in draw_discs(3))
         resolution = {"resolution": (20000 * times,) * 2, "resolutionunit": "CENTIMETER"}
         tifffile.imwrite(root / "images" / "a.tif", image, photometric="rgb", **resolution)
         io.imsave(root / "masks" / "a.png", labels, check_contrast=False)
-        ran = overtile_alone.run(*words(root, root / "out", "--model", folder / "sharp.safetensors"))
+        ran = overtile_alone.run(*evaluate_arguments(root, root / "out", "--model", folder / "sharp.safetensors"))
         assert ran.code == 0, ran.said
         records.append(json.loads((root / "out" / "metrics.json").read_text()))
     assert records[0]["cases"] == records[1]["cases"]
     assert "resampled to the network's 0.5" in " ".join(records[1]["settings"]["said"])
     other = tmp_path / "other.safetensors"
     save(other, UNet(SPEC.model_copy(update={"mpp": 0.25})).eval(), {})
-    ran = overtile_alone.run(*words(tmp_path / "1", tmp_path / "o", "--model", folder / "sharp.safetensors", other))
+    ran = overtile_alone.run(
+        *evaluate_arguments(tmp_path / "1", tmp_path / "o", "--model", folder / "sharp.safetensors", other)
+    )
     assert ran.code == 2, ran.said
     assert "expected networks of one resolution" in ran.only_error
 
@@ -290,13 +302,13 @@ def test_ensemble_is_named_by_its_networks(pair: tuple[Path, Path], folder: Path
 def test_invalid_evaluation_requests_are_rejected(
     folder: Path, overtile_alone: Command, tmp_path: Path, more: tuple[str, ...], message: str
 ) -> None:
-    ran = overtile_alone.run(*words(folder, tmp_path / "out", *more))
+    ran = overtile_alone.run(*evaluate_arguments(folder, tmp_path / "out", *more))
     assert ran.code == 2, ran.said
     assert re.search(message, ran.only_error)
 
 
 def test_otsu_needs_no_model(folder: Path, overtile_alone: Command, tmp_path: Path) -> None:
-    ran = overtile_alone.run(*words(folder, tmp_path, "--baselines"))
+    ran = overtile_alone.run(*evaluate_arguments(folder, tmp_path, "--baselines"))
     assert ran.code == 0, ran.said
     record = json.loads((tmp_path / "metrics.json").read_text())
     assert [(model["name"], model["pooled"]["dice"] > 0.9) for model in record["models"]] == [("otsu", True)]
@@ -317,11 +329,11 @@ def test_tiled_prediction_equals_the_whole_pass(tmp_path: Path) -> None:
 
     network = Predictor((LoadedNetwork(forward, model.spec),))
     image = np.random.default_rng(0).integers(0, 256, (3, 150, 203), np.uint8)
-    whole = asked(network, image)(Box(0, 0, 150, 203))
+    whole = probability_reader(network, image)(Box(0, 0, 150, 203))
     assert len(sizes) == 1
     sizes.clear()
     tiled = np.zeros_like(whole)
-    answer = asked(network, image, tile_px=32)
+    answer = probability_reader(network, image, tile_px=32)
     for tile in TileGrid(Box(0, 0, 150, 203), 64):
         tiled[(slice(None), *tile.core.slices)] = answer(tile.core)
     torch.set_num_threads(threads)

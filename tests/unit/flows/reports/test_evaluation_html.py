@@ -19,7 +19,7 @@ from flows.reports.evaluation_html import confusion, content_of, draw_charts, he
 from flows.reports.figures import label
 from flows.reports.html_page import Picture, render
 from pipeline.config import ModelSection
-from pipeline.evaluation.image_scorer import Answer, ScoringConfig
+from pipeline.evaluation.image_scorer import ProbabilityReader, ScoringConfig
 from pipeline.evaluation.method_evaluation import Evaluation, EvaluationCase, evaluate_methods, record_of
 from pipeline.evaluation.methods import Method
 from pipeline.inference.ensemble import load_model
@@ -36,10 +36,10 @@ from unet_core.spec import UNetSpec
 NAMES = [HOSTILE, *(f"image {i}" for i in range(1, 7)), "empty"]
 
 
-def thresholded(byte: int, shift: int) -> Callable[[ArrayLike], Answer]:
+def thresholded(byte: int, shift: int) -> Callable[[ArrayLike], ProbabilityReader]:
     """A method that predicts dark pixels of the second channel, shifted down by some pixels."""
 
-    def answers(image_CYX: ArrayLike) -> Answer:
+    def answers(image_CYX: ArrayLike) -> ProbabilityReader:
         found = np.roll(np.asarray(image_CYX)[1] < 110, shift, axis=0)
         return lambda box: np.where(found[box.slices], 230, byte).astype(np.uint8)[None]
 

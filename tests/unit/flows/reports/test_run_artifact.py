@@ -12,7 +12,7 @@ from PIL import Image
 
 from flows.batch.batch import Batch, BatchRequest
 from flows.batch.outcome import Outcome, State
-from flows.reports.run_artifact import COLUMNS, MAX_PICTURES, SIDE_PX, morning_page
+from flows.reports.run_artifact import COLUMNS, MAX_PICTURES, SIDE_PX, scheduled_run_page
 
 
 def batch_of(out: Path, slides: dict[str, State]) -> Batch:
@@ -35,21 +35,21 @@ def test_only_new_slides_have_thumbnails(tmp_path: Path) -> None:
     batch = batch_of(
         tmp_path / "out", {"new": "complete", "old": "complete before", "a|<b>": "complete", "bad": "failed"}
     )
-    page = morning_page(batch)
+    page = scheduled_run_page(batch)
     assert page.startswith((tmp_path / "out" / "summary.md").read_text())
     assert [picture.size for picture in pictures(page)] == [(107, SIDE_PX)] * 2
     assert r"| new | a\|&lt;b&gt; |  |  |" in page
     (tmp_path / "out" / "new" / "overview.png").unlink()
-    assert len(pictures(morning_page(batch))) == 1, "a missing overview is skipped"
+    assert len(pictures(scheduled_run_page(batch))) == 1, "a missing overview is skipped"
 
 
 def test_run_without_new_slides_has_no_thumbnails(tmp_path: Path) -> None:
-    assert "New slides" not in morning_page(batch_of(tmp_path / "out", {"old": "complete before"}))
+    assert "New slides" not in scheduled_run_page(batch_of(tmp_path / "out", {"old": "complete before"}))
 
 
 def test_number_of_thumbnails_is_limited(tmp_path: Path) -> None:
     """The pictures are noise, which compresses worse than any slide."""
-    page = morning_page(
+    page = scheduled_run_page(
         batch_of(tmp_path / "out", {f"slide{number}": "complete" for number in range(MAX_PICTURES + 9)})
     )
     assert len(pictures(page)) == MAX_PICTURES

@@ -18,7 +18,7 @@ from flows.reports.html_page import Picture, render
 from flows.training.fold_diagnostics import FoldDiagnostics, diagnose
 from flows.training.history import command_of, history_of
 from flows.training.report_html import content_of, write_training_report
-from flows.training.training_data import Prepared, TrainRequest, prepare
+from flows.training.training_data import PreparedTraining, TrainRequest, prepare
 from pipeline.config import load_as
 from pipeline.evaluation.method_evaluation import case_rows
 from tests.conftest import skip_or_fail
@@ -29,7 +29,7 @@ from tests.unit.unet_core.training_runs import Silent, lines, recipe
 from unet_core.model_file.checkpoint import load
 from unet_core.networks.whole_pass import whole_pass
 from unet_core.training.config import TrainConfig
-from unet_core.training.diagnostics import THRESHOLDS, seen, skip_flows, threshold_scores
+from unet_core.training.diagnostics import THRESHOLDS, skip_gradient_norms, threshold_scores, validation_images
 from unet_core.training.trainer import BEST, TrainJob, train
 
 FOLDS = ("fold-0", "fold-1")
@@ -48,7 +48,7 @@ class Trained:
     """A run of three folds, two of them trained, and its page."""
 
     request: TrainRequest
-    prepared: Prepared
+    prepared: PreparedTraining
     path: Path
     markdown: str
 
@@ -68,7 +68,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     request = TrainRequest(discs.images, discs.masks, discs.cases, root / "a run", config)
     request.out.mkdir()
     every = prepare(request)
-    prepared = Prepared(every.orders[: len(FOLDS)], every.summary)
+    prepared = PreparedTraining(every.orders[: len(FOLDS)], every.summary)
     for job in prepared.orders:
         job.folder.mkdir(parents=True)
         train(job, Silent())
@@ -145,7 +145,7 @@ def test_held_back_cases_are_ranked_by_dice(fold: FoldDiagnostics) -> None:
 def test_threshold_scores_are_computed_from_bytes(trained: Trained) -> None:
     network = load(trained.job.folder / BEST)
     network.spec = network.spec.model_copy(update={"min_area_um2": 0.0})
-    cases = seen(trained.job)
+    cases = validation_images(trained.job)
     found = threshold_scores(network, cases)
     for place, threshold in enumerate(THRESHOLDS):
         both = total = 0
@@ -160,8 +160,8 @@ def test_threshold_scores_are_computed_from_bytes(trained: Trained) -> None:
 def test_diagnostics_are_repeatable_and_change_nothing(trained: Trained) -> None:
     network = load(trained.job.folder / BEST)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    state, cases = torch.get_rng_state(), seen(trained.job)
-    first, second = (skip_flows(trained.job, network, cases) for _ in range(2))
+    state, cases = torch.get_rng_state(), validation_images(trained.job)
+    first, second = (skip_gradient_norms(trained.job, network, cases) for _ in range(2))
     assert first == second
     assert [flow.name for flow in first] == ["skip 1"]
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())

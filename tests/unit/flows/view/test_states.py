@@ -17,7 +17,7 @@ from tests.support.browser import browser, page_of
 from tests.support.commands import CLASSES, Command, installed_command, is_complete
 from tests.support.faults.pictures import draw, red_and_blue, write
 from tests.support.faults.trees import Finished
-from tests.unit.flows.serving import awaited
+from tests.unit.flows.serving import wait_for
 from tests.unit.flows.viewing import viewing
 
 LIVE_SHAPE = (2600, 2600)
@@ -82,7 +82,7 @@ def test_pages_follow_a_run(overtile: Command, tmp_path: Path) -> None:
     with log.open("wb") as output:
         run = subprocess.Popen(line, env=dict(overtile.environment), cwd=overtile.folder, stdout=output, stderr=output)
     try:
-        awaited(lambda: (out / "slide" / "slide.ome.zarr" / "0" / "zarr.json").exists(), log)
+        wait_for(lambda: (out / "slide" / "slide.ome.zarr" / "0" / "zarr.json").exists(), log)
         with viewing(overtile, out) as viewed, page_of(viewed.address, tmp_path / "profile") as page:
             page.until(f"{STATE} === 'in progress'")
             (name,) = viewed.names().values()

@@ -19,10 +19,10 @@ from tests.unit.flows.annotating import (
     dataset,
     draw,
     folders,
+    read_all,
     rectangle,
     save_geojson,
     save_image,
-    whole,
 )
 from unet_core.class_map import IGNORED
 from unet_core.data.mask_encoding import DataSettings
@@ -39,8 +39,8 @@ def test_ignore_areas_are_neither_object_nor_background(tmp_path: Path) -> None:
         classes = np.zeros(SHAPE, np.uint8)
         classes[5:60, 5:50] = 1
         classes[50:80, 40:70] = IGNORED
-        assert np.array_equal(whole(case.class_map), classes)
-        assert np.array_equal(whole(case.labels_YX), classes == 1)
+        assert np.array_equal(read_all(case.class_map), classes)
+        assert np.array_equal(read_all(case.labels_YX), classes == 1)
     assert "1 areas of class Ignore*" in " ".join(found.said)
 
 
@@ -70,8 +70,8 @@ def test_an_ignored_value_of_masks_has_no_class_and_no_object(
     for case in found.cases:
         drawing = drawings[case.name]
         classes = np.where(unknown, IGNORED, drawing.classes if settings else drawing.classes > 0)
-        assert np.array_equal(whole(case.class_map), classes)
-        assert not whole(case.labels_YX)[unknown].any()
+        assert np.array_equal(read_all(case.class_map), classes)
+        assert not read_all(case.labels_YX)[unknown].any()
     summary = check_annotations(found)
     assert f"{unknown.mean():.1%} of all pixels are ignored" in " ".join(summary.said)
     assert sum(summary.class_px) == 3 * (~unknown).sum()

@@ -24,12 +24,12 @@ from tests.unit.flows.annotating import (
     dataset,
     draw,
     folders,
+    read_all,
     rectangle,
     save_geojson,
     save_image,
     save_mask,
     save_table,
-    whole,
 )
 from unet_core.data.mask_encoding import DataSettings
 
@@ -49,8 +49,8 @@ def test_masks_of_one_class_in_any_format(tmp_path: Path, kind: str, memory_gb: 
     assert [case.name for case in found.cases] == list(drawings)
     for case in found.cases:
         drawing = drawings[case.name]
-        assert np.array_equal(whole(case.image_CYX), drawing.image_YXC.transpose(2, 0, 1))
-        assert np.array_equal(whole(case.labels_YX), drawing.one_class)
+        assert np.array_equal(read_all(case.image_CYX), drawing.image_YXC.transpose(2, 0, 1))
+        assert np.array_equal(read_all(case.labels_YX), drawing.one_class)
         assert case.labels_YX[:, :].dtype == np.int32
         assert case.classes_YX is None
         assert isinstance(case.image_CYX, np.ndarray) == (memory_gb > 0)
@@ -68,11 +68,11 @@ def test_masks_of_two_classes_in_any_format(
     found = open_dataset(images, masks, None, settings.model_copy(update={"memory_gb": memory_gb}))
     assert found.class_names == tuple(COLOURS)
     for case in found.cases:
-        assert np.array_equal(whole(case.classes_YX), drawings[case.name].classes)
-        assert np.array_equal(whole(case.labels_YX), drawings[case.name].objects)
+        assert np.array_equal(read_all(case.classes_YX), drawings[case.name].classes)
+        assert np.array_equal(read_all(case.labels_YX), drawings[case.name].objects)
         window = slice(17, 55), slice(30, 31)
         assert np.array_equal(case.labels_YX[window], drawings[case.name].objects[window])
-        assert np.array_equal(case.image_CYX[(slice(1, 3), *window)], whole(case.image_CYX)[(slice(1, 3), *window)])
+        assert np.array_equal(case.image_CYX[(slice(1, 3), *window)], read_all(case.image_CYX)[(slice(1, 3), *window)])
 
 
 def test_assumptions_about_masks_are_reported(tmp_path: Path) -> None:
@@ -153,8 +153,8 @@ def test_qupath_annotations_become_labels_and_classes(tmp_path: Path) -> None:
     classes, labels = np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, np.int32)
     classes[5:60, 5:50] = labels[5:60, 5:50] = 1
     classes[20:31, 21:30] = labels[20:31, 21:30] = 2
-    assert np.array_equal(whole(case.labels_YX), labels)
-    assert np.array_equal(whole(case.classes_YX), classes)
+    assert np.array_equal(read_all(case.labels_YX), labels)
+    assert np.array_equal(read_all(case.classes_YX), classes)
     assert found.mpp == {"slide": pytest.approx(0.5)}
     save_geojson(masks / "slide.geojson", *areas)
     with pytest.raises(ConfigError, match=r"an annotation without a class, where data\.classes names tumour, stroma"):
@@ -176,11 +176,11 @@ def test_each_annotated_region_becomes_a_case(tmp_path: Path) -> None:
         assert [case.name for case in found.cases] == ["slide#1", "slide#2"]
         assert {row.patient for row in found.rows.values()} == {"ann"}
         first, second = found.cases
-        assert np.array_equal(whole(first.image_CYX), drawing.image_YXC.transpose(2, 0, 1)[:, 20:80, 10:70])
-        assert np.array_equal(np.argwhere(whole(first.labels_YX)).min(axis=0), (10, 20))
-        assert (whole(first.labels_YX) == 1).sum() == 150
+        assert np.array_equal(read_all(first.image_CYX), drawing.image_YXC.transpose(2, 0, 1)[:, 20:80, 10:70])
+        assert np.array_equal(np.argwhere(read_all(first.labels_YX)).min(axis=0), (10, 20))
+        assert (read_all(first.labels_YX) == 1).sum() == 150
         assert second.image_CYX.shape == (3, 50, 40)
-        assert not whole(second.labels_YX).any()
+        assert not read_all(second.labels_YX).any()
     assert "2 areas of class Region*" in " ".join(found.said)
 
 
@@ -267,7 +267,7 @@ def test_mixed_masks_of_0_1_and_0_255_are_named(tmp_path: Path) -> None:
     save_mask(masks, "case 2", "0/255", drawings["case 2"])
     refused(r"masks of two kinds: .*case 1\.png holds 0, 1, .*case 2\.png 0, 255.*data\.mask=binary", images, masks)
     found = open_dataset(images, masks, None, DataSettings(mask="binary"))
-    assert np.array_equal(whole(found.cases[1].labels_YX), drawings["case 2"].one_class)
+    assert np.array_equal(read_all(found.cases[1].labels_YX), drawings["case 2"].one_class)
 
 
 def test_a_smoothed_mask_is_rejected(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from flows.training.training_data import TrainRequest, prepare
 from pipeline.annotations.dataset import open_dataset
-from pipeline.annotations.resampling import agreed
+from pipeline.annotations.resampling import common_resolution
 from pipeline.config import load_as
 from pipeline.errors import ConfigError
-from tests.unit.flows.annotating import COLOURS, draw, folders, rectangle, save_geojson, whole
+from tests.unit.flows.annotating import COLOURS, draw, folders, read_all, rectangle, save_geojson
 from unet_core.data.mask_encoding import DataSettings
 from unet_core.training.config import TrainConfig
 
@@ -44,9 +44,9 @@ def test_a_twofold_enlarged_image_is_resampled_to_the_original(tmp_path: Path) -
     for memory_gb in (0.0, 1.0):
         found = open_dataset(images, masks, None, TWO.model_copy(update={"memory_gb": memory_gb}), 0.5)
         (case,) = found.cases
-        assert np.array_equal(whole(case.image_CYX), drawing.image_YXC.transpose(2, 0, 1))
-        assert np.array_equal(whole(case.class_map), drawing.classes)
-        assert np.array_equal(whole(case.labels_YX), drawing.objects)
+        assert np.array_equal(read_all(case.image_CYX), drawing.image_YXC.transpose(2, 0, 1))
+        assert np.array_equal(read_all(case.class_map), drawing.classes)
+        assert np.array_equal(read_all(case.labels_YX), drawing.objects)
         window = slice(17, 55), slice(30, 31)
         assert np.array_equal(case.labels_YX[window], drawing.objects[window])
     assert found.mpp == {"a": 0.5}
@@ -59,11 +59,11 @@ def test_a_twofold_enlarged_image_is_resampled_to_the_original(tmp_path: Path) -
     ]
     save_geojson(masks / "a.geojson", *areas)
     (part,) = open_dataset(images, masks, None, DataSettings(), 0.5).cases
-    assert np.array_equal(whole(part.image_CYX), drawing.image_YXC.transpose(2, 0, 1)[:, 15:45, 11:30])
+    assert np.array_equal(read_all(part.image_CYX), drawing.image_YXC.transpose(2, 0, 1)[:, 15:45, 11:30])
     expected = np.zeros((30, 19), np.uint8)
     expected[5:15, 4:14] = 1
     expected[25:, 14:] = 255
-    assert np.array_equal(whole(part.class_map), expected)
+    assert np.array_equal(read_all(part.class_map), expected)
 
 
 @pytest.mark.parametrize("mpp", [0.31, 0.77])
@@ -81,7 +81,7 @@ def test_any_factor_takes_the_label_at_each_pixels_centre(tmp_path: Path, mpp: f
     for y, x in np.ndindex(height, width):
         at = (min(int((i + Fraction(1, 2)) * factor), side - 1) for i, side in ((y, 70), (x, 90)))
         expected[y, x] = drawing.objects[tuple(at)]
-    assert np.array_equal(whole(case.labels_YX), expected)
+    assert np.array_equal(read_all(case.labels_YX), expected)
     (windowed,) = open_dataset(images, masks, None, TWO.model_copy(update={"memory_gb": 0.0}), 0.5).cases
     for window in ((slice(3, 30), slice(5, 40)), (slice(30, 31), slice(0, 7))):
         assert np.array_equal(windowed.labels_YX[window], expected[window])
@@ -99,11 +99,11 @@ def test_images_that_cannot_be_resampled_are_rejected(tmp_path: Path, mpp: Any) 
 
 
 def test_a_common_resolution_is_within_the_tolerance_of_segment() -> None:
-    assert agreed([0.5, 0.5]) == 0.5
-    assert agreed([0.5, 0.51, 0.49]) == pytest.approx(0.5)
-    assert agreed([0.5, 0.53]) is None
-    assert agreed([0.5, None]) is None
-    assert agreed([None]) is None
+    assert common_resolution([0.5, 0.5]) == 0.5
+    assert common_resolution([0.5, 0.51, 0.49]) == pytest.approx(0.5)
+    assert common_resolution([0.5, 0.53]) is None
+    assert common_resolution([0.5, None]) is None
+    assert common_resolution([None]) is None
 
 
 @pytest.mark.parametrize(

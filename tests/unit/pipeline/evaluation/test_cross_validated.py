@@ -10,7 +10,14 @@ import pytest
 from skimage import io
 
 from tests.support.commands import Command
-from tests.unit.flows.dark_discs import PATIENTS, darkness, fold_of, found_by_hand, save_discs, words
+from tests.unit.flows.dark_discs import (
+    PATIENTS,
+    evaluate_arguments,
+    fold_of,
+    objects_by_hand,
+    save_dark_network,
+    save_discs,
+)
 
 FOLD_WEIGHTS = {0: 4.0, 1: 1.2, 2: 2.0}
 """Confidence of the network of each fold, so that they find different pixels."""
@@ -27,19 +34,21 @@ def run(folder: Path) -> Path:
     held = {fold: [str(i) for i, patient in enumerate(PATIENTS) if fold_of(patient) == fold] for fold in FOLD_WEIGHTS}
     for fold, weight in FOLD_WEIGHTS.items():
         (folder / "run" / f"fold-{fold}").mkdir(parents=True)
-        darkness(folder / "run" / f"fold-{fold}" / "best.safetensors", weight, held[fold])
+        save_dark_network(folder / "run" / f"fold-{fold}" / "best.safetensors", weight, held[fold])
     return folder / "run"
 
 
 def test_each_image_is_scored_by_the_network_that_held_it_back(
     folder: Path, run: Path, overtile_alone: Command, tmp_path: Path
 ) -> None:
-    ran = overtile_alone.run(*words(folder, tmp_path / "out", "--model", run, "--cases", folder / "cases.csv"))
+    ran = overtile_alone.run(
+        *evaluate_arguments(folder, tmp_path / "out", "--model", run, "--cases", folder / "cases.csv")
+    )
     assert ran.code == 0, ran.said
     record = json.loads((tmp_path / "out" / "metrics.json").read_text())
     both = total = 0
     for row, patient in zip(record["cases"], PATIENTS, strict=True):
-        found = found_by_hand(folder, row["image"], FOLD_WEIGHTS[fold_of(patient)]) > 0
+        found = objects_by_hand(folder, row["image"], FOLD_WEIGHTS[fold_of(patient)]) > 0
         true = io.imread(folder / "masks" / f"{row['image']}.png") > 0
         assert row["dice"] == pytest.approx(2 * (found & true).sum() / (found.sum() + true.sum()))
         both, total = both + (found & true).sum(), total + found.sum() + true.sum()
@@ -54,9 +63,9 @@ def test_an_image_that_no_network_held_back_is_rejected(
 ) -> None:
     shutil.copytree(run, tmp_path / "short")
     shutil.rmtree(tmp_path / "short" / "fold-1")
-    ran = overtile_alone.run(*words(folder, tmp_path / "out", "--model", tmp_path / "short"))
+    ran = overtile_alone.run(*evaluate_arguments(folder, tmp_path / "out", "--model", tmp_path / "short"))
     assert ran.code == 2, ran.said
     assert ran.only_error.startswith("2: expected images that one of the networks of short held back")
-    ran = overtile_alone.run(*words(folder, tmp_path / "out", "--model", tmp_path))
+    ran = overtile_alone.run(*evaluate_arguments(folder, tmp_path / "out", "--model", tmp_path))
     assert ran.code == 2, ran.said
     assert "train with --fold all" in ran.only_error

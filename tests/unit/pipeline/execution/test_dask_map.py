@@ -28,7 +28,7 @@ from pipeline.execution.blocks import Counts, MapBlocks, serial
 from pipeline.execution.dask_map import DaskMap, _result
 from pipeline.execution.local_cluster import CEILING_BYTES, local_cluster, resolve_workers
 from pipeline.geometry import Box
-from pipeline.slide_reader import TileError, TilePlace
+from pipeline.slide_reader import TileError, TileIndex
 from pipeline.storage.slide_store import Index
 from tests.unit.pipeline import worker_blocks as blocks
 
@@ -254,7 +254,7 @@ def test_error_arrives_with_all_its_arguments(cluster: DaskMap, tmp_path: Path) 
     for bad in [((0, 2),), ((0, 2), (1, 1))]:
         _, error = consume(cluster(partial(blocks.bad_tile, tmp_path, bad), GRID))
         assert isinstance(error, TileError)
-        assert error.place == TilePlace(0, 0, 2, Box(0, 512, 256, 768))
+        assert error.place == TileIndex(0, 0, 2, Box(0, 512, 256, 768))
     _, error = consume(cluster(partial(blocks.disk_full, tmp_path), GRID))
     assert isinstance(error, DiskError)
     assert error.errno == errno.ENOSPC

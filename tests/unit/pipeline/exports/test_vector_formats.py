@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError, DamagedError
 from pipeline.execution.blocks import serial
 from pipeline.exports.polygon_stream import object_shapes
 from pipeline.exports.vector_formats import CompleteResult, write_csv, write_geojson, write_geoparquet
-from pipeline.stages.export import ExportSection, export_slide
+from pipeline.stages.export import ExportInputs, export_slide
 from pipeline.storage.slide_store import SlideStore, StoredArray
 from tests.support.make_store import put_objects
 from tests.unit.pipeline.stages.test_export import MPP, PLAN, SECTION, blobs, make_slide
@@ -209,6 +209,6 @@ def test_a_damaged_label_leaves_no_file_behind(tmp_path: Path, labels: NDArray[n
 
 
 def test_labels_of_another_plan_are_rejected(result: CompleteResult, tmp_path: Path) -> None:
-    section: ExportSection = replace(result.section, objects_plan="9" * 64)
+    section: ExportInputs = replace(result.section, objects_plan="9" * 64)
     with pytest.raises(Exception, match="expected labels of plan 99999999"):
         next(object_shapes(result.work, section))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import RunConfig, load_config
 from pipeline.errors import ConfigError, SlideError
-from pipeline.inputs.cases_table import Case, choose_slides, read_cases
+from pipeline.inputs.cases_table import Case, match_cases, read_cases
 from pipeline.inputs.discovery import Candidate, find_slides
 
 
@@ -34,7 +34,7 @@ def slides(folder: Path, *names: str) -> list[Candidate]:
 
 
 def chosen(folder: Path, text: str, *names: str) -> list[Candidate]:
-    return [candidate for candidate, _ in choose_slides(read_cases(table(folder, text)), slides(folder, *names))]
+    return [candidate for candidate, _ in match_cases(read_cases(table(folder, text)), slides(folder, *names))]
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------

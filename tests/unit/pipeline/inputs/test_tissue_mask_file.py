@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import SlideError
-from pipeline.inputs.tissue_mask_file import find_mask, read_mask, tissue_of
+from pipeline.inputs.tissue_mask_file import find_mask, read_mask, tissue_from_mask
 
 SLIDE = (300, 400)
 
@@ -54,7 +54,7 @@ def by_overlap(mask: NDArray[np.bool_], image_yx: tuple[int, int], factor: int) 
 )
 def test_any_overlap_is_tissue(mask_yx: tuple[int, int], image_yx: tuple[int, int], factor: int, share: float) -> None:
     mask = np.random.default_rng(mask_yx[0] * 100 + image_yx[1]).random(mask_yx) < share
-    assert np.array_equal(tissue_of(mask, image_yx, factor), by_overlap(mask, image_yx, factor))
+    assert np.array_equal(tissue_from_mask(mask, image_yx, factor), by_overlap(mask, image_yx, factor))
 
 
 # ---- the file --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.runs.prune import PARTS, delete_slide, going, is_unfinished, prune_slide, pruned_parts, read_parts
+from pipeline.runs.prune import PARTS, delete_slide, is_unfinished, prune_plan, prune_slide, pruned_parts, read_parts
 from pipeline.runs.verify import damaged_files, verify_slide
 from pipeline.storage.manifest import read_manifest, result_files
 from pipeline.storage.slide_store import SlideStore
@@ -152,8 +152,8 @@ def test_verify_finds_unexpected_file_in_pruned_result(store: SlideStore) -> Non
 
 def test_kept_parts_are_not_counted(whole: SlideStore) -> None:
     manifest = of(whole)
-    assert going(manifest, frozenset(PARTS)).entries == ()
-    assert going(manifest, frozenset(PARTS)).bytes == 0
+    assert prune_plan(manifest, frozenset(PARTS)).entries == ()
+    assert prune_plan(manifest, frozenset(PARTS)).bytes == 0
 
 
 @pytest.mark.parametrize(("words", "near"), [("table", "tables"), ("tables,labls", "labels"), ("Image", "image")])

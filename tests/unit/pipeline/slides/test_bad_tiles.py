@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from pipeline.config import CELL_PX
 from pipeline.geometry import Box
-from pipeline.slide_reader import TileError, TilePlace
-from pipeline.slides.bad_tiles import BadTile, as_array, from_array, image_box, read_around, untouched_cells
+from pipeline.slide_reader import TileError, TileIndex
+from pipeline.slides.bad_tiles import BadTile, as_array, cells_without_bad_tiles, from_array, image_box, read_around
 from pipeline.slides.resample import Resampling, resample
 
 SIDE = 7
@@ -37,12 +37,12 @@ class DamagedReader:
     def dtype(self) -> np.dtype[Any]:
         return self.image.dtype
 
-    def place(self, row: int, col: int) -> TilePlace:
+    def place(self, row: int, col: int) -> TileIndex:
         box = Box(row * SIDE, col * SIDE, (row + 1) * SIDE, (col + 1) * SIDE).intersect(
             Box.of_shape(self.image.shape[1:])
         )
         assert box is not None
-        return TilePlace(self.level, row, col, box)
+        return TileIndex(self.level, row, col, box)
 
     def read(self, level: int, box: Box) -> np.ndarray[Any, Any]:
         self.requests.append(box)
@@ -100,7 +100,7 @@ def test_image_box_contains_every_pixel_that_a_tile_changes(source: Box, how: tu
 @pytest.mark.parametrize("box", [(0, 0, 1, 1), (500, 511, 512, 600), (600, 600, 700, 1100), (1535, 0, 1540, 9)])
 def test_cell_is_excluded_when_its_read_touches_a_bad_tile(halo: int, box: tuple[int, int, int, int]) -> None:
     shape = (1600, 1200)
-    sound = untouched_cells([BadTile(0, 0, 0, box)], shape, halo)
+    sound = cells_without_bad_tiles([BadTile(0, 0, 0, box)], shape, halo)
     bad = np.zeros(shape, bool)
     bad[Box(*box).intersect(Box.of_shape(shape)).slices] = True  # type: ignore[union-attr]
     assert sound.shape == (4, 3)

@@ -10,7 +10,7 @@ import pytest
 from pipeline.errors import SlideError
 from pipeline.geometry import Box
 from pipeline.slide_reader import SlideReader, name_channels
-from pipeline.slides.channels import channel_numbers, choose_channels
+from pipeline.slides.channels import channel_numbers, select_channels
 from pipeline.slides.opening import open_slide
 from tests.support.make_photos import write_zarr
 from tests.support.make_slides import noise_image, write_ome
@@ -31,7 +31,7 @@ def test_channels_are_selected_in_requested_order(
     slide: SlideReader, requested: list[int | str] | None, numbers: tuple[int, ...] | None
 ) -> None:
     assert channel_numbers(slide, requested) == numbers
-    chosen, indices = choose_channels(slide, numbers), [n - 1 for n in numbers or (1, 2, 3, 4)]
+    chosen, indices = select_channels(slide, numbers), [n - 1 for n in numbers or (1, 2, 3, 4)]
     box = Box(3, 5, 70, 60)
     np.testing.assert_array_equal(chosen.read(0, box), IMAGE[indices][:, *box.slices])
     np.testing.assert_array_equal(chosen.read(1, Box(1, 2, 9, 9)), IMAGE[indices][:, 2:18:2, 4:18:2])
@@ -75,5 +75,5 @@ def test_channel_names_are_one_line_and_distinct(
 def test_ome_tiff_names_its_channels(tmp_path: Path) -> None:
     slide = open_slide(write_ome(tmp_path / "a.ome.tif", IMAGE, names=NAMES))
     assert slide.channel_names == NAMES
-    np.testing.assert_array_equal(choose_channels(slide, (3,)).read(0, Box(0, 0, 90, 80)), IMAGE[2:3])
+    np.testing.assert_array_equal(select_channels(slide, (3,)).read(0, Box(0, 0, 90, 80)), IMAGE[2:3])
     assert open_slide(write_ome(tmp_path / "b.ome.tif", IMAGE)).channel_names[0] == "channel 1"

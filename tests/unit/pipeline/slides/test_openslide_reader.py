@@ -23,7 +23,7 @@ from pipeline.slide_reader import SlideReader, TileError
 from pipeline.slides import openslide_reader
 from pipeline.slides.format_detection import DetectedSlide
 from pipeline.slides.opening import open_slide
-from pipeline.slides.openslide_reader import exact_levels, laid_over, load_openslide
+from pipeline.slides.openslide_reader import composite_over, exact_levels, load_openslide
 from tests.support.make_dicom import write_dicom
 from tests.support.make_slides import CANARIES, noise_image, overwrite_bytes, overwrite_tag, stained_image, write_svs
 from tests.unit.pipeline.slides.test_opening import assert_reads, boxes, planes_of
@@ -166,11 +166,11 @@ def _slow(rgba: NDArray[np.uint8], background: tuple[int, int, int]) -> NDArray[
 def test_transparent_pixels_become_background(background: tuple[int, int, int]) -> None:
     rgba = noise_image(60, 70, 4)
     rgba[10:20] = 0
-    found = laid_over(rgba, background)
+    found = composite_over(rgba, background)
     np.testing.assert_array_equal(found, _slow(rgba, background))
     assert (found[:, 10:20] == np.array(background)[:, None, None]).all()
     rgba[..., 3] = 255
-    np.testing.assert_array_equal(laid_over(rgba, background), planes_of(rgba[..., :3]))
+    np.testing.assert_array_equal(composite_over(rgba, background), planes_of(rgba[..., :3]))
 
 
 def test_tile_that_was_not_scanned_is_white(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from pipeline.errors import DamagedError, StoreError
 from pipeline.execution.blocks import StageContext, serial
 from pipeline.image_info import ClassInfo
 from pipeline.objects.polygons import PolygonParts, join, outlines, trace
-from pipeline.objects.table_writer import MeasureSection, table_schema
-from pipeline.stages.export import ExportSection, export_slide
+from pipeline.objects.table_writer import MeasureInputs, table_schema
+from pipeline.stages.export import ExportInputs, export_slide
 from pipeline.storage.layout import GEOJSON, OBJECTS
 from pipeline.storage.slide_store import SlideStore
 from tests.support.make_store import StopAfter, StoppedError, backwards, put_array, put_objects, tree_bytes
@@ -31,7 +31,7 @@ from tests.unit.pipeline.stage_inputs import NUCLEUS_MITOSIS, image_info
 
 PLAN = "c" * 64
 MPP = 0.25
-SECTION = ExportSection(PLAN, (1.0, 1.0), NUCLEUS_MITOSIS)
+SECTION = ExportInputs(PLAN, (1.0, 1.0), NUCLEUS_MITOSIS)
 SHAPE_YX = (1100, 1500)  # 3 x 3 blocks of 512
 
 
@@ -254,5 +254,5 @@ def test_a_class_of_another_model_is_named(tmp_path: Path) -> None:
 
 
 def test_the_columns_are_those_that_are_measured() -> None:
-    names = table_schema(MeasureSection(image_info(MPP, channels=("red",)), ("nucleus",), None)).names
+    names = table_schema(MeasureInputs(image_info(MPP, channels=("red",)), ("nucleus",), None)).names
     assert {"id", "class", "area_um2", "mean_probability", "centroid_y_um", "centroid_x_um"} <= set(names)

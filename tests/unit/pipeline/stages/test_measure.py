@@ -25,8 +25,8 @@ from pipeline.inputs.regions import Regions
 from pipeline.objects import table_writer
 from pipeline.objects.components import find_runs
 from pipeline.objects.moments import BlockSums, Ellipse, Shapes
-from pipeline.objects.table_writer import MeasureSection, table_schema
-from pipeline.stages.label import LabelSection, label_slide
+from pipeline.objects.table_writer import MeasureInputs, table_schema
+from pipeline.stages.label import LabelInputs, label_slide
 from pipeline.stages.measure import STAGE, measure_slide, run_sums
 from pipeline.storage.layout import TABLE
 from pipeline.storage.slide_store import SlideStore
@@ -37,7 +37,7 @@ SEED = 90
 SHAPE_YX = (1100, 1300)  # 3 x 3 blocks of 512, the last ones cut
 BLOCKS = 9
 MPP = 0.5
-SECTION = MeasureSection(image_info(MPP), ("nucleus",), None)
+SECTION = MeasureInputs(image_info(MPP), ("nucleus",), None)
 LABELS = label_inputs(image_info(MPP))
 PLAN = "3" * 64
 Table = dict[str, NDArray[Any]]
@@ -60,7 +60,7 @@ def make_work(
     probability: NDArray[Any],
     image: NDArray[Any],
     block_px: int = 512,
-    section: LabelSection = LABELS,
+    section: LabelInputs = LABELS,
 ) -> StageContext:
     """A slide whose label stage is done."""
     store = SlideStore(root)
@@ -293,7 +293,7 @@ def test_regions_have_a_column_and_rows_of_their_own(tmp_path: Path) -> None:
     scaled = image_info(MPP, (2.0, 4.0))
     labels = label_inputs(scaled, regions=regions)
     work = make_work(tmp_path, probability, image, section=labels)
-    section = MeasureSection(scaled, ("tumour", "stroma"), regions)
+    section = MeasureInputs(scaled, ("tumour", "stroma"), regions)
     report = measure_slide(work, section, serial)
     table, expected = table_of(work), reference(work, image)
     y, x = (expected["centroid-0"] + 0.5) * 2, (expected["centroid-1"] + 0.5) * 4

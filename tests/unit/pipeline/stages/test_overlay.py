@@ -21,17 +21,10 @@ from pipeline.errors import DamagedError
 from pipeline.execution.blocks import StageContext, serial
 from pipeline.inputs.regions import Regions
 from pipeline.rendering.contrast import compose, contrast, windows
-from pipeline.rendering.drawing import (
-    INK,
-    Palette,
-    Tint,
-    length_label,
-    nice_length,
-    outline_objects,
-)
+from pipeline.rendering.drawing import INK, Palette, Tint, length_label, nice_length, outline_objects
 from pipeline.rendering.field_selection import FIELD_PX, View, choose_fields, field_side
-from pipeline.stages.overlay import ALERT, MARKS, OverlaySection, overlay_slide
-from pipeline.stages.pyramid import PyramidSection, pyramid_slide
+from pipeline.stages.overlay import ALERT, MARKS, OverlayInputs, overlay_slide
+from pipeline.stages.pyramid import PyramidInputs, pyramid_slide
 from pipeline.storage.layout import OVERVIEW
 from pipeline.storage.slide_store import SlideStore
 from pipeline.tissue_detection.quality_control import MEASURES
@@ -40,7 +33,7 @@ from tests.unit.pipeline.stage_inputs import NUCLEUS_MITOSIS, RGB, image_info
 
 MPP = 0.5
 COLOURS = ((0, 190, 60), (255, 140, 0))
-SECTION = OverlaySection(
+SECTION = OverlayInputs(
     name="slide <b>one</b>.svs",
     model="nuclei@1",
     image=image_info(MPP),
@@ -69,7 +62,7 @@ def measures(shape_yx: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def make_slide(
-    root: Path, image: NDArray[Any], labels: NDArray[np.uint32], section: OverlaySection = SECTION
+    root: Path, image: NDArray[Any], labels: NDArray[np.uint32], section: OverlayInputs = SECTION
 ) -> StageContext:
     store = SlideStore(root)
     plans = {"0": "a" * 64, "labels/objects/0": "c" * 64}
@@ -79,7 +72,7 @@ def make_slide(
     count = int(labels.max(initial=0))
     put_objects(store, labels, {"nucleus": range(1, count), "mitosis": range(max(1, count), count + 1)}, MPP)
     work = StageContext(root, labels.shape, 512, "p" * 64)
-    pyramid_slide(work, PyramidSection(section.image, section.classes, plans), serial)
+    pyramid_slide(work, PyramidInputs(section.image, section.classes, plans), serial)
     return work
 
 

@@ -19,7 +19,7 @@ from ome_zarr_models.v05 import Image
 
 from pipeline.errors import DamagedError, StoreError
 from pipeline.execution.blocks import StageContext, serial
-from pipeline.stages.pyramid import PyramidSection, halve_mean, level_shapes, pyramid_slide
+from pipeline.stages.pyramid import PyramidInputs, halve_mean, level_shapes, pyramid_slide
 from pipeline.storage.layout import IMAGE, OBJECTS, PROBABILITY
 from pipeline.storage.slide_store import SlideStore
 from tests.support.make_store import StopAfter, StoppedError, backwards, put_array, tree_bytes
@@ -28,7 +28,7 @@ from tests.unit.pipeline.stage_inputs import NUCLEUS, image_info
 SHAPE_YX = (1101, 1300)
 BLOCKS = 3 * (2 * 2) + 3 * 1  # three arrays; level 1 is 551 x 650 (four blocks), level 2 is 276 x 325 (one)
 PLANS = {IMAGE: "a" * 64, PROBABILITY: "b" * 64, OBJECTS: "c" * 64}
-SECTION = PyramidSection(image_info(0.25), NUCLEUS, PLANS)
+SECTION = PyramidInputs(image_info(0.25), NUCLEUS, PLANS)
 
 
 def slide_arrays(shape_yx: tuple[int, int] = SHAPE_YX, seed: int = 0) -> dict[str, NDArray[Any]]:

@@ -16,7 +16,7 @@ from scipy import ndimage
 from pipeline.execution.blocks import MapBlocks, StageContext, serial
 from pipeline.execution.local_cluster import local_cluster
 from pipeline.inputs.regions import Regions
-from pipeline.stages.label import LabelSection, label_slide
+from pipeline.stages.label import LabelInputs, label_slide
 from pipeline.storage.layout import OBJECTS
 from pipeline.storage.slide_store import SlideStore
 from tests.support import whole_objects
@@ -67,7 +67,7 @@ def inside(one: Any) -> bool:
     return any(area.intersects(shapely.Point(x, y)) for area in POLYGONS)
 
 
-def section(connectivity: Any = 8, **keys: Any) -> LabelSection:
+def section(connectivity: Any = 8, **keys: Any) -> LabelInputs:
     return label_inputs(
         image_info(MPP, SCALE),
         connectivity=connectivity,

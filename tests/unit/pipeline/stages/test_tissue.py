@@ -18,7 +18,7 @@ from skimage.data import immunohistochemistry
 
 from pipeline.execution.blocks import MapBlocks, StageContext, serial
 from pipeline.inputs.regions import Regions
-from pipeline.inputs.tissue_mask_file import find_mask, tissue_of
+from pipeline.inputs.tissue_mask_file import find_mask, tissue_from_mask
 from pipeline.stages.tissue import TissueInputs, area_mean, tissue_slide
 from pipeline.storage.layout import tissue_factor
 from pipeline.tissue_detection.quality_control import MEASURES, ImageStrip, Quality, detail, pen_mask
@@ -150,7 +150,7 @@ def test_a_mask_from_a_file_is_taken_as_it_is(tmp_path: Path) -> None:
     how = replace(section(), how=find_mask(tmp_path / "mask.png", "slide"))
     report = tissue_slide(made, how, serial)
     assert report.facts["method"] == "mask mask.png"
-    assert np.array_equal(made.store.read("tissue")[:], tissue_of(mask != 0, (1337, 1777), how.factor))
+    assert np.array_equal(made.store.read("tissue")[:], tissue_from_mask(mask != 0, (1337, 1777), how.factor))
 
 
 @pytest.mark.parametrize("block_px", [512, 2048])

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unet_core.metrics.rand_info import room_scores, room_sums, rooms, thinned_rooms
+from unet_core.metrics.rand_info import region_sums, room_scores, rooms, thinned_rooms
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 MASKS = st.integers(0, 2**32 - 1).map(lambda seed: np.random.default_rng(seed).random((2, 5, 6)) < 0.45)
@@ -55,7 +55,7 @@ def test_scores_are_as_defined(masks: Mask) -> None:
     found, true = masks
     numbered = thinned_rooms(found)
     thinned = {pixel: int(numbered[pixel]) for pixel in np.ndindex(found.shape) if numbered[pixel]}
-    scores = room_scores(room_sums(found, true))
+    scores = room_scores(region_sums(found, true))
     ours = float(scores["v_rand"]), float(scores["v_info"])
     assert ours == pytest.approx(direct(thinned, flooded(true)), abs=1e-9, nan_ok=True)
 
@@ -87,11 +87,11 @@ def grid_of_rooms(width: int) -> Mask:
 def test_a_wide_membrane_is_as_good_as_a_thin_one_and_a_gap_is_not() -> None:
     true = grid_of_rooms(0)
     for width in (0, 1, 2):
-        scores = room_scores(room_sums(grid_of_rooms(width), true))
+        scores = room_scores(region_sums(grid_of_rooms(width), true))
         assert (float(scores["v_rand"]), float(scores["v_info"])) == pytest.approx((1, 1))
     gap = grid_of_rooms(0)
     gap[15, 3] = False
-    merged = room_scores(room_sums(gap, true))
+    merged = room_scores(region_sums(gap, true))
     assert merged["v_rand"] == pytest.approx(2 * 4 / (6 + 4))  # (225/900)^2 four times; of found, two and a double
     assert 0.5 < merged["v_info"] < 0.9
 
@@ -100,11 +100,11 @@ FULL, EMPTY = np.ones((5, 6), bool), np.zeros((5, 6), bool)
 
 
 def test_the_rule_for_empty_masks() -> None:
-    assert room_scores(room_sums(EMPTY, EMPTY)) == {"v_rand": 1, "v_info": 1}  # one room, found as one
+    assert room_scores(region_sums(EMPTY, EMPTY)) == {"v_rand": 1, "v_info": 1}  # one room, found as one
     for found in (EMPTY, FULL):
-        scores = room_scores(room_sums(found, FULL))
+        scores = room_scores(region_sums(found, FULL))
         assert np.isnan([scores["v_rand"], scores["v_info"]]).all()
-    missed = room_scores(room_sums(FULL, EMPTY))
+    missed = room_scores(region_sums(FULL, EMPTY))
     assert missed["v_rand"] == pytest.approx(30 / ((30 + 900) / 2))
     assert missed["v_info"] == 0
 
@@ -118,5 +118,5 @@ def test_images_add_as_if_they_lay_side_by_side() -> None:
         numbered = thinned_rooms(found)
         s |= {(y + 100 * number, x): f"{number} {numbered[y, x]}" for y, x in np.ndindex(found.shape) if numbered[y, x]}
         t |= {(y + 100 * number, x): f"{number} {room}" for (y, x), room in flooded(true).items()}
-    together = room_scores(np.sum([room_sums(*pair) for pair in pairs], axis=0))
+    together = room_scores(np.sum([region_sums(*pair) for pair in pairs], axis=0))
     assert (float(together["v_rand"]), float(together["v_info"])) == pytest.approx(direct(s, t))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from unet_core.networks.activations import anatomy, skip_gradients, watch
+from unet_core.networks.activations import anatomy, record_activations, skip_gradients
 from unet_core.networks.factory import build
 from unet_core.networks.whole_pass import to_input
 from unet_core.spec import UNetSpec
@@ -56,7 +56,7 @@ def test_maps_lie_on_the_image_they_were_made_from(spec: UNetSpec) -> None:
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
                 layer.weight.fill_(1 / layer.weight[0].numel())
     model.spec = spec.model_copy(update={"mean": (0.0,), "std": (1.0,)})
-    watched = watch(model, spots((24, 40)))
+    watched = record_activations(model, spots((24, 40)))
     assert {one.level for one in watched.levels} == set(range(spec.depth + 1))
     for one in watched.levels:
         factor = 2**one.level
@@ -74,7 +74,7 @@ def test_maps_are_what_the_parts_compute() -> None:
     spec = UNetSpec(depth=1, width=3, in_channels=1, padding="same")
     model: Any = build(spec).eval()
     image = np.random.default_rng(0).integers(0, 256, (1, 32, 32)).astype(np.uint8)
-    watched = watch(model, image)
+    watched = record_activations(model, image)
     halo, read = model.shape.halo, model.shape.read_px(32)
     padded = np.pad(image, ((0, 0), (halo, read - 32 - halo), (halo, read - 32 - halo)), mode="reflect")
     with torch.no_grad():
@@ -114,7 +114,7 @@ def test_attention_is_watched_at_its_gates() -> None:
     """The same for the gates: their weights, and the gradient of what they let through."""
     model: Any = build(ATTENTION).eval()
     image = np.random.default_rng(0).integers(0, 256, (1, 16, 16)).astype(np.uint8)
-    (gate,) = watch(model, image).gates
+    (gate,) = record_activations(model, image).gates
     assert gate.values_CYX.shape == (1, 16, 16)
     assert (gate.values_CYX > 0).all()
     assert (gate.values_CYX < 1).all()

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from unet_core.errors import SizeError
 from unet_core.networks.factory import build
 from unet_core.networks.layer_summary import Layer
-from unet_core.networks.model_summary import HELD, layers, operations_per_px, parameters, tile_bytes
+from unet_core.networks.model_summary import HEAP_FACTOR, layers, operations_per_px, parameters, tile_bytes
 from unet_core.shapes import ValidShape
 from unet_core.spec import UNetSpec, preset
 
@@ -166,7 +166,7 @@ def test_memory_by_tile_is_what_a_process_is_seen_to_take(spec: UNetSpec, core_p
 @pytest.mark.long
 def test_a_heap_that_keeps_what_was_freed_holds_more() -> None:
     said = tile_bytes(UNetSpec(width=16), 1024)
-    assert said < measured(UNetSpec(width=16), 1024, "float32", "heap") <= said * HELD
+    assert said < measured(UNetSpec(width=16), 1024, "float32", "heap") <= said * HEAP_FACTOR
 
 
 def test_a_layer_without_weights_costs_no_operation() -> None:
