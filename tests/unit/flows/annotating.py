@@ -1,4 +1,4 @@
-"""Annotated images for tests: blobs on tissue, written as every kind of mask by Pillow and tifffile."""
+"""Annotated test images: discs on noise, written as every kind of mask by Pillow and tifffile."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ COLOURS = {"tumour": (255, 0, 0), "stroma": (0, 128, 255)}
 
 @dataclass(frozen=True)
 class Drawing:
-    """An image and what is on it: ``classes`` 0 to 2, objects numbered as skimage numbers components."""
+    """An image and its class map: ``classes`` 0 to 2, objects numbered as by ``skimage.measure.label``."""
 
     image_YXC: NDArray[np.uint8]
     classes: NDArray[np.uint8]
 
     @property
     def objects(self) -> NDArray[np.int32]:
-        """8-connected components of one class."""
+        """8-connected components of each class."""
         return label(self.classes, connectivity=2, background=0).astype(np.int32)
 
     @property
     def one_class(self) -> NDArray[np.int32]:
-        """8-connected components whatever their class."""
+        """8-connected components of all classes together."""
         return label(self.classes > 0, connectivity=2).astype(np.int32)
 
 
 def draw(seed: int, shape_yx: tuple[int, int] = SHAPE, blobs: int = 40) -> Drawing:
-    """Discs of two classes, some touching, on noise."""
+    """Draw discs of two classes, some touching, on noise."""
     rng = np.random.default_rng(seed)
     classes = np.zeros(shape_yx, np.uint8)
     for number in range(blobs):
@@ -51,15 +51,15 @@ def draw(seed: int, shape_yx: tuple[int, int] = SHAPE, blobs: int = 40) -> Drawi
 
 
 def folders(root: Path) -> tuple[Path, Path]:
-    """``images`` and ``masks``, made."""
-    found = root / "images", root / "masks"
-    for folder in found:
+    """Create and return ``images`` and ``masks``."""
+    images, masks = root / "images", root / "masks"
+    for folder in (images, masks):
         folder.mkdir(parents=True, exist_ok=True)
-    return found
+    return images, masks
 
 
 def save_mask(folder: Path, name: str, kind: str, drawing: Drawing) -> Path:
-    """One drawing as a mask of this kind; returns the file."""
+    """Write a drawing as a mask of the given kind; return the file."""
     classes = drawing.classes
     if kind == "palette":
         picture = Image.fromarray(classes)
@@ -83,7 +83,7 @@ def save_mask(folder: Path, name: str, kind: str, drawing: Drawing) -> Path:
 
 
 def save_image(folder: Path, name: str, drawing: Drawing, kind: str = "png") -> Path:
-    """The picture as PNG, or as a tiled TIFF with a pyramid."""
+    """Write the image as PNG, or as a tiled TIFF with a pyramid."""
     path = folder / f"{name}.{kind}"
     if kind == "png":
         Image.fromarray(drawing.image_YXC).save(path)
@@ -97,12 +97,12 @@ def save_image(folder: Path, name: str, drawing: Drawing, kind: str = "png") -> 
 
 
 def rectangle(x0: float, y0: float, x1: float, y1: float) -> list[list[list[float]]]:
-    """Rings of a rectangle."""
+    """Rings of a rectangle, as in GeoJSON."""
     return [[[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]]
 
 
 def save_geojson(path: Path, *areas: tuple[Any, str]) -> Path:
-    """Rings and class of each annotation, as QuPath exports them."""
+    """Write rings and class of each annotation as exported by QuPath."""
     features = [
         {
             "type": "Feature",
@@ -116,18 +116,18 @@ def save_geojson(path: Path, *areas: tuple[Any, str]) -> Path:
 
 
 def save_table(path: Path, header: str, *lines: str) -> Path:
-    """A CSV."""
+    """Write a CSV file."""
     path.write_text("\n".join([header, *lines]) + "\n")
     return path
 
 
 def read_all(array: Any) -> NDArray[Any]:
-    """All of an array-like."""
+    """Read a whole array-like."""
     return np.asarray(array[tuple(slice(None) for _ in array.shape)])
 
 
 def dataset(root: Path, kind: str, seeds: Sequence[int] = (1, 2, 3)) -> tuple[Path, Path, dict[str, Drawing]]:
-    """Images and masks of one kind, and what is on them by name."""
+    """Write images and masks of one kind; return the folders and the drawings by name."""
     images, masks = folders(root)
     drawings = {f"case {seed}": draw(seed) for seed in seeds}
     for name, drawing in drawings.items():

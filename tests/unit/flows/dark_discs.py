@@ -1,4 +1,4 @@
-"""Annotated images of dark discs, networks that find what is dark, and what these find, computed without them."""
+"""Test images of dark discs, networks that detect dark pixels, and their predictions computed by hand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SPEC = UNetSpec(depth=1, width=2, mpp=0.5, class_names=("disc",), threshold=0.4,
 
 
 def draw_discs(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
-    """A pale image with dark saturated discs, and their numbers."""
+    """A bright image with dark saturated discs, and their labels."""
     generator = np.random.default_rng(seed)
     labels = np.zeros((48, 56), np.uint16)
     y, x = np.indices(labels.shape)
@@ -35,7 +35,7 @@ def draw_discs(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
 
 
 def save_dark_network(path: Path, weight: float, held_back: Sequence[str] = ()) -> Path:
-    """A network that finds dark pixels in its first channel; the more so the larger the weight."""
+    """Save a network that detects dark pixels of the first channel; a larger weight makes it more sensitive."""
     model = UNet(SPEC)
     with torch.no_grad():
         for module in model.modules():
@@ -51,7 +51,7 @@ def save_dark_network(path: Path, weight: float, held_back: Sequence[str] = ()) 
 
 
 def save_discs(root: Path) -> Path:
-    """Images, masks and a table of cases with a fold for each patient."""
+    """Write images, masks and a cases table with a fold for each patient."""
     (root / "images").mkdir()
     (root / "masks").mkdir()
     with (root / "cases.csv").open("w", newline="") as file:
@@ -66,18 +66,18 @@ def save_discs(root: Path) -> Path:
 
 
 def fold_of(patient: str) -> int:
-    """One of three."""
+    """One of three folds."""
     return int(patient[1]) % 3
 
 
 def evaluate_arguments(folder: Path, out: Path, *more: str | Path) -> list[str | Path]:
-    """The command line that judges them."""
+    """The arguments of ``overtile evaluate`` for these images."""
     data = ["--images", folder / "images", "--masks", folder / "masks", "--out", out, "--set", "data.mask=labels"]
     return ["evaluate", *data, *more]
 
 
 def objects_by_hand(folder: Path, name: str, weight: float) -> NDArray[np.integer[Any]]:
-    """What the network says, computed without it: a threshold on the first channel, components of 10 px or more."""
+    """Objects predicted by the network, computed by hand: threshold of the first channel, components of at least 10 px."""
     red = io.imread(folder / "images" / f"{name}.png")[..., 0] / 255
     signal = np.maximum(0, -(red - 0.5) / 0.25)
     probability = np.round(255 / (1 + np.exp(-(weight * signal - 1)))).astype(int)

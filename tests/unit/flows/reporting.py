@@ -1,4 +1,4 @@
-"""Pages read without the code under test: what they would fetch, what they say, what their tables hold."""
+"""Parse report pages without the code under test: addresses, scripts, text and tables."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 
 
 @dataclass
-class Read(HTMLParser):
-    """A page, read: tags in order, addresses, scripts, handlers, text, rows of each table."""
+class ParsedPage(HTMLParser):
+    """A parsed page: tags in order, addresses, scripts, event handlers, styles, text, table rows."""
 
     tags: list[str] = field(default_factory=list)
     addresses: list[str] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Read(HTMLParser):
         super().__init__()
 
     @classmethod
-    def of(cls, path: Path) -> Read:
+    def of(cls, path: Path) -> ParsedPage:
         page = cls()
         page.feed(path.read_text("utf-8"))
         return page
@@ -74,17 +74,17 @@ class Read(HTMLParser):
                 self.rows[-1][-1] += data.strip()
 
 
-def assert_alone(path: Path) -> Read:
-    """The page refers to nothing outside itself, neither do the pictures in it, and nothing foreign runs in it."""
-    page = Read.of(path)
+def assert_alone(path: Path) -> ParsedPage:
+    """Require a self-contained page: no external reference in it or its SVG pictures, and a single script."""
+    page = ParsedPage.of(path)
     assert page.addresses
-    assert [one for one in page.addresses if not one.startswith("data:")] == []
+    assert [address for address in page.addresses if not address.startswith("data:")] == []
     assert page.handlers == []
     assert len(page.scripts) == 1
     assert not re.search(r"url\(|@import", "".join(page.styles))
     assert not {"iframe", "object", "embed", "base", "form"} & set(page.tags)
-    for one in page.addresses:
-        kind, _, content = one.partition(";base64,")
+    for address in page.addresses:
+        kind, _, content = address.partition(";base64,")
         if kind == "data:image/svg+xml":
             drawn = base64.b64decode(content).decode()
             assert not re.search(r'href="(?!#)|url\((?!#)|<script|<image|<!DOCTYPE|\son\w+=', drawn)
