@@ -77,7 +77,7 @@ def evaluate_arguments(folder: Path, out: Path, *more: str | Path) -> list[str |
 
 
 def objects_by_hand(folder: Path, name: str, weight: float) -> NDArray[np.integer[Any]]:
-    """Objects predicted by the network, computed by hand: threshold of the first channel, components of at least 10 px."""
+    """Objects predicted by the network, computed by hand: a threshold on red, components of at least 10 px."""
     red = io.imread(folder / "images" / f"{name}.png")[..., 0] / 255
     signal = np.maximum(0, -(red - 0.5) / 0.25)
     probability = np.round(255 / (1 + np.exp(-(weight * signal - 1)))).astype(int)
