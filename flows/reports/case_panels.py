@@ -45,8 +45,8 @@ class CasePanel:
 def write_panels(evaluation: Evaluation, folder: Path) -> tuple[CasePanel, ...]:
     """Draw the best, the median and the worst case and write each into ``folder``."""
     panels = draw_panels(evaluation)
-    for one in panels:
-        write_bytes(folder / one.file, one.png)
+    for case_panel in panels:
+        write_bytes(folder / case_panel.file, case_panel.png)
     return panels
 
 
@@ -54,9 +54,9 @@ def draw_panels(evaluation: Evaluation) -> tuple[CasePanel, ...]:
     """Draw the best, median and worst case of the first method. With few cases one case may have several ranks."""
     ranked = evaluation.ranked()
     chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
-    drawn = {number: png(panel(evaluation, number)) for number in set(chosen.values())}
+    pictures = {number: png(panel(evaluation, number)) for number in set(chosen.values())}
     names = [case.annotated.name for case in evaluation.cases]
-    return tuple(CasePanel(rank, number, names[number], drawn[number]) for rank, number in chosen.items())
+    return tuple(CasePanel(rank, number, names[number], pictures[number]) for rank, number in chosen.items())
 
 
 def png(pixels_YXC: NDArray[np.uint8]) -> bytes:

@@ -46,7 +46,7 @@ def content_of(comparison: ResultComparison) -> dict[str, Any]:
     left_out = [(slide.key, slide.note) for slide in comparison.slides if slide.agreement is None]
     for out, keys in zip((first, second), comparison.only, strict=True):
         left_out += [(key, f"only in {out}") for key in keys]
-    worst = [one for one in comparison.worst()[:MAX_WORST] if one.row.dice != 1.0]
+    worst = [slide for slide in comparison.worst()[:MAX_WORST] if slide.row.dice != 1.0]
     return {
         "title": "Comparison of two results",
         "first": first,
@@ -57,8 +57,8 @@ def content_of(comparison: ResultComparison) -> dict[str, Any]:
         "left_out": [(printable(key), printable(why)) for key, why in left_out],
         "strips": list(_strips(comparison.compared)),
         "panels": PANELS,
-        "worst": [(_row(one), list(_pictures(one))) for one in worst],
-        "slides": [_row(one) for one in comparison.compared],
+        "worst": [(_row(slide), list(_pictures(slide))) for slide in worst],
+        "slides": [_row(slide) for slide in comparison.compared],
     }
 
 
@@ -71,12 +71,14 @@ def _row(slide: Compared) -> dict[str, Any]:
         "count_change": row.count_change,
         "areas": row.areas_mm2,
         "area_change": row.area_change,
-        "classes": [(printable(one.name), one.dice) for one in slide.class_rows] if len(slide.class_rows) > 1 else [],
+        "classes": [(printable(slide.name), slide.dice) for slide in slide.class_rows]
+        if len(slide.class_rows) > 1
+        else [],
     }
 
 
 def _marks(comparison: ResultComparison) -> Iterator[tuple[str, str]]:
-    rows = [one.row for one in comparison.compared]
+    rows = [slide.row for slide in comparison.compared]
     dice = [row.dice for row in rows if row.dice is not None]
     if dice:
         yield f"{statistics.median(dice):.4f}", "median Dice per slide"
@@ -89,13 +91,13 @@ def _marks(comparison: ResultComparison) -> Iterator[tuple[str, str]]:
 def _strips(slides: Sequence[Compared]) -> Iterator[DotStrip]:
     """Dot strips of Dice and of the changes of number and area."""
     measures = {
-        "Dice": {one.key: one.row.dice for one in slides},
-        "Change in number of objects, %": {one.key: one.row.count_change for one in slides},
-        "Change in object area, %": {one.key: one.row.area_change for one in slides},
+        "Dice": {slide.key: slide.row.dice for slide in slides},
+        "Change in number of objects, %": {slide.key: slide.row.count_change for slide in slides},
+        "Change in object area, %": {slide.key: slide.row.area_change for slide in slides},
     }
-    for name, found in measures.items():
+    for name, numbers in measures.items():
         scale = 1 if name == "Dice" else 100
-        if values := {key: scale * value for key, value in found.items() if value is not None}:
+        if values := {key: scale * value for key, value in numbers.items() if value is not None}:
             yield strip_of(name, values)
 
 
@@ -126,8 +128,8 @@ def _levels(store: SlideStore, group: str) -> list[int]:
 
 def _finest(sides: Sequence[Side]) -> int | None:
     """The finest level of which both sides have image and labels."""
-    found = [set(_levels(side.store, group)) for side in sides for group in ("", "labels/objects")]
-    return min(set.intersection(*found), default=None)
+    levels = [set(_levels(side.store, group)) for side in sides for group in ("", "labels/objects")]
+    return min(set.intersection(*levels), default=None)
 
 
 def _full_slide(side: Side) -> NDArray[np.uint8] | None:

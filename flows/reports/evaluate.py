@@ -180,9 +180,9 @@ def split(
         return list(cases), []
     scored = [case for case in cases if case.fold in folds]
     if not scored:
-        known = sorted({case.fold for case in cases if case.fold is not None})
-        found = ", ".join(map(str, known)) or "none (give --cases with a column fold)"
-        raise ConfigError(f"--folds {' '.join(map(str, folds))}: expected existing folds: {found}")
+        folds_present = sorted({case.fold for case in cases if case.fold is not None})
+        folds_text = ", ".join(map(str, folds_present)) or "none (give --cases with a column fold)"
+        raise ConfigError(f"--folds {' '.join(map(str, folds))}: expected existing folds: {folds_text}")
     patients = {case.patient for case in scored}
     others = [case for case in cases if case.fold not in folds]
     if both := sorted(patients & {case.patient for case in others}):

@@ -277,10 +277,14 @@ def _f1_line(model: Mapping[str, Any]) -> Line | None:
 def _bins(models: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """Reliability by model for one class; by class of the first model for several classes."""
     if len(models[0]["classes"]) > 1:
-        found = {name: scores.get("reliability") for name, scores in models[0]["classes"].items()}
+        reliabilities = {name: scores.get("reliability") for name, scores in models[0]["classes"].items()}
     else:
-        found = {model["name"]: scores.get("reliability") for model in models for scores in model["classes"].values()}
-    return {name: reliability for name, reliability in found.items() if reliability and any(reliability["pixels"])}
+        reliabilities = {
+            model["name"]: scores.get("reliability") for model in models for scores in model["classes"].values()
+        }
+    return {
+        name: reliability for name, reliability in reliabilities.items() if reliability and any(reliability["pixels"])
+    }
 
 
 def panels_of(
@@ -318,8 +322,8 @@ def _panel(evaluation: Evaluation, row: Mapping[str, Any], same: Sequence[CasePa
 
 def class_key(names: Iterable[str]) -> list[tuple[str, str]]:
     """Return name and CSS colour of each class."""
-    known = [printable(name) for name in names]
-    return [(name, css(colour)) for name, colour in zip(known, class_colours(len(known)), strict=True)]
+    titles = [printable(name) for name in names]
+    return [(name, css(colour)) for name, colour in zip(titles, class_colours(len(titles)), strict=True)]
 
 
 def error_colours() -> dict[str, str]:

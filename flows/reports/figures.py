@@ -80,11 +80,11 @@ def figure(name: str, alt: str, draw: Callable[[Figure], object], size_in: tuple
         size_in: Width and height in inches.
     """
     with matplotlib.rc_context(STYLE):
-        drawn = Figure(size_in, layout="constrained")
-        draw(drawn)
+        fig = Figure(size_in, layout="constrained")
+        draw(fig)
         svg, png = io.BytesIO(), io.BytesIO()
-        drawn.savefig(svg, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-        drawn.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": None})
+        fig.savefig(svg, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        fig.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": None})
     inner = svg.getvalue()
     return Picture(name, alt, png.getvalue(), inner[inner.index(b"<svg") :])  # without the DOCTYPE, which names a URL
 
@@ -118,17 +118,15 @@ Bar = tuple[str, float, tuple[float, float] | None]
 def interval_plot(rows: Sequence[tuple[str, Sequence[Bar]]]) -> Picture:
     """For each score: one row per model, a point with its interval."""
 
-    def draw(drawn: Figure) -> None:
-        panels = drawn.subplots(1, len(rows), sharey=True, squeeze=False)[0]
+    def draw(fig: Figure) -> None:
+        panels = fig.subplots(1, len(rows), sharey=True, squeeze=False)[0]
         for axes, (score, bars) in zip(panels, rows, strict=True):
-            for place, (_, value, ends) in enumerate(bars):
-                colour = COLOURS[place % len(COLOURS)]
+            for row, (_, value, ends) in enumerate(bars):
+                colour = COLOURS[row % len(COLOURS)]
                 if ends:
-                    axes.plot(ends, (place, place), color=colour, linewidth=4, alpha=0.35, solid_capstyle="butt")
-                axes.plot(value, place, MARKS[place % len(MARKS)], color=colour, markersize=7)
-                axes.annotate(
-                    f"{value:.3f}", (value, place), (0, 8), textcoords="offset points", ha="center", fontsize=8
-                )
+                    axes.plot(ends, (row, row), color=colour, linewidth=4, alpha=0.35, solid_capstyle="butt")
+                axes.plot(value, row, MARKS[row % len(MARKS)], color=colour, markersize=7)
+                axes.annotate(f"{value:.3f}", (value, row), (0, 8), textcoords="offset points", ha="center", fontsize=8)
             axes.set(title=score, ylim=(len(bars) - 0.5, -0.6))
             axes.margins(x=0.12)
             axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -143,8 +141,8 @@ def interval_plot(rows: Sequence[tuple[str, Sequence[Bar]]]) -> Picture:
 def f1_curve(lines: Sequence[Line]) -> Picture:
     """F1 of objects by the IoU at which an object counts as found."""
 
-    def draw(drawn: Figure) -> None:
-        axes = drawn.subplots()
+    def draw(fig: Figure) -> None:
+        axes = fig.subplots()
         draw_lines(axes, lines)
         axes.set(title="Object detection", xlabel="Minimum IoU of a match", ylabel="F1", ylim=(-0.02, 1.02))
 
@@ -155,16 +153,16 @@ def f1_curve(lines: Sequence[Line]) -> Picture:
 def reliability_plot(lines: Sequence[Line], pixels: Mapping[str, Sequence[int]]) -> Picture:
     """Observed fraction by predicted probability, above a histogram of the number of pixels."""
 
-    def draw(drawn: Figure) -> None:
-        above, below = drawn.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
+    def draw(fig: Figure) -> None:
+        above, below = fig.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
         above.plot((0, 1), (0, 1), color="#8a909b", linewidth=1, linestyle=(0, (4, 3)))
         draw_lines(above, lines)
         above.set(title="Calibration", ylabel="Observed fraction", ylim=(-0.02, 1.02), xlim=(-0.02, 1.02))
         above.text(0.72, 0.6, "perfect", color="#565c66", fontsize=8, transform=above.transAxes)
         width = 0.08 / len(pixels)
         for number, counts in enumerate(pixels.values()):
-            at = 0.05 + 0.1 * np.arange(len(counts)) + width * (number - (len(pixels) - 1) / 2)
-            below.bar(at, np.maximum(counts, 0.5), width, color=COLOURS[number % len(COLOURS)])
+            positions = 0.05 + 0.1 * np.arange(len(counts)) + width * (number - (len(pixels) - 1) / 2)
+            below.bar(positions, np.maximum(counts, 0.5), width, color=COLOURS[number % len(COLOURS)])
         below.set(xlabel="Predicted probability", ylabel="Pixels", yscale="log", ylim=(0.8, None))
 
     names = ", ".join(line.name for line in lines)
@@ -191,8 +189,8 @@ class MetricCurves:
 def loss_curve(name: str, history: MetricCurves) -> Picture:
     """Training loss with its running mean, and validation loss."""
 
-    def draw(drawn: Figure) -> None:
-        axes = drawn.subplots()
+    def draw(fig: Figure) -> None:
+        axes = fig.subplots()
         every = subsampling(history.steps)
         axes.plot(history.steps[every], history.loss[every], color=LIGHT, linewidth=0.8)
         lines = [Line("training, running mean", history.steps[every], running_mean(history.loss)[every])]
@@ -233,8 +231,8 @@ def running_mean(values: Sequence[float]) -> list[float]:
 def score_curve(name: str, history: MetricCurves) -> Picture:
     """Validation scores by step."""
 
-    def draw(drawn: Figure) -> None:
-        axes = drawn.subplots()
+    def draw(fig: Figure) -> None:
+        axes = fig.subplots()
         named = {"dice": "Dice", "iou": "IoU", "f1_50": "F1 of objects at IoU 0.5"}
         draw_lines(axes, [Line(title, history.validation_steps, history.scores[key]) for key, title in named.items()])
         _mark_best(axes, history)
@@ -246,8 +244,8 @@ def score_curve(name: str, history: MetricCurves) -> Picture:
 def rate_curve(name: str, history: MetricCurves) -> Picture:
     """Learning rate by step."""
 
-    def draw(drawn: Figure) -> None:
-        axes = drawn.subplots()
+    def draw(fig: Figure) -> None:
+        axes = fig.subplots()
         every = subsampling(history.steps)
         draw_lines(axes, [Line("rate", history.steps[every], history.rate[every])], marked=False)
         axes.set(title="Learning rate", xlabel="Step", ylabel="Rate", ylim=(0, None))
@@ -258,8 +256,8 @@ def rate_curve(name: str, history: MetricCurves) -> Picture:
 def norm_curves(name: str, history: MetricCurves) -> Picture:
     """Running mean of the gradient norm of each level, shaded from the first level to the last."""
 
-    def draw(drawn: Figure) -> None:
-        axes = drawn.subplots()
+    def draw(fig: Figure) -> None:
+        axes = fig.subplots()
         every = subsampling(history.steps)
         shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(history.norms)))
         for shade, (level, values) in zip(shades, history.norms.items(), strict=True):
@@ -279,16 +277,18 @@ def skip_bars(name: str, flows: Sequence[tuple[str, float, float]]) -> Picture:
         flows: Name, norm through the skip connection, norm from below.
     """
 
-    def draw(drawn: Figure) -> None:
-        axes = drawn.subplots()
-        at, width = np.arange(len(flows)), 0.38
-        axes.bar(at - width / 2, [one[1] for one in flows], width, color=COLOURS[0], label="skip connection")
-        axes.bar(at + width / 2, [one[2] for one in flows], width, color=COLOURS[5], label="level below", hatch="//")
-        axes.set_xticks(at, [one[0] for one in flows], rotation=45 if len(flows) > 6 else 0)
+    def draw(fig: Figure) -> None:
+        axes = fig.subplots()
+        positions, width = np.arange(len(flows)), 0.38
+        axes.bar(positions - width / 2, [flow[1] for flow in flows], width, color=COLOURS[0], label="skip connection")
+        axes.bar(
+            positions + width / 2, [flow[2] for flow in flows], width, color=COLOURS[5], label="level below", hatch="//"
+        )
+        axes.set_xticks(positions, [flow[0] for flow in flows], rotation=45 if len(flows) > 6 else 0)
         axes.grid(visible=False, axis="x")
         axes.legend()
         axes.set(title="Gradient at skip connections", ylabel="Gradient norm")
-        axes.set_ylim(0, 1.3 * max(max(one[1:]) for one in flows) or 1.0)
+        axes.set_ylim(0, 1.3 * max(max(flow[1:]) for flow in flows) or 1.0)
 
     return figure(name, "Gradient norm through each skip connection and from the level below", draw)
 
@@ -296,8 +296,8 @@ def skip_bars(name: str, flows: Sequence[tuple[str, float, float]]) -> Picture:
 def threshold_curve(name: str, lines: Sequence[Line], chosen: float) -> Picture:
     """Scores by threshold, with the selected threshold."""
 
-    def draw(drawn: Figure) -> None:
-        axes = drawn.subplots()
+    def draw(fig: Figure) -> None:
+        axes = fig.subplots()
         draw_lines(axes, lines)
         axes.axvline(chosen, color=INK, linewidth=1, linestyle=(0, (4, 3)))
         axes.set(title=f"Threshold (selected: {chosen:g})", xlabel="Threshold", ylabel="Score", ylim=(-0.02, 1.02))

@@ -100,14 +100,14 @@ def _dropped(pyramids: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
 
 
 def _arrays(store: SlideStore) -> list[dict[str, Any]]:
-    found = []
+    arrays = []
     for current, folders, files in os.walk(store.zarr):
         if "c" not in folders or "zarr.json" not in files:
             continue
         folders.clear()
         location = Path(current)
-        found.append({"path": location.relative_to(store.zarr).as_posix(), **_array(location)})
-    return sorted(found, key=lambda array: str(array["path"]))
+        arrays.append({"path": location.relative_to(store.zarr).as_posix(), **_array(location)})
+    return sorted(arrays, key=lambda array: str(array["path"]))
 
 
 def _array(location: Path) -> dict[str, Any]:

@@ -67,9 +67,9 @@ def prepare(request: TrainRequest) -> PreparedTraining:
     Raises:
         ConfigError: If the data cannot be used for training; it names the file and the remedy.
     """
-    recipe, found, summary = read(request)
+    recipe, dataset, summary = read(request)
     orders = (
-        TrainJob(folder, _train_data(found, *names), recipe) for folder, *names in _splits(request, found, summary)
+        TrainJob(folder, _train_data(dataset, *names), recipe) for folder, *names in _splits(request, dataset, summary)
     )
     return PreparedTraining(tuple(orders), summary)
 
@@ -87,43 +87,43 @@ def read(request: TrainRequest) -> tuple[TrainConfig, Dataset, DatasetSummary]:
         raise ConfigError(f"{request.out}: expected a separate folder for the run, found the images or masks")
     recipe = request.recipe
     requested = recipe.network.resolution()
-    found = open_dataset(request.images, request.masks, request.cases, recipe.data, requested)
-    if requested is None and not recipe.network.start and (mpp := common_resolution(found.mpp.values())):
+    dataset = open_dataset(request.images, request.masks, request.cases, recipe.data, requested)
+    if requested is None and not recipe.network.start and (mpp := common_resolution(dataset.mpp.values())):
         recipe = recipe.model_copy(update={"network": recipe.network.model_copy(update={"mpp": mpp})})
-        found = replace(found, said=(*found.said, f"network.mpp is {mpp:g} um per pixel, as all images state"))
-    return recipe, found, check_annotations(found)
+        dataset = replace(dataset, said=(*dataset.said, f"network.mpp is {mpp:g} um per pixel, as all images state"))
+    return recipe, dataset, check_annotations(dataset)
 
 
-def save_samples(request: TrainRequest, found: Dataset) -> Path:
+def save_samples(request: TrainRequest, dataset: Dataset) -> Path:
     """Write a picture of augmented training tiles; return its path."""
     recipe = request.recipe
     with as_config_errors():
-        spec = with_target(found.cases, found.class_names, recipe)
+        spec = with_target(dataset.cases, dataset.class_names, recipe)
     sampling = recipe.sampling.model_copy(update={"batch": SAMPLES})
-    sampler = Sampler(recoloured(found.cases, spec.normalisation), sizes_px(spec, recipe), sampling, recipe.augment)
+    sampler = Sampler(recoloured(dataset.cases, spec.normalisation), sizes_px(spec, recipe), sampling, recipe.augment)
     path = request.out / "samples.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_panel(path, sampler.draw(generator_from_seed(recipe)), found.class_names)
+    save_panel(path, sampler.draw(generator_from_seed(recipe)), dataset.class_names)
     return path
 
 
 def _splits(
-    request: TrainRequest, found: Dataset, summary: DatasetSummary
+    request: TrainRequest, dataset: Dataset, summary: DatasetSummary
 ) -> Iterator[tuple[Path, Sequence[str], Sequence[str]]]:
     """Yield folder, training names and held-back names of each network."""
     requested = request.recipe.folds.hold_back
     if requested is None:
-        yield request.out, [case.name for case in found.cases], []
+        yield request.out, [case.name for case in dataset.cases], []
         return
-    folds = draw_folds(request.out / FOLDS, found, summary, request.recipe.folds)
+    folds = draw_folds(request.out / FOLDS, dataset, summary, request.recipe.folds)
     for number in folds.numbers if requested == "all" else (requested,):
         folder = request.out / f"fold-{number}" if requested == "all" else request.out
         with as_config_errors():
             yield folder, *folds.split(number)
 
 
-def _train_data(found: Dataset, training: Sequence[str], held_back: Sequence[str]) -> TrainData:
-    by_name = {case.name: case for case in found.cases}
+def _train_data(dataset: Dataset, training: Sequence[str], held_back: Sequence[str]) -> TrainData:
+    by_name = {case.name: case for case in dataset.cases}
     return TrainData(
-        tuple(by_name[name] for name in training), tuple(by_name[name] for name in held_back), found.class_names
+        tuple(by_name[name] for name in training), tuple(by_name[name] for name in held_back), dataset.class_names
     )

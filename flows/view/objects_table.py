@@ -79,9 +79,9 @@ class ViewedObjects:
         Raises:
             DamagedError: If the file cannot be read.
         """
-        found = read_objects(path, ("class", *NUMBERS), class_names)
+        columns = read_objects(path, ("class", *NUMBERS), class_names)
         pa.default_memory_pool().release_unused()
-        return cls(path, class_names, found.pop("class"), found)
+        return cls(path, class_names, columns.pop("class"), columns)
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -90,9 +90,9 @@ class ViewedObjects:
         """Return one object, or None if there is no object with that id."""
         if not 1 <= identity <= len(self):
             return None
-        at = identity - 1
-        numbers = {name: round(float(column[at]), 4) for name, column in self.columns.items()}
-        return {"id": identity, "class": self.class_names[self.classes[at]], **numbers}
+        index = identity - 1
+        numbers = {name: round(float(column[index]), 4) for name, column in self.columns.items()}
+        return {"id": identity, "class": self.class_names[self.classes[index]], **numbers}
 
     def page(self, objects_filter: Filter, order: str, number: int) -> dict[str, Any]:
         """Return one page of the filtered and sorted objects.
@@ -118,16 +118,16 @@ class ViewedObjects:
     def mask(self, objects_filter: Filter) -> NDArray[np.bool_]:
         """Return a boolean array that is True for the selected objects."""
         if objects_filter.ids:
-            found = np.zeros(len(self), bool)
-            found[[identity - 1 for identity in objects_filter.ids if identity <= len(self)]] = True
-            return found
-        found = np.ones(len(self), bool)
+            selected = np.zeros(len(self), bool)
+            selected[[identity - 1 for identity in objects_filter.ids if identity <= len(self)]] = True
+            return selected
+        selected = np.ones(len(self), bool)
         for name, least, most in objects_filter.bounds():
             if least is not None:
-                found &= self.columns[name] >= least
+                selected &= self.columns[name] >= least
             if most is not None:
-                found &= self.columns[name] <= most
-        return found
+                selected &= self.columns[name] <= most
+        return selected
 
     def histograms(self, objects_filter: Filter) -> dict[str, dict[str, list[float]]]:
         """Return ``counts`` and ``edges`` of area and probability of the selected objects.

@@ -161,8 +161,8 @@ class Slide:
     def stage_facts(self, stage: str) -> Mapping[str, Any]:
         """Return what a stage recorded on completion; empty before that."""
         if self.manifest is not None:
-            found: Mapping[str, Any] = self.manifest["stages"].get(stage, {}).get("facts", {})
-            return found
+            facts: Mapping[str, Any] = self.manifest["stages"].get(stage, {}).get("facts", {})
+            return facts
         return self.store.facts(stage) if self.store.stamped(stage) else {}
 
     # ---- tiles --------------------------------------------------------------------------------------------------
@@ -250,8 +250,10 @@ class Slide:
         if labels is None:
             return None
         table = self.objects() if len(self.facts.class_names) > 1 or objects_filter != ALL_OBJECTS else None
-        shown = tile_renderer.colour_indices(labels, None if table is None else table.codes(objects_filter))
-        return shown if layer == "fills" else shown * tile_renderer.inner_boundary(labels, self._neighbours(position))
+        indices = tile_renderer.colour_indices(labels, None if table is None else table.codes(objects_filter))
+        return (
+            indices if layer == "fills" else indices * tile_renderer.inner_boundary(labels, self._neighbours(position))
+        )
 
     def _neighbours(self, position: tile_renderer.PyramidTile) -> tile_renderer.NeighbourLabels:
         """The labels next to each side of a tile."""

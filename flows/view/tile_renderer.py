@@ -173,8 +173,8 @@ def palette(colours: Sequence[Rgb]) -> Palette:
 
 def heat_palette() -> Palette:
     """Return the RGBA palette (256, 4) of a probability byte; low probabilities are more transparent."""
-    at, stops = np.linspace(0, len(HEAT) - 1, 256), np.arange(len(HEAT))
-    rgb = np.stack([np.interp(at, stops, [colour[c] for colour in HEAT]) for c in range(3)], axis=1).round()
+    positions, stops = np.linspace(0, len(HEAT) - 1, 256), np.arange(len(HEAT))
+    rgb = np.stack([np.interp(positions, stops, [colour[c] for colour in HEAT]) for c in range(3)], axis=1).round()
     alpha = np.minimum(255, 3 * np.arange(256))
     return np.concatenate((rgb, alpha[:, None]), axis=1).astype(np.uint8)
 
