@@ -220,7 +220,7 @@ def _colours(spec: dict[str, Any]) -> list[str]:
     lines = []
     if "stain_normalisation" in spec:
         lines += [
-            f"stains are first normalised to {spec['stain_target']} ({spec['stain_normalisation']}, fitted per slide)"
+            f"stains are normalised to {spec['stain_target']} ({spec['stain_normalisation']}), fitted per slide"
         ]
     if "equalise" in spec:
         lines += ["each channel's values are then replaced by their ranks in the slide (histogram equalisation)"]

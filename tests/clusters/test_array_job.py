@@ -1,4 +1,4 @@
-"""Shares of a batch: processes that know nothing of each other work into one OUT, and what they leave tells of all."""
+"""Array jobs: independent processes write to one OUT, and its batch files cover all slides."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ SHAPE = (600, 1100)
 
 
 @given(st.integers(1, 9), st.integers(0, 40))
-def test_shares_are_everything_once_and_alike(of: int, slides: int) -> None:
+def test_jobs_partition_the_slides_evenly(of: int, slides: int) -> None:
     parts = [ArrayJob(number, of).take(range(slides)) for number in range(1, of + 1)]
     assert Counter(slide for part in parts for slide in part) == Counter(range(slides))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1", "1/0", "a/b", "-1/4", "1/4/2", "1 /4", "", "1.0/4"])
-def test_what_is_no_share_is_refused_with_the_words_for_slurm(text: str) -> None:
+def test_invalid_array_is_rejected_with_the_options_for_slurm(text: str) -> None:
     with pytest.raises(ConfigError, match=r"expected i/n .* \$SLURM_ARRAY_TASK_ID/\$SLURM_ARRAY_TASK_COUNT"):
         ArrayJob.read(text)
     assert ArrayJob.read("3/8") == ArrayJob(3, 8)
 
 
-def test_of_slides_of_others_it_is_said_what_their_folders_and_the_history_say(tmp_path: Path) -> None:
+def test_states_of_other_jobs_come_from_folders_and_history(tmp_path: Path) -> None:
     slides = {name: tmp_path / f"{name}.svs" for name in ("never", "bad", "begun")}
     assert [outcome.state for outcome in outcomes_of_all_jobs(tmp_path, (), slides)] == ["waiting"] * 3
     (tmp_path / "begun" / ".work").mkdir(parents=True)
@@ -53,13 +53,13 @@ def test_of_slides_of_others_it_is_said_what_their_folders_and_the_history_say(t
     assert begun.state == "resumable"
 
 
-def test_who_writes_last_has_heard_all_others(tmp_path: Path) -> None:
+def test_last_writer_has_read_all_ends(tmp_path: Path) -> None:
     history, heard = tmp_path / NAME, list[str]()
     history.write_text("first\n")
     late = iter(["second\n", "third\n"])
 
     def slowly() -> None:
-        """Others speak while this one writes, twice."""
+        """Two other jobs end while this one writes."""
         heard.append(history.read_text())
         with history.open("a") as file:
             file.write(next(late, ""))
@@ -76,7 +76,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_four_shares_at_once_one_of_them_killed_and_run_again(overtile: Command, tmp_path: Path) -> None:
+def test_four_concurrent_jobs_with_one_killed_and_repeated(overtile: Command, tmp_path: Path) -> None:
     names = [f"slide-{number}" for number in range(9)]
     for number, name in enumerate(names):
         write(tmp_path / "slides" / f"{name}.tif", draw(SHAPE, red_and_blue(SHAPE, radius=12 + number)))

@@ -1,4 +1,4 @@
-"""Workers in processes of their own, reached through TLS, give what one process gives, whatever becomes of them."""
+"""Remote workers under TLS give the bytes of one process, also when workers or the scheduler are killed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SHAPE = (1100, 1600)
 
 
 def test_workers_under_tls_give_the_bytes_of_one_process(overtile: Command, finished: Finished, tmp_path: Path) -> None:
-    """Paths are given as they look from where the command was typed; workers were started elsewhere."""
+    """Relative paths of the command; the workers were started in another folder."""
     with machines(tmp_path, "one") as there:
         slide, out = (Path(os.path.relpath(path, overtile.folder)) for path in (finished.slide, tmp_path / "out"))
         ran = overtile.segment(slide, out, *there.settings)
@@ -49,13 +49,13 @@ def test_workers_under_tls_give_the_bytes_of_one_process(overtile: Command, fini
     assert set(listening) == {"127.0.0.1"}
 
 
-def test_the_page_reckons_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_of_the_documentation_are_computed(capsys: pytest.CaptureFixture[str]) -> None:
     code, said = re.findall(r"```(?:python|text)\n(.*?)```", PAGE.read_text("utf-8"), re.S)
     exec(code, {})
     assert capsys.readouterr().out == said
 
 
-def test_what_the_page_configures_is_a_configuration() -> None:
+def test_configurations_of_the_documentation_are_valid() -> None:
     for text in re.findall(r"```yaml\n(.*?)```", PAGE.read_text("utf-8"), re.S):
         content = yaml.safe_load(text)
         if "cluster" in content:
@@ -90,16 +90,16 @@ class Running:
         )
 
     def kill(self) -> None:
-        """SIGKILL of the process and all that it started."""
+        """Send SIGKILL to the process and its descendants."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.communicate()
 
     def shards(self) -> int:
-        """Blocks that the network has answered."""
+        """Number of predicted blocks."""
         return len(list(self.out.glob("*/slide.ome.zarr/probability/0/c/0/*/[0-9]*")))
 
     def until(self, is_so: Callable[[], bool]) -> None:
-        """Wait until something is so; it must not end before."""
+        """Wait for a condition; the command must not end before."""
         while not is_so():
             try:
                 said, _ = self.process.communicate(timeout=0.05)
@@ -108,7 +108,7 @@ class Running:
             pytest.fail(f"it ended with {self.process.returncode}:\n{said}")
 
     def end(self) -> tuple[int, str]:
-        """Its exit code and what it said."""
+        """The exit code and output."""
         said, _ = self.process.communicate(timeout=600)
         return self.process.returncode, said
 
@@ -190,7 +190,7 @@ def test_fault_7_a_scheduler_that_is_killed_costs_blocks_in_flight_and_counts_ag
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_the_network_runs_where_a_gpu_is_and_nothing_else_does(overtile: Command, tmp_path: Path) -> None:
+def test_only_the_network_runs_on_gpu_workers(overtile: Command, tmp_path: Path) -> None:
     """Four workers, each started for one of the devices 0, 1, 2 and 3, and one without."""
     slides = sound_slides(tmp_path / "slides", "a", "b")
     with machines(tmp_path, environment={"DASK_DISTRIBUTED__SCHEDULER__WORK_STEALING": "False"}) as there:
@@ -214,7 +214,7 @@ def test_the_network_runs_where_a_gpu_is_and_nothing_else_does(overtile: Command
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_a_scheduler_that_cannot_be_used_is_refused_before_anything_starts(
+def test_unusable_scheduler_is_rejected_before_anything_starts(
     overtile_alone: Command, finished: Finished, tmp_path: Path
 ) -> None:
     with machines(tmp_path, "one") as there:
@@ -235,7 +235,7 @@ def test_a_scheduler_that_cannot_be_used_is_refused_before_anything_starts(
 def test_workers_in_networks_of_their_own_give_the_bytes_of_one_process(
     overtile: Command, finished: Finished, tmp_path: Path
 ) -> None:
-    """Each has an address of its own, from which nothing of this machine is reached but through the wire."""
+    """Each worker has its own network namespace and reaches this machine through a virtual link only."""
     with ExitStack() as stack:
         try:
             addresses = stack.enter_context(network("a", "b"))

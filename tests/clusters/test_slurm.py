@@ -1,4 +1,4 @@
-"""SLURM: what would be submitted says what was asked for, a real one takes it, and its jobs give the same bytes."""
+"""SLURM: the job script has the configured directives, SLURM accepts it, and its jobs give the same bytes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> str:
         return str(cluster.job_script()).replace(str(folder), "FOLDER")
 
 
-def test_the_job_says_what_was_asked_for_and_nothing_dask_makes_up(script: str) -> None:
+def test_job_script_has_the_configured_directives_only(script: str) -> None:
     assert [line for line in script.splitlines() if line.startswith("#SBATCH")] == [
         "#SBATCH -J overtile",
         "#SBATCH -n 1",
@@ -47,7 +47,7 @@ def test_the_job_says_what_was_asked_for_and_nothing_dask_makes_up(script: str) 
     ]
 
 
-def test_the_worker_is_this_interpreters_under_tls_and_shows_itself_to_nobody_else(script: str) -> None:
+def test_worker_uses_this_interpreter_and_tls_and_a_local_dashboard(script: str) -> None:
     (line,) = (line for line in script.splitlines() if "distributed.cli.dask_worker" in line)
     assert line.startswith(f"{sys.executable} -m distributed.cli.dask_worker tls://127.0.0.1:")
     for words in (
@@ -60,7 +60,7 @@ def test_the_worker_is_this_interpreters_under_tls_and_shows_itself_to_nobody_el
     assert line.rindex("--memory-limit 0") > line.index("--memory-limit"), "the last one counts"
 
 
-def test_the_worker_is_told_what_a_runs_own_workers_are(script: str) -> None:
+def test_worker_gets_the_settings_of_local_workers(script: str) -> None:
     exports = "\n".join(line for line in script.splitlines() if line.startswith("export "))
     told = "import dask, distributed; from pipeline.execution.local_cluster import SETTINGS\n"
     told += "for k, v in SETTINGS.items():\n"
@@ -71,7 +71,7 @@ def test_the_worker_is_told_what_a_runs_own_workers_are(script: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_without_the_library_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_library_is_reported_with_the_install_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "dask_jobqueue.slurm", None)
     section = ClusterSection(kind="slurm", workers=2, address="tls://127.0.0.1:0", tls=str(tmp_path))
     with pytest.raises(ConfigError, match=r"pip install 'overtile\[slurm\]'"):
@@ -80,7 +80,7 @@ def test_without_the_library_it_is_said_how_to_get_it(monkeypatch: pytest.Monkey
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A real one, and what a command needs in its environment to use it."""
+    """A SLURM installation, and the environment of commands that use it."""
     if why := lacking():
         skip_or_fail(why)
     with running_slurm(tmp_path_factory.mktemp("node")) as environment:
@@ -88,7 +88,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.parametrize("which", ["worker", "array"])
-def test_slurm_would_take_it(script: str, which: str, slurm: dict[str, str], tmp_path: Path) -> None:
+def test_slurm_accepts_the_job_script(script: str, which: str, slurm: dict[str, str], tmp_path: Path) -> None:
     if which == "array":
         found = re.search(r"```bash\n(#!/bin/bash\n#SBATCH.*?)```", PAGE.read_text("utf-8"), re.S)
         assert found, "the page has a script"
@@ -101,7 +101,7 @@ def test_slurm_would_take_it(script: str, which: str, slurm: dict[str, str], tmp
 
 
 @pytest.mark.long
-def test_a_slide_goes_through_jobs_of_slurm_to_the_same_bytes(
+def test_slurm_jobs_give_the_same_bytes(
     slurm: dict[str, str], overtile: Command, finished: Finished, tmp_path: Path
 ) -> None:
     settings = ["cluster.kind=slurm", "cluster.workers=2", "cluster.address=tls://127.0.0.1:0"]

@@ -1,4 +1,4 @@
-"""Who may read and change what is written: what the umask says, and the group of OUT where that is asked for."""
+"""Permissions of written files: those of the umask, and of the group of OUT where configured."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHAPE = (150, 210)
 
 
 def other_group() -> int:
-    """A group that is not the one new files would have anyway: any number for root, else one of ours."""
+    """A group that is not the default group of new files: any number for root, else one of the user's groups."""
     return 54000 if os.geteuid() == 0 else max({*os.getgroups(), os.getegid()} - {os.getegid()}, default=os.getegid())
 
 
@@ -34,14 +34,14 @@ def request(out: Path, *settings: str) -> BatchRequest:
 
 @pytest.fixture
 def strict() -> Iterator[None]:
-    """A umask that leaves others nothing, and the group its reading."""
+    """A umask that grants others nothing and the group reading."""
     before = os.umask(0o027)
     yield
     os.umask(before)
 
 
 @pytest.mark.usefixtures("strict")
-def test_the_group_is_let_in_only_while_it_is_asked_for(tmp_path: Path) -> None:
+def test_group_permissions_are_set_only_when_configured(tmp_path: Path) -> None:
     for name, settings in (("shared", ["outputs.group_writable=true"]), ("own", [])):
         with shared_with_group(request(tmp_path / name, *settings)):
             write_json(tmp_path / name / "slide" / "plan.json", {})
@@ -58,7 +58,7 @@ def test_the_group_is_let_in_only_while_it_is_asked_for(tmp_path: Path) -> None:
     }
 
 
-def test_a_folder_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_shared_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(ConfigError, match=r"chmod g\+rwxs"),
@@ -68,14 +68,14 @@ def test_a_folder_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("strict")
-def test_the_files_of_training_obey_the_umask_too(tmp_path: Path) -> None:
+def test_files_of_training_follow_the_umask(tmp_path: Path) -> None:
     write_atomically(tmp_path / "best.safetensors", b"weights")
     assert stat.S_IMODE((tmp_path / "best.safetensors").stat().st_mode) == 0o640
 
 
 @pytest.mark.long
-def test_two_users_go_on_with_each_others_slides(overtile: Command, tmp_path: Path) -> None:
-    """Each with a number of their own, in one group; both may read all there is, as a checkout needs."""
+def test_two_users_resume_each_others_slides(overtile: Command, tmp_path: Path) -> None:
+    """Two user ids in one group; both may read all files, as a checkout requires."""
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         skip_or_fail("being two users takes root and setpriv; that the group may write is proven beside")
     for folder in (tmp_path, *tmp_path.parents[:2]):  # pytest's own, which others may not enter

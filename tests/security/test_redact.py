@@ -1,7 +1,7 @@
-"""Names that are not told: one run on slides, folders and patients whose names may be nowhere but in one file.
+"""Redaction: a run on slides, folders and patients whose names may occur in the key file only.
 
-The slides come out, fail, collide and are missing in every way that has a message of its own; then everything that was
-written or said is searched for their names.
+Slides complete, fail, collide and are missing in every way that has a message of its own; then all files and messages
+are searched for their names.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SECRETS = ("KOWALSKI", "biopsy-4711", "MUELLEROVA", "NOVAKOWA", "IVANOVA", "WEBE
 
 @dataclass(frozen=True, slots=True)
 class Redacted:
-    """The run, the file with the names, and the ids by what they stand for."""
+    """The run, the key file, and pseudonyms by name."""
 
     ran: Ran
     file: Path
@@ -87,7 +87,7 @@ def redacted(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> Red
     return Redacted(ran, folder / "names.json", folder / "slides", options)
 
 
-def test_slides_go_by_ids_and_one_file_tells_their_names(redacted: Redacted) -> None:
+def test_slides_have_pseudonyms_and_the_key_file_maps_them(redacted: Redacted) -> None:
     states = {
         name: redacted.ran.states()[found] for name, found in redacted.ids().items() if found.startswith("slide-")
     }
@@ -99,7 +99,7 @@ def test_slides_go_by_ids_and_one_file_tells_their_names(redacted: Redacted) -> 
     assert str(redacted.out.parent / "slides" / f"{NAMES['whole']}.tif") in paths
 
 
-def test_nothing_written_or_said_tells_a_name(redacted: Redacted, overtile: Command) -> None:
+def test_no_file_or_message_contains_a_name(redacted: Redacted, overtile: Command) -> None:
     assert words_held(redacted.out, SECRETS) == set()
     assert [word for word in SECRETS if word in redacted.ran.said] == []
     homes = [overtile.folder.parent, *overtile.folder.parents[1].glob("prefect-server[0-9]*")]
@@ -107,7 +107,7 @@ def test_nothing_written_or_said_tells_a_name(redacted: Redacted, overtile: Comm
     assert [held for home in homes for held in words_held(home, SECRETS)] == []
 
 
-def test_every_failure_still_says_what_is_wrong(redacted: Redacted) -> None:
+def test_redacted_errors_still_state_the_cause(redacted: Redacted) -> None:
     errors = {kind: redacted.ran.error_of(redacted.id_of(kind)) for kind in ("damaged", "empty", "undrawn", "gone")}
     assert "level 0, tile (0, 0)" in errors["damaged"]
     assert "an empty file" in errors["empty"]
@@ -118,14 +118,14 @@ def test_every_failure_still_says_what_is_wrong(redacted: Redacted) -> None:
     assert all("its output would be" in line for line in twins)
 
 
-def test_the_results_have_the_patients_id(redacted: Redacted) -> None:
+def test_results_have_patient_pseudonyms(redacted: Redacted) -> None:
     ids = redacted.ids()
     row = next(line for line in (redacted.out / "results.csv").read_text().splitlines() if ids[PATIENT] in line)
     assert row.startswith(redacted.id_of("whole"))
 
 
-def test_the_same_ids_again_and_commands_take_them(redacted: Redacted, overtile_alone: Command) -> None:
-    """Rerun, status and retry: without a flow, and without telling a name."""
+def test_pseudonyms_are_stable_and_accepted_by_commands(redacted: Redacted, overtile_alone: Command) -> None:
+    """Rerun, status and retry without a flow and without names."""
     before, options = redacted.ids(), redacted.options[2:]
     again = overtile_alone.segment(redacted.slides, redacted.out, *options, "tissue=null", "input.pattern=['bio*.tif']")
     assert again.code == 0, again.said
@@ -141,7 +141,7 @@ def test_the_same_ids_again_and_commands_take_them(redacted: Redacted, overtile_
 
 
 @pytest.mark.long
-def test_what_only_looks_tells_no_name_either(redacted: Redacted, overtile_alone: Command) -> None:
+def test_read_only_commands_print_no_name(redacted: Redacted, overtile_alone: Command) -> None:
     drawn = redacted.slides / f"{NAMES['drawn']}.tif"
     ran = [overtile_alone.run(command, redacted.out) for command in ("status", "inspect", "verify")]
     ran.append(overtile_alone.segment(drawn, redacted.out, *redacted.options[2:], "--dry-run"))
@@ -159,9 +159,7 @@ def test_what_only_looks_tells_no_name_either(redacted: Redacted, overtile_alone
         ("absent/names", None, "", "No such file"),
     ],
 )
-def test_a_file_that_may_not_hold_names_is_refused(
-    tmp_path: Path, place: str, mode: int | None, content: str, phrase: str
-) -> None:
+def test_invalid_key_file_is_rejected(tmp_path: Path, place: str, mode: int | None, content: str, phrase: str) -> None:
     (tmp_path / "out").mkdir()
     if mode is not None:
         (tmp_path / place).write_text(content)
@@ -170,7 +168,7 @@ def test_a_file_that_may_not_hold_names_is_refused(
         pytest.fail("it was opened")
 
 
-def test_ids_are_of_the_file_and_survive_a_torn_line(tmp_path: Path) -> None:
+def test_pseudonyms_depend_on_the_key_file_and_survive_a_torn_line(tmp_path: Path) -> None:
     found = []
     for name in ("one", "one", "two"):
         with open_key_file(tmp_path / name, tmp_path / "out") as names:
@@ -188,7 +186,7 @@ def test_ids_are_of_the_file_and_survive_a_torn_line(tmp_path: Path) -> None:
 # ---- one folder, several users ---------------------------------------------------------------------------------------
 
 
-def test_the_group_of_out_may_change_all_that_is_in_it(redacted: Redacted) -> None:
+def test_group_of_out_may_change_all_files(redacted: Redacted) -> None:
     group = other_group()
     for path in (redacted.out, *redacted.out.rglob("*")):
         found = path.stat()
@@ -200,7 +198,7 @@ def test_the_group_of_out_may_change_all_that_is_in_it(redacted: Redacted) -> No
 # ---- words -----------------------------------------------------------------------------------------------------------
 
 
-def test_an_alias_takes_out_paths_and_whole_words_and_leaves_short_numbers(tmp_path: Path) -> None:
+def test_redaction_replaces_paths_and_whole_words_but_no_short_numbers(tmp_path: Path) -> None:
     os.symlink(tmp_path / "ELSEWHERE.svs", tmp_path / "SMITH 12.svs")
     alias = Pseudonym.of("slide-1", "case/SMITH 12", tmp_path / "SMITH 12.svs")
     for told in (
@@ -229,7 +227,7 @@ def raise_chained(kind: type[OvertileError], text: str = "in/SMITH.svs: cannot b
         raise kind(text) from error
 
 
-def test_an_error_is_of_its_kind_and_says_nothing_of_what_led_to_it() -> None:
+def test_redacted_error_keeps_its_type_and_drops_its_cause() -> None:
     alias = Pseudonym.of("slide-1", "SMITH", Path("in/SMITH.svs"))
     for kind in (SlideError, DiskError, LockedError):
         with pytest.raises(kind) as told, RedactErrors(alias):
@@ -241,7 +239,7 @@ def test_an_error_is_of_its_kind_and_says_nothing_of_what_led_to_it() -> None:
         Path("in/SMITH.svs").read_bytes()
 
 
-def test_what_is_logged_as_it_is_moves_no_terminal() -> None:
+def test_logged_errors_contain_no_control_characters() -> None:
     with pytest.raises(SlideError) as told, RedactErrors(None, lambda text: text.replace("\x1b", "?")):
         raise_chained(SlideError, "\x1b[31m.svs: cut")
     assert str(told.value) == "?[31m.svs: cut"

@@ -1,4 +1,4 @@
-"""The examples of nights in ``configs/``: Prefect, systemd and compose understand them, and no door stands open."""
+"""The examples in ``configs/``: Prefect, systemd and compose accept them, and they open no port."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read(name: str) -> dict[str, Any]:
     return dict(yaml.safe_load((CONFIGS / name).read_text("utf-8")))
 
 
-def test_what_is_deployed_for_many_machines_is_a_night_that_never_overlaps() -> None:
+def test_deployment_example_is_a_scheduled_run_that_never_overlaps() -> None:
     from prefect.client.schemas.objects import ConcurrencyOptions
     from prefect.client.schemas.schedules import CronSchedule
     from prefect.flows import load_flow_from_entrypoint
@@ -39,8 +39,8 @@ def test_what_is_deployed_for_many_machines_is_a_night_that_never_overlaps() -> 
     assert found["pull"] == [], "no code is fetched from anywhere"
 
 
-def test_automations_are_told_of_the_same_states_as_those_of_a_schedule(tmp_path: Path) -> None:
-    """And those of a schedule say a path as it is, whatever templates make of it."""
+def test_automation_examples_match_those_of_a_schedule(tmp_path: Path) -> None:
+    """Paths in notifications are not interpreted as templates."""
     from uuid import uuid4
 
     from prefect.events.schemas.automations import AutomationCore, EventTrigger
@@ -57,12 +57,12 @@ def test_automations_are_told_of_the_same_states_as_those_of_a_schedule(tmp_path
             assert getattr(example.trigger, name) == getattr(made.trigger, name), (example.name, name)
         for template in (made.actions[0].subject, made.actions[0].body):  # type: ignore[union-attr]  # it sends
             validate_user_template(template)
-    assert len(found) == len(own) + 1, "a schedule looks itself for nights that died"
+    assert len(found) == len(own) + 1, "a schedule itself looks for crashed runs"
     text = render_user_template_sync(own[0].actions[0].subject, {"flow_run": "seen"})  # type: ignore[union-attr]
     assert text == "overtile: it's {{ flow_run }} {% raw %} }}: a scheduled run failed"
 
 
-def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     if not (systemd := shutil.which("systemd-analyze")):
         skip_or_fail("no systemd here to look at the unit")
     unit = (CONFIGS / "overtile.service").read_text("utf-8")
@@ -71,7 +71,7 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-def test_the_command_of_the_unit_is_one_that_the_command_knows() -> None:
+def test_command_line_of_the_unit_is_valid() -> None:
     import typer
 
     from flows.cli.main import app
@@ -87,7 +87,7 @@ def _parameters(command: Any, name: str) -> list[list[str]]:
     return [one.opts for one in command.commands[name].params]
 
 
-def test_the_compose_file_opens_no_port_and_names_real_settings() -> None:
+def test_compose_file_opens_no_port_and_has_valid_settings() -> None:
     from prefect import settings
 
     services = read("compose.yaml")["services"]
@@ -107,7 +107,7 @@ def test_the_compose_file_opens_no_port_and_names_real_settings() -> None:
     assert [name for name in sorted(named) if not hasattr(settings, name)] == []
 
 
-def test_the_container_copies_what_is_there_and_the_wheel_needs() -> None:
+def test_container_copies_what_the_wheel_needs() -> None:
     """And no more is sent to the builder; the worker of the compose file is this image."""
     text = (CONFIGS / "Containerfile").read_text("utf-8")
     copied = [words.split()[:-1] for words in re.findall(r"^COPY (?!--from)(.*)$", text, re.M)]
@@ -124,7 +124,7 @@ def test_the_container_copies_what_is_there_and_the_wheel_needs() -> None:
     assert f":{project['project']['version']}" in worker["image"]
 
 
-def test_the_workflow_runs_what_everybody_runs() -> None:
+def test_workflow_runs_ci_run() -> None:
     """One command, pinned to the interpreter that was tested, with no right to write."""
     found = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "ci.yml").read_text("utf-8"))
     (job,) = found["jobs"].values()
@@ -133,7 +133,7 @@ def test_the_workflow_runs_what_everybody_runs() -> None:
     assert (REPOSITORY / ".ci" / "run").stat().st_mode & 0o111
 
 
-def test_the_hooks_are_those_of_make_lint() -> None:
+def test_hooks_are_those_of_make_lint() -> None:
     hooks = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text("utf-8"))["repos"]
     entries = " ".join(hook["entry"] for repository in hooks for hook in repository["hooks"] if "entry" in hook)
     lint = (REPOSITORY / "Makefile").read_text("utf-8").split("\nlint:")[1].split("\n\n")[0]
@@ -144,5 +144,5 @@ def test_the_hooks_are_those_of_make_lint() -> None:
 @pytest.mark.parametrize(
     "name", ["prefect.yaml", "automations.yaml", "compose.yaml", "overtile.service", "Containerfile"]
 )
-def test_it_says_how_it_is_used(name: str) -> None:
+def test_example_states_its_usage(name: str) -> None:
     assert (CONFIGS / name).read_text("utf-8").startswith("# ")

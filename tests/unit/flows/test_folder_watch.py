@@ -1,4 +1,4 @@
-"""What has arrived in a folder: asked for once, when it has rested, and again only when it changes."""
+"""Detection of new slides: reported once when they have settled, and again only when they change."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def put(folder: Path, name: str, data: bytes = b"x", age_s: float = 1000) -> Pat
 
 
 def seen(arrivals: FolderWatch) -> list[str]:
-    """Names of what has arrived; it is taken."""
+    """Names of new slides, which are marked as taken."""
     found = arrivals.look()
     arrivals.taken |= found
     return sorted(path.name for path in found)
 
 
-def test_each_arrival_is_told_once_and_not_before_it_rests(folder: Path) -> None:
+def test_new_slide_is_reported_once_after_it_has_settled(folder: Path) -> None:
     arrivals = watched(folder)
     assert seen(arrivals) == [], "an empty folder is no error"
     old, young = put(folder, "old.tif"), put(folder, "young.tif", age_s=5)
@@ -53,13 +53,13 @@ def test_each_arrival_is_told_once_and_not_before_it_rests(folder: Path) -> None
     assert arrivals.pause_s == LOOK_S
 
 
-def test_what_was_not_taken_is_told_again(folder: Path) -> None:
+def test_slide_that_was_not_taken_is_reported_again(folder: Path) -> None:
     arrivals = watched(folder)
     put(folder, "a.tif")
     assert [*arrivals.look()] == [*arrivals.look()] == [folder / "a.tif"]
 
 
-def test_a_table_that_changes_is_an_arrival(folder: Path) -> None:
+def test_changed_cases_table_is_reported(folder: Path) -> None:
     table = put(folder.parent, "cases.csv", b"slide\na.tif\n")
     arrivals = watched(folder, f"input.cases={table}")
     put(folder, "a.tif")
@@ -68,7 +68,7 @@ def test_a_table_that_changes_is_an_arrival(folder: Path) -> None:
     assert seen(arrivals) == ["cases.csv"]
 
 
-def test_a_file_on_a_share_that_grows_without_a_new_time_is_told_again(folder: Path) -> None:
+def test_file_that_grows_without_a_new_mtime_is_reported_again(folder: Path) -> None:
     arrivals = watched(folder)
     before = put(folder, "a.tif").stat()
     assert seen(arrivals) == ["a.tif"]

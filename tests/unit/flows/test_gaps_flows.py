@@ -1,4 +1,4 @@
-"""What the flows say about a batch: exit codes, records, progress; without starting one."""
+"""Error messages, options, records and checks of the commands, without a run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def batch_of(out: Path, *states: State, disk_failed: bool = False) -> Batch:
         (OvertileError("x"), 4),
     ],
 )
-def test_refusals_are_one_line_and_a_code(error: Exception, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_line_and_an_exit_code(error: Exception, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     def refuse() -> None:
         raise error
 
@@ -52,7 +52,7 @@ def test_refusals_are_one_line_and_a_code(error: Exception, code: int, capsys: p
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_force_without_a_key_means_every_slide() -> None:
+def test_force_without_key_applies_to_every_slide() -> None:
     assert main._bare_force([]) == []
     assert main._bare_force(["a.tif", "--force", "--out", "o"]) == ["a.tif", "--force", main.ALL, "--out", "o"]
     assert main._bare_force(["--force"]) == ["--force", main.ALL]
@@ -77,7 +77,7 @@ def test_names_are_inert_in_tables_and_sheets(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "batch.json").read_text())["run"]["outcomes"][0]["key"] == NASTY[0]
 
 
-def test_without_a_manifest_a_slide_is_incomplete_whatever_lies_there(tmp_path: Path) -> None:
+def test_slide_without_manifest_is_incomplete(tmp_path: Path) -> None:
     store = SlideStore(tmp_path / "out" / "a")
     store.stamp("predict", "plan", {})
     (store.root / "objects.parquet").write_bytes(b"PAR1")
@@ -88,15 +88,15 @@ def test_without_a_manifest_a_slide_is_incomplete_whatever_lies_there(tmp_path: 
     assert record["state"] == "damaged"
 
 
-def test_a_missing_package_is_a_problem_with_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_a_missing_package_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "package_version", lambda package: None if package == "zarr" else "1")
     console = Console(record=True, width=200)
     assert doctor.examine(console) == 1
     assert "zarr is not installed" in console.export_text()
 
 
-def test_the_first_words_of_a_newcomer_are_answered(overtile_alone: Command) -> None:
-    """The bare command, and which version this is: no traceback, and no second lost on imports."""
+def test_bare_command_and_version_start_quickly(overtile_alone: Command) -> None:
+    """The bare command prints help and the version without importing heavy libraries."""
     for words, answer in (((), "Segment whole-slide images exactly."), (("--version",), "overtile 0.")):
         ran = overtile_alone.run(*words)
         assert answer in ran.stdout, ran.said

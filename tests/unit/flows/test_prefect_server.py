@@ -1,4 +1,4 @@
-"""The temporary Prefect server: there when it is needed, gone when nobody needs it, and never instead of another."""
+"""The temporary Prefect server: it starts when needed, ends with its parent, and never replaces a configured server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMED = "from prefect.settings import PREFECT_API_URL as url\nwith used(server):
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """Prefect's settings and database below the test's folder, and no server named."""
+    """Prefect settings and database below the test's folder, without a configured server."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     root = str(Path(__file__).parents[3])
     return {**kept, "PREFECT_HOME": str(tmp_path / "prefect"), "PYTHONPATH": root, "DO_NOT_TRACK": "1"}
@@ -32,7 +32,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def parent(environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that has started a server and waits for a line."""
+    """A process that has started a server and waits for a line of input."""
     process = subprocess.Popen(
         [sys.executable, "-c", BEGIN + SAY_AND_WAIT], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -43,7 +43,7 @@ def parent(environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
 
 @pytest.fixture
 def server(parent: subprocess.Popen[bytes]) -> Iterator[psutil.Process]:
-    """The server that the parent started, answering; not left behind even by a test that finds it is."""
+    """The server of the parent, responding; it is killed after the test in any case."""
     assert parent.stdout is not None
     process = psutil.Process(int(parent.stdout.readline()))
     yield process
@@ -52,7 +52,7 @@ def server(parent: subprocess.Popen[bytes]) -> Iterator[psutil.Process]:
 
 
 @pytest.mark.long
-def test_it_is_gone_when_its_parent_has_ended(parent: subprocess.Popen[bytes], server: psutil.Process) -> None:
+def test_server_ends_with_its_parent(parent: subprocess.Popen[bytes], server: psutil.Process) -> None:
     listening = [c.laddr.ip for c in server.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
     assert listening == ["127.0.0.1"]
     parent.communicate(b"\n", timeout=PATIENCE_S)
@@ -60,25 +60,25 @@ def test_it_is_gone_when_its_parent_has_ended(parent: subprocess.Popen[bytes], s
     assert not server.is_running()
 
 
-def test_kill_9_of_the_parent_leaves_no_server(parent: subprocess.Popen[bytes], server: psutil.Process) -> None:
-    """Nor does Ctrl-C go to both: the run still has to tell the server how it ended."""
+def test_server_ends_after_sigkill_of_its_parent(parent: subprocess.Popen[bytes], server: psutil.Process) -> None:
+    """Ctrl-C does not reach the server, because the run still has to report its end."""
     assert os.getpgid(server.pid) != os.getpgid(parent.pid)
     parent.kill()
     assert psutil.wait_procs([server], timeout=20)[1] == []
 
 
 def asked(environment: dict[str, str]) -> str:
-    """The address that what runs inside ``used`` talks to."""
+    """The API address inside the context ``used``."""
     done = subprocess.run([sys.executable, "-c", BEGIN + NAMED], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
-def test_a_server_named_in_the_environment_is_used(environment: dict[str, str], prefect_server: str) -> None:
+def test_server_of_the_environment_is_used(environment: dict[str, str], prefect_server: str) -> None:
     assert asked({**environment, "PREFECT_API_URL": prefect_server}) == prefect_server
 
 
-def test_a_server_named_in_a_profile_is_used(environment: dict[str, str], prefect_server: str) -> None:
+def test_server_of_a_profile_is_used(environment: dict[str, str], prefect_server: str) -> None:
     home = Path(environment["PREFECT_HOME"])
     home.mkdir()
     (home / "profiles.toml").write_text(f'active = "lab"\n[profiles.lab]\nPREFECT_API_URL = "{prefect_server}"\n')
@@ -86,7 +86,7 @@ def test_a_server_named_in_a_profile_is_used(environment: dict[str, str], prefec
 
 
 @pytest.mark.long
-def test_a_server_that_cannot_start_is_named_with_the_way_out(tmp_path: Path) -> None:
+def test_server_that_cannot_start_is_reported_with_a_remedy(tmp_path: Path) -> None:
     slide = write(tmp_path / "slide.tif", draw((64, 64), red_and_blue((64, 64))))
     nowhere = f"sqlite+aiosqlite:///{tmp_path}/no/such/folder/prefect.db"
     overtile = Command.under(tmp_path, None).with_environment(PREFECT_API_DATABASE_CONNECTION_URL=nowhere)
@@ -96,8 +96,8 @@ def test_a_server_that_cannot_start_is_named_with_the_way_out(tmp_path: Path) ->
     assert "prefect server start" in ran.only_error
 
 
-def test_a_batch_that_is_refused_leaves_no_server(tmp_path: Path) -> None:
-    """It was started before the slides were looked at."""
+def test_invalid_batch_leaves_no_server(tmp_path: Path) -> None:
+    """The server starts before the slides are planned."""
     overtile = Command.under(tmp_path, None).with_environment(OVERTILE_MARK=str(tmp_path))
     ran = overtile.segment(tmp_path / "missing", tmp_path / "out")
     assert ran.code == 2, ran.said
@@ -124,5 +124,5 @@ MOUNTS = """\
     ("folder", "shared"),
     [("/root/.prefect", False), ("/home/ann/.prefect", True), ("/home/local disk/x", False), ("/data", True)],
 )
-def test_a_home_that_other_machines_mount_is_told_from_one_that_they_do_not(folder: str, shared: bool) -> None:
+def test_network_file_systems_are_recognised(folder: str, shared: bool) -> None:
     assert is_on_network(Path(folder), MOUNTS) == shared

@@ -1,4 +1,4 @@
-"""Nights by schedule: when they are due, what is made up for, what is refused. They fire in test_served.py."""
+"""Schedules: due times, missed runs and invalid options. Real runs are in test_scheduled_run.py."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def main():
 
 
 def in_process(command: Command, script: str, *words: str | Path) -> str:
-    """What a script prints that uses the modules and the server."""
+    """The output of a script that uses the modules and the server."""
     body = "".join(f"        {line}\n" for line in script.strip().splitlines())
     code = f"{IN_PROCESS}{body}\nasyncio.run(main())\n"
     root = str(Path(__file__).parents[3])
@@ -69,7 +69,7 @@ def in_process(command: Command, script: str, *words: str | Path) -> str:
         (["--cron", "0 1 * * *", "--watch"], "one of"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_before_anything_starts(
+def test_invalid_options_are_rejected_before_anything_starts(
     overtile_alone: Command, tmp_path: Path, words: list[str], phrase: str
 ) -> None:
     ran = overtile_alone.run("schedule", tmp_path, "--out", tmp_path / "out", *words)
@@ -81,7 +81,7 @@ def test_what_cannot_be_meant_is_refused_before_anything_starts(
 
 
 def shown(cron: str, start: datetime, count: int) -> list[str]:
-    """When clocks in Berlin show the time of a daily cron line: minute by minute, of a time shown twice the first."""
+    """Moments of a daily local time in Berlin, found minute by minute; the first of a time that occurs twice."""
     minute, hour = map(int, cron.split()[:2])
     zone, found = ZoneInfo("Europe/Berlin"), dict[date, datetime]()
     moments = (start + timedelta(minutes=number) for number in range(10 * 24 * 60))
@@ -92,8 +92,8 @@ def shown(cron: str, start: datetime, count: int) -> list[str]:
     return [moment.isoformat(" ", "minutes") for moment in sorted(found.values())[:count]]
 
 
-def test_the_firings_are_those_of_the_clock_on_the_wall(overtile: Command, tmp_path: Path) -> None:
-    """The next five across both changes of it in Berlin: once a night, also where 02:30 is not there or there twice."""
+def test_cron_follows_local_time_across_clock_changes(overtile: Command, tmp_path: Path) -> None:
+    """Five runs across both clock changes in Berlin: one a day, also where 02:30 does not exist or occurs twice."""
     asked = [
         (cron, start) for cron in ("0 1 * * *", "30 2 * * *") for start in ("2026-03-27 12:00", "2026-10-23 12:00")
     ]
@@ -107,13 +107,13 @@ for cron, start in {asked}:
 """
     lines = [json.loads(line) for line in in_process(overtile, script, tmp_path).splitlines()]
     expected = [shown(cron, datetime.fromisoformat(f"{start}+00:00"), 5) for cron, start in asked]
-    without = "2026-03-29 00:30+00:00"  # 02:30 is not shown that night: Prefect fires once, an hour earlier
+    without = "2026-03-29 00:30+00:00"  # 02:30 does not exist on this day: Prefect fires once, an hour earlier
     expected[2] = sorted([*expected[2][:-1], without])
     assert lines == expected
 
 
-def test_fault_9_23_what_was_left_behind_is_made_up_for_once(overtile: Command, tmp_path: Path) -> None:
-    """Nights that are late, one that died, none while one lives: what a schedule finds when it starts again."""
+def test_fault_9_23_missed_runs_are_made_up_for_once(overtile: Command, tmp_path: Path) -> None:
+    """Late runs, a crashed run, and no new run while one is alive: the start of a schedule after a failure."""
     script = """
 schedule = when("0 0 1 1 *", None, "UTC")
 deployment = await deployment_of(request, schedule).aapply()
@@ -151,7 +151,7 @@ print(await catch_up(client, deployment, out, plan), await is_busy(client, deplo
     assert lines[7] == "the last run was stopped with the schedule: a new run resumes it True"
 
 
-def test_the_request_is_a_checked_form_and_reads_back_as_it_was(overtile: Command, tmp_path: Path) -> None:
+def test_request_of_a_deployment_is_validated_and_round_trips(overtile: Command, tmp_path: Path) -> None:
     script = """
 from datetime import time
 asked = ScheduledRunRequest(inputs=(out,), out=out, model_sha256="0" * 64, until=time(7), timezone="Europe/Berlin")
@@ -176,8 +176,8 @@ except Exception as error:
     assert lines == ["True", "1 CANCEL_NEW", "['inputs', 'model_sha256', 'out']", "409"]
 
 
-def test_weights_that_were_not_scheduled_are_refused(overtile: Command, tmp_path: Path) -> None:
-    """And what is refused, or found to be done by another, says so in the state of its run."""
+def test_changed_weights_are_rejected(overtile: Command, tmp_path: Path) -> None:
+    """A rejected or skipped run states the reason in its Prefect state."""
     script = """
 from flows.scheduled_run import night
 from pipeline.errors import ModelError
@@ -198,8 +198,8 @@ print(state.name, state.message)
 
 
 @pytest.mark.long
-def test_a_night_that_did_not_begin_is_told_of(overtile: Command, tmp_path: Path) -> None:
-    """No process serves it: the server tells. Of one that began late nobody is told."""
+def test_run_that_did_not_start_is_notified(overtile: Command, tmp_path: Path) -> None:
+    """No process serves the schedule: the server notifies. A run that started late causes no notification."""
     script = """
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from flows.notifications import automations, find_block

@@ -1,4 +1,4 @@
-"""Nights that fire for real: they never overlap, whatever is killed is made up for once, a cancelled one frees all."""
+"""Real scheduled runs: they never overlap, killed runs are made up for once, and cancelled runs free their workers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DOCS = REPOSITORY / ".github" / "docs" / "scheduling.md"
 
 
 def python_block() -> str:
-    """How the documentation says that a notification block is made."""
+    """Create a notification block as documented."""
     (found,) = re.findall(r"^```python\n(.*?)^```", DOCS.read_text("utf-8"), re.M | re.S)
     return str(found)
 
@@ -55,15 +55,15 @@ def kill(victims: list[psutil.Process]) -> None:
 
 
 def night_of(process: psutil.Process) -> psutil.Process:
-    """The process of the night that a schedule has started."""
+    """The process of the run that a schedule has started."""
     (found,) = [one for one in process.children() if "flows.prefect_server" not in one.cmdline()]
     return found
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("victims", ["all", "runner", "night"])
-def test_fault_5_9_23_killed_in_the_middle_the_next_night_ends_it(tmp_path: Path, victims: str) -> None:
-    """kill -9 of everything; of the process that serves, whose night goes on without it; of the night alone."""
+def test_fault_5_9_23_next_run_completes_a_killed_run(tmp_path: Path, victims: str) -> None:
+    """SIGKILL of all processes, of the serving process only (its run continues), or of the run only."""
     slides, out, log = two_slides(tmp_path / "slides"), tmp_path / "out", tmp_path / "log"
     words = [slides, "--out", out, "--every", "15", *settings()]
     command = Command.under(tmp_path, None)
@@ -105,8 +105,8 @@ def overtile_status(command: Command, out: Path) -> dict[str, object]:
 
 
 @pytest.mark.long
-def test_a_cancelled_night_frees_its_workers_and_another_ends_it(tmp_path: Path) -> None:
-    """By ``prefect flow-run cancel``, with two workers; and what the schedule's own end cut short is gone on with."""
+def test_cancelled_run_frees_its_workers_and_the_next_completes_it(tmp_path: Path) -> None:
+    """Cancelled by ``prefect flow-run cancel`` with two workers; a run stopped with its schedule is resumed too."""
     slides, out, log = two_slides(tmp_path / "slides"), tmp_path / "out", tmp_path / "log"
     words = [slides, "--out", out, "--watch", *settings("cluster.kind=local", "cluster.workers=2")]
     command = Command.under(tmp_path, None)
@@ -137,8 +137,8 @@ def test_a_cancelled_night_frees_its_workers_and_another_ends_it(tmp_path: Path)
 
 
 @pytest.mark.long
-def test_what_arrives_is_taken_and_who_is_to_know_of_a_failure_is_told(tmp_path: Path) -> None:
-    """Watching: once for each arrival, not before it rests; the page of the night has its picture."""
+def test_new_slides_start_a_run_and_failures_are_notified(tmp_path: Path) -> None:
+    """With --watch: one run per new slide, after it has settled; the summary has its picture."""
     slides, out, log = tmp_path / "slides", tmp_path / "out", tmp_path / "log"
     slides.mkdir()
     command = Command.under(tmp_path, None)
@@ -168,7 +168,7 @@ def test_what_arrives_is_taken_and_who_is_to_know_of_a_failure_is_told(tmp_path:
 
 
 @pytest.mark.long
-def test_a_model_of_the_cases_table_that_changes_fails_the_nights_until_it_is_scheduled_again(tmp_path: Path) -> None:
+def test_changed_model_of_the_cases_table_fails_runs_until_rescheduled(tmp_path: Path) -> None:
     out, log, own, table = (tmp_path / name for name in ("out", "log", "own.safetensors", "cases.csv"))
     slides = two_slides(tmp_path / "slides")
     shutil.copy(CONTEXT, own)

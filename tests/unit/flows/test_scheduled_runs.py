@@ -1,4 +1,4 @@
-"""What a batch leaves alone, and in which order it takes the rest: files that are still written, slides that fail."""
+"""Slides that a batch skips (still being written, or failed too often), and the order of the others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Night = Callable[..., Batch]
 
 @pytest.fixture
 def night(tmp_path: Path) -> Night:
-    """Plan a batch of all slides as a run would that finds nothing it could do."""
+    """Plan a batch of all slides, without running it."""
 
     def run(*settings: str, force: tuple[str, ...] = ()) -> Batch:
         config = load_config(None, [f"model.weights={CONTEXT}", "tiles.block=512", *settings])
@@ -60,7 +60,7 @@ def states(batch: Batch) -> dict[str, str]:
 # ---- files that are still written ------------------------------------------------------------------------------------
 
 
-def test_fault_24_a_young_file_is_deferred_and_taken_next_time(tmp_path: Path, night: Night) -> None:
+def test_fault_24_recently_modified_file_is_deferred_to_the_next_run(tmp_path: Path, night: Night) -> None:
     slide(tmp_path, "old")
     young = slide(tmp_path, "young", age_s=5)
     batch = night("input.settle_s=60")
@@ -78,11 +78,11 @@ def test_fault_24_a_young_file_is_deferred_and_taken_next_time(tmp_path: Path, n
 
 
 @pytest.mark.parametrize(("age_s", "left_alone"), [(0, True), (9, True), (11, False), (-9, True), (-11, False)])
-def test_a_clock_that_is_ahead_counts_like_one_behind(tmp_path: Path, age_s: float, left_alone: bool) -> None:
+def test_modification_times_in_the_future_count_as_recent(tmp_path: Path, age_s: float, left_alone: bool) -> None:
     assert (recently_modified(slide(tmp_path, "a", age_s), 10) is not None) == left_alone
 
 
-def test_a_young_file_of_a_folder_makes_the_slide_young(tmp_path: Path) -> None:
+def test_recently_modified_file_of_a_folder_defers_the_slide(tmp_path: Path) -> None:
     (tmp_path / "slide.mrxs").write_bytes(b"x")
     (tmp_path / "slide").mkdir()
     (tmp_path / "slide" / "Data0001.dat").write_bytes(b"x")
@@ -95,7 +95,7 @@ def test_a_young_file_of_a_folder_makes_the_slide_young(tmp_path: Path) -> None:
     assert last_change(tmp_path / "nothing") == 0
 
 
-def test_fault_24_what_is_written_to_after_it_was_planned_is_deferred(tmp_path: Path, night: Night) -> None:
+def test_fault_24_file_changed_after_planning_is_deferred(tmp_path: Path, night: Night) -> None:
     path = slide(tmp_path, "growing")
     batch = night("input.settle_s=60")
     (outcome,) = batch.outcomes
@@ -108,7 +108,7 @@ def test_fault_24_what_is_written_to_after_it_was_planned_is_deferred(tmp_path: 
     assert "growing.tif: was written to" in outcome.cause
 
 
-def test_fault_24_a_vanished_slide_is_named_and_no_strike(tmp_path: Path, night: Night) -> None:
+def test_fault_24_missing_file_is_named_and_counts_no_failure(tmp_path: Path, night: Night) -> None:
     path = slide(tmp_path, "gone")
     batch = night("input.settle_s=60")
     (outcome,) = batch.outcomes
@@ -119,10 +119,10 @@ def test_fault_24_a_vanished_slide_is_named_and_no_strike(tmp_path: Path, night:
     assert file_states(path) == ()
 
 
-# ---- slides that fail every night ------------------------------------------------------------------------------------
+# ---- slides that fail in every run -----------------------------------------------------------------------------------
 
 
-def test_a_slide_that_failed_three_times_is_left_alone_until_it_is_retried(tmp_path: Path, night: Night) -> None:
+def test_slide_that_failed_three_times_is_skipped_until_released(tmp_path: Path, night: Night) -> None:
     broken(tmp_path)
     slide(tmp_path, "good")
     assert [states(night())["broken"] for _ in range(5)] == ["failed"] * 3 + ["quarantined"] * 2
@@ -136,7 +136,7 @@ def test_a_slide_that_failed_three_times_is_left_alone_until_it_is_retried(tmp_p
 
 
 @pytest.mark.parametrize("changed", ["file", "configuration", "force"])
-def test_it_is_tried_again_when_the_slide_or_the_plan_changes(tmp_path: Path, night: Night, changed: str) -> None:
+def test_quarantine_ends_when_slide_or_plan_changes(tmp_path: Path, night: Night, changed: str) -> None:
     path = broken(tmp_path)
     for _ in range(3):
         night()
@@ -148,8 +148,8 @@ def test_it_is_tried_again_when_the_slide_or_the_plan_changes(tmp_path: Path, ni
     assert BatchHistory.read(tmp_path / "out").strikes()["broken"].count == 1
 
 
-def test_one_that_has_a_plan_is_known_by_its_hashes(tmp_path: Path, night: Night) -> None:
-    """It fails later, in a stage: what cannot change pixels, such as the file's time, is no reason to try again."""
+def test_quarantine_of_a_planned_slide_depends_on_its_hashes(tmp_path: Path, night: Night) -> None:
+    """It fails in a later stage: changes that affect no pixel, such as the file's mtime, end no quarantine."""
     path = slide(tmp_path, "late")
     for _ in range(3):
         batch = night()
@@ -164,7 +164,7 @@ def test_one_that_has_a_plan_is_known_by_its_hashes(tmp_path: Path, night: Night
 # ---- the order -------------------------------------------------------------------------------------------------------
 
 
-def test_newest_first_or_by_name_or_by_the_table(tmp_path: Path, night: Night) -> None:
+def test_order_by_time_by_name_or_by_cases_table(tmp_path: Path, night: Night) -> None:
     for age, name in enumerate("cab"):
         slide(tmp_path, name, age_s=1000 + 100 * age)
     assert list(states(night())) == ["a", "b", "c"]
@@ -179,7 +179,7 @@ def test_newest_first_or_by_name_or_by_the_table(tmp_path: Path, night: Night) -
         assert "".join(states(night(f"input.cases={table}", f"input.order={order}"))) == expected
 
 
-def test_an_order_by_priority_needs_the_column(tmp_path: Path, night: Night) -> None:
+def test_order_by_priority_requires_the_column(tmp_path: Path, night: Night) -> None:
     slide(tmp_path, "a")
     with pytest.raises(ConfigError, match="column 'priority'"):
         night("input.order=priority")

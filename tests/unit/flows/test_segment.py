@@ -1,4 +1,4 @@
-"""The flow on a real Prefect server: readable runs, honest states, one slide read while another is computed."""
+"""The flow on a Prefect server: names and states of runs and tasks, artifacts, and slides in parallel."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.support.commands import CONTEXT, Command, Ran
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """What the command did, and what the server shows of it."""
+class FlowRun:
+    """The output of the command, and the records of the server."""
 
     ran: Ran
     flow: dict[str, Any]
@@ -27,17 +27,17 @@ class Shown:
     artifacts: list[dict[str, Any]]
 
 
-def asked(api: str, what: str, **filters: Any) -> list[dict[str, Any]]:
+def records(api: str, kind: str, **filters: Any) -> list[dict[str, Any]]:
     """Rows of one kind from the server."""
     body = json.dumps(filters).encode()
-    request = urllib.request.Request(f"{api}/{what}/filter", body, {"Content-Type": "application/json"})
+    request = urllib.request.Request(f"{api}/{kind}/filter", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=30) as answer:
         return list(json.load(answer))
 
 
 @pytest.fixture(scope="module")
-def shown(overtile: Command, prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Shown:
-    """Two slides of real tissue and one that is none, on two dask workers."""
+def flow_run(overtile: Command, prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> FlowRun:
+    """Two slides of real tissue and an invalid one, on two dask workers."""
     folder = tmp_path_factory.mktemp("flow")
     (folder / "evening").mkdir()
     tissue = np.tile(immunohistochemistry()[:509, :505], (3, 3, 1))
@@ -46,67 +46,67 @@ def shown(overtile: Command, prefect_server: str, tmp_path_factory: pytest.TempP
     (folder / "evening" / "broken.tif").write_bytes(b"II*\0")
     options = ["--mpp", "0.25", "--set", "tiles.block=512", "--set", "cluster.workers=2", "--model", CONTEXT]
     ran = overtile.run("segment", folder / "evening", "--out", folder / "morning", *options, out=folder / "morning")
-    (flow,) = [run for run in asked(prefect_server, "flow_runs") if run["name"] == "evening -> morning"]
-    artifacts = asked(
+    (flow,) = [run for run in records(prefect_server, "flow_runs") if run["name"] == "evening -> morning"]
+    artifacts = records(
         prefect_server, "artifacts", artifacts={"flow_run_id": {"any_": [flow["id"]]}, "key": {"any_": ["slide"]}}
     )
-    return Shown(ran, flow, settled_tasks(prefect_server, flow["id"]), artifacts)
+    return FlowRun(ran, flow, settled_tasks(prefect_server, flow["id"]), artifacts)
 
 
 def settled_tasks(api: str, flow_id: str) -> dict[str, dict[str, Any]]:
-    """The flow's task runs by name. The server writes them down a moment after they happened: asked until all ended."""
+    """Task runs of the flow by name. The server records them with a delay, so it is polled until all have ended."""
     tasks: list[dict[str, Any]] = []
     for _ in range(300):
-        tasks = asked(api, "task_runs", flow_runs={"id": {"any_": [flow_id]}}, limit=200)
+        tasks = records(api, "task_runs", flow_runs={"id": {"any_": [flow_id]}}, limit=200)
         if len(tasks) >= 18 and all(task["end_time"] for task in tasks):
             break
         threading.Event().wait(0.1)
     return {task["name"]: task for task in tasks}
 
 
-def test_a_bad_slide_does_not_stop_the_others(shown: Shown) -> None:
-    assert shown.ran.code == 3, shown.ran.said
-    assert shown.ran.states() == {"first": "complete", "second": "complete", "broken": "failed"}
+def test_failed_slide_does_not_stop_the_others(flow_run: FlowRun) -> None:
+    assert flow_run.ran.code == 3, flow_run.ran.said
+    assert flow_run.ran.states() == {"first": "complete", "second": "complete", "broken": "failed"}
 
 
-def test_one_task_for_each_stage_of_each_slide_by_name(shown: Shown) -> None:
+def test_each_stage_of_each_slide_is_a_named_task(flow_run: FlowRun) -> None:
     stages = ("ingest", "tissue", "predict", "label", "measure", "pyramid", "export", "overlay", "manifest")
-    assert set(shown.tasks) == {f"{slide}: {stage}" for slide in ("first", "second") for stage in stages}
-    assert {task["state_type"] for task in shown.tasks.values()} == {"COMPLETED"}
+    assert set(flow_run.tasks) == {f"{slide}: {stage}" for slide in ("first", "second") for stage in stages}
+    assert {task["state_type"] for task in flow_run.tasks.values()} == {"COMPLETED"}
 
 
-def test_a_batch_that_is_not_complete_is_a_failed_run(shown: Shown) -> None:
-    assert shown.flow["state_type"] == "FAILED"
-    assert "1 of 3 slides" in shown.flow["state"]["message"]
+def test_incomplete_batch_is_a_failed_flow_run(flow_run: FlowRun) -> None:
+    assert flow_run.flow["state_type"] == "FAILED"
+    assert "1 of 3 slides" in flow_run.flow["state"]["message"]
 
 
-def test_an_artifact_for_each_slide(shown: Shown) -> None:
-    assert sorted(artifact["description"] for artifact in shown.artifacts) == ["first", "second"]
-    assert all("| objects |" in artifact["data"] for artifact in shown.artifacts)
+def test_each_complete_slide_has_an_artifact(flow_run: FlowRun) -> None:
+    assert sorted(artifact["description"] for artifact in flow_run.artifacts) == ["first", "second"]
+    assert all("| objects |" in artifact["data"] for artifact in flow_run.artifacts)
 
 
-def test_the_next_slide_is_read_while_one_is_computed(shown: Shown) -> None:
-    assert shown.tasks["second: ingest"]["start_time"] < shown.tasks["first: predict"]["end_time"]
+def test_next_slide_is_read_while_one_is_computed(flow_run: FlowRun) -> None:
+    assert flow_run.tasks["second: ingest"]["start_time"] < flow_run.tasks["first: predict"]["end_time"]
 
 
 # ---- how many slides are open --------------------------------------------------------------------------------------
 
 
 def opened(policy: AdmissionPolicy, blocks_a_slide: int) -> int:
-    """How many slides of a long batch are open before the first is through the network."""
+    """Number of open slides of a long batch before the first has passed the network."""
     left: list[int] = []
     while policy.may_open(left):
         left.append(blocks_a_slide)
     return len(left)
 
 
-def test_so_many_slides_are_open_that_workers_have_blocks() -> None:
+def test_auto_opens_slides_until_workers_have_blocks() -> None:
     auto = AdmissionPolicy("auto", threads=lambda: 4)
     assert [opened(auto, blocks) for blocks in (500, 12, 6, 4, 2)] == [2, 2, 2, 3, 6]
-    assert opened(auto, 0) == 16, "what is through the network does not count, but has its tables in memory"
-    assert auto.may_open([5, 3, 3]), "nearly through: the next may come"
+    assert opened(auto, 0) == 16, "slides that have passed the network have no blocks left, but hold tables in memory"
+    assert auto.may_open([5, 3, 3]), "few blocks are left: the next slide may open"
     assert not auto.may_open([5, 4, 3])
 
 
-def test_no_more_slides_are_open_than_asked_for() -> None:
+def test_open_slides_are_limited_to_the_configured_number() -> None:
     assert [opened(AdmissionPolicy(number, threads=lambda: 4), 1) for number in (1, 5)] == [1, 5]

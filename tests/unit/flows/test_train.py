@@ -1,4 +1,4 @@
-"""The command: what it leaves behind, what it refuses, and that kill -9 costs nothing but time."""
+"""The train command: its files, invalid input, and SIGKILL at any step."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def words(discs: Discs, out: Path, *more: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Trained:
-    """A run of the command that nobody disturbed."""
+    """A run of the command without interruption."""
 
     discs: Discs
     out: Path
@@ -57,7 +57,7 @@ def trained(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> Trai
 
 
 def kill_at(command: Command, line: Sequence[str], record: Path, steps: int) -> None:
-    """Start it and kill it, and all it started, when the record says that so many steps were taken."""
+    """Start the command, and kill all its processes once its log holds so many steps."""
     process = subprocess.Popen(
         [*installed_command(), *line],
         env=dict(command.environment),
@@ -75,7 +75,7 @@ def kill_at(command: Command, line: Sequence[str], record: Path, steps: int) -> 
     assert process.returncode == -signal.SIGKILL, output.decode()
 
 
-def test_it_leaves_a_model_a_record_and_folds(trained: Trained) -> None:
+def test_training_writes_model_record_and_folds(trained: Trained) -> None:
     assert trained.ran.code == 0, trained.ran.said
     spec = describe(trained.out / "best.safetensors").spec
     assert (spec.class_names, spec.mpp) == (("disc",), None)
@@ -90,7 +90,7 @@ def test_it_leaves_a_model_a_record_and_folds(trained: Trained) -> None:
     assert "6 images of 6 patients" in trained.ran.stdout
 
 
-def test_prefect_shows_where_the_report_is(trained: Trained, prefect_server: str) -> None:
+def test_report_path_is_an_artifact(trained: Trained, prefect_server: str) -> None:
     asked = json.dumps({"artifacts": {"key": {"any_": ["training-report"]}}}).encode()
     kind = {"Content-Type": "application/json"}
     with urlopen(Request(f"{prefect_server}/artifacts/filter", asked, kind)) as answer:
@@ -98,7 +98,7 @@ def test_prefect_shows_where_the_report_is(trained: Trained, prefect_server: str
     assert str((trained.out / "report.html").resolve()) in artifact["data"]
 
 
-def test_tensorboard_reads_the_same_losses(trained: Trained) -> None:
+def test_tensorboard_has_the_same_losses(trained: Trained) -> None:
     board = EventAccumulator(str(trained.out / "tensorboard"), size_guidance={"scalars": 0})
     board.Reload()
     losses = [line["loss"] for line in lines(trained.out) if "loss" in line]
@@ -106,7 +106,7 @@ def test_tensorboard_reads_the_same_losses(trained: Trained) -> None:
 
 
 @pytest.mark.long
-def test_a_model_with_colours_of_its_own_is_trained_and_segments(overtile: Command, tmp_path: Path) -> None:
+def test_model_with_stain_normalisation_trains_and_segments(overtile: Command, tmp_path: Path) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
     asked = ("--set", "network.stain_normalisation=macenko", "--set", "network.equalise=true")
     trained = overtile.run(*words(write_discs(tmp_path), run, *asked))
@@ -121,8 +121,8 @@ def test_a_model_with_colours_of_its_own_is_trained_and_segments(overtile: Comma
     assert "colours_not_normalised" not in facts["flags"]
 
 
-def test_the_same_command_again_has_nothing_to_do(trained: Trained, overtile_alone: Command) -> None:
-    """And does not wait for Prefect to say so."""
+def test_complete_training_is_not_repeated(trained: Trained, overtile_alone: Command) -> None:
+    """It does not wait for Prefect either."""
     before = (trained.out / "resume.safetensors").stat().st_mtime_ns
     ran = overtile_alone.run(*words(trained.discs, trained.out))
     assert ran.code == 0, ran.said
@@ -132,7 +132,7 @@ def test_the_same_command_again_has_nothing_to_do(trained: Trained, overtile_alo
 
 
 @pytest.mark.long
-def test_fault_25_kill_9_inside_an_epoch_costs_nothing_but_time(
+def test_fault_25_sigkill_inside_an_epoch_changes_no_weight(
     trained: Trained, overtile: Command, tmp_path: Path
 ) -> None:
     seed = 3
@@ -146,9 +146,7 @@ def test_fault_25_kill_9_inside_an_epoch_costs_nothing_but_time(
 
 
 @pytest.mark.long
-def test_fault_25_five_kills_of_one_run_cost_nothing_but_time(
-    trained: Trained, overtile: Command, tmp_path: Path
-) -> None:
+def test_fault_25_five_sigkills_change_no_weight(trained: Trained, overtile: Command, tmp_path: Path) -> None:
     seed = 21
     steps = sorted(random.Random(seed).sample(range(1, STEPS - 1), 5))
     print(f"seed {seed}: killed after {steps} steps or a little later")
@@ -160,7 +158,7 @@ def test_fault_25_five_kills_of_one_run_cost_nothing_but_time(
     assert_equal_runs(tmp_path / "run", trained.out)
 
 
-def test_a_dry_run_counts_shows_samples_and_stops(trained: Trained, overtile_alone: Command, tmp_path: Path) -> None:
+def test_dry_run_prints_summary_and_draws_samples(trained: Trained, overtile_alone: Command, tmp_path: Path) -> None:
     ran = overtile_alone.run(*words(trained.discs, tmp_path / "run", "--dry-run"))
     assert ran.code == 0, ran.said
     assert "6 images of 6 patients" in ran.stdout
@@ -181,7 +179,7 @@ def test_a_dry_run_counts_shows_samples_and_stops(trained: Trained, overtile_alo
         (("--cases", "nowhere.csv"), r"nowhere\.csv does not exist"),
     ],
 )
-def test_what_is_wrong_is_told_at_once(
+def test_invalid_paths_and_options_are_rejected_immediately(
     trained: Trained, overtile_alone: Command, tmp_path: Path, more: tuple[str, ...], said: str
 ) -> None:
     ran = overtile_alone.run(*words(trained.discs, tmp_path / "run", *more))
@@ -190,13 +188,13 @@ def test_what_is_wrong_is_told_at_once(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_wrong_key_and_another_recipe_are_told_in_one_line(trained: Trained, overtile_alone: Command) -> None:
+def test_wrong_key_and_changed_recipe_are_one_line_errors(trained: Trained, overtile_alone: Command) -> None:
     ran = overtile_alone.run(*words(trained.discs, trained.out, "--set", "optimiser.rat=1"))
     assert ran.code == 2
     assert "did you mean 'rate'" in ran.only_error
 
 
-def test_two_at_once_in_one_folder_are_refused(trained: Trained, overtile_alone: Command) -> None:
+def test_second_training_in_one_folder_is_rejected(trained: Trained, overtile_alone: Command) -> None:
     with slide_lock(trained.out / ".work"):
         ran = overtile_alone.run(*words(trained.discs, trained.out))
     assert ran.code == 75
@@ -204,7 +202,7 @@ def test_two_at_once_in_one_folder_are_refused(trained: Trained, overtile_alone:
 
 
 @pytest.mark.long
-def test_fault_61_a_loss_that_is_no_number_ends_with_4_and_says_what_is_kept(
+def test_fault_61_diverged_training_exits_with_4_and_names_what_is_kept(
     trained: Trained, overtile: Command, tmp_path: Path
 ) -> None:
     wild = ("optimiser.kind=sgd", "optimiser.rate=1.0e+25", "optimiser.clip=null")
@@ -217,7 +215,7 @@ def test_fault_61_a_loss_that_is_no_number_ends_with_4_and_says_what_is_kept(
 
 
 @pytest.mark.long
-def test_every_fold_in_turn(trained: Trained, overtile: Command, tmp_path: Path) -> None:
+def test_fold_all_trains_every_fold(trained: Trained, overtile: Command, tmp_path: Path) -> None:
     ran = overtile.run(*words(trained.discs, tmp_path / "run", "--fold", "all", "--steps", "3"))
     assert ran.code == 0, ran.said
     held = [

@@ -1,6 +1,6 @@
-"""Nights on many machines: configs/prefect.yaml in a process work pool, by the commands of the documentation.
+"""Scheduled runs on many machines: configs/prefect.yaml in a process work pool, by the documented commands.
 
-The server has a password, CSRF protection and one allowed origin, as the documentation says of one that others reach.
+The server has a password, CSRF protection and one allowed origin, as documented for a shared server.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DOCS = (REPOSITORY / ".github" / "docs" / "scheduling.md").read_text("utf-8")
 
 
 def documented(beginning: str) -> str:
-    """The one line of the documentation that begins like this."""
+    """The only line of the documentation that begins like this."""
     (found,) = re.findall(rf"^{re.escape(beginning)}.*$", DOCS, re.M)
     return str(found)
 
@@ -40,7 +40,7 @@ def free_port() -> int:
 
 
 def tissue(path: Path) -> Path:
-    """Stained tissue that has rested, of 1018 x 1010 px."""
+    """Stained tissue of 1018 x 1010 px, no longer being written."""
     path.parent.mkdir()
     pixels = np.tile(immunohistochemistry()[:509, :505], (2, 2, 1))
     resolution = {"resolution": (40000, 40000), "resolutionunit": "CENTIMETER"}
@@ -50,7 +50,7 @@ def tissue(path: Path) -> Path:
 
 
 @pytest.mark.long
-def test_a_night_of_a_pool_whose_process_died_has_crashed_and_the_next_one_ends_it(tmp_path: Path) -> None:
+def test_killed_run_of_a_work_pool_is_crashed_and_the_next_completes_it(tmp_path: Path) -> None:
     tissue(tmp_path / "slides" / "tissue.tif")
     out, log, port = tmp_path / "out", tmp_path / "log", free_port()
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -77,7 +77,7 @@ def test_a_night_of_a_pool_whose_process_died_has_crashed_and_the_next_one_ends_
     (command.folder / "configs" / "prefect.yaml").write_text(cron.sub("interval: 30", example))
 
     def told() -> list[str]:
-        """Names of the states of nights that are late or did not end well."""
+        """Names of the states of runs that are late or failed."""
         states = [word for state in ("Late", "Crashed", "Cancelled") for word in ("--state", state)]
         line = ["prefect", "flow-run", "ls", *states, "--limit", "50", "--output", "json"]
         done = subprocess.run(line, env=dict(command.environment), capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""A batch before anything runs: which slides, under which plan, with which exit code."""
+"""Planning a batch: plans, hashes and exit codes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def request(tmp_path: Path, *settings: str) -> BatchRequest:
 
 
 def outcomes(*states: State, disk: bool = False) -> Batch:
-    """A batch that ended so."""
+    """A batch whose slides ended in these states."""
     found = [Outcome(str(number), Path("x"), state, disk_failed=disk) for number, state in enumerate(states)]
     equipment = {ModelSection(weights="context"): ModelRuntime(MODEL, Compute("cpu", "fp32", 512))}
     return Batch(BatchRequest(inputs=(), out=Path("out")), equipment, found)
@@ -52,12 +52,12 @@ def test_exit_codes(states: tuple[State, ...], code: int) -> None:
     assert outcomes(*states).exit_code() == code
 
 
-def test_a_full_disk_is_said_whatever_else_happened() -> None:
+def test_disk_error_determines_the_exit_code() -> None:
     assert outcomes("complete", "failed", disk=True).exit_code() == 74
 
 
 @pytest.mark.parametrize("before", ["fp32", "bf16"])
-def test_auto_precision_stays_what_it_was_when_the_slide_was_begun(tmp_path: Path, before: str) -> None:
+def test_auto_precision_of_a_started_slide_is_kept(tmp_path: Path, before: str) -> None:
     asked = request(tmp_path)
     (plan,) = plan_batch(asked).plans.values()
     summary = plan.summary()
@@ -69,7 +69,7 @@ def test_auto_precision_stays_what_it_was_when_the_slide_was_begun(tmp_path: Pat
     assert again.compute.precision == before
 
 
-def test_a_precision_that_is_asked_for_is_taken(tmp_path: Path) -> None:
+def test_configured_precision_is_used(tmp_path: Path) -> None:
     asked = request(tmp_path, "compute.precision=fp32")
     (plan,) = plan_batch(asked).plans.values()
     summary = plan.summary()
@@ -81,7 +81,7 @@ def test_a_precision_that_is_asked_for_is_taken(tmp_path: Path) -> None:
     assert again.compute.precision == "fp32"
 
 
-def test_what_cannot_change_pixels_changes_no_hash(tmp_path: Path) -> None:
+def test_settings_that_change_no_pixel_change_no_hash(tmp_path: Path) -> None:
     (one,) = plan_batch(request(tmp_path, "tiles.tile=256", "cluster.workers=1")).plans.values()
     (two,) = plan_batch(request(tmp_path, "tiles.tile=512", "cluster.kind=serial")).plans.values()
     assert one.hashes == two.hashes
@@ -103,14 +103,14 @@ def test_what_cannot_change_pixels_changes_no_hash(tmp_path: Path) -> None:
         ("outputs.overview=false", None),
     ],
 )
-def test_a_setting_changes_its_stage_and_what_follows_only(tmp_path: Path, setting: str, first: str | None) -> None:
+def test_setting_changes_hashes_from_its_stage_on(tmp_path: Path, setting: str, first: str | None) -> None:
     (before,) = plan_batch(request(tmp_path, "compute.precision=fp32")).plans.values()
     (after,) = plan_batch(request(tmp_path, "compute.precision=fp32", setting)).plans.values()
     changed = [stage for stage in after.hashes if after.hashes[stage] != before.hashes[stage]]
     assert changed[:1] == ([] if first is None else [first])
 
 
-def test_discs_are_given_by_class(tmp_path: Path) -> None:
+def test_radii_are_resolved_by_class(tmp_path: Path) -> None:
     asked = request(tmp_path, f"model.weights={CLASSES}", "objects.open_um=1", "objects.close_um={blue cell: 2.5}")
     (plan,) = plan_batch(asked).plans.values()
     assert plan.discs_um == ((1.0, 0.0), (1.0, 2.5))

@@ -1,5 +1,7 @@
-"""One command, one table: slides with models and resolutions of their own, against a run of each alone; results.csv
-against numbers counted anew from labels, table and manifest by other code."""
+"""A run with a cases table: slides with their own models and resolutions equal runs of each alone.
+
+The numbers in results.csv are computed again from labels, table and manifest by independent code.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,8 @@ BOXES = {"left": (0, 500), "right": (601, 1100)}
 
 
 @dataclass(frozen=True)
-class Morning:
-    """What the batch left, and where its slides are."""
+class CasesRun:
+    """The result of the batch and its slides."""
 
     folder: Path
     ran: Ran
@@ -50,7 +52,7 @@ class Morning:
 
 
 @pytest.fixture(scope="module")
-def morning(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> Morning:
+def cases_run(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> CasesRun:
     folder = tmp_path_factory.mktemp("cases")
     dark = [Disc(disc.y, disc.x, 12, DARK) for disc in red_and_blue(SHAPE, period_px=120)]
     write(folder / "slides" / "red.tif", draw(SHAPE, red_and_blue(SHAPE)))
@@ -63,11 +65,11 @@ def morning(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> Morn
     shutil.copy(CONTEXT, folder / "tables" / "networks" / "context.safetensors")
     (folder / "tables" / "tonight.csv").write_text(TABLE, encoding="utf-8-sig")
     ran = segment(overtile, folder, folder / "tables" / "tonight.csv", "cluster.kind=local", "cluster.workers=2")
-    return Morning(folder, ran)
+    return CasesRun(folder, ran)
 
 
 def draw_regions(path: Path) -> None:
-    """As QuPath exports annotations."""
+    """Regions as QuPath exports annotations."""
     features = []
     for name, (x0, x1) in BOXES.items():
         ring = [[x0, 0], [x1, 0], [x1, SHAPE[0]], [x0, SHAPE[0]], [x0, 0]]
@@ -85,16 +87,16 @@ def segment(overtile: Command, folder: Path, table: Path, *more: str) -> Ran:
 # ---- which slides, and how -------------------------------------------------------------------------------------------
 
 
-def test_the_table_selects_orders_and_names_what_is_missing(morning: Morning) -> None:
-    assert morning.ran.code == 3, morning.ran.said
-    assert list(morning.ran.states().items()) == [
+def test_table_selects_and_orders_slides_and_missing_ones_are_named(cases_run: CasesRun) -> None:
+    assert cases_run.ran.code == 3, cases_run.ran.said
+    assert list(cases_run.ran.states().items()) == [
         ("deep/dots", "complete"),
         ("red", "complete"),
         ("red-fine", "complete"),
         ("gone/away.svs", "failed"),
         ("drawn", "complete"),
     ]
-    assert "tonight.csv, line 6: no slide 'gone/away.svs'" in morning.ran.error_of("gone/away.svs")
+    assert "tonight.csv, line 6: no slide 'gone/away.svs'" in cases_run.ran.error_of("gone/away.svs")
 
 
 @pytest.mark.parametrize(
@@ -105,24 +107,24 @@ def test_the_table_selects_orders_and_names_what_is_missing(morning: Morning) ->
         pytest.param("deep/dots", CONTEXT, "0.3", marks=pytest.mark.long),
     ],
 )
-def test_each_slide_is_what_a_run_of_it_alone_makes(
-    morning: Morning, overtile: Command, tmp_path: Path, key: str, model: Path, mpp: str | None
+def test_each_slide_equals_a_run_of_it_alone(
+    cases_run: CasesRun, overtile: Command, tmp_path: Path, key: str, model: Path, mpp: str | None
 ) -> None:
     slide = (tmp_path / "slides" / key).with_suffix(".tif")
     slide.parent.mkdir(parents=True)
-    shutil.copy((morning.folder / "slides" / key).with_suffix(".tif"), slide)
+    shutil.copy((cases_run.folder / "slides" / key).with_suffix(".tif"), slide)
     resolution = [] if mpp is None else ["--mpp", mpp]
     ran = overtile.segment(tmp_path / "slides", tmp_path / "out", *resolution, *OPTIONS, model=model)
     assert ran.code == 0, ran.said
-    assert result_digests(morning.out / key) == result_digests(tmp_path / "out" / key)
+    assert result_digests(cases_run.out / key) == result_digests(tmp_path / "out" / key)
 
 
-def test_one_name_of_a_patient_is_in_the_results_and_in_no_log(morning: Morning, overtile: Command) -> None:
-    held = {path for path in files_below(morning.out) if PATIENT.encode() in path.read_bytes()}
+def test_patient_name_is_in_the_results_and_in_no_log(cases_run: CasesRun, overtile: Command) -> None:
+    held = {path for path in files_below(cases_run.out) if PATIENT.encode() in path.read_bytes()}
     slides = ("red", "red-fine")
-    allowed = {morning.out / "results.csv", *(morning.out / key / "manifest.json" for key in slides)}
-    assert held == allowed | {morning.out / key / ".work" / "plan.json" for key in slides}
-    assert PATIENT not in morning.ran.said
+    allowed = {cases_run.out / "results.csv", *(cases_run.out / key / "manifest.json" for key in slides)}
+    assert held == allowed | {cases_run.out / key / ".work" / "plan.json" for key in slides}
+    assert PATIENT not in cases_run.ran.said
     databases = [path for path in files_below(overtile.folder.parents[1]) if path.suffix == ".db"]
     assert any(count_flows(path) for path in databases), "no Prefect database was looked into"
     for path in (one for database in databases for one in files_below(database.parent)):
@@ -141,8 +143,8 @@ def count_flows(database: Path) -> int:
 # ---- results.csv -----------------------------------------------------------------------------------------------------
 
 
-def test_a_row_for_each_slide_and_class_in_the_tables_order(morning: Morning) -> None:
-    rows = morning.results()
+def test_results_have_one_row_per_slide_and_class_in_table_order(cases_run: CasesRun) -> None:
+    rows = cases_run.results()
     found = rows[["slide", "region", "class", "state"]].fillna("").itertuples(index=False)
     assert [tuple(row) for row in found] == [
         ("deep/dots", "", "dark spot", "complete"),
@@ -157,8 +159,8 @@ def test_a_row_for_each_slide_and_class_in_the_tables_order(morning: Morning) ->
     assert missing.to_dict() == {"slide": "gone/away.svs", "patient": PATIENT, "state": "failed"}
 
 
-def test_every_column_of_the_table_is_carried_and_none_is_a_formula(morning: Morning) -> None:
-    rows = morning.results().groupby("slide", sort=False).first()
+def test_columns_of_the_table_are_copied_and_no_cell_is_a_formula(cases_run: CasesRun) -> None:
+    rows = cases_run.results().groupby("slide", sort=False).first()
     carried = ["case_model", "case_mpp", "patient", "stain", "priority", "case_count", "delta", "regions"]
     assert list(rows.columns[:8]) == carried
     assert rows.loc["red", "stain"] == '\'=HYPERLINK("x")'
@@ -171,8 +173,8 @@ def test_every_column_of_the_table_is_carried_and_none_is_a_formula(morning: Mor
 
 
 @pytest.mark.parametrize("key", ["red", "red-fine", "deep/dots", "drawn"])
-def test_every_number_is_what_other_code_counts(morning: Morning, key: str) -> None:
-    rows, expected = morning.results(), recounted(morning.out / key)
+def test_numbers_equal_those_computed_with_pandas(cases_run: CasesRun, key: str) -> None:
+    rows, expected = cases_run.results(), recounted(cases_run.out / key)
     assert len(expected) == (rows["slide"] == key).sum()
     for row in rows[rows["slide"] == key].to_dict("records"):
         numbers = expected["" if pd.isna(row["region"]) else row["region"], row["class"]]
@@ -181,7 +183,7 @@ def test_every_number_is_what_other_code_counts(morning: Morning, key: str) -> N
 
 
 def recounted(slide: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """The numbers of each region and class, from labels, object table and manifest, by pandas and numpy."""
+    """Numbers of each region and class from labels, object table and manifest, by pandas and NumPy."""
     manifest = json.loads((slide / "manifest.json").read_text())
     plan, mpp = manifest["plan"], manifest["plan"]["image"]["mpp"]
     objects = pd.read_parquet(slide / "objects.parquet")
@@ -235,21 +237,21 @@ def quartiles(name: str, column: pd.Series[float]) -> dict[str, float | None]:
     }
 
 
-def test_a_class_without_objects_is_a_count_of_zero(morning: Morning) -> None:
-    rows = morning.results()
+def test_class_without_objects_has_count_zero(cases_run: CasesRun) -> None:
+    rows = cases_run.results()
     (row,) = rows[(rows["slide"] == "red-fine") & (rows["class"] == "blue cell")].to_dict("records")
     assert (row["count"], row["area_mm2"], row["fraction"], row["density_per_mm2"]) == (0, 0.0, 0.0, 0.0)
     assert pd.isna([row["mean_area_um2"], row["area_um2_median"], row["mean_probability"]]).all()
 
 
-# ---- the morning after -----------------------------------------------------------------------------------------------
+# ---- later runs ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.long
-def test_another_word_in_the_table_reaches_the_results_and_no_block(
-    morning: Morning, overtile: Command, tmp_path: Path
+def test_changed_metadata_reaches_the_results_without_computing(
+    cases_run: CasesRun, overtile: Command, tmp_path: Path
 ) -> None:
-    folder = Path(shutil.copytree(morning.folder, tmp_path / "again", symlinks=True))
+    folder = Path(shutil.copytree(cases_run.folder, tmp_path / "again", symlinks=True))
     table = folder / "tables" / "tonight.csv"
     table.write_text(TABLE.replace("IHC, weak", "IHC, strong").replace("gone/away.svs", "not-asked"), "utf-8")
     before = {key: result_digests(folder / "out" / key) for key in ("red", "red-fine", "deep/dots", "drawn")}
@@ -260,15 +262,15 @@ def test_another_word_in_the_table_reaches_the_results_and_no_block(
     assert overtile.run("verify", folder / "out").code == 0
     again = overtile.segment(folder / "slides" / "red.tif", folder / "out", *OPTIONS)
     assert again.code == 0, again.said
-    rows = Morning(folder, again).results().groupby("slide", sort=False).first()
+    rows = CasesRun(folder, again).results().groupby("slide", sort=False).first()
     others = ["deep/dots", "drawn", "not-asked", "red-fine"]
     assert list(rows.index) == ["red", *others], "asked for first, then what lies there"
     assert rows.loc["deep/dots", "stain"] == "IHC, strong"
     assert rows.loc["red", "patient"] == PATIENT
 
 
-def test_the_summary_says_what_needs_somebody_first(morning: Morning) -> None:
-    page = (morning.out / "summary.md").read_text()
+def test_summary_lists_failures_first(cases_run: CasesRun) -> None:
+    page = (cases_run.out / "summary.md").read_text()
     lines = page.splitlines()
     assert lines[2] == "**4 of 5 slides complete**, 1 failed."
     attention = page[page.index("## Needs attention") : page.index("## Slides")]
@@ -294,21 +296,21 @@ def test_the_summary_says_what_needs_somebody_first(morning: Morning) -> None:
         ("slide\nnobody\n", ["line 2", "no slide 'nobody'"]),
     ],
 )
-def test_a_wrong_table_starts_nothing(
-    morning: Morning, overtile_alone: Command, tmp_path: Path, text: str, words: list[str]
+def test_invalid_table_starts_nothing(
+    cases_run: CasesRun, overtile_alone: Command, tmp_path: Path, text: str, words: list[str]
 ) -> None:
     table = tmp_path / "wrong.csv"
     table.write_text(text)
-    ran = overtile_alone.segment(morning.folder / "slides", tmp_path / "out", "--cases", table, *OPTIONS)
+    ran = overtile_alone.segment(cases_run.folder / "slides", tmp_path / "out", "--cases", table, *OPTIONS)
     assert ran.code == 2, ran.said
     for word in ("wrong.csv", *words):
         assert word in ran.only_error
     assert not (tmp_path / "out").exists()
 
 
-def test_a_dry_run_writes_nothing(morning: Morning, overtile_alone: Command, tmp_path: Path) -> None:
-    table = morning.folder / "tables" / "tonight.csv"
-    ran = overtile_alone.segment(morning.folder / "slides", tmp_path / "out", "--cases", table, "--dry-run", *OPTIONS)
+def test_dry_run_writes_nothing(cases_run: CasesRun, overtile_alone: Command, tmp_path: Path) -> None:
+    table = cases_run.folder / "tables" / "tonight.csv"
+    ran = overtile_alone.segment(cases_run.folder / "slides", tmp_path / "out", "--cases", table, "--dry-run", *OPTIONS)
     assert ran.code == 0, ran.said
     assert "deep/dots" in ran.stdout
     assert not (tmp_path / "out").exists()

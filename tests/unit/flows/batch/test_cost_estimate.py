@@ -1,4 +1,4 @@
-"""The price of a batch: arithmetic by hand, extents against what a run counts, and a look that leaves no trace."""
+"""Cost estimates: arithmetic by hand, extents compared with a run, and dry runs that write nothing."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ RATES = Rates(
 # ---- arithmetic ------------------------------------------------------------------------------------------------------
 
 
-def test_a_price_by_hand() -> None:
+def test_cost_of_a_slide_equals_the_sum_by_hand() -> None:
     found = price(Extent(tissue_px=1_000_000, glass_px=2_000_000, calls=3), RATES)
     assert found.seconds == pytest.approx(1.0 + 2.0 + 0.2 + 3 * 0.5 + 2.0)
     assert found.sizes == pytest.approx(
@@ -58,7 +58,7 @@ def test_a_price_by_hand() -> None:
     assert found.stays == pytest.approx(3.7e6 + 1000 + SLIDE_BYTES)
 
 
-def test_what_is_done_costs_no_time_and_what_is_dropped_no_room() -> None:
+def test_complete_stages_cost_no_time_and_dropped_arrays_no_space() -> None:
     asked = Extent(1_000_000, 0, 4, left={"predict": 0.25, "ingest": 0.0, "label": 1.0, "overlay": 0.0})
     found = price(asked, RATES, dropped=["image"])
     assert found.seconds == pytest.approx(2.0 + 0.25 * 4 * 0.5)
@@ -82,7 +82,7 @@ def test_rates_are_means_over_pixels_and_calls() -> None:
     assert Rates.of([], glass).call_s == 0
 
 
-def test_a_total_shares_work_among_workers_and_counts_what_waits_to_be_dropped() -> None:
+def test_total_divides_work_among_workers_and_counts_arrays_until_dropped() -> None:
     prices = [
         CostEstimate(100.0, {"image": 50.0, "tables": 1.0}, dropped=50.0),
         CostEstimate(60.0, {"image": 20.0}, dropped=20.0),
@@ -120,7 +120,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> SlidePlan:
     return plan_batch(request, writing=False).plans["slide"]
 
 
-def test_calls_and_tissue_are_what_a_run_counts(plan: SlidePlan, tmp_path: Path) -> None:
+def test_estimated_calls_and_tissue_equal_those_of_a_run(plan: SlidePlan, tmp_path: Path) -> None:
     asked = extent(plan, look(plan).cells, SlideStore(tmp_path / "no"))
     run = SlideRun(plan, SlideStore(tmp_path / "slide"))
     run.prepare()
@@ -133,7 +133,7 @@ def test_calls_and_tissue_are_what_a_run_counts(plan: SlidePlan, tmp_path: Path)
     assert done.left == {"ingest": 0.0, "tissue": 0.0, "predict": 0.0}
 
 
-def test_windows_are_of_one_kind(plan: SlidePlan) -> None:
+def test_windows_are_all_tissue_or_all_glass(plan: SlidePlan) -> None:
     cells = look(plan).cells
     for tissue in (True, False):
         box = window(plan, cells, tissue=tissue)
@@ -144,15 +144,15 @@ def test_windows_are_of_one_kind(plan: SlidePlan) -> None:
     assert window(plan, np.zeros_like(cells), tissue=True) is None
 
 
-def test_without_a_small_level_all_of_it_is_priced(plan: SlidePlan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slide_without_coarse_level_counts_as_tissue(plan: SlidePlan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.batch.cost_probe.LARGEST_THUMB_PX", 1000)
     seen = look(plan)
     assert seen.cells.all()
     assert "as if all of it were tissue" in seen.guessed
 
 
-def test_bytes_are_those_of_the_run(plan: SlidePlan, tmp_path: Path) -> None:
-    """On the slide that was sampled; the bench does it for a batch."""
+def test_estimated_bytes_equal_those_of_a_run(plan: SlidePlan, tmp_path: Path) -> None:
+    """On the sampled slide; a benchmark compares a whole batch."""
     request = BatchRequest(inputs=(plan.slide,), out=tmp_path / "out", config=plan.config)
     quote = estimate_batch(plan_batch(request, writing=False))
     run = SlideRun(plan, SlideStore(tmp_path / "slide"))
@@ -165,7 +165,7 @@ def test_bytes_are_those_of_the_run(plan: SlidePlan, tmp_path: Path) -> None:
     assert quote.sampled == 1
 
 
-def test_a_batch_is_sampled_far_apart() -> None:
+def test_sampled_slides_are_spread_over_the_batch() -> None:
     plans = [SimpleNamespace(key=str(number)) for number in range(8)]
     order = [int(one.key) for one in dry_run._spread(plans)]  # type: ignore[arg-type]  # only counted
     assert sorted(order) == list(range(8))
@@ -176,7 +176,7 @@ def test_a_batch_is_sampled_far_apart() -> None:
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
-def test_fault_27_a_dry_run_tells_and_leaves_nothing(overtile_alone: Command, tmp_path: Path) -> None:
+def test_fault_27_dry_run_prints_the_estimate_and_writes_nothing(overtile_alone: Command, tmp_path: Path) -> None:
     slides, out, temporary = tmp_path / "slides", tmp_path / "there" / "out", tmp_path / "tmp"
     slides.mkdir()
     temporary.mkdir()
@@ -193,7 +193,7 @@ def test_fault_27_a_dry_run_tells_and_leaves_nothing(overtile_alone: Command, tm
 
 
 @pytest.mark.long
-def test_what_is_complete_costs_nothing(overtile: Command, tmp_path: Path) -> None:
+def test_complete_slides_cost_nothing(overtile: Command, tmp_path: Path) -> None:
     write(tmp_path / "a.tif", draw((300, 300), red_and_blue((300, 300))))
     assert overtile.segment(tmp_path / "a.tif", tmp_path / "out").code == 0
     before = tree_bytes(tmp_path / "out")
@@ -204,7 +204,7 @@ def test_what_is_complete_costs_nothing(overtile: Command, tmp_path: Path) -> No
     assert tree_bytes(tmp_path / "out") == before
 
 
-def test_a_disk_that_is_too_small_is_named(
+def test_too_small_disk_is_a_warning(
     plan: SlidePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from rich.console import Console

@@ -1,4 +1,4 @@
-"""A run that stops at a time of day: whatever it was doing, what is done stays, and the runs after it end it."""
+"""A run stopped by a deadline at any block: completed blocks are kept and later runs complete the slide."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ BLOCKS = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Looks(Deadline):
-    """A clock that is looked at so many times before the time is over."""
+class CountedDeadline(Deadline):
+    """A deadline that passes after it was checked so many times."""
 
     left: list[int] = field(default_factory=list)
 
@@ -47,14 +47,14 @@ def submit(job: StageJob) -> Future[StageResult | BaseException]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[[str, int], Batch]:
-    """Segment one slide of six blocks into a folder, under a clock that allows so many looks."""
+    """Segment one slide of six blocks, with a deadline that passes after so many checks."""
     slide = write(tmp_path / "slides" / "slide.tif", draw((700, 1100), red_and_blue((700, 1100))))
     settings = [f"model.weights={CLASSES}", "cluster.kind=serial", "tiles.block=512", "compute.precision=fp32"]
 
     def once(name: str, looks: int) -> Batch:
         request = BatchRequest(inputs=(slide,), out=tmp_path / name, config=load_config(None, settings))
         batch = plan_batch(request)
-        batch.deadline = Looks(0.0, read_clock("07:00"), [looks])
+        batch.deadline = CountedDeadline(0.0, read_clock("07:00"), [looks])
         report = Report(batch)
         report.batch_planned(batch)
         with record_in_history(batch):
@@ -69,7 +69,7 @@ def shards(out: Path) -> dict[str, Any]:
     return {name: state for name, state in files_of(out).items() if "/c/" in name and "/0/c/" in name}
 
 
-def test_stopped_again_and_again_it_ends_in_the_same_bytes_and_repeats_no_block(
+def test_run_stopped_repeatedly_gives_the_same_bytes_and_repeats_no_block(
     run: Callable[[str, int], Batch], tmp_path: Path
 ) -> None:
     whole = run("whole", 10**6)
@@ -79,7 +79,7 @@ def test_stopped_again_and_again_it_ends_in_the_same_bytes_and_repeats_no_block(
         batch = run("stopped", looks)
         (outcome,) = batch.outcomes
         after = shards(tmp_path / "stopped")
-        assert {name: after[name] for name in before if name in after} == before, "no shard was written again"
+        assert {name: after[name] for name in before if name in after} == before, "no shard was rewritten"
         before = after
         if outcome.is_up_to_date:
             break
@@ -90,12 +90,12 @@ def test_stopped_again_and_again_it_ends_in_the_same_bytes_and_repeats_no_block(
         assert "07:00" in summary
         causes.append(f"{outcome.stage}: {outcome.cause}")
     assert outcome.is_up_to_date
-    assert {cause.partition(":")[0] for cause in causes} >= {"ingest", "predict"}, "it was stopped in the middle"
+    assert {cause.partition(":")[0] for cause in causes} >= {"ingest", "predict"}, "it was stopped in these stages"
     assert "predict: stopped at 07:00; completed blocks are kept, and the next run resumes" in causes
     assert result_digests(tmp_path / "stopped" / "slide") == result_digests(tmp_path / "whole" / "slide")
 
 
-def test_what_was_not_begun_in_time_is_resumable_and_what_is_complete_stays_so(
+def test_slide_not_started_in_time_is_resumable_and_complete_ones_stay_complete(
     run: Callable[[str, int], Batch], tmp_path: Path
 ) -> None:
     batch = run("out", 0)
@@ -107,10 +107,10 @@ def test_what_was_not_begun_in_time_is_resumable_and_what_is_complete_stays_so(
     assert (batch.outcomes[0].state, batch.exit_code()) == ("complete before", 0)
 
 
-def test_a_slide_that_grows_while_it_is_read_goes_no_further(
+def test_slide_that_grows_while_it_is_read_is_deferred(
     run: Callable[[str, int], Batch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault 24, seen by the flow itself: what was read of it may be half of it."""
+    """Fault 24, detected by the scheduler: the pixels read may be incomplete."""
     slide = tmp_path / "slides" / "slide.tif"
     before, look = file_states(slide), scheduler.defer_changed
 

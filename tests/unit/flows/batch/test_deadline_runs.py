@@ -1,4 +1,4 @@
-"""Until a time of day: the moment is the one that a clock on the wall shows, and what is taken ends there."""
+"""Deadlines: the moment of a local time of day across time zones and clock changes, and items before it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ZONES = [BERLIN, ZoneInfo("UTC"), ZoneInfo("Australia/Lord_Howe"), ZoneInfo("Ame
 
 
 CHANGES = [datetime(2026, 3, 8), datetime(2026, 3, 29), datetime(2026, 10, 25), datetime(2026, 11, 1)]
-"""Days on which clocks are set forward or back somewhere."""
+"""Days on which clocks change somewhere."""
 
 
 def around(day: datetime) -> st.SearchStrategy[datetime]:
@@ -27,7 +27,7 @@ def around(day: datetime) -> st.SearchStrategy[datetime]:
 
 
 def watched(clock: Clock, now: float, zone: ZoneInfo) -> float | None:
-    """By looking at the clock every minute; None when it is set forward over the time first."""
+    """The moment found by checking every minute; None when the clock is set forward over the time first."""
     minute = (int(now) // 60 + 1) * 60
     before = datetime.fromtimestamp(minute - 60, zone).replace(tzinfo=None)
     while True:
@@ -46,7 +46,7 @@ def watched(clock: Clock, now: float, zone: ZoneInfo) -> float | None:
     st.times(),
     st.one_of(st.datetimes(datetime(2026, 1, 1), datetime(2027, 12, 31)), *map(around, CHANGES)),
 )
-def test_it_is_the_next_moment_at_which_the_clock_shows_it(zone: ZoneInfo, clock: Clock, start: datetime) -> None:
+def test_deadline_is_the_next_moment_with_that_local_time(zone: ZoneInfo, clock: Clock, start: datetime) -> None:
     clock, now = clock.replace(second=0, microsecond=0), start.replace(tzinfo=UTC).timestamp()
     expected = watched(clock, now, zone)
     if expected is not None:
@@ -65,12 +65,12 @@ def test_it_is_the_next_moment_at_which_the_clock_shows_it(zone: ZoneInfo, clock
         ("2026-12-31 23:59+01:00", "00:00", "2027-01-01 00:00+01:00"),
     ],
 )
-def test_across_midnight_and_both_changes_of_the_clock(now: str, clock: str, expected: str) -> None:
+def test_deadline_across_midnight_and_clock_changes(now: str, clock: str, expected: str) -> None:
     moment = next_moment(read_clock(clock), datetime.fromisoformat(now).timestamp(), BERLIN)
     assert datetime.fromtimestamp(moment, UTC) == datetime.fromisoformat(expected)
 
 
-def test_without_a_zone_it_is_this_machine_s_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_time_zone_is_that_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     now = datetime(2026, 10, 24, 20, tzinfo=UTC).timestamp()
     with monkeypatch.context() as elsewhere:
         elsewhere.setenv("TZ", "Europe/Berlin")
@@ -81,18 +81,18 @@ def test_without_a_zone_it_is_this_machine_s_clock(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("text", ["7", "25:00", "07:00:61", "", "07:0x", "7 am"])
-def test_what_is_no_time_of_day_is_refused(text: str) -> None:
+def test_invalid_time_of_day_is_rejected(text: str) -> None:
     with pytest.raises(ConfigError, match=r"such as 07:00"):
         read_clock(text)
 
 
 @pytest.mark.parametrize("name", ["Europe/Berln", "", "../etc/passwd", "/etc/localtime"])
-def test_what_is_no_time_zone_is_refused(name: str) -> None:
+def test_invalid_time_zone_is_rejected(name: str) -> None:
     with pytest.raises(ConfigError, match="Europe/Berlin"):
         read_zone(name)
 
 
-def test_what_is_taken_ends_at_the_deadline_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_items_end_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(10))
     monkeypatch.setattr("flows.batch.deadline.time.time", lambda: next(clock))
     taken = Taken(range(100), Deadline(3.0, Clock(7)))

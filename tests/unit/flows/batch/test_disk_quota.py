@@ -1,4 +1,4 @@
-"""outputs.max_gb: slides wait rather than let OUT grow beyond it, those that run end, and those that wait are named."""
+"""outputs.max_gb: slides wait instead of exceeding the quota, running slides end, and waiting ones are named."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SlidePlan]:
     return plan_batch(request, writing=False).plans
 
 
-def test_a_slide_takes_no_more_than_it_is_reckoned_at(plans: dict[str, SlidePlan], tmp_path: Path) -> None:
+def test_worst_case_size_is_never_exceeded(plans: dict[str, SlidePlan], tmp_path: Path) -> None:
     run = SlideRun(plans["a"], SlideStore(tmp_path / "a"))
     run.prepare()
     for stage in plans["a"].hashes:
@@ -49,9 +49,7 @@ def put(out: Path, plan: SlidePlan, size: int) -> None:
     (root / "file").write_bytes(bytes(size))
 
 
-def test_what_runs_is_reckoned_at_its_worst_and_what_has_ended_as_it_lies(
-    plans: dict[str, SlidePlan], tmp_path: Path
-) -> None:
+def test_running_slides_count_worst_case_and_ended_ones_their_size(plans: dict[str, SlidePlan], tmp_path: Path) -> None:
     a, b, c = (plans[name] for name in NAMES)
     need = at_most_bytes(a)
     room = DiskQuota.of(tmp_path, 2 * need / GB)
@@ -71,7 +69,7 @@ def test_what_runs_is_reckoned_at_its_worst_and_what_has_ended_as_it_lies(
     assert not DiskQuota.of(tmp_path, 2 * need / GB).admits(c, [b]), "what lies there from before counts"
 
 
-def test_a_full_room_is_not_measured_again_until_something_ended(plans: dict[str, SlidePlan], tmp_path: Path) -> None:
+def test_full_quota_is_not_measured_again_until_a_slide_ends(plans: dict[str, SlidePlan], tmp_path: Path) -> None:
     room = DiskQuota.of(tmp_path, 0.5 * at_most_bytes(plans["a"]) / GB)
     room.full = True
     assert not room.admits(plans["a"], [])
@@ -87,10 +85,10 @@ def test_without_a_limit_nothing_is_counted(plans: dict[str, SlidePlan], tmp_pat
 
 
 @pytest.mark.long
-def test_slides_wait_are_named_and_go_on_when_there_is_room(
+def test_slides_beyond_the_quota_wait_and_run_once_there_is_space(
     plans: dict[str, SlidePlan], overtile: Command, tmp_path: Path
 ) -> None:
-    """Each slide alone fits; what the first two leave fills the room for the third, unless their images are dropped."""
+    """Each slide alone fits; the results of the first two leave no space for the third unless images are dropped."""
     source, out = plans["a"].slide.parent, tmp_path / "out"
     assert overtile.segment(plans["a"].slide, out).code == 0
     left = sum(map(len, tree_bytes(out / "a").values()))

@@ -1,4 +1,4 @@
-"""The history: a line when a run begins and one when it ends; who failed how often is counted from them alone."""
+"""The history: one line when a run starts and one when it ends; failure counts follow from them alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WRITERS, LINES = 4, 200
 
 
 def ended(run: str, *, complete: tuple[str, ...] = (), exit_code: int = 3, **failed: str) -> dict[str, Any]:
-    """The end of a run in which these slides failed: by key the attempt."""
+    """The end of a run in which these slides failed; attempts by key."""
     slides = {
         key: {"state": "failed", "stage": "ingest", "cause": "x", "slide": key, "attempt": attempt}
         for key, attempt in failed.items()
@@ -37,14 +37,14 @@ def count(out: Path, key: str) -> int:
     return found.count if found else 0
 
 
-def test_a_run_that_was_killed_has_no_end_and_the_others_keep_theirs(tmp_path: Path) -> None:
+def test_killed_run_has_no_end(tmp_path: Path) -> None:
     note(tmp_path, "began", began("killed"))
     nights(tmp_path, ended("a", exit_code=0), ended("b"))
     assert [run.exit_code for run in BatchHistory.read(tmp_path).runs()] == [None, 0, 3]
 
 
 @pytest.mark.parametrize("cut", [1, 5, 40])
-def test_a_torn_last_line_stops_neither_reader_nor_writer(tmp_path: Path, cut: int) -> None:
+def test_torn_last_line_is_tolerated_by_reader_and_writer(tmp_path: Path, cut: int) -> None:
     nights(tmp_path, ended("a", slide="p"), ended("b", slide="p"))
     whole = (tmp_path / NAME).read_bytes()
     (tmp_path / NAME).write_bytes(whole[:-cut])
@@ -54,7 +54,7 @@ def test_a_torn_last_line_stops_neither_reader_nor_writer(tmp_path: Path, cut: i
     assert count(tmp_path, "slide") == (3 if cut == 1 else 2)
 
 
-def test_a_line_of_garbage_is_left_out(tmp_path: Path) -> None:
+def test_invalid_line_is_ignored(tmp_path: Path) -> None:
     (tmp_path / NAME).write_bytes(b'[]\n"x"\n{"event": "ended"}\n{"when": "from version 0.1.0"}\n\xff\n')
     nights(tmp_path, ended("a", slide="p"))
     assert [run.exit_code for run in BatchHistory.read(tmp_path).runs()] == [3]
@@ -67,7 +67,7 @@ def _write(out: Path, writer: int, start: Any) -> None:
         note(out, "ended", {"run": f"{writer}.{number}", "filler": "x" * 9000})
 
 
-def test_lines_of_several_writers_never_mix(tmp_path: Path) -> None:
+def test_lines_of_concurrent_writers_never_mix(tmp_path: Path) -> None:
     fork = multiprocessing.get_context("fork")
     start = fork.Barrier(WRITERS)
     writers = [fork.Process(target=_write, args=(tmp_path, number, start)) for number in range(WRITERS)]
@@ -79,7 +79,7 @@ def test_lines_of_several_writers_never_mix(tmp_path: Path) -> None:
     assert found == {f"{writer}.{number}" for writer in range(WRITERS) for number in range(LINES)}
 
 
-def test_strikes_are_counted_in_a_row_and_for_one_attempt(tmp_path: Path) -> None:
+def test_failures_are_counted_consecutively_and_per_attempt(tmp_path: Path) -> None:
     nights(tmp_path, ended("a", slide="p", other="q"), ended("b", slide="p"))
     assert (count(tmp_path, "slide"), count(tmp_path, "other")) == (2, 1)
     nights(tmp_path, ended("c", slide="changed"))
@@ -88,7 +88,7 @@ def test_strikes_are_counted_in_a_row_and_for_one_attempt(tmp_path: Path) -> Non
     assert count(tmp_path, "slide") == STRIKES == 3
 
 
-def test_what_came_out_was_forced_or_is_to_be_retried_begins_anew(tmp_path: Path) -> None:
+def test_success_force_and_retry_reset_the_failure_count(tmp_path: Path) -> None:
     failing = [ended("a", slide="p"), ended("b", slide="p")]
     nights(tmp_path, *failing, ended("c", complete=("slide",)))
     assert count(tmp_path, "slide") == 0
@@ -104,8 +104,8 @@ def test_what_came_out_was_forced_or_is_to_be_retried_begins_anew(tmp_path: Path
     assert count(tmp_path, "slide") == 2
 
 
-def test_a_full_disk_and_a_lock_are_no_strikes(tmp_path: Path) -> None:
-    """They are no fault of the slide's: a disk's failure has no attempt, a lock is no failure."""
+def test_disk_errors_and_locks_count_no_failure(tmp_path: Path) -> None:
+    """They are not caused by the slide: a disk error has no attempt, and a lock is no failure."""
     end = ended("a", full="", locked="p")
     end["not_complete"]["locked"]["state"] = "locked"
     nights(tmp_path, end)

@@ -1,4 +1,4 @@
-"""results.csv: every number reads back as it was, no cell is a formula, no slide is silently missing."""
+"""results.csv: numbers round-trip, no cell is a formula, and every slide has a row."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def manifest(**stages: dict[str, Any]) -> dict[str, Any]:
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.integers(0, 2**40))
-def test_numbers_read_back_to_the_last_digit(number: float, count: int) -> None:
+def test_numbers_round_trip_exactly(number: float, count: int) -> None:
     (row,) = read(results_csv([{"slide": "a", "fraction": number, "count": count}], [{}]))
     assert float(row["fraction"]) == number
     assert math.copysign(1, float(row["fraction"])) == math.copysign(1, number)
@@ -37,7 +37,7 @@ names = st.lists(st.text(min_size=1, max_size=12), max_size=5, unique=True)
 
 
 @given(names, st.text(max_size=20), st.data())
-def test_no_cell_is_a_formula_or_a_control_character(columns: list[str], slide: str, data: st.DataObject) -> None:
+def test_no_cell_is_a_formula_or_has_control_characters(columns: list[str], slide: str, data: st.DataObject) -> None:
     case = {name: data.draw(st.text(max_size=20)) for name in columns}
     text = results_csv([{"slide": slide, "class": slide, "flags": slide}], [case])
     rows = list(csv.reader(io.StringIO(text, newline="")))
@@ -50,7 +50,7 @@ def test_no_cell_is_a_formula_or_a_control_character(columns: list[str], slide: 
 
 
 @given(st.lists(st.sampled_from([*COLUMNS, *(f"case_{name}" for name in COLUMNS), "x", "case_x"]), unique=True))
-def test_every_column_has_a_name_of_its_own(columns: list[str]) -> None:
+def test_column_names_are_unique(columns: list[str]) -> None:
     text = results_csv([{"slide": "a"}], [{name: f"<{name}>" for name in columns}])
     header, row = csv.reader(io.StringIO(text))
     assert len(set(header)) == len(header)
@@ -66,7 +66,7 @@ def test_slides_of_different_tables_share_one_header() -> None:
     assert [(row["stain"], row["day"]) for row in found] == [("HE", ""), ("", ""), ("PAS", "1")]
 
 
-def test_without_slides_there_is_a_header() -> None:
+def test_empty_results_have_a_header() -> None:
     assert results_csv([], []).strip().split(",") == list(COLUMNS)
 
 
@@ -77,12 +77,12 @@ def test_an_interpolated_image_is_flagged(span: tuple[float, float], expected: l
     assert flags(found) == expected
 
 
-def test_flags_of_every_stage_are_named_once() -> None:
+def test_flags_of_all_stages_are_listed_once() -> None:
     found = manifest(tissue={"flags": ["pen", "blurred"]}, predict={}, overlay={"flags": ["pen"]})
     assert flags(found) == ["pen", "blurred"]
 
 
-def test_a_manifest_of_version_0_1_0_gives_what_it_knows() -> None:
+def test_manifest_of_version_0_1_0_gives_counts_and_areas() -> None:
     measure = {"objects": {"a": 4, "b": 0}, "area_um2": {"a": 100.0, "b": 0.0}}
     old = manifest(tissue={"flags": [], "tissue_px": 2_000_000}, measure=measure)
     old["plan"] |= {"model": {"name": "n@1", "sha256": "f" * 64}, "hashes": {"measure": "e" * 64}}

@@ -1,4 +1,4 @@
-"""Which slides are chosen and with which weights: what a cases table says may be pinned, and may be secret."""
+"""Selection of slides and models: weights of a cases table are pinned, and its content may be confidential."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAME, OTHER = "KOWALSKI-Anna", "MUELLEROVA"
 
 @pytest.fixture
 def slides(tmp_path: Path) -> Path:
-    """Two in one folder, and two of one name in others."""
+    """Two slides in one folder, and two with the same name in other folders."""
     for name in (NAME, OTHER, "one/again", "two/again"):
         write(tmp_path / "slides" / f"{name}.tif", draw((64, 64), []))
     return tmp_path / "slides"
@@ -38,7 +38,7 @@ def config_of(table: Path, text: str, redact: Path | None = None) -> RunConfig:
 # ---- weights ---------------------------------------------------------------------------------------------------------
 
 
-def test_weights_that_the_table_named_are_pinned_and_later_ones_are_not(slides: Path, tmp_path: Path) -> None:
+def test_weights_of_the_cases_table_are_pinned(slides: Path, tmp_path: Path) -> None:
     own = Path(shutil.copy(CONTEXT, tmp_path / "own.safetensors"))
     config = config_of(tmp_path / "cases.csv", f"slide,model\n{OTHER}.tif,own.safetensors\n{slides}/{NAME}.tif,\n")
     pinned = pin_models(config)
@@ -70,9 +70,7 @@ def test_weights_that_the_table_named_are_pinned_and_later_ones_are_not(slides: 
     ],
     ids=["no header", "column twice", "nameless column", "resolution", "priority", "slide twice", "two slides"],
 )
-def test_a_table_is_refused_by_its_line_and_quoted_only_where_names_may_be_told(
-    slides: Path, tmp_path: Path, text: str, line: int
-) -> None:
+def test_invalid_table_is_quoted_only_without_redaction(slides: Path, tmp_path: Path, text: str, line: int) -> None:
     for redact in (None, tmp_path / "names.json"):
         config = config_of(tmp_path / "cases.csv", text, redact)
         with pytest.raises(ConfigError, match=f"cases.csv, line {line}: ") as refused:
@@ -80,7 +78,7 @@ def test_a_table_is_refused_by_its_line_and_quoted_only_where_names_may_be_told(
         assert any(name in str(refused.value) for name in (NAME, OTHER, "again")) == (redact is None), refused.value
 
 
-def test_what_might_have_been_meant_is_told_only_where_names_may_be(slides: Path, tmp_path: Path) -> None:
+def test_suggestions_are_given_only_without_redaction(slides: Path, tmp_path: Path) -> None:
     for redact in (None, tmp_path / "names.json"):
         config = config_of(tmp_path / "cases.csv", f"slide\n{NAME[:-1]}.tif\n", redact)
         (missing,) = select_slides((slides,), tmp_path / "out", config)
@@ -88,7 +86,7 @@ def test_what_might_have_been_meant_is_told_only_where_names_may_be(slides: Path
         assert (f"{NAME}.tif" in str(missing.candidate.refused)) == (redact is None)
 
 
-def test_the_command_quotes_nothing_either(slides: Path, tmp_path: Path, overtile_alone: Command) -> None:
+def test_command_with_redaction_quotes_nothing(slides: Path, tmp_path: Path, overtile_alone: Command) -> None:
     (tmp_path / "cases.csv").write_text(f"slide\n{OTHER}\n{OTHER}.tif\n")
     options = ("--cases", tmp_path / "cases.csv", "--redact", tmp_path / "names.json")
     ran = overtile_alone.segment(slides, tmp_path / "out", *options)

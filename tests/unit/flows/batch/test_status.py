@@ -1,4 +1,4 @@
-"""How OUT stands, from its files alone: folders are believed before the history, and every cause has its command."""
+"""States of slides from the files in OUT: folders precede the history, and every cause has a command as remedy."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def complete(out: Path, key: str) -> None:
-    """What a finished slide leaves, as far as its state is about it."""
+    """The files of a complete slide that its state depends on."""
     plan = {
         "key": key,
         "hashes": {"predict": PLAN},
@@ -45,7 +45,7 @@ def complete(out: Path, key: str) -> None:
 
 
 def begun(out: Path, key: str, shards: int) -> SlideStore:
-    """A slide of 2 x 3 blocks of which so many have been through the network."""
+    """A slide of 2 x 3 blocks, so many of which are predicted."""
     store = SlideStore(out / key)
     config = {"tiles": {"block": 512}, "outputs": {"scratch": None}}
     plan = {"image": {"shape_yx": [700, 1200]}, "config": config, "hashes": {"predict": PLAN}}
@@ -60,7 +60,7 @@ def begun(out: Path, key: str, shards: int) -> SlideStore:
 
 
 def run(out: Path, name: str, *, exit_code: int | None = 3, **states: str) -> None:
-    """A run that left these slides in these states; None: it was killed."""
+    """A run that left slides in these states; None for a killed run."""
     out.mkdir(exist_ok=True)
     note(out, "began", {"run": name, "force": [], "command": TYPED, "who": "anna", "host": "lab", "pid": 1})
     if exit_code is None:
@@ -84,7 +84,7 @@ def found(out: Path) -> dict[str, Any]:
     return {slide.key: slide for slide in Status.of(out).slides}
 
 
-def test_every_state_is_told_in_the_words_of_the_summary(out: Path) -> None:
+def test_states_are_those_of_the_summary(out: Path) -> None:
     complete(out, "done")
     begun(out, "half", 4)
     begun(out, "planned", 0)
@@ -103,8 +103,8 @@ def test_every_state_is_told_in_the_words_of_the_summary(out: Path) -> None:
     assert Status.of(out).totals == {"complete": 1, "failed": 2, "deferred": 1, "resumable": 2}
 
 
-def test_a_live_lock_is_in_progress_and_a_dead_one_is_not(out: Path) -> None:
-    """Looking takes no lock: a run that comes meanwhile finds the slide free."""
+def test_only_a_live_lock_means_in_progress(out: Path) -> None:
+    """Reading the status takes no lock, so a run can start meanwhile."""
     store = begun(out, "slide", 3)
     with slide_lock(store.work):
         (slide,) = Status.of(out).slides
@@ -128,7 +128,7 @@ def test_a_live_lock_is_in_progress_and_a_dead_one_is_not(out: Path) -> None:
     assert found(out)["slide"].state == "resumable"
 
 
-def test_folders_are_believed_before_the_history(out: Path) -> None:
+def test_folders_take_precedence_over_the_history(out: Path) -> None:
     run(out, "a", slide="failed")
     assert found(out)["slide"].state == "failed"
     complete(out, "slide")
@@ -137,7 +137,7 @@ def test_folders_are_believed_before_the_history(out: Path) -> None:
     assert found(out)["slide"].state == "damaged"
 
 
-def test_a_kept_result_is_named_with_what_gives_it_up(out: Path) -> None:
+def test_kept_result_is_shown_with_the_command_that_replaces_it(out: Path) -> None:
     complete(out, "slide")
     run(out, "a", slide="kept")
     slide = found(out)["slide"]
@@ -146,7 +146,7 @@ def test_a_kept_result_is_named_with_what_gives_it_up(out: Path) -> None:
     assert found(out)["slide"].state == "complete", "the last run asked for what lies there"
 
 
-def test_quarantine_names_the_command_that_ends_it(out: Path) -> None:
+def test_quarantine_is_shown_with_the_command_that_ends_it(out: Path) -> None:
     for name in "abc":
         run(out, name, slide="failed")
     slide = found(out)["slide"]
@@ -158,17 +158,17 @@ def test_quarantine_names_the_command_that_ends_it(out: Path) -> None:
     assert (slide.state, slide.cure) == ("waiting", AS_TYPED)
 
 
-def test_fault_24_a_slide_that_vanished_is_named(out: Path) -> None:
+def test_fault_24_missing_slide_is_named(out: Path) -> None:
     begun(out, "begun", 1)
     run(out, "a", begun="failed", never="deferred")
     shutil.rmtree(out.parent / "slides")
     assert {key: slide.state for key, slide in found(out).items()} == {"begun": "vanished", "never": "vanished"}
     assert "begun.tif does not exist any more" in found(out)["begun"].cause
     run(out, "b", exit_code=0)
-    assert set(found(out)) == {"begun"}, "what left no trace is not told of for ever"
+    assert set(found(out)) == {"begun"}, "a slide without trace is not listed for ever"
 
 
-def test_a_run_that_was_killed_is_told_as_one_without_an_end(out: Path) -> None:
+def test_killed_run_is_shown_without_an_end(out: Path) -> None:
     begun(out, "slide", 1)
     run(out, "a", exit_code=None)
     status = Status.of(out)
@@ -179,14 +179,14 @@ def test_a_run_that_was_killed_is_told_as_one_without_an_end(out: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "states", "code"), [("ab", {}, 0), ("a", {"b": "failed"}, 3), ("", {"a": "failed"}, 4)]
 )
-def test_it_ends_as_segment_would(out: Path, names: str, states: dict[str, str], code: int) -> None:
+def test_exit_code_equals_that_of_segment(out: Path, names: str, states: dict[str, str], code: int) -> None:
     for name in names:
         complete(out, name)
     run(out, "a", **states)
     assert Status.of(out).exit_code() == code
 
 
-def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
+def test_folder_without_results_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no results"):
         Status.of(tmp_path)
 
@@ -194,7 +194,7 @@ def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
 # ---- the commands ----------------------------------------------------------------------------------------------------
 
 
-def test_the_command_prints_causes_cures_and_runs_and_writes_nothing(out: Path, overtile_alone: Command) -> None:
+def test_command_prints_causes_remedies_and_runs_and_writes_nothing(out: Path, overtile_alone: Command) -> None:
     complete(out, "done")
     for name in "abc":
         run(out, name, **{"x\x1b[31m": "failed", "ok": "deferred"})
@@ -213,7 +213,7 @@ def test_the_command_prints_causes_cures_and_runs_and_writes_nothing(out: Path, 
     assert sorted((path, path.stat().st_mtime_ns) for path in out.rglob("*")) == before
 
 
-def test_retry_is_a_line_of_the_history_and_refuses_what_never_failed(out: Path, overtile_alone: Command) -> None:
+def test_retry_appends_to_the_history_and_rejects_slides_that_never_failed(out: Path, overtile_alone: Command) -> None:
     for name in "abc":
         run(out, name, slide="failed")
     refused = overtile_alone.run("retry", out, "slid")

@@ -1,4 +1,4 @@
-"""The model commands: what is said of a model is true, and a checkpoint becomes one without being run."""
+"""The model commands: facts about a model are correct, and checkpoints are converted without running code."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def spec_file(tmp_path: Path) -> Path:
 # ---- list and info -------------------------------------------------------------------------------------------------
 
 
-def test_list_names_every_built_in_model(overtile_alone: Command) -> None:
+def test_list_shows_every_built_in_model(overtile_alone: Command) -> None:
     ran = overtile_alone.run("model", "list", "--json")
     assert ran.code == 0, ran.said
     found = {f"{one['name']}@{one['version']}": one for one in json.loads(ran.stdout)}
@@ -60,7 +60,7 @@ def test_list_names_every_built_in_model(overtile_alone: Command) -> None:
     assert "1,941,122" in shown
 
 
-def test_info_says_what_the_file_holds(overtile_alone: Command) -> None:
+def test_info_shows_the_content_of_the_file(overtile_alone: Command) -> None:
     told = json.loads(overtile_alone.run("model", "info", "nuclei@1", "--json").stdout)
     assert told["sha256"] == header.sha256(BUILT_IN)
     assert (told["halo_px"], told["step_px"], told["input_px"]) == (92, 16, 1212)
@@ -75,7 +75,7 @@ def test_info_says_what_the_file_holds(overtile_alone: Command) -> None:
         assert words in shown.stdout
 
 
-def test_info_says_what_is_done_to_colours(network: UNet, tmp_path: Path) -> None:
+def test_info_shows_colour_normalisation(network: UNet, tmp_path: Path) -> None:
     asked = {"stain_normalisation": "macenko", "stain_target": [[1.1, 1.4, 0.8], [0.2, 0.8, 0.5]], "equalise": True}
     spec = UNetSpec.model_validate(SPEC.model_dump() | asked)
     said = {}
@@ -86,19 +86,19 @@ def test_info_says_what_is_done_to_colours(network: UNet, tmp_path: Path) -> Non
         show(record, console)
         said[name] = console.file.getvalue()  # type: ignore[attr-defined]  # it is the one above
         assert {key: record["spec"].get(key) for key in asked} == (asked if name == "asked" else dict.fromkeys(asked))
-    assert "brought to [[1.1, 1.4, 0.8], [0.2, 0.8, 0.5]] (macenko)" in said["asked"]
+    assert "normalised to [[1.1, 1.4, 0.8], [0.2, 0.8, 0.5]] (macenko)" in said["asked"]
     assert "histogram equalisation" in said["asked"]
     assert "macenko" not in said["plain"]
     assert "equalis" not in said["plain"]
 
 
-def test_a_model_that_is_not_there_is_refused_naming_those_that_are(overtile_alone: Command) -> None:
+def test_unknown_model_is_rejected_with_the_known_ones(overtile_alone: Command) -> None:
     ran = overtile_alone.run("model", "info", "nuclei@99")
     assert ran.code == 2
     assert "nuclei@1" in ran.only_error
 
 
-def test_a_bare_name_is_the_newest_and_old_versions_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_without_version_is_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for version in (1, 2, 10):
         shutil.copy(BUILT_IN, tmp_path / f"nuclei@{version}.safetensors")
         shutil.copy(BUILT_IN, tmp_path / f"cells@{version}.safetensors")
@@ -109,7 +109,7 @@ def test_a_bare_name_is_the_newest_and_old_versions_stay(tmp_path: Path, monkeyp
 
 
 def some_long(cases: Mapping[str, Any], *long: str) -> list[Any]:
-    """Cases as parameters: each conversion starts a process that opens what nobody trusts, two seconds each."""
+    """Cases as parameters: each conversion starts a process for the untrusted file, which takes two seconds."""
     marked = {name: [pytest.mark.long] if name in long else [] for name in cases}
     return [pytest.param(*case, id=name, marks=marked[name]) for name, case in cases.items()]
 
@@ -132,7 +132,7 @@ WRAPPED: dict[str, tuple[Wrap, list[str]]] = {
 
 
 @pytest.mark.parametrize(("wrap", "said"), some_long(WRAPPED, "bare", "entry", "parallel"))
-def test_a_checkpoint_becomes_the_same_network(tmp_path: Path, network: UNet, wrap: Wrap, said: list[str]) -> None:
+def test_converted_checkpoint_is_the_same_network(tmp_path: Path, network: UNet, wrap: Wrap, said: list[str]) -> None:
     source, target = tmp_path / "in.pt", tmp_path / "out.safetensors"
     torch.save(wrap(network.state_dict()), source)
     assert convert(source, target, SPEC) == said
@@ -144,7 +144,7 @@ def test_a_checkpoint_becomes_the_same_network(tmp_path: Path, network: UNet, wr
     assert header.describe(target).provenance["converted"]["sha256"] == header.sha256(source)
 
 
-def test_it_is_written_by_the_same_save(tmp_path: Path, overtile_alone: Command, network: UNet) -> None:
+def test_converted_file_equals_a_saved_one(tmp_path: Path, overtile_alone: Command, network: UNet) -> None:
     source, target, ours = tmp_path / "in.pt", tmp_path / "out.safetensors", tmp_path / "ours.safetensors"
     torch.save({"state_dict": network.state_dict()}, source)
     settings = [
@@ -157,7 +157,7 @@ def test_it_is_written_by_the_same_save(tmp_path: Path, overtile_alone: Command,
     assert target.read_bytes() == ours.read_bytes()
 
 
-def test_a_network_trained_in_monai_converts_without_renaming(tmp_path: Path) -> None:
+def test_monai_checkpoint_converts_without_renaming(tmp_path: Path) -> None:
     from monai.networks.nets.basic_unetplusplus import BasicUNetPlusPlus
 
     spec = preset("unet++", width=2)
@@ -195,7 +195,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_malicious_pickle_is_refused_and_not_run(
+def test_malicious_pickle_is_rejected_and_not_run(
     overtile_alone: Command, tmp_path: Path, spec_file: Path, zipped: bool
 ) -> None:
     source, target, witness = tmp_path / "in.pt", tmp_path / "out.safetensors", tmp_path / "witness"
@@ -226,7 +226,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], list[str]]] = {
 
 
 @pytest.mark.parametrize(("spoil", "words"), some_long(BAD, "other names", "no tensors", "one tensor", "not finite"))
-def test_what_does_not_fit_is_refused_naming_both_sides(
+def test_mismatched_weights_are_rejected_with_both_shapes(
     tmp_path: Path, network: UNet, spoil: Callable[[dict[str, Any]], Any], words: list[str]
 ) -> None:
     source, target = tmp_path / "in.pt", tmp_path / "out.safetensors"
@@ -237,7 +237,7 @@ def test_what_does_not_fit_is_refused_naming_both_sides(
     assert not target.exists()
 
 
-def test_a_spec_is_explicit_and_holds_known_keys_only(
+def test_spec_requires_explicit_and_known_keys(
     overtile_alone: Command, tmp_path: Path, network: UNet, spec_file: Path
 ) -> None:
     source, target = tmp_path / "in.pt", tmp_path / "out.safetensors"
@@ -255,7 +255,7 @@ def test_a_spec_is_explicit_and_holds_known_keys_only(
     assert target.read_bytes() == b"somebody's"
 
 
-def test_what_is_no_checkpoint_is_refused(overtile_alone: Command, tmp_path: Path, spec_file: Path) -> None:
+def test_file_that_is_no_checkpoint_is_rejected(overtile_alone: Command, tmp_path: Path, spec_file: Path) -> None:
     source, target = tmp_path / "in.pt", tmp_path / "out.safetensors"
     for content in (b"", b"PK\x03\x04" + bytes(100)):
         source.write_bytes(content)

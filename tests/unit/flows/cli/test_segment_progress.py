@@ -1,4 +1,4 @@
-"""Progress: what is planned, what is behind us, and a display that survives names and threads."""
+"""Progress of a batch: planned and completed work, and a display that is safe for any name and thread."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def batch(tmp_path: Path, name: str = "slide") -> Batch:
     return plan_batch(BatchRequest(inputs=(slide,), out=tmp_path / "out", config=config))
 
 
-def test_every_block_of_every_stage_makes_a_whole(tmp_path: Path) -> None:
+def test_all_blocks_of_all_stages_complete_the_bar(tmp_path: Path) -> None:
     planned, meter = batch(tmp_path), Meter()
     meter.plan(planned)
     assert meter.blocks == {"slide": 6}
@@ -37,7 +37,7 @@ def test_every_block_of_every_stage_makes_a_whole(tmp_path: Path) -> None:
     assert abs(shares[-1] - 1) < 1e-9
 
 
-def test_a_slide_that_ended_early_is_behind_us(tmp_path: Path) -> None:
+def test_slide_that_ends_early_counts_as_completed(tmp_path: Path) -> None:
     meter = Meter()
     meter.plan(batch(tmp_path))
     meter.block("slide", "ingest")
@@ -45,7 +45,7 @@ def test_a_slide_that_ended_early_is_behind_us(tmp_path: Path) -> None:
     assert meter.finished == meter.total
 
 
-def test_names_are_shown_and_never_obeyed(tmp_path: Path) -> None:
+def test_names_are_escaped_in_the_display(tmp_path: Path) -> None:
     name = "[red]x[bold] \x1b[2J"
     planned, text = batch(tmp_path, name), io.StringIO()
     with SegmentProgress(Console(file=text, force_terminal=False, width=200)) as display:

@@ -1,4 +1,4 @@
-"""Stopped politely: the exit code says by what, nothing is left running, and the same command goes on."""
+"""Signals: the exit code names the signal, no process is left, and the same command resumes."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ HURRIED: tuple[Stop, ...] = (((signal.SIGINT, signal.SIGINT), "local"),)
     [QUICK, pytest.param(POLITE, marks=pytest.mark.long), pytest.param(HURRIED, marks=pytest.mark.long)],
     ids=["once", "workers", "twice"],
 )
-def test_fault_10_a_signal_ends_it_soon_and_resumable(
+def test_fault_10_signal_stops_the_run_soon_and_it_is_resumable(
     overtile: Command, tmp_path: Path, stops: tuple[Stop, ...]
 ) -> None:
-    """Each run goes on where the one before it was stopped."""
+    """Each run resumes the one before."""
     slide, out = tmp_path / "slide.tif", tmp_path / "out"
     tifffile.imwrite(slide, np.tile(immunohistochemistry()[:509, :505], (3, 4, 1)), tile=(256, 256), photometric="rgb")
     settings = ["cluster.workers=1", "tiles.block=512", "tiles.tile=512", "tissue=null", "objects.min_area_um2=20"]
@@ -51,7 +51,7 @@ def test_fault_10_a_signal_ends_it_soon_and_resumable(
 
 
 def written(shards: Path) -> set[tuple[str, int]]:
-    """The shards there are, with their inodes: one that is written again has another."""
+    """Shards with their inodes; a rewritten shard has another inode."""
     return {(str(path), path.stat().st_ino) for path in shards.glob("*/[0-9]")}
 
 
@@ -61,7 +61,7 @@ def has_three_more(shards: Path, done: Set[tuple[str, int]]) -> bool:
 
 
 def stopped(command: Command, line: Sequence[str | Path], numbers: Sequence[int], until: Callable[[], bool]) -> str:
-    """Start the command and send it signals when something is so; what it said, when nothing of it is left."""
+    """Start the command, send signals under a condition, and return its output once all its processes have ended."""
     running = subprocess.Popen(
         [*installed_command(), *map(str, line)], env=dict(command.environment), stderr=subprocess.PIPE, text=True
     )

@@ -1,4 +1,4 @@
-"""What a training says of itself on its way."""
+"""Progress of a training."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from unet_core.training.trainer import TrainJob
 
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> StringIO:
-    """A log into which a line is written at every step."""
+    """A log that gets a line at every step."""
     monkeypatch.setattr(progress_bar, "LOG_EVERY_S", -1.0)
     return StringIO()
 
 
-def test_the_loss_shown_is_a_running_mean(said: StringIO) -> None:
+def test_displayed_loss_is_a_running_mean(said: StringIO) -> None:
     with TrainProgress(Console(file=said, width=200)) as display:
         display.begun(TrainJob(Path("run"), material(), recipe()), Position())
         display.stepped({"step": 1, "loss": 1.0}, 0.0)
@@ -30,7 +30,7 @@ def test_the_loss_shown_is_a_running_mean(said: StringIO) -> None:
     assert said.getvalue().splitlines()[1:] == ["  0% step 1 loss 1.0000", " 50% step 2 loss 2.0000"]
 
 
-def test_a_log_is_not_flooded() -> None:
+def test_log_lines_are_rate_limited() -> None:
     text = StringIO()
     with TrainProgress(Console(file=text, width=200)) as display:
         display.begun(TrainJob(Path("run"), material(), recipe()), Position())
@@ -39,7 +39,7 @@ def test_a_log_is_not_flooded() -> None:
     assert len(text.getvalue().splitlines()) == 1, "what starts; then a line each half minute"
 
 
-def test_it_says_what_starts_goes_on_and_was_scored(said: StringIO) -> None:
+def test_start_resume_and_validation_are_printed(said: StringIO) -> None:
     with TrainProgress(Console(file=said, width=200)) as display:
         display.begun(TrainJob(Path("run"), material(3, 1), recipe()), Position(step=4))
         display.validated(6, {"loss": 0.25, "dice": 0.5})
@@ -49,7 +49,7 @@ def test_it_says_what_starts_goes_on_and_was_scored(said: StringIO) -> None:
     ]
 
 
-def test_on_a_terminal_a_bar_moves() -> None:
+def test_bar_moves_on_a_terminal() -> None:
     console = Console(file=StringIO(), force_terminal=True, width=100)
     with TrainProgress(console) as display:
         display.begun(TrainJob(Path("[bold]"), material(), recipe()), Position())
