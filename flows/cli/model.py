@@ -219,9 +219,7 @@ def _colours(spec: dict[str, Any]) -> list[str]:
     """One line for each normalisation of colours before the network."""
     lines = []
     if "stain_normalisation" in spec:
-        lines += [
-            f"stains are normalised to {spec['stain_target']} ({spec['stain_normalisation']}), fitted per slide"
-        ]
+        lines += [f"stains are normalised to {spec['stain_target']} ({spec['stain_normalisation']}), fitted per slide"]
     if "equalise" in spec:
         lines += ["each channel's values are then replaced by their ranks in the slide (histogram equalisation)"]
     return lines
