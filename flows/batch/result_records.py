@@ -1,6 +1,6 @@
 """Read the results of slide folders below OUT.
 
-A folder without manifest is incomplete, whatever it contains.
+A folder without a manifest is incomplete, even if it contains arrays.
 """
 
 from __future__ import annotations
