@@ -302,12 +302,12 @@ def defer_changed(batch: Batch, outcome: Outcome) -> bool:
         outcome.failed(
             outcome.stage,
             SlideError(
-                f"{plan.display_name if plan.alias else gone[0]}: vanished after the slide was planned. Bring it back"
+                f"{plan.display_name if plan.alias else gone[0]}: vanished after the slide was planned. Restore it"
             ),
         )
         outcome.attempt = ""
     else:
-        outcome.deferred(f"{outcome.slide}: was written to since it was planned. The next run takes it")
+        outcome.deferred(f"{outcome.slide}: was written to since it was planned. The next run processes it")
     return True
 
 

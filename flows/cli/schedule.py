@@ -119,14 +119,14 @@ def schedule(  # noqa: PLR0913  one parameter an option
     words = [str(folder.absolute()), "--out", str(out.absolute())]
     words += [] if config is None else ["--config", str(config.absolute())]
     words += [word for override in overrides for word in ("--set", override)]
-    asked = {
+    requested = {
         "inputs": (folder.absolute(),),
         "out": out.absolute(),
         "until": None if until is None else read_clock(until),
         "timezone": zone,
         "command": ("overtile", "segment", *words),
     }
-    raise typer.Exit(_serve(checked, asked, _Times(cron, every, watch), notify))
+    raise typer.Exit(_serve(checked, requested, _Times(cron, every, watch), notify))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ class _Times:
     watch: bool
 
 
-def _serve(config: RunConfig, asked: dict[str, Any], times: _Times, block: str | None) -> int:
+def _serve(config: RunConfig, requested: dict[str, Any], times: _Times, block: str | None) -> int:
     """Serve the schedule until a signal; return the exit code."""
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "INFO"  # the journal of an unattended process
     from flows.batch.selection import pin_models
@@ -150,7 +150,7 @@ def _serve(config: RunConfig, asked: dict[str, Any], times: _Times, block: str |
     from flows.schedule import ScheduleService, serve, when
     from flows.scheduled_run import ScheduledRunRequest
 
-    request = ScheduledRunRequest(config=config, **pins, **asked)
+    request = ScheduledRunRequest(config=config, **pins, **requested)
     plan = when(times.cron, times.every_s, request.timezone or "UTC", watch=times.watch)
     with used(server):
         return serve(request, plan, ScheduleService(_say, None if server is None else server.require_alive, block))
