@@ -274,7 +274,8 @@ class SlideScheduler:
 
     def _submit(self, slide: OpenSlide, stage: str, rank: int) -> None:
         self.listener.stage_started(slide.outcome.key, stage)
-        map_blocks = self._observed(slide.outcome, stage, self.executor.map_for(rank, stage))
+        mapper = serial if stage == MANIFEST else self.executor.map_for(rank, stage)  # the manifest has no blocks
+        map_blocks = self._observed(slide.outcome, stage, mapper)
         future = self.submit(StageJob(slide, stage, map_blocks))
         future.add_done_callback(lambda done: self.events.put(partial(self._follow, slide, stage, rank, done)))
 

@@ -11,7 +11,8 @@ from flows.batch.batch import Batch, BatchRequest, plan_batch
 from flows.batch.scheduler import Executor, ListenerGroup, SlideScheduler, StageJob, StageResult
 from pipeline.config import load_config
 from pipeline.errors import ClusterError
-from pipeline.execution.blocks import serial
+from pipeline.execution.blocks import MapBlocks, serial
+from pipeline.stage_table import STAGE, STAGES
 from tests.support.commands import CLASSES
 from tests.support.faults.pictures import draw, red_and_blue, write
 
@@ -76,3 +77,22 @@ def test_lost_workers_end_the_batch_and_count_against_no_slide(batch: Batch) -> 
     assert submitted == ["a"], "no further slide is opened"
     assert [outcome.state for outcome in batch.outcomes] == ["resumable"] * 3
     assert {outcome.attempt for outcome in batch.outcomes} == {""}
+
+
+def test_mappers_are_requested_for_stages_only(batch: Batch) -> None:
+    """The manifest has no blocks, and workers know the stages of the stage table only."""
+    mapped: list[str] = []
+
+    def map_for(_rank: int, stage: str) -> MapBlocks:
+        mapped.append(STAGE[stage].name)
+        return serial
+
+    def submit(job: StageJob) -> Future[StageResult | BaseException]:
+        future: Future[StageResult | BaseException] = Future()
+        future.set_result(job.run())
+        return future
+
+    executor = Executor(map_for, lambda: 1, lambda: None)
+    SlideScheduler(batch, executor, ListenerGroup(), submit).run()
+    assert {outcome.state for outcome in batch.outcomes} == {"complete"}
+    assert mapped == [*STAGES] * 3
