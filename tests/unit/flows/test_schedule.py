@@ -172,7 +172,7 @@ except Exception as error:
     print(error)
 """
     *lines, unknown = in_process(overtile, script, tmp_path).splitlines()
-    assert unknown.startswith("--notify custom-webhook/nobody: expected a notification block of Prefect's, such as")
+    assert unknown.startswith("--notify custom-webhook/nobody: expected a notification block of Prefect, such as")
     assert lines == ["True", "1 CANCEL_NEW", "['inputs', 'model_sha256', 'out']", "409"]
 
 

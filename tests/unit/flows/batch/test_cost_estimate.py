@@ -148,7 +148,7 @@ def test_slide_without_coarse_level_counts_as_tissue(plan: SlidePlan, monkeypatc
     monkeypatch.setattr("flows.batch.cost_probe.LARGEST_THUMB_PX", 1000)
     seen = look(plan)
     assert seen.cells.all()
-    assert "as if all of it were tissue" in seen.guessed
+    assert "estimated as tissue throughout" in seen.guessed
 
 
 def test_estimated_bytes_equal_those_of_a_run(plan: SlidePlan, tmp_path: Path) -> None:
