@@ -96,10 +96,10 @@ def prune_plan(manifest: Mapping[str, Any], keep: Collection[str]) -> PrunePlan:
 
 def is_unfinished(store: SlideStore, manifest: Mapping[str, Any]) -> bool:
     """Whether a prune was killed before everything that it lists was removed."""
-    return "pruned" in manifest and any(path.exists() for path in (*_places(store, manifest), _aside(store)))
+    return "pruned" in manifest and any(path.exists() for path in (*_paths_to_remove(store, manifest), _trash(store)))
 
 
-def _places(store: SlideStore, manifest: Mapping[str, Any]) -> list[Path]:
+def _paths_to_remove(store: SlideStore, manifest: Mapping[str, Any]) -> list[Path]:
     """What a prune removes: entries of the result, then folders of small results."""
     stages = [MAKERS[part] for part in pruned_parts(manifest) if part in MAKERS]
     return [*(store.root / entry for entry in manifest["pruned"]["entries"]), *(store.work / stage for stage in stages)]
@@ -121,14 +121,14 @@ def prune_slide(store: SlideStore, keep: Collection[str]) -> PrunePlan:
         raise StoreError(f"{store.root} is not complete: nothing is pruned of it")
     removed = prune_plan(manifest, keep)
     if removed.entries:
-        manifest = _give_up(store, manifest, removed)
+        manifest = _list_as_pruned(store, manifest, removed)
         sweep_partials(store.root, age_s=0)
     if is_unfinished(store, manifest):
-        _take(store, _places(store, manifest))
+        _remove_entries(store, _paths_to_remove(store, manifest))
     return removed
 
 
-def _give_up(store: SlideStore, manifest: dict[str, Any], removed: PrunePlan) -> dict[str, Any]:
+def _list_as_pruned(store: SlideStore, manifest: dict[str, Any], removed: PrunePlan) -> dict[str, Any]:
     """Let the manifest list what stays, and what is pruned."""
     before: Mapping[str, Any] = manifest.get("pruned", {"entries": [], "bytes": 0})
     pruned = {
@@ -138,7 +138,7 @@ def _give_up(store: SlideStore, manifest: dict[str, Any], removed: PrunePlan) ->
     }
     content = {**manifest, "pruned": pruned}
     for listing in ("files", "metadata"):
-        content[listing] = {name: one for name, one in manifest[listing].items() if not is_pruned(content, name)}
+        content[listing] = {name: entry for name, entry in manifest[listing].items() if not is_pruned(content, name)}
     lost = [name for name in damaged_files(store, manifest) if name in content["files"]]
     if lost:
         raise StoreError(f"{store.root / lost[0]} is damaged: nothing is pruned. Segment it again first, or delete it")
@@ -152,20 +152,20 @@ def _unstamp(store: SlideStore) -> None:
     store.unstamp([path.stem for path in store.work.glob("*.stamp")])
 
 
-def _aside(store: SlideStore) -> Path:
+def _trash(store: SlideStore) -> Path:
     return store.work / "old"
 
 
-def _take(store: SlideStore, places: Sequence[Path]) -> None:
-    for path in (one for one in places if one.exists()):
-        _aside(store).mkdir(exist_ok=True)
-        remove(_aside(store) / path.name)
-        path.replace(_aside(store) / path.name)
+def _remove_entries(store: SlideStore, paths: Sequence[Path]) -> None:
+    for path in (path for path in paths if path.exists()):
+        _trash(store).mkdir(exist_ok=True)
+        remove(_trash(store) / path.name)
+        path.replace(_trash(store) / path.name)
         fsync_dir(path.parent)
     if store.zarr.exists() and not any(store.zarr.iterdir()):
         store.zarr.rmdir()
         fsync_dir(store.root)
-    remove(_aside(store))
+    remove(_trash(store))
 
 
 # ---- whole results ---------------------------------------------------------------------------------------------------

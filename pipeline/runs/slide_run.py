@@ -1,8 +1,8 @@
 """The run of one slide from lock to manifest: compare the disk with the plan, run stages, complete the result.
 
-A complete result is never discarded without ``--force``. It is used as it is when nothing changed, and kept, with a
-notice, when the network's part would change. In all other cases its manifest is removed before anything else, so that
-a killed run leaves a result that is either whole or marked incomplete.
+The network's part of a complete result is never discarded without ``--force``. A complete result is used as it is when
+nothing changed, and kept, with a notice, when the network's part would change. In all other cases its manifest is
+removed before anything else, so that a killed run leaves a result that is either whole or marked incomplete.
 """
 
 from __future__ import annotations
