@@ -153,8 +153,8 @@ def _towards(wanted: Normalisation, found: Numbers | str) -> ColourMap:
         scale = target[1] / found[1]
         matrix = _AXES.T @ np.diag(scale) @ _AXES
         offset = _AXES.T @ (target[0] - scale * found[0])
-    told = {"found": found, "matrix": matrix, "offset": offset}
-    return ColourMap.model_validate({name: numbers.round(6).tolist() for name, numbers in told.items()})
+    fields = {"found": found, "matrix": matrix, "offset": offset}
+    return ColourMap.model_validate({name: numbers.round(6).tolist() for name, numbers in fields.items()})
 
 
 def source(pixels_CN: NDArray[Any], stain: StainMethod) -> Numbers | str:

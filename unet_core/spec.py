@@ -154,11 +154,11 @@ class UNetSpec(BaseModel):
             )
         if self.stain_normalisation == "none":
             return self
-        asked = f"stain_normalisation {self.stain_normalisation!r}"
+        method = f"stain_normalisation {self.stain_normalisation!r}"
         if self.in_channels != 3:
-            raise ValueError(f"{asked}: expected images of 3 channels (red, green, blue), found {self.in_channels}")
+            raise ValueError(f"{method}: expected images of 3 channels (red, green, blue), found {self.in_channels}")
         if self.stain_target is None:
-            raise ValueError(f"{asked}: expected a stain_target of two rows of three numbers, found none")
+            raise ValueError(f"{method}: expected a stain_target of two rows of three numbers, found none")
         first, second = self.stain_target
         if self.stain_normalisation == "reinhard" and min(second) <= 0:
             raise ValueError(f"stain_target: expected deviations above 0 in its second row, found {list(second)}")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SHUFFLES = 200
 _SHOWN = 5
-_ANEW = "Delete the file to draw folds anew (results on the old ones cannot be compared with what follows)"
+_ANEW = "Delete the file to draw new folds (their results cannot be compared with earlier ones)"
 
 
 class FoldSettings(BaseModel):
@@ -103,7 +103,7 @@ def assign_folds(members: Sequence[FoldMember], settings: FoldSettings) -> Folds
     """
     if any(member.fold is not None for member in members):
         return _by_column(members)
-    _demand_enough(members, settings)
+    _require_enough(members, settings)
     problem = ""
     for folds in _drawn(members, settings):
         found = next(_problems(folds, members, settings.method), "")
@@ -136,12 +136,12 @@ def _by_column(members: Sequence[FoldMember]) -> Folds:
     return Folds(method="column", seed=0, k=k, folds=folds)
 
 
-def _demand_enough(members: Sequence[FoldMember], settings: FoldSettings) -> None:
+def _require_enough(members: Sequence[FoldMember], settings: FoldSettings) -> None:
     patients = {member.patient for member in members}
     if len(patients) < settings.k:
         raise AnnotationError(
             f"expected at least as many patients as folds ({settings.k}), found {len(patients)} "
-            f"({_some(sorted(patients))}): patients are never parted. Set folds.k={max(2, len(patients))} or less, or "
+            f"({_some(sorted(patients))}): a patient is never split. Set folds.k={max(2, len(patients))} or less, or "
             f"annotate images of more patients"
         )
     needed = {"stratified": "stratum", "temporal": "date"}.get(settings.method)
@@ -154,7 +154,7 @@ def _demand_enough(members: Sequence[FoldMember], settings: FoldSettings) -> Non
         having = {member.patient for member in members if member.stratum == stratum}
         if len(having) < settings.k:
             raise AnnotationError(
-                f"stratum {stratum!r} has {len(having)} patients, fewer than {settings.k} folds: some fold would hold "
+                f"stratum {stratum!r} has {len(having)} patients, fewer than {settings.k} folds: some fold would have "
                 f"none. Set folds.k={max(2, len(having))}, or join strata"
             )
 
@@ -247,7 +247,7 @@ def _late(folds: Mapping[str, int], members: Sequence[FoldMember]) -> Iterator[s
         if latest and latest[0] < here[0] and latest[1] > here[1]:
             yield (
                 f"{latest[2]} ({latest[1]}) of fold {latest[0]} is later than {here[2]} ({here[1]}) of fold {here[0]}: "
-                f"its patient's images lie before and after others'"
+                f"its patient has images before and after those of others"
             )
         if latest is None or here[1] > latest[1]:
             latest = here
@@ -273,7 +273,7 @@ def keep_folds(path: Path, members: Sequence[FoldMember], settings: FoldSettings
         write_folds(path, folds)
         return folds
     folds = read_folds(path)
-    _demand_same(path, folds, members, settings)
+    _require_same(path, folds, members, settings)
     for problem in _problems(folds.folds, members, folds.method):
         raise AnnotationError(f"{path}: {problem}. The table of cases changed since they were drawn. {_ANEW}")
     return folds
@@ -303,7 +303,7 @@ def write_folds(path: Path, folds: Folds) -> None:
     write_atomically(path, content.encode())
 
 
-def _demand_same(path: Path, folds: Folds, members: Sequence[FoldMember], settings: FoldSettings) -> None:
+def _require_same(path: Path, folds: Folds, members: Sequence[FoldMember], settings: FoldSettings) -> None:
     names = {member.name for member in members}
     for what, odd in (("are new", names - folds.folds.keys()), ("are gone", folds.folds.keys() - names)):
         if odd:

@@ -168,9 +168,9 @@ def meaning_of(contents: Sequence[Content], settings: DataSettings) -> Meaning:
                 f"{content.file}: expected 0 and above, found {min(content.values)}: background is 0. Set it to 0"
             )
     kind = _stated_kind(contents, settings) or _found_kind(contents, settings)
-    demand, said = _KINDS[kind]
+    check, said = _KINDS[kind]
     for content in contents:
-        demand(content, settings)
+        check(content, settings)
     colours = tuple(map(pack, settings.colours.values())) if kind == "colours" else ()
     return Meaning(kind, settings.class_names, f"masks: {said}", colours)
 
@@ -187,12 +187,12 @@ def _stated_kind(contents: Sequence[Content], settings: DataSettings) -> Kind | 
         )
     if coloured and not settings.colours:
         raise AnnotationError(
-            f"{coloured[0].file}: the mask is in colours, {_shown(coloured[0])}, and nothing says what they mean. Name "
+            f"{coloured[0].file}: the mask is in colours, {_listed(coloured[0])}, and their meaning is unknown. Name "
             f"the classes, for example --set 'data.colours={{nucleus: [255, 255, 255]}}', or save masks of one channel"
         )
     if settings.colours and plain:
         raise AnnotationError(
-            f"{plain[0].file}: data.colours is given, but the mask has one channel: {_shown(plain[0])}. Leave "
+            f"{plain[0].file}: data.colours is given, but the mask has one channel: {_listed(plain[0])}. Leave "
             f"data.colours out, or save masks as RGB"
         )
     if settings.colours:
@@ -219,8 +219,8 @@ def _found_kind(contents: Sequence[Content], settings: DataSettings) -> Kind:
             next(content for content in contents if value in content.values) for value in sorted(together)[:2]
         )
         raise AnnotationError(
-            f"masks of two kinds: {first.file} holds {_shown(first)}, {other.file} {_shown(other)}. Save all of them "
-            f"one way, or say with data.mask=binary that any number is object"
+            f"masks of two kinds: {first.file} holds {_listed(first)}, {other.file} {_listed(other)}. Save all of "
+            f"them one way, or set data.mask=binary if every number is object"
         )
     pieces, seen = sum(content.pieces for content in contents), sum(content.seen for content in contents)
     if max(map(len, marks)) >= LEAST_LABELS and pieces <= MOST_PIECES * seen:
@@ -231,32 +231,32 @@ def _found_kind(contents: Sequence[Content], settings: DataSettings) -> Kind:
 def _undecided(contents: Sequence[Content], pieces: int, seen: int) -> AnnotationError:
     most = max(contents, key=lambda content: len(content.values))
     if pieces > MOST_PIECES * seen:
-        why = (
-            f"a number lies in {pieces / max(1, seen):.1f} separate pieces on average, as classes do, or edges that "
-            f"a resampling or a JPEG has smoothed"
+        reason = (
+            f"a number has {pieces / max(1, seen):.1f} separate pieces on average, as for classes, or for edges that "
+            f"resampling or JPEG has smoothed"
         )
     else:
-        why = f"fewer than {LEAST_LABELS} numbers may be objects as well as classes"
+        reason = f"fewer than {LEAST_LABELS} numbers may be objects as well as classes"
     return AnnotationError(
-        f"{most.file}: it holds {_shown(most)}, and {why}. Say what masks are: data.mask=labels when each number is "
-        f"one object, or data.classes='[name of 1, name of 2, ...]' when each is one class"
+        f"{most.file}: it holds {_listed(most)}, and {reason}. Set data.mask=labels if each number is "
+        f"one object, or data.classes='[name of 1, name of 2, ...]' if each is one class"
     )
 
 
 # ---- valid values of each kind -------------------------------------------------------------------------------------
 
 
-def _demand_binary(content: Content, settings: DataSettings) -> None:
-    _demand_one_class("binary", settings)
+def _require_binary(content: Content, settings: DataSettings) -> None:
+    _require_one_class("binary", settings)
     if len(content.marks) > 1:
         raise AnnotationError(
-            f"{content.file}: expected 0 and one other number (data.mask=binary), found {_shown(content)}. Save it "
-            f"without smoothing, or say data.mask=labels or classes"
+            f"{content.file}: expected 0 and one other number (data.mask=binary), found {_listed(content)}. Save it "
+            f"without smoothing, or set data.mask=labels or classes"
         )
 
 
-def _demand_labels(content: Content, settings: DataSettings) -> None:
-    _demand_one_class("labels", settings)
+def _require_labels(content: Content, settings: DataSettings) -> None:
+    _require_one_class("labels", settings)
     if content.values and max(content.values) > MOST_LABEL:
         raise AnnotationError(
             f"{content.file}: expected numbers of objects up to {MOST_LABEL}, found {max(content.values)}. Number them "
@@ -264,7 +264,7 @@ def _demand_labels(content: Content, settings: DataSettings) -> None:
         )
 
 
-def _demand_classes(content: Content, settings: DataSettings) -> None:
+def _require_classes(content: Content, settings: DataSettings) -> None:
     most = len(settings.class_names)
     if unknown := sorted(value for value in content.values if value > most):
         raise AnnotationError(
@@ -273,36 +273,36 @@ def _demand_classes(content: Content, settings: DataSettings) -> None:
         )
 
 
-def _demand_colours(content: Content, settings: DataSettings) -> None:
+def _require_colours(content: Content, settings: DataSettings) -> None:
     known = {pack(settings.background), *map(pack, settings.colours.values())}
     if unknown := sorted(content.values - known):
-        shown = ", ".join(map(_colour, unknown[:_SHOWN]))
+        colours = ", ".join(map(_colour, unknown[:_SHOWN]))
         raise AnnotationError(
             f"{content.file}: expected the colours of data.colours and {_colour(pack(settings.background))} for "
-            f"background, found also {shown} ({len(unknown)} in all). Name them, or save the mask without smoothing"
+            f"background, found also {colours} ({len(unknown)} in all). Name them, or save the mask without smoothing"
         )
 
 
-def _demand_one_class(kind: str, settings: DataSettings) -> None:
+def _require_one_class(kind: str, settings: DataSettings) -> None:
     if len(settings.class_names) > 1:
         raise AnnotationError(
-            f"data.mask={kind} tells of one class, and data.classes names {list(settings.class_names)}. Save classes "
+            f"data.mask={kind} is for one class, and data.classes names {list(settings.class_names)}. Save classes "
             f"as numbers (data.mask=classes), as colours (data.colours), or draw them in QuPath"
         )
 
 
 _KINDS = {
-    "binary": (_demand_binary, "0 and one more number; 8-connected components are the objects"),
-    "labels": (_demand_labels, "a number for each object"),
-    "classes": (_demand_classes, "a number for each class; 8-connected components of a class are the objects"),
-    "colours": (_demand_colours, "a colour for each class; 8-connected components of a class are the objects"),
+    "binary": (_require_binary, "0 and one more number; 8-connected components are the objects"),
+    "labels": (_require_labels, "a number for each object"),
+    "classes": (_require_classes, "a number for each class; 8-connected components of a class are the objects"),
+    "colours": (_require_colours, "a colour for each class; 8-connected components of a class are the objects"),
 }
 
 
-def _shown(content: Content) -> str:
+def _listed(content: Content) -> str:
     values = sorted(content.values)
-    words = [_colour(value) if content.coloured else str(value) for value in values[:_SHOWN]]
-    return f"{', '.join(words)}{f' ... ({len(values)} in all)' if len(values) > _SHOWN else ''}"
+    texts = [_colour(value) if content.coloured else str(value) for value in values[:_SHOWN]]
+    return f"{', '.join(texts)}{f' ... ({len(values)} in all)' if len(values) > _SHOWN else ''}"
 
 
 def _colour(value: int) -> str:

@@ -112,8 +112,8 @@ def compare(first: ScoredMethod, second: ScoredMethod, score: str) -> PairedComp
     pairs = pairs[~np.isnan(pairs)]
     drawn = interval(second.resampled[score] - first.resampled[score]) if second.resampled else None
     tests = _t_test(pairs), _wilcoxon(pairs)
-    said = _conclusion(score, (first.name, second.name), (difference, drawn), (len(pairs), tests[1]))
-    return PairedComparison(score, first.name, second.name, len(pairs), difference, drawn, *tests, said)
+    conclusion = _conclusion(score, (first.name, second.name), (difference, drawn), (len(pairs), tests[1]))
+    return PairedComparison(score, first.name, second.name, len(pairs), difference, drawn, *tests, conclusion)
 
 
 def _t_test(differences: Array) -> float | None:
@@ -139,12 +139,12 @@ def _conclusion(
 ) -> str:
     """Return the conclusion: a difference if the interval excludes 0 and the signed-rank test agrees."""
     (by, drawn), (patients, p) = difference, paired
-    what = f"{score} of {names[1]} minus {names[0]}: {by:+.4f}"
+    difference_text = f"{score} of {names[1]} minus {names[0]}: {by:+.4f}"
     if drawn is None or patients < LEAST_PATIENTS:
         least = f"a signed-rank test of so few cannot fall below p = {2 / 2**patients:.3g}" if patients else "no pair"
-        return f"{what} on {patients} patient{'s' * (patients != 1)}: nothing can be concluded ({least})"
-    told = f"{what}, 95 % interval {drawn[0]:+.4f} to {drawn[1]:+.4f}, {patients} patients, Wilcoxon "
-    told += "undefined (no patient differs)" if p is None else f"p = {p:.3g}"
+        return f"{difference_text} on {patients} patient{'s' * (patients != 1)}: nothing can be concluded ({least})"
+    text = f"{difference_text}, 95 % interval {drawn[0]:+.4f} to {drawn[1]:+.4f}, {patients} patients, Wilcoxon "
+    text += "undefined (no patient differs)" if p is None else f"p = {p:.3g}"
     if p is None or p >= SIGNIFICANT or drawn[0] <= 0 <= drawn[1]:
-        return f"{told}: no difference can be concluded"
-    return f"{told}: the {'higher' if by > 0 else 'lower'} score is not chance on patients like these"
+        return f"{text}: no difference can be concluded"
+    return f"{text}: the {'higher' if by > 0 else 'lower'} score is not chance on patients like these"

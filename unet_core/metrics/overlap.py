@@ -119,9 +119,9 @@ class Overlaps:
     @classmethod
     def _counted(cls, found: Array, true: Array, pixels: Array) -> Self:
         width = int(true.max(initial=0)) + 1
-        pairs, place = np.unique(found * width + true, return_inverse=True)
-        weights = np.broadcast_to(pixels, place.shape)
-        both = np.bincount(place, weights, minlength=len(pairs)).astype(np.int64)
+        pairs, index = np.unique(found * width + true, return_inverse=True)
+        weights = np.broadcast_to(pixels, index.shape)
+        both = np.bincount(index, weights, minlength=len(pairs)).astype(np.int64)
         return cls(pairs // width, pairs % width, both)
 
     @property
@@ -137,8 +137,8 @@ class Overlaps:
 
 
 def _areas(ids: Array, pixels: Array) -> dict[int, int]:
-    known, place = np.unique(ids, return_inverse=True)
-    return {int(i): int(area) for i, area in zip(known, np.bincount(place, pixels), strict=True) if i}
+    known, index = np.unique(ids, return_inverse=True)
+    return {int(i): int(area) for i, area in zip(known, np.bincount(index, pixels), strict=True) if i}
 
 
 def object_counts(found_YX: NDArray[np.integer], true_YX: NDArray[np.integer], iou: float = 0.5) -> Counts:

@@ -22,15 +22,15 @@ from skimage.segmentation import watershed
 from unet_core.metrics.overlap import Array, Overlaps, Scores, ratio
 
 
-def rooms(membrane_YX: NDArray[np.bool_]) -> NDArray[np.integer]:
+def regions(membrane_YX: NDArray[np.bool_]) -> NDArray[np.integer]:
     """Label the regions between membranes from 1; membranes are 0."""
     numbered: NDArray[np.integer] = label(~membrane_YX, connectivity=1)
     return numbered
 
 
-def thinned_rooms(membrane_YX: NDArray[np.bool_]) -> NDArray[np.integer]:
+def thinned_regions(membrane_YX: NDArray[np.bool_]) -> NDArray[np.integer]:
     """Label the regions grown into the membranes until lines of one pixel separate them."""
-    before = rooms(membrane_YX)
+    before = regions(membrane_YX)
     if not before.any():
         return before
     grown: NDArray[np.integer] = watershed(distance_transform_edt(membrane_YX), before, watershed_line=True)
@@ -39,7 +39,7 @@ def thinned_rooms(membrane_YX: NDArray[np.bool_]) -> NDArray[np.integer]:
 
 def region_sums(found_YX: NDArray[np.bool_], true_YX: NDArray[np.bool_]) -> Array:
     """Return the sums of one image, (7,): N, sums of squares of n_ij, s_i, t_j, and sums of n log n of the three."""
-    overlaps = Overlaps.of(thinned_rooms(found_YX), rooms(true_YX))
+    overlaps = Overlaps.of(thinned_regions(found_YX), regions(true_YX))
     inside = overlaps.true > 0
     found, true, both = overlaps.found[inside], overlaps.true[inside], overlaps.both[inside].astype(np.float64)
     single = both[found == 0].sum()  # regions of one pixel each: 1 squared, and 1 log 1
@@ -50,7 +50,7 @@ def region_sums(found_YX: NDArray[np.bool_], true_YX: NDArray[np.bool_]) -> Arra
     return np.array([both.sum(), *squares, *logs], np.float64)
 
 
-def room_scores(sums: Array) -> Scores:
+def region_scores(sums: Array) -> Scores:
     """Return V_rand and V_info from sums (..., 7); undefined without a true region.
 
     One true region predicted as one region has no information to share and is perfect.

@@ -14,7 +14,7 @@ import numpy as np
 
 from unet_core.metrics.calibration import calibration_scores
 from unet_core.metrics.overlap import Array, Scores, object_scores, pixel_scores
-from unet_core.metrics.rand_info import room_scores
+from unet_core.metrics.rand_info import region_scores
 from unet_core.metrics.surface_distance import Distances
 
 PIXELS, CALIBRATION, OBJECTS, ROOMS = "pixels", "calibration", "objects", "rooms"
@@ -22,7 +22,7 @@ _SCORES: dict[str, Callable[[Array], Scores]] = {
     PIXELS: pixel_scores,
     CALIBRATION: calibration_scores,
     OBJECTS: object_scores,
-    ROOMS: room_scores,
+    ROOMS: region_scores,
 }
 LENGTHS = ("hd95",)
 """Scores that are lengths in px; smaller is better, as for errors."""

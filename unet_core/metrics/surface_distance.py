@@ -83,9 +83,9 @@ class Distances:
         if not len(self.squared_px):
             return np.where(nothing, 0.0, np.nan)
         upto, px = self.counts.cumsum(axis=-1), np.sqrt(self.squared_px)
-        place = np.maximum(points - 1, 0) * PERCENT / 100
-        low, high = (px[(upto > at[..., None]).argmax(axis=-1)] for at in (np.floor(place), np.ceil(place)))
-        value = (low + (high - low) * (place % 1)).max(axis=-1)
+        position = np.maximum(points - 1, 0) * PERCENT / 100
+        low, high = (px[(upto > at[..., None]).argmax(axis=-1)] for at in (np.floor(position), np.ceil(position)))
+        value = (low + (high - low) * (position % 1)).max(axis=-1)
         return ratio(value, np.where(points.min(axis=-1) > 0, 1.0, 0.0), nothing, perfect=0.0)
 
 

@@ -45,7 +45,7 @@ def save(
     """
     tensors = {name: _stored(tensor, precision) for name, tensor in model.state_dict().items()}
     for name, tensor in tensors.items():
-        _demand_finite(path, name, tensor)
+        _require_finite(path, name, tensor)
     own = {
         "format_version": FORMAT_VERSION,
         "spec": model.spec.model_dump(mode="json"),
@@ -64,13 +64,13 @@ def load(path: Path) -> SegmentationNetwork:
     spec = describe(path).spec
     with torch.device("meta"):  # no initialisation: weights are overwritten
         model = build(spec)
-    _demand_fit(path, model)
+    _require_fit(path, model)
     try:
         tensors = load_file(path)
     except SafetensorError as error:
         raise CheckpointError(f"{path}: damaged: {error}; copy it again") from error
     for name, tensor in tensors.items():
-        _demand_finite(path, name, tensor)
+        _require_finite(path, name, tensor)
     singles = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     model.load_state_dict(singles, assign=True)
     return model.eval()
@@ -128,7 +128,7 @@ def _stored(tensor: Tensor, precision: str) -> Tensor:
     return tensor.detach().cpu().contiguous()
 
 
-def _demand_finite(path: Path, name: str, tensor: Tensor) -> None:
+def _require_finite(path: Path, name: str, tensor: Tensor) -> None:
     if not torch.isfinite(tensor).all():
         bad = int((~torch.isfinite(tensor)).sum())
         raise CheckpointError(
@@ -137,7 +137,7 @@ def _demand_finite(path: Path, name: str, tensor: Tensor) -> None:
         )
 
 
-def _demand_fit(path: Path, model: SegmentationNetwork) -> None:
+def _require_fit(path: Path, model: SegmentationNetwork) -> None:
     """Compare names and shapes in the file with those that its spec describes."""
     found = {name: tensor.shape for name, tensor in describe(path).tensors.items()}
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

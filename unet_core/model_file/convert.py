@@ -48,11 +48,11 @@ def convert(source: Path, target: Path, spec: UNetSpec) -> list[str]:
     """
     tensors, notes = read_apart(source)
     model = build(spec)
-    _demand_fit(source, tensors, model)
+    _require_fit(source, tensors, model)
     model.load_state_dict({name: tensors[name].to(own.dtype) for name, own in model.state_dict().items()})
     provenance = {"converted": {"file": source.name, "sha256": sha256(source), "notes": notes}}
     save(target, model.eval(), provenance)
-    _demand_same_answer(target, model)
+    _require_same_answer(target, model)
     return notes
 
 
@@ -88,7 +88,7 @@ def _why(child: subprocess.CompletedProcess[str]) -> str:
     return f"expected a state_dict saved by torch.save, found something else ({last})"
 
 
-def _demand_fit(source: Path, tensors: Mapping[str, Tensor], model: SegmentationNetwork) -> None:
+def _require_fit(source: Path, tensors: Mapping[str, Tensor], model: SegmentationNetwork) -> None:
     """Compare names, then shapes, with those of the network that the spec describes."""
     own = model.state_dict()
     missing, strange = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
@@ -110,7 +110,7 @@ def _some(names: list[str], none: str) -> str:
     return ", ".join(names[:SHOWN]) + more if names else none
 
 
-def _demand_same_answer(target: Path, model: SegmentationNetwork) -> None:
+def _require_same_answer(target: Path, model: SegmentationNetwork) -> None:
     """Read the file back and compare one forward pass to the bit."""
     side = model.shape.smallest_px
     image = torch.rand(1, model.spec.in_channels, side, side, generator=torch.Generator().manual_seed(0))

@@ -133,8 +133,8 @@ def _parsed(path: Path, raw: bytes) -> ModelHeader:
         raise CheckpointError(f"{path}: expected a .safetensors header, found something else ({error})") from error
     if not isinstance(own, dict):
         raise CheckpointError(
-            f"{path}: expected an entry {ENTRY!r} in the header (the network's spec), found none: these weights were "
-            "saved by something else. Build the UNet and save it with unet_core.model_file.checkpoint.save"
+            f"{path}: expected an entry {ENTRY!r} in the header (the network's spec), found none: another "
+            "program saved these weights. Build the UNet and save it with unet_core.save_model"
         )
     if own.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(f"{path}: expected format version {FORMAT_VERSION}, found {own.get('format_version')}")

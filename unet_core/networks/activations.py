@@ -41,7 +41,7 @@ class NetworkPart:
 
 
 @dataclass(frozen=True, slots=True)
-class Anatomy:
+class NetworkParts:
     """Parts of a network: ``levels`` produce feature maps, ``joins`` take skips, ``gates`` weight skips."""
 
     levels: tuple[NetworkPart, ...]
@@ -49,13 +49,13 @@ class Anatomy:
     gates: tuple[NetworkPart, ...] = ()
 
 
-def anatomy(model: SegmentationNetwork) -> Anatomy:
+def network_parts(model: SegmentationNetwork) -> NetworkParts:
     """Return the parts of a network of any architecture."""
     kinds = {"unet": _unet, "unet++": _unet_plus_plus, "attention": _attention}
     return kinds[model.spec.architecture](model)
 
 
-def _unet(model: Any) -> Anatomy:
+def _unet(model: Any) -> NetworkParts:
     depth, channels, skip = model.spec.depth, model.spec.channels, model.spec.skip
     down = [NetworkPart(f"down {i + 1}", i, module) for i, module in enumerate(model.down)]
     up = [(depth - 1 - i, module) for i, module in enumerate(model.join)]
@@ -65,23 +65,23 @@ def _unet(model: Any) -> Anatomy:
         *(NetworkPart(f"up {i + 1}", i, module) for i, module in up),
     )
     joins = (NetworkPart(f"skip {i + 1}", i, module, channels[i] if skip == "concat" else 0) for i, module in up)
-    return Anatomy(levels, () if skip == "none" else tuple(joins))
+    return NetworkParts(levels, () if skip == "none" else tuple(joins))
 
 
-def _unet_plus_plus(model: Any) -> Anatomy:
+def _unet_plus_plus(model: Any) -> NetworkParts:
     depth, channels = model.spec.depth, model.spec.channels
     down = [
         NetworkPart(f"down {i + 1}" if i < depth else "bottom", i, model.get_submodule(f"conv_{i}_0")) for i in range(5)
     ]
-    places = [(i, j) for j in range(1, depth + 1) for i in range(depth - j, -1, -1)]
-    nodes = [(i, j, model.get_submodule(f"upcat_{i}_{j}")) for i, j in places]
+    positions = [(i, j) for j in range(1, depth + 1) for i in range(depth - j, -1, -1)]
+    nodes = [(i, j, model.get_submodule(f"upcat_{i}_{j}")) for i, j in positions]
     levels = (*down, *(NetworkPart(f"node {i + 1}.{j}", i, module) for i, j, module in nodes))
-    return Anatomy(
+    return NetworkParts(
         levels, tuple(NetworkPart(f"skip {i + 1}.{j}", i, node.convs, j * channels[i]) for i, j, node in nodes)
     )
 
 
-def _attention(model: Any) -> Anatomy:
+def _attention(model: Any) -> NetworkParts:
     depth, channels = model.spec.depth, model.spec.channels
     head, layer = model.model[0], model.model[1]
     down, layers = [NetworkPart("down 1", 0, head)], []
@@ -96,7 +96,7 @@ def _attention(model: Any) -> Anatomy:
     up = layers[::-1]
     levels = (*down, *(NetworkPart(f"up {i + 1}", i, one.merge) for i, one in up))
     joins = tuple(NetworkPart(f"skip {i + 1}", i, one.merge, channels[i]) for i, one in up)
-    return Anatomy(levels, joins, tuple(NetworkPart(f"gate {i + 1}", i, one.attention.psi) for i, one in up))
+    return NetworkParts(levels, joins, tuple(NetworkPart(f"gate {i + 1}", i, one.attention.psi) for i, one in up))
 
 
 # ---- forward -------------------------------------------------------------------------------------------------------
@@ -126,15 +126,15 @@ def record_activations(model: SegmentationNetwork, image_CYX: NDArray[Any]) -> A
         model: The network; it is set to eval mode.
         image_CYX: Unsigned integers (c, y, x), already brought to the network's colours.
     """
-    parts, made = anatomy(model), dict[str, Tensor]()
+    parts, made = network_parts(model), dict[str, Tensor]()
 
-    def keep(part: NetworkPart) -> RemovableHandle:
-        def note(_module: nn.Module, _given: Any, answer: Tensor) -> None:
-            made[part.name] = answer[0].detach().float().cpu().clone()
+    def attach(part: NetworkPart) -> RemovableHandle:
+        def record(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            made[part.name] = output[0].detach().float().cpu().clone()
 
-        return part.module.register_forward_hook(note)
+        return part.module.register_forward_hook(record)
 
-    with _hooks(keep, (*parts.levels, *parts.gates)):
+    with _hooks(attach, (*parts.levels, *parts.gates)):
         whole_pass(model.eval(), image_CYX)
     shape, size = ValidShape.of(model.spec), image_CYX.shape[1:]
     levels, gates = (
@@ -179,18 +179,18 @@ def skip_gradients(model: SegmentationNetwork, loss: Callable[[], Tensor]) -> tu
         model: The network; it runs in eval mode and keeps no gradient afterwards.
         loss: Runs the network and returns a scalar.
     """
-    joins, taken = anatomy(model).joins, dict[str, Tensor]()
+    joins, taken = network_parts(model).joins, dict[str, Tensor]()
 
-    def keep(part: NetworkPart) -> RemovableHandle:
-        def note(_module: nn.Module, given: tuple[Tensor, ...]) -> None:
-            given[0].retain_grad()
-            taken[part.name] = given[0]
+    def attach(part: NetworkPart) -> RemovableHandle:
+        def record(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            inputs[0].retain_grad()
+            taken[part.name] = inputs[0]
 
-        return part.module.register_forward_pre_hook(note)
+        return part.module.register_forward_pre_hook(record)
 
     was_training = model.training
     model.eval()
-    with _hooks(keep, joins):
+    with _hooks(attach, joins):
         loss().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     model.train(was_training)
     model.zero_grad(set_to_none=True)

@@ -39,11 +39,11 @@ def build(spec: UNetSpec) -> SegmentationNetwork:
         from unet_core.networks.monai_variants import AttentionUNet, UNetPlusPlus  # monai takes seconds to import
 
     network = UNetPlusPlus(spec) if spec.architecture == "unet++" else AttentionUNet(spec)
-    demand_exact(network)
+    require_exact(network)
     return network
 
 
-def demand_exact(network: nn.Module) -> None:
+def require_exact(network: nn.Module) -> None:
     """Raise ArchitectureError, naming the layer, for a network with a layer that depends on its whole tile."""
     for name, layer in network.named_modules():
         stretched = isinstance(layer, nn.Upsample) and bool(layer.align_corners)

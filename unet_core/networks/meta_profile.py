@@ -46,13 +46,13 @@ def trace(spec: UNetSpec, input_px: int) -> Trace:
     layers: list[Layer] = []
     for name, module in network.named_modules():
         if not list(module.children()):
-            module.register_forward_hook(partial(_note, layers, name))
+            module.register_forward_hook(partial(_record, layers, name))
     with torch.no_grad(), _Alive() as alive:
         network(torch.empty(1, spec.in_channels, input_px, input_px, device="meta"))
     return Trace(tuple(layers), alive.most)
 
 
-def _note(layers: list[Layer], name: str, module: nn.Module, given: tuple[Tensor, ...], answer: Tensor) -> None:
+def _record(layers: list[Layer], name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     """Add a line for a layer, or its parameters to the line before."""
     parameters = sum(one.numel() for one in module.parameters())
     kind = KINDS.get(type(module))
@@ -60,8 +60,8 @@ def _note(layers: list[Layer], name: str, module: nn.Module, given: tuple[Tensor
         if parameters:
             layers[-1] = replace(layers[-1], parameters=layers[-1].parameters + parameters)
         return
-    side = answer.shape[2]
-    channels = (given[0].shape[1], answer.shape[1])
+    side = output.shape[2]
+    channels = (inputs[0].shape[1], output.shape[1])
     layers.append(Layer(name, kind, _kernel(module), *channels, side, parameters, side if parameters else 0))
 
 
@@ -81,19 +81,19 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
     def __torch_dispatch__(
         self, func: Callable[..., Any], _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        answer = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(answer):
+        output = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
             if isinstance(tensor, Tensor):
-                self._meet(tensor)
-        return answer
+                self._add(tensor)
+        return output
 
-    def _meet(self, tensor: Tensor) -> None:
+    def _add(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage not in self.seen:
             self.seen[storage] = numbers = storage.nbytes() // tensor.itemsize
-            weakref.finalize(storage, self._forget, numbers)
+            weakref.finalize(storage, self._remove, numbers)
             self.now += numbers
             self.most = max(self.most, self.now)
 
-    def _forget(self, numbers: int) -> None:
+    def _remove(self, numbers: int) -> None:
         self.now -= numbers

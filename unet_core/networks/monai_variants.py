@@ -28,7 +28,7 @@ class UNetPlusPlus(BasicUNetPlusPlus, SegmentationNetwork):  # type: ignore[misc
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Return the logits; raise SizeError for an illegal size."""
-        self.demand_legal(x_NCHW)
+        self.require_legal(x_NCHW)
         logits: Tensor = super().forward(x_NCHW)[0]
         return logits
 
@@ -46,7 +46,7 @@ class AttentionUNet(AttentionUnet, SegmentationNetwork):  # type: ignore[misc]  
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Return the logits; raise SizeError for an illegal size."""
-        self.demand_legal(x_NCHW)
+        self.require_legal(x_NCHW)
         logits: Tensor = super().forward(x_NCHW)
         return logits
 

@@ -21,7 +21,7 @@ class SegmentationNetwork(nn.Module):
     spec: UNetSpec
     shape: ValidShape
 
-    def demand_legal(self, x_NCHW: Tensor) -> None:
+    def require_legal(self, x_NCHW: Tensor) -> None:
         """Raise SizeError for an illegal size, which torch would silently round down."""
         for side_px in x_NCHW.shape[2:]:
             self.shape.output_px(side_px)
@@ -56,7 +56,7 @@ class UNet(SegmentationNetwork):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Return the logits; raise SizeError for an illegal size."""
-        self.demand_legal(x_NCHW)
+        self.require_legal(x_NCHW)
         skipped: list[Tensor] = []
         x = x_NCHW  #                                      1 x 572
         for convolve in self.down:

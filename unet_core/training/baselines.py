@@ -22,7 +22,7 @@ from unet_core.metrics.overlap import Array
 from unet_core.mirror import ArrayLike, BoxLike, Square, read_mirrored
 from unet_core.optional import TRAIN, optional_import
 
-Answer = Callable[[BoxLike], NDArray[np.uint8]]
+ReadProbability = Callable[[BoxLike], NDArray[np.uint8]]
 """Maps a box of one image to probabilities (k, h, w) as bytes."""
 
 TRAINING_PX = 20_000
@@ -50,7 +50,7 @@ class Baseline:
     name: str
     how: str
     graded: bool
-    of_image: Callable[[ArrayLike], Answer]
+    of_image: Callable[[ArrayLike], ReadProbability]
 
 
 def otsu() -> Baseline:
@@ -62,7 +62,7 @@ def otsu() -> Baseline:
     return Baseline("otsu", how, graded=False, of_image=_otsu_of)
 
 
-def _otsu_of(image_CYX: ArrayLike) -> Answer:
+def _otsu_of(image_CYX: ArrayLike) -> ReadProbability:
     stained, limit = _is_stained(image_CYX), _limit(image_CYX)
 
     def levels(box: BoxLike) -> Array:
@@ -151,12 +151,12 @@ def _described(cases: Sequence[AnnotatedImage]) -> str:
     )
 
 
-def _classifier(model: Any, cases: Sequence[AnnotatedImage], foreground: int) -> Callable[[ArrayLike], Answer]:
+def _classifier(model: Any, cases: Sequence[AnnotatedImage], foreground: int) -> Callable[[ArrayLike], ReadProbability]:
     features, classes = training_pixels(cases)
     model.fit(features, classes)
     known = [int(one) for one in model.classes_]
 
-    def of_image(image_CYX: ArrayLike) -> Answer:
+    def of_image(image_CYX: ArrayLike) -> ReadProbability:
         def answer(box: BoxLike) -> NDArray[np.uint8]:
             pixels_NF = _features(image_CYX, box)
             shares = np.zeros((len(pixels_NF), foreground + 1), np.float32)

@@ -21,8 +21,19 @@ from unet_core.normalisation import Rows
 from unet_core.spec import UNetSpec, preset
 from unet_core.training.loss import LossSettings
 
-SAID: tuple[str, ...] = ("architecture", "depth", "width", "growth", "padding", "norm", "up", "skip", "head", "dropout")
-SAID += ("mpp", "stain_normalisation", "equalise")
+CONFIGURABLE: tuple[str, ...] = (
+    "architecture",
+    "depth",
+    "width",
+    "growth",
+    "padding",
+    "norm",
+    "up",
+    "skip",
+    "head",
+    "dropout",
+)
+CONFIGURABLE += ("mpp", "stain_normalisation", "equalise")
 """Fields of a network's spec that can be configured; the rest follows from the images."""
 
 ANY_TARGET: Rows = ((0.6, 0.7, 0.4), (0.2, 0.8, 0.5))
@@ -52,9 +63,9 @@ class NetworkSection(TrainSection):
     @model_validator(mode="after")
     def _describes_a_network(self) -> Self:
         """Reject unknown keys, naming the nearest known one, and invalid networks."""
-        for name in set(self.model_extra or {}) - set(SAID):
-            near = difflib.get_close_matches(name, SAID, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: preset, start, {', '.join(SAID)}"
+        for name in set(self.model_extra or {}) - set(CONFIGURABLE):
+            similar = difflib.get_close_matches(name, CONFIGURABLE, n=1, cutoff=0.5)
+            hint = f"did you mean {similar[0]!r}?" if similar else f"known: preset, start, {', '.join(CONFIGURABLE)}"
             raise ValueError(f"unknown key 'network.{name}': {hint}")
         try:
             self.spec(3, ("object",))
@@ -65,11 +76,11 @@ class NetworkSection(TrainSection):
 
     def spec(self, in_channels: int, class_names: Sequence[str], target: Rows = ANY_TARGET) -> UNetSpec:
         """Return the spec for images with these channels, classes and stain target."""
-        said = {name: value for name, value in (self.model_extra or {}).items() if value is not None}
-        if said.get("stain_normalisation", "none") != "none":
-            said["stain_target"] = target
-        found = {"in_channels": in_channels, "classes": 1 + len(class_names), "class_names": tuple(class_names)}
-        return preset(self.preset, **said, **found)
+        fields = {name: value for name, value in (self.model_extra or {}).items() if value is not None}
+        if fields.get("stain_normalisation", "none") != "none":
+            fields["stain_target"] = target
+        derived = {"in_channels": in_channels, "classes": 1 + len(class_names), "class_names": tuple(class_names)}
+        return preset(self.preset, **fields, **derived)
 
     def resolution(self) -> float | None:
         """Return the configured micrometres per pixel, or those of the model to start from."""

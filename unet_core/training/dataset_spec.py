@@ -57,7 +57,7 @@ def with_target(cases: Sequence[AnnotatedImage], class_names: Sequence[str], rec
     if isinstance(target, str):
         raise RecipeError(
             f"network.stain_normalisation={stain}: expected stained tissue on a bright field in at least one image, "
-            f"found in all of them: {target}. Leave it out: for such images it is none"
+            f"found in all of them: {target}. Remove the setting: such images do not need it"
         )
     return recipe.network.spec(channels, class_names, target)
 

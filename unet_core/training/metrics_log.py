@@ -41,8 +41,8 @@ class MetricsLog:
         if found < log_bytes:
             self.file.close()
             raise RecipeError(
-                f"{path}: expected {log_bytes} bytes or more up to step {step}, found {found}: it was changed since. "
-                "Put it back, or begin again in another --out"
+                f"{path}: expected {log_bytes} bytes or more up to step {step}, found {found}: it was changed "
+                "since. Restore it, or start again in another --out"
             )
         self.file.truncate(log_bytes)
         self.file.seek(log_bytes)  # else the position, which is stored, is the old end until something is written

@@ -25,7 +25,7 @@ def optimiser_for(parameters: Iterable[nn.Parameter], section: OptimiserSection)
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class ValidationHistory:
     """State of the validations so far.
 
     Attributes:
@@ -42,11 +42,11 @@ class Watch:
     rested: int = 0
     lowered: int = 0
 
-    def after(self, value: float, step: int, recipe: TrainConfig) -> Watch:
+    def after(self, value: float, step: int, recipe: TrainConfig) -> ValidationHistory:
         """Return the state after one more validation."""
         lower_is_better = recipe.stopping.monitor == "loss"
         if self.best is None or (value < self.best if lower_is_better else value > self.best):
-            return Watch(value, step, lowered=self.lowered)
+            return ValidationHistory(value, step, lowered=self.lowered)
         rested = self.rested + 1
         if recipe.schedule.kind == "plateau" and rested >= recipe.schedule.patience:
             return replace(self, waited=self.waited + 1, rested=0, lowered=self.lowered + 1)
@@ -57,7 +57,7 @@ class Watch:
         return patience is not None and self.waited >= patience
 
 
-def rate_at(recipe: TrainConfig, step: int, progress: float, watch: Watch) -> float:
+def rate_at(recipe: TrainConfig, step: int, progress: float, watch: ValidationHistory) -> float:
     """Return the learning rate of a step, counted from 0; the linear warm-up factor reaches 1 at step `warmup`."""
     schedule = recipe.schedule
     rate = recipe.optimiser.rate * min(1.0, (step + 1) / (schedule.warmup + 1))

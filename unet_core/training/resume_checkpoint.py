@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unet_core.atomic_write import write_atomically
 from unet_core.errors import RecipeError
-from unet_core.training.optimiser import Watch
+from unet_core.training.optimiser import ValidationHistory
 
 NAME = "resume.safetensors"
 ENTRY = "overtile-training"
@@ -35,24 +35,24 @@ class Position:
     reserve_s: float = 0.0
     judged: int | None = None
     done: bool = False
-    watch: Watch = field(default_factory=Watch)
+    watch: ValidationHistory = field(default_factory=ValidationHistory)
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
+class SavedRun:
     """Content of the file."""
 
     position: Position
     tensors: Mapping[str, Tensor]
 
 
-def write(folder: Path, asked: Mapping[str, Any], position: Position, tensors: Mapping[str, Tensor]) -> None:
+def write(folder: Path, identity: Mapping[str, Any], position: Position, tensors: Mapping[str, Tensor]) -> None:
     """Write the state of a run. `asked` identifies the run, as JSON-compatible data."""
-    content = json.dumps({"asked": asked, "position": asdict(position)}, sort_keys=True)
+    content = json.dumps({"asked": identity, "position": asdict(position)}, sort_keys=True)
     write_atomically(folder / NAME, to_bytes(dict(tensors), {ENTRY: content}))
 
 
-def read(folder: Path, asked: Mapping[str, Any]) -> Saved | None:
+def read(folder: Path, identity: Mapping[str, Any]) -> SavedRun | None:
     """Return the state of a run; None if there is none.
 
     Raises:
@@ -66,28 +66,30 @@ def read(folder: Path, asked: Mapping[str, Any]) -> Saved | None:
             content = json.loads((file.metadata() or {}).get(ENTRY, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
     except (SafetensorError, ValueError) as error:
-        raise RecipeError(f"{path}: damaged: {error}. Delete it to begin again") from error
-    _demand_same(folder, content.get("asked", {}), json.loads(json.dumps(asked)))
+        raise RecipeError(f"{path}: damaged: {error}. Delete it to start again") from error
+    _require_same(folder, content.get("asked", {}), json.loads(json.dumps(identity)))
     position = content["position"]
-    return Saved(Position(**{**position, "watch": Watch(**position["watch"])}), tensors)
+    return SavedRun(Position(**{**position, "watch": ValidationHistory(**position["watch"])}), tensors)
 
 
-def _demand_same(folder: Path, begun: Any, asked: Any) -> None:
-    differing = list(_differences("", begun, asked))
+def _require_same(folder: Path, stored: Any, identity: Any) -> None:
+    differing = list(_differences("", stored, identity))
     if differing:
         raise RecipeError(
-            f"{folder} was begun with {'; '.join(differing[:3])}. The same command goes on with it; for anything else "
-            "name another --out"
+            f"{folder} holds another run, started with {'; '.join(differing[:3])}. Repeat the command of that run to "
+            "resume it, or choose another --out"
         )
 
 
-def _differences(place: str, begun: Any, asked: Any) -> list[str]:
-    if isinstance(begun, dict) and isinstance(asked, dict):
-        keys = [*begun, *(key for key in asked if key not in begun)]
+def _differences(prefix: str, stored: Any, identity: Any) -> list[str]:
+    if isinstance(stored, dict) and isinstance(identity, dict):
+        keys = [*stored, *(key for key in identity if key not in stored)]
         return [
-            text for key in keys for text in _differences(f"{place}.{key}".strip("."), begun.get(key), asked.get(key))
+            text
+            for key in keys
+            for text in _differences(f"{prefix}.{key}".strip("."), stored.get(key), identity.get(key))
         ]
-    return [] if begun == asked else [f"{place} {_short(begun)}, now {_short(asked)}"]
+    return [] if stored == identity else [f"{prefix} {_short(stored)}, now {_short(identity)}"]
 
 
 def _short(value: Any) -> str:

@@ -75,8 +75,8 @@ class TrainJob:
         watched = self.recipe.stopping.patience or self.recipe.schedule.kind == "plateau"
         if watched and not self.material.held_back:
             raise RecipeError(
-                "stopping.patience and schedule.kind=plateau go by a score, and no image is held back to score on: set "
-                "folds.hold_back, or leave them out"
+                "stopping.patience and schedule.kind=plateau: expected held-back images to validate on, found none. "
+                "Set folds.hold_back, or remove these settings"
             )
 
     def spec(self) -> UNetSpec:
@@ -97,7 +97,7 @@ class TrainJob:
 
     def provenance(self, step: int) -> dict[str, Any]:
         """Return the provenance for the model file."""
-        said: dict[str, Any] = {
+        provenance: dict[str, Any] = {
             "command": "overtile train",
             "recipe": self.recipe.model_dump(mode="json"),
             "steps": step,
@@ -105,8 +105,8 @@ class TrainJob:
             "held_back": [case.name for case in self.material.held_back],
         }
         if start := self.recipe.network.start:
-            said["start"] = {"sha256": sha256(resolve(start)), **describe(resolve(start)).provenance}
-        return said
+            provenance["start"] = {"sha256": sha256(resolve(start)), **describe(resolve(start)).provenance}
+        return provenance
 
 
 class TrainListener(Protocol):

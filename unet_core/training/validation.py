@@ -27,7 +27,7 @@ LARGEST_PX = 2**22  # pixels of an image that is validated whole
 MOST_WINDOWS = 16  # per image; each is as large as sixteen small images
 THRESHOLD = 0.5  # before the selection
 
-Thing = TypeVar("Thing")
+Element = TypeVar("Element")
 
 
 def validate(model: SegmentationNetwork, seen: Sequence[AnnotatedImage]) -> dict[str, float]:
@@ -36,10 +36,10 @@ def validate(model: SegmentationNetwork, seen: Sequence[AnnotatedImage]) -> dict
     for case in seen:
         found_YX, true_YX = class_map(whole_pass(model, case.image_CYX), THRESHOLD), case.class_map[:, :]
         for index in range(1, model.spec.classes):
-            wanted_YX = true_YX == index
+            class_YX = true_YX == index
             ids_YX = np.where(true_YX == IGNORED, 0, components(found_YX == index))
-            pixels += pixel_counts(ids_YX > 0, wanted_YX)
-            labels_YX = np.where(wanted_YX, np.asarray(case.labels_YX[:, :]), 0)
+            pixels += pixel_counts(ids_YX > 0, class_YX)
+            labels_YX = np.where(class_YX, np.asarray(case.labels_YX[:, :]), 0)
             objects += object_counts(ids_YX, labels_YX)
     union = pixels.both + pixels.found_only + pixels.true_only
     return {"dice": pixels.f1, "iou": pixels.both / union if union else 1.0, "f1_50": objects.f1}
@@ -47,14 +47,14 @@ def validate(model: SegmentationNetwork, seen: Sequence[AnnotatedImage]) -> dict
 
 def views(cases: Sequence[AnnotatedImage], most: int) -> list[AnnotatedImage]:
     """Return at most `most` images, or windows of large ones, evenly chosen."""
-    chosen = evenly(cases, most)
+    chosen = evenly_spaced(cases, most)
     return [view for case in chosen for view in windows(case, min(MOST_WINDOWS, most // len(chosen)))]
 
 
-def evenly(things: Sequence[Thing], most: int) -> list[Thing]:
+def evenly_spaced(elements: Sequence[Element], most: int) -> list[Element]:
     """Return at most `most` elements, evenly spaced from the first."""
-    count = min(len(things), most)
-    return [things[i * len(things) // count] for i in range(count)]
+    count = min(len(elements), most)
+    return [elements[i * len(elements) // count] for i in range(count)]
 
 
 def windows(case: AnnotatedImage, most: int) -> Iterator[AnnotatedImage]:
@@ -65,9 +65,9 @@ def windows(case: AnnotatedImage, most: int) -> Iterator[AnnotatedImage]:
         return
     corners = list(itertools.product(range(0, height, WINDOW_PX), range(0, width, WINDOW_PX)))
     marked = [corner for corner in corners if case.census().holds_object(*corner, WINDOW_PX)]
-    chosen = evenly(marked, -(-most // 2))
+    chosen = evenly_spaced(marked, -(-most // 2))
     bare = [corner for corner in corners if corner not in chosen]
-    for y, x in sorted([*chosen, *evenly(bare, most - len(chosen))]):
+    for y, x in sorted([*chosen, *evenly_spaced(bare, most - len(chosen))]):
         yield _cut(case, Square(y, x, min(y + WINDOW_PX, height), min(x + WINDOW_PX, width)))
 
 

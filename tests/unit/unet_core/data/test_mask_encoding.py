@@ -55,7 +55,7 @@ def test_kinds_are_told_apart(contents: list[Content], chosen: DataSettings, kin
         ([numbers(0, 1), numbers(0, 255, file="n.png")], DataSettings(), r"m\.png holds 0, 1, n\.png 0, 255"),
         ([numbers(0, 1, 2)], DataSettings(), r"m\.png: it holds 0, 1, 2, .*data\.mask=labels .* or data\.classes="),
         ([numbers(0, 9)], DataSettings(), r"m\.png: it holds 0, 9, and fewer than 8 numbers"),
-        ([numbers(*range(40), pieces=400)], DataSettings(), r"in all\), and a number lies in 10\.3 separate pieces"),
+        ([numbers(*range(40), pieces=400)], DataSettings(), r"in all\), and a number has 10\.3 separate pieces"),
         ([colours(BLACK, WHITE)], DataSettings(), r"c\.png: the mask is in colours, \[0, 0, 0\], \[255, 255, 255\]"),
         ([colours(RED), numbers(0, 1)], TABLE, r"c\.png holds colours, m\.png numbers"),
         ([numbers(0, 1)], TABLE, r"m\.png: data\.colours is given, but the mask has one channel"),
@@ -64,7 +64,7 @@ def test_kinds_are_told_apart(contents: list[Content], chosen: DataSettings, kin
         ([numbers(0, 1, 2)], DataSettings(mask="binary"), r"m\.png: expected 0 and one other number"),
         ([numbers(0, 2**31)], DataSettings(mask="labels"), r"m\.png: .*up to 2147483647, found 2147483648"),
         ([numbers(-1, 0)], DataSettings(), r"m\.png: expected 0 and above, found -1"),
-        ([numbers(0, 1)], TWO.model_copy(update={"mask": "labels"}), r"data\.mask=labels tells of one class"),
+        ([numbers(0, 1)], TWO.model_copy(update={"mask": "labels"}), r"data\.mask=labels is for one class"),
     ],
 )
 def test_fault_61_what_means_nothing_or_two_things_is_refused_by_file(

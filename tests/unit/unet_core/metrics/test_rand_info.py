@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unet_core.metrics.rand_info import region_sums, room_scores, rooms, thinned_rooms
+from unet_core.metrics.rand_info import region_scores, regions, region_sums, thinned_regions
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 MASKS = st.integers(0, 2**32 - 1).map(lambda seed: np.random.default_rng(seed).random((2, 5, 6)) < 0.45)
@@ -33,7 +33,7 @@ def flooded(mask: Mask) -> dict[tuple[int, int], int]:
 
 
 def direct(found: dict[tuple[int, int], Any], true: dict[tuple[int, int], Any]) -> tuple[float, float]:
-    """V_rand by pairs of pixels drawn from true rooms, V_info by entropies; unfound pixels are rooms of their own."""
+    """V_rand from pairs of pixels in true regions, V_info from entropies; unmatched pixels are regions of their own."""
     s = [found.get(pixel, pixel) for pixel in true]
     t = list(true.values())
     if not t:
@@ -53,9 +53,9 @@ def direct(found: dict[tuple[int, int], Any], true: dict[tuple[int, int], Any]) 
 @given(masks=MASKS)
 def test_scores_are_as_defined(masks: Mask) -> None:
     found, true = masks
-    numbered = thinned_rooms(found)
+    numbered = thinned_regions(found)
     thinned = {pixel: int(numbered[pixel]) for pixel in np.ndindex(found.shape) if numbered[pixel]}
-    scores = room_scores(region_sums(found, true))
+    scores = region_scores(region_sums(found, true))
     ours = float(scores["v_rand"]), float(scores["v_info"])
     assert ours == pytest.approx(direct(thinned, flooded(true)), abs=1e-9, nan_ok=True)
 
@@ -64,7 +64,7 @@ def test_scores_are_as_defined(masks: Mask) -> None:
 @given(masks=MASKS)
 def test_rooms_are_those_of_a_flood(masks: Mask) -> None:
     flood = flooded(masks[0])
-    ours = rooms(masks[0])
+    ours = regions(masks[0])
     assert {pixel for pixel in np.ndindex(ours.shape) if ours[pixel]} == set(flood)
     assert len(set(zip((int(ours[p]) for p in flood), flood.values(), strict=True))) == len(set(flood.values()))
 
@@ -72,7 +72,7 @@ def test_rooms_are_those_of_a_flood(masks: Mask) -> None:
 @settings(deadline=None)
 @given(masks=MASKS)
 def test_thinning_joins_no_rooms(masks: Mask) -> None:
-    before, after = rooms(masks[0]), thinned_rooms(masks[0])
+    before, after = regions(masks[0]), thinned_regions(masks[0])
     assert np.array_equal(after[before > 0], before[before > 0])
     for a, b in ((after[1:], after[:-1]), (after[:, 1:], after[:, :-1])):
         assert not ((a != b) & (a > 0) & (b > 0)).any()
@@ -87,11 +87,11 @@ def grid_of_rooms(width: int) -> Mask:
 def test_a_wide_membrane_is_as_good_as_a_thin_one_and_a_gap_is_not() -> None:
     true = grid_of_rooms(0)
     for width in (0, 1, 2):
-        scores = room_scores(region_sums(grid_of_rooms(width), true))
+        scores = region_scores(region_sums(grid_of_rooms(width), true))
         assert (float(scores["v_rand"]), float(scores["v_info"])) == pytest.approx((1, 1))
     gap = grid_of_rooms(0)
     gap[15, 3] = False
-    merged = room_scores(region_sums(gap, true))
+    merged = region_scores(region_sums(gap, true))
     assert merged["v_rand"] == pytest.approx(2 * 4 / (6 + 4))  # (225/900)^2 four times; of found, two and a double
     assert 0.5 < merged["v_info"] < 0.9
 
@@ -100,11 +100,11 @@ FULL, EMPTY = np.ones((5, 6), bool), np.zeros((5, 6), bool)
 
 
 def test_the_rule_for_empty_masks() -> None:
-    assert room_scores(region_sums(EMPTY, EMPTY)) == {"v_rand": 1, "v_info": 1}  # one room, found as one
+    assert region_scores(region_sums(EMPTY, EMPTY)) == {"v_rand": 1, "v_info": 1}  # one room, found as one
     for found in (EMPTY, FULL):
-        scores = room_scores(region_sums(found, FULL))
+        scores = region_scores(region_sums(found, FULL))
         assert np.isnan([scores["v_rand"], scores["v_info"]]).all()
-    missed = room_scores(region_sums(FULL, EMPTY))
+    missed = region_scores(region_sums(FULL, EMPTY))
     assert missed["v_rand"] == pytest.approx(30 / ((30 + 900) / 2))
     assert missed["v_info"] == 0
 
@@ -115,8 +115,8 @@ def test_images_add_as_if_they_lay_side_by_side() -> None:
     s: dict[tuple[int, int], Any] = {}
     t: dict[tuple[int, int], Any] = {}
     for number, (found, true) in enumerate(pairs):
-        numbered = thinned_rooms(found)
+        numbered = thinned_regions(found)
         s |= {(y + 100 * number, x): f"{number} {numbered[y, x]}" for y, x in np.ndindex(found.shape) if numbered[y, x]}
         t |= {(y + 100 * number, x): f"{number} {room}" for (y, x), room in flooded(true).items()}
-    together = room_scores(np.sum([region_sums(*pair) for pair in pairs], axis=0))
+    together = region_scores(np.sum([region_sums(*pair) for pair in pairs], axis=0))
     assert (float(together["v_rand"]), float(together["v_info"])) == pytest.approx(direct(s, t))

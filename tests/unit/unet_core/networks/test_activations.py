@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from unet_core.networks.activations import anatomy, record_activations, skip_gradients
+from unet_core.networks.activations import network_parts, skip_gradients, record_activations
 from unet_core.networks.factory import build
 from unet_core.networks.whole_pass import to_input
 from unet_core.spec import UNetSpec
@@ -135,7 +135,7 @@ def test_every_skip_of_a_nested_network_is_measured_and_nothing_is_left_behind()
     flows = skip_gradients(model, lambda: model(x).square().mean())
     assert len(flows) == 10
     assert all(flow.skip > 0 for flow in flows)
-    assert {part.name for part in anatomy(model).joins} == {flow.name for flow in flows}
+    assert {part.name for part in network_parts(model).joins} == {flow.name for flow in flows}
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())

@@ -15,7 +15,7 @@ from unet_core.errors import ArchitectureError, CheckpointError, SizeError
 from unet_core.mirror import Square, read_mirrored
 from unet_core.model_file.checkpoint import load, save, with_spec
 from unet_core.model_file.header import describe
-from unet_core.networks.factory import build, demand_exact
+from unet_core.networks.factory import build, require_exact
 from unet_core.networks.unet import SegmentationNetwork, UNet
 from unet_core.shapes import JointShape, ValidShape
 from unet_core.spec import UNetSpec, preset
@@ -154,8 +154,8 @@ def test_no_layer_looks_at_the_whole_tile(spec: UNetSpec) -> None:
 )
 def test_what_looks_at_the_whole_tile_is_refused_by_name(layer: nn.Module, words: str) -> None:
     with pytest.raises(ArchitectureError, match=rf"layer 1\.0: .*{words}"):
-        demand_exact(nn.Sequential(nn.Conv2d(2, 2, 3), nn.Sequential(layer)))
-    demand_exact(nn.Sequential(nn.BatchNorm2d(2), nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)))
+        require_exact(nn.Sequential(nn.Conv2d(2, 2, 3), nn.Sequential(layer)))
+    require_exact(nn.Sequential(nn.BatchNorm2d(2), nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)))
 
 
 def test_monai_s_own_networks_are_refused() -> None:
@@ -164,7 +164,7 @@ def test_monai_s_own_networks_are_refused() -> None:
 
     for network in (AttentionUnet(2, 3, 2, (4, 8, 16), (2, 2)), BasicUNetPlusPlus(2)):
         with pytest.raises(ArchitectureError, match="InstanceNorm2d"):
-            demand_exact(network)
+            require_exact(network)
 
 
 @each_spec

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pipeline.config import load_as
 from pipeline.errors import ConfigError
 from unet_core.spec import UNetSpec
-from unet_core.training.config import SAID, TrainConfig
+from unet_core.training.config import CONFIGURABLE, TrainConfig
 
 CONFIGS = Path(__file__).parents[4] / "configs"
 EXAMPLES = sorted(CONFIGS.glob("train*.yaml"))
@@ -32,7 +32,7 @@ def plain(value: Any) -> Any:
 def test_the_example_spells_out_every_key_with_its_default() -> None:
     written = yaml.safe_load((CONFIGS / "train.yaml").read_text())
     network = written.pop("network")
-    assert network == {"preset": "compact", "start": None} | dict.fromkeys(SAID)
+    assert network == {"preset": "compact", "start": None} | dict.fromkeys(CONFIGURABLE)
     defaults = plain(TrainConfig().model_dump())
     defaults.pop("network")
     assert written == defaults
@@ -88,7 +88,7 @@ def test_changes_replace_single_fields_of_the_preset() -> None:
 def test_every_choice_about_a_network_can_be_said() -> None:
     found = {"in_channels", "classes", "class_names", "colours", "mean", "std", "threshold", "min_area_um2"}
     found |= {"stain_mean", "stain_covariance", "stain_target"}
-    assert set(UNetSpec.model_fields) - found == set(SAID)
+    assert set(UNetSpec.model_fields) - found == set(CONFIGURABLE)
 
 
 def test_a_recipe_cannot_be_changed() -> None:

@@ -10,7 +10,7 @@ import torch
 from unet_core.networks.unet import UNet
 from unet_core.spec import UNetSpec
 from unet_core.training.config import OptimiserSection, TrainConfig
-from unet_core.training.optimiser import Watch, gradient_norms, levels_of, optimiser_for, rate_at
+from unet_core.training.optimiser import ValidationHistory, gradient_norms, levels_of, optimiser_for, rate_at
 
 
 def recipe(**sections: dict[str, object]) -> TrainConfig:
@@ -25,17 +25,19 @@ def test_rates_are_their_formulas(progress: float) -> None:
         ("cosine", (1 + math.cos(math.pi * progress)) / 2),
     ):
         given = recipe(schedule={"kind": kind, "warmup": 0}, optimiser={"rate": 0.5})
-        assert rate_at(given, 7, progress, Watch()) == pytest.approx(0.5 * factor, abs=1e-15)
+        assert rate_at(given, 7, progress, ValidationHistory()) == pytest.approx(0.5 * factor, abs=1e-15)
 
 
 def test_the_warm_up_is_linear_and_ends() -> None:
     given = recipe(schedule={"kind": "constant", "warmup": 4}, optimiser={"rate": 1.0})
-    assert [rate_at(given, step, 0, Watch()) for step in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+    assert [rate_at(given, step, 0, ValidationHistory()) for step in range(6)] == pytest.approx(
+        [0.2, 0.4, 0.6, 0.8, 1.0, 1.0]
+    )
 
 
 def test_a_plateau_lowers_the_rate_and_a_better_value_waits_anew() -> None:
     given = recipe(schedule={"kind": "plateau", "patience": 2, "factor": 0.1, "warmup": 0}, optimiser={"rate": 1.0})
-    watch, rates = Watch(), []
+    watch, rates = ValidationHistory(), []
     for step, dice in enumerate([0.5, 0.4, 0.4, 0.6, 0.6, 0.6, 0.5, 0.5]):
         watch = watch.after(dice, step, given)
         rates.append(rate_at(given, step, 0, watch))
@@ -46,14 +48,14 @@ def test_a_plateau_lowers_the_rate_and_a_better_value_waits_anew() -> None:
 @pytest.mark.parametrize(("monitor", "best_step"), [("dice", 1), ("loss", 2)])
 def test_dice_is_to_rise_and_loss_to_fall(monitor: str, best_step: int) -> None:
     given = recipe(stopping={"monitor": monitor})
-    watch = Watch()
+    watch = ValidationHistory()
     for step, value in enumerate([0.5, 0.9, 0.1]):
         watch = watch.after(value, step, given)
     assert watch.best_step == best_step
 
 
 def test_patience_counts_validations_since_the_best() -> None:
-    watch = Watch()
+    watch = ValidationHistory()
     over = []
     for step, value in enumerate([0.5, 0.4, 0.6, 0.6, 0.1]):
         watch = watch.after(value, step, TrainConfig())

@@ -26,7 +26,7 @@ from unet_core.training import validation as validation
 from unet_core.training.config import TrainConfig
 from unet_core.training.model_selection import best_min_area
 from unet_core.training.trainer import TrainData, TrainJob, train
-from unet_core.training.validation import LARGEST_PX, evenly, views
+from unet_core.training.validation import LARGEST_PX, evenly_spaced, views
 
 CONFIGS = Path(__file__).parents[4] / "configs"
 
@@ -196,7 +196,7 @@ def test_images_too_large_for_one_pass_are_seen_by_windows() -> None:
     assert seen[0].image_CYX.shape == (1, 1024, 1024)
     assert [one.name for one in views([case(0)], 12)] == ["0"]
     assert views([], 12) == []
-    assert evenly(range(10), 4) == [0, 2, 5, 7]
+    assert evenly_spaced(range(10), 4) == [0, 2, 5, 7]
 
 
 def test_half_of_the_windows_of_a_large_image_hold_objects_and_none_is_read_before_it_is_asked_for() -> None:
