@@ -1,4 +1,4 @@
-"""Fixtures of the network's tests."""
+"""Fixtures for the tests of unet_core."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Compute on one thread: two do not repeat themselves, and wait for one another where tensors are small."""
+    """Compute on one thread: results of two are not repeatable, and small tensors are slower."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""The annotated nuclei of the Data Science Bowl 2018, read without the code under test."""
+"""Annotated nuclei of the Data Science Bowl 2018, read independently of the tested code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The class of a pixel from stored bytes, against numpy's argmax."""
+"""The class of a pixel from stored bytes equals numpy's argmax."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_threshold_byte(threshold: float, byte: int) -> None:
 
 
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(2, 4), st.just(3), st.just(4))))
-def test_several_classes_are_the_argmax_with_what_remains_as_background(probability: NDArray[np.uint8]) -> None:
+def test_several_classes_are_the_argmax_with_the_remainder_as_background(probability: NDArray[np.uint8]) -> None:
     wide = probability.astype(np.int16)
     background = np.maximum(0, 255 - wide.sum(axis=0))
     expected = np.argmax(np.concatenate((background[None], wide)), axis=0)

@@ -1,4 +1,4 @@
-"""A colour map at work: the equations' values, whatever surrounds a pixel."""
+"""A colour map gives the values of its equations for any surroundings of a pixel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def by(colours: ColourMap, image: NDArray[Any]) -> NDArray[Any]:
 
 
 @pytest.mark.parametrize(("stain", "equalise"), ASKED)
-def test_the_bytes_are_those_of_an_evaluation_in_numpy(stain: Any, equalise: bool) -> None:
+def test_bytes_equal_those_of_numpy(stain: Any, equalise: bool) -> None:
     image = tissue()
     found = by(fit(image, wanted(stain, equalise=equalise)), image)
     assert found.dtype == np.uint8
@@ -33,7 +33,7 @@ def test_the_bytes_are_those_of_an_evaluation_in_numpy(stain: Any, equalise: boo
 
 
 @pytest.mark.parametrize("stain", ["reinhard", "macenko"])
-def test_they_are_the_equations_rounded_once(stain: Any) -> None:
+def test_bytes_are_the_equations_rounded_once(stain: Any) -> None:
     image = tissue()
     apart = np.abs(by(fit(image, wanted(stain)), image) - oracle.exact(image, stain, TARGETS[stain]))
     print(f"at most {apart.max():.3f} grey levels from the equations, {apart.mean():.3f} on average")
@@ -73,7 +73,7 @@ def test_one_channel_is_equalised() -> None:
     assert found.std() > image.std()
 
 
-def test_each_image_is_a_slide_of_its_own() -> None:
+def test_each_image_gets_its_own_map() -> None:
     pale, dark = tissue(), (tissue() * 0.7).astype(np.uint8)
     labels = np.zeros((300, 400), np.int32)
     cases = [AnnotatedImage("pale", pale, labels), AnnotatedImage("dark", dark, labels)]

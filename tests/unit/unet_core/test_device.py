@@ -1,4 +1,4 @@
-"""Where a network learns, and in which precision."""
+"""Choice of device and precision."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SPEC = UNetSpec(depth=1, width=2)
 
 
 @pytest.mark.parametrize(("available", "auto"), [(True, "cuda"), (False, "cpu")])
-def test_auto_is_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch, available: bool, auto: str) -> None:
+def test_auto_is_cuda_if_available(monkeypatch: pytest.MonkeyPatch, available: bool, auto: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     assert resolve_device("auto") == auto
     assert resolve_device("cpu") == "cpu"
 
 
-def test_a_device_that_is_not_there_is_refused_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_device_is_rejected_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     asked = recipe(compute={"device": "cuda"})
     with pytest.raises(DeviceError, match=r"compute\.device=cuda: torch sees no CUDA device here\. Use cpu"):
@@ -31,7 +31,7 @@ def test_a_device_that_is_not_there_is_refused_not_replaced(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(("avx", "amx"), [(True, False), (False, True), (False, False)])
-def test_bf16_is_taken_where_it_is_fast(monkeypatch: pytest.MonkeyPatch, avx: bool, amx: bool) -> None:
+def test_bf16_is_used_where_it_is_fast(monkeypatch: pytest.MonkeyPatch, avx: bool, amx: bool) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert multiplies_bf16("cpu") is (avx or amx)

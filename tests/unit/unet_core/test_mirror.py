@@ -1,4 +1,4 @@
-"""read_mirrored against np.pad, and how little of the source it touches."""
+"""read_mirrored equals np.pad and reads little of the source."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from unet_core.mirror import Square, mirrored_indices, read_mirrored
     size=st.tuples(st.integers(0, 30), st.integers(0, 30)),
     leading=st.sampled_from([(), (1,), (3,), (2, 3)]),
 )
-def test_equals_numpy_reflect_for_ever(
+def test_mirrored_reads_equal_numpy_reflect(
     sides: tuple[int, int], corner: tuple[int, int], size: tuple[int, int], leading: tuple[int, ...]
 ) -> None:
     pixels = np.arange(np.prod((*leading, *sides)), dtype=np.int32).reshape(*leading, *sides)
@@ -34,7 +34,7 @@ def test_equals_numpy_reflect_for_ever(
     assert watched.read[0][-1] <= min(size[1], sides[1])
 
 
-def test_far_outside_costs_no_more_than_the_box() -> None:
+def test_reads_far_outside_are_no_larger_than_the_box() -> None:
     watched = Watched(np.zeros((3, 1000, 2000), np.uint8))
     assert read_mirrored(watched, Square(10**12, -(10**12), 10**12 + 5, 7 - 10**12)).shape == (3, 5, 7)
     assert watched.read == [(3, 5, 7)] or np.prod(watched.read[0]) <= 105
@@ -50,14 +50,14 @@ def test_one_pixel_fills_everything() -> None:
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7])
-def test_indices_go_back_and_forth(length: int) -> None:
+def test_mirrored_indices_are_periodic(length: int) -> None:
     forth = list(range(length))
     there_and_back = forth + forth[-2:0:-1]
     expected = [there_and_back[i % len(there_and_back)] for i in range(-25, 25)]
     assert mirrored_indices(-25, 25, length).tolist() == expected
 
 
-def test_refuses_nothing_and_inside_out() -> None:
+def test_empty_images_and_inverted_boxes_are_rejected() -> None:
     with pytest.raises(ValueError, match="image of 0 x 4 px"):
         read_mirrored(np.zeros((0, 4)), Square(0, 0, 1, 1))
     with pytest.raises(ValueError, match=r"y 5\.\.2"):

@@ -1,4 +1,4 @@
-"""Colour maps: what is fitted equals the papers' equations, and what cannot be fitted is said by name."""
+"""Fitted colour maps equal the papers' equations; fits that are impossible are reported by name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tissue(height: int = 300, width: int = 400) -> NDArray[np.uint8]:
 
 
 def stained(*strengths: tuple[NDArray[np.float64], float], seed: int = 5) -> NDArray[np.uint8]:
-    """A section of which each pixel holds mostly one of these stains, up to its strength; a third of it is glass."""
+    """A section with mostly one stain per pixel, up to its strength; a third of it is glass."""
     rng = np.random.default_rng(seed)
     which, share = rng.integers(0, len(strengths) + 1, (120, 150)), rng.uniform(0.3, 1.0, (120, 150))
     densities = np.zeros((3, 120, 150))
@@ -46,7 +46,7 @@ def wanted(stain: Any, *, equalise: bool = False) -> Normalisation:
 
 @pytest.mark.parametrize("image", [tissue(), stained((HAEMATOXYLIN, 1.8), (EOSIN, 1.0))], ids=["tissue", "made"])
 @pytest.mark.parametrize("stain", ["reinhard", "macenko"])
-def test_a_fit_is_the_papers(image: NDArray[np.uint8], stain: Any) -> None:
+def test_a_fit_equals_the_papers_equations(image: NDArray[np.uint8], stain: Any) -> None:
     found = fit(image, wanted(stain))
     matrix, offset = oracle.STAINS[stain](image, TARGETS[stain])
     np.testing.assert_allclose(found.matrix, matrix, atol=2e-6)
@@ -54,7 +54,7 @@ def test_a_fit_is_the_papers(image: NDArray[np.uint8], stain: Any) -> None:
     assert found.kept == ()
 
 
-def test_macenko_finds_the_stains_a_section_was_made_of() -> None:
+def test_macenko_finds_the_stains_of_a_synthetic_section() -> None:
     rows = source(stained((EOSIN, 1.0), (HAEMATOXYLIN, 1.8)).reshape(3, -1), "macenko")
     assert not isinstance(rows, str)
     expected = [HAEMATOXYLIN / np.linalg.norm(HAEMATOXYLIN) * 1.8, EOSIN / np.linalg.norm(EOSIN)]
@@ -62,8 +62,8 @@ def test_macenko_finds_the_stains_a_section_was_made_of() -> None:
 
 
 @pytest.mark.parametrize("stain", ["reinhard", "macenko"])
-def test_what_is_brought_to_a_target_is_there(stain: Any) -> None:
-    """Stains are read again from densities that no byte has cut off."""
+def test_normalised_stains_equal_the_target(stain: Any) -> None:
+    """Stains are fitted again to densities that are not clipped to bytes."""
     image = stained((HAEMATOXYLIN, 1.5), (EOSIN, 0.8))
     target = source(stained((HAEMATOXYLIN[[0, 2, 1]], 1.3), (EOSIN, 1.2)).reshape(3, -1), stain)
     assert not isinstance(target, str)
@@ -103,13 +103,13 @@ def test_glass_around_the_tissue_changes_nothing(stain: Any) -> None:
         np.testing.assert_allclose(alone.matrix, within.matrix, atol=2e-6)  # type: ignore[arg-type]  # it is there
 
 
-def test_a_map_survives_json_and_can_be_a_key() -> None:
+def test_a_map_survives_json_and_is_hashable() -> None:
     found = fit(tissue(), wanted("macenko", equalise=True))
     assert ColourMap.model_validate_json(found.model_dump_json()) == found
     assert hash(found) == hash(fit(tissue(), wanted("macenko", equalise=True)))
 
 
-def test_each_network_has_its_own() -> None:
+def test_each_network_has_its_own_map() -> None:
     one, none, other = fits(tissue(), [wanted("reinhard"), None, wanted("none", equalise=True)])
     assert none is None
     assert one is not None
@@ -122,7 +122,7 @@ def test_each_network_has_its_own() -> None:
 
 @dataclass(frozen=True)
 class Odd:
-    """A picture without what a normalisation needs, and what is said of it by Reinhard and by Macenko."""
+    """An image that cannot be normalised, and the reasons given by Reinhard and by Macenko."""
 
     picture: NDArray[Any]
     reinhard: str
@@ -150,7 +150,7 @@ ODD = {
 
 @pytest.mark.parametrize("stain", ["reinhard", "macenko"])
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
-def test_what_cannot_be_fitted_is_kept_and_said(odd: Odd, stain: Any) -> None:
+def test_colours_that_cannot_be_fitted_stay_and_the_reason_is_recorded(odd: Odd, stain: Any) -> None:
     found = fit(odd.picture, wanted(stain))
     why = getattr(odd, stain)
     assert found.kept == ((f"{stain}: {why}",) if why else ())
@@ -164,7 +164,7 @@ def test_one_value_has_no_ranks(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["one channel", "four channels", "fluorescence"])
-def test_what_has_no_stains_can_be_equalised(name: str) -> None:
+def test_images_without_stains_can_be_equalised(name: str) -> None:
     picture = ODD[name].picture
     found = fit(picture, wanted("macenko", equalise=True))
     assert found.ranks is not None
@@ -178,13 +178,13 @@ def test_what_has_no_stains_can_be_equalised(name: str) -> None:
 @pytest.mark.parametrize(
     ("shape", "step"), [((1, 1), 1), ((512, 512), 1), ((512, 513), 2), ((4096, 4096), 8), ((10**9, 10**9), 512)]
 )
-def test_few_pixels_are_looked_at(shape: tuple[int, int], step: int) -> None:
+def test_thumbnails_have_few_pixels(shape: tuple[int, int], step: int) -> None:
     assert sample_step(shape) == step
 
 
-def test_the_picture_is_read_piece_by_piece() -> None:
+def test_the_thumbnail_is_read_piece_by_piece() -> None:
     class Read:
-        """An image of which no more than a piece is read."""
+        """An image that allows reads of one piece only."""
 
         pixels = np.random.default_rng(1).integers(0, 256, (3, 2100, 4200), np.uint8)
         shape = pixels.shape
@@ -198,7 +198,7 @@ def test_the_picture_is_read_piece_by_piece() -> None:
     assert np.array_equal(sample(image), image.pixels[:, ::8, ::8])
 
 
-def test_the_target_is_the_median_of_the_images_that_have_any() -> None:
+def test_the_target_is_the_median_of_stained_images() -> None:
     images = [stained((HAEMATOXYLIN, strength), (EOSIN, 1.0)) for strength in (1.0, 1.4, 2.4)]
     found = target_of([*images, ODD["glass"].picture], "macenko")
     rows = [source(image.reshape(3, -1), "macenko") for image in images]

@@ -1,4 +1,4 @@
-"""A stain's colour as a number: its definition by hand, its distance, and what the built-in model says of its own."""
+"""Optical density, stain distance, and the stain stored in the built-in model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_optical_density_of_full_half_and_no_light(dtype: type) -> None:
     assert found == pytest.approx([0, math.log(2), math.log(full + 1)])
 
 
-def test_glass_holds_no_stain() -> None:
+def test_glass_has_no_stain() -> None:
     squares = np.full((3, 4, 5), 243, np.uint8)
     assert mean_density(squares) is None
     squares[:, 1, 2] = (120, 60, 150)
@@ -53,7 +53,7 @@ def test_mean_and_covariance_are_those_of_the_cells() -> None:
 COVARIANCE = ((0.1, 0.0, 0.0), (0.0, 0.2, 0.01), (0.0, 0.01, 0.1))
 
 
-def test_a_spec_without_a_stain_says_nothing_and_one_with_it_gives_it_back() -> None:
+def test_a_spec_returns_its_stain_or_none() -> None:
     assert UNetSpec().stain is None
     spec = UNetSpec(stain_mean=(0.4, 0.8, 0.3), stain_covariance=COVARIANCE)
     assert UNetSpec.model_validate_json(spec.model_dump_json()).stain == StainStatistics((0.4, 0.8, 0.3), COVARIANCE)
@@ -71,13 +71,13 @@ def test_a_spec_without_a_stain_says_nothing_and_one_with_it_gives_it_back() -> 
         ((0.4, 0.8, 0.3), ((1.0, 2.0, 0.0), (2.0, 1.0, 0.0), (0.0, 0.0, 1.0)), "eigenvalues"),
     ],
 )
-def test_a_stain_that_cannot_be_one_is_refused(mean: object, covariance: object, said: str) -> None:
+def test_an_invalid_stain_is_rejected(mean: object, covariance: object, said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         UNetSpec.model_validate({"stain_mean": mean, "stain_covariance": covariance})
 
 
-def test_the_built_in_models_stain_is_that_of_its_training(shared_data: Path) -> None:
-    """Of fewer draws than the file's, from another seed: the same to their own uncertainty."""
+def test_the_stain_of_the_built_in_model_is_that_of_its_training_images(shared_data: Path) -> None:
+    """Fewer draws from another seed give the stored stain within their uncertainty."""
     cases = annotated(shared_data, "he", [1, 2, 3, 4])
     found = stain_shown(cases, 0.25, Augmentation(counterstain=0.5), torch.Generator().manual_seed(1), draws=200)
     stored = describe(resolve("nuclei@1")).spec.stain

@@ -1,4 +1,4 @@
-"""ValidShape against the real network: sizes, reach, and that a core is exact wherever and however it is read."""
+"""ValidShape equals the real network: sizes, reach, and exactness of any core."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def small_spec(depth: int, **changes: Any) -> UNetSpec:
 
 
 def positive_network(spec: UNetSpec) -> UNet:
-    """A network that hides nothing: with positive weights every input pixel within reach raises the output."""
+    """A network with positive weights: every input pixel in reach raises the output."""
     model = UNet(spec).double().eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -46,7 +46,7 @@ def he_network(spec: UNetSpec) -> UNet:
 
 
 def output_sides(spec: UNetSpec, input_px: int) -> list[int]:
-    """Sides at every stage of the paper's drawing, by walking through it; empty where a step is impossible."""
+    """Sides at every stage of the paper's figure; empty if a step is impossible."""
     cut = 0 if spec.padding == "same" else 4
     sides, side = [input_px], input_px
     for _ in range(spec.depth):
@@ -67,7 +67,7 @@ def output_sides(spec: UNetSpec, input_px: int) -> list[int]:
 @pytest.mark.parametrize("padding", ["valid", "same"])
 @pytest.mark.parametrize("up", UPS)
 @pytest.mark.parametrize("depth", range(1, 7))
-def test_legal_sizes_are_those_a_walk_through_the_drawing_finds(depth: int, padding: str, up: str) -> None:
+def test_legal_sizes_equal_those_of_the_paper_s_figure(depth: int, padding: str, up: str) -> None:
     spec = small_spec(depth, padding=padding, up=up)
     shape = ValidShape.of(spec)
     for input_px in range(1, shape.smallest_px + 3 * shape.step + 1):
@@ -79,7 +79,7 @@ def test_legal_sizes_are_those_a_walk_through_the_drawing_finds(depth: int, padd
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(v.values()))
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
-def test_the_network_returns_what_the_arithmetic_says(depth: int, variant: dict[str, str]) -> None:
+def test_output_sizes_of_the_network_equal_the_arithmetic(depth: int, variant: dict[str, str]) -> None:
     spec = small_spec(depth, **variant)
     shape = ValidShape.of(spec)
     with torch.device("meta"):
@@ -106,14 +106,14 @@ def test_known_halos() -> None:
 
 
 def averaging(depth: int, up: str) -> UNet:
-    """A positive same-padded network with averages for maxima, which would only show the pixel that wins."""
+    """A positive same-padded network with average pooling, so every pixel in reach affects the output."""
     model = positive_network(small_spec(depth, padding="same", up=up))
     model.pool = torch.nn.AvgPool2d(2)  # type: ignore[assignment]  # for these tests only
     return model
 
 
 def cell_reach(depth: int, up: str) -> tuple[int, int]:
-    """How far before and after a cell the gradients of the real network are not zero."""
+    """Reach of non-zero gradients of the real network before and after a cell."""
     step = 2**depth
     start = 9 * step
     x = torch.rand(1, 1, 2 * start + step, step, dtype=torch.float64).requires_grad_()
@@ -155,7 +155,7 @@ def test_any_core_on_the_step_equals_the_whole_pass(
 
 
 def read_core(model: UNet, image: np.ndarray[Any, Any], start: tuple[int, int], core: int) -> np.ndarray[Any, Any]:
-    """Logits (c, core, core) from one tile, read as ValidShape says."""
+    """Logits (c, core, core) of one tile, read according to ValidShape."""
     shape = model.shape
     read = shape.read_px(core)
     y0, x0 = (axis - shape.halo for axis in start)
@@ -167,7 +167,7 @@ def read_core(model: UNet, image: np.ndarray[Any, Any], start: tuple[int, int], 
 
 
 def whole_pass(model: UNet, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Logits of the whole image from one pass over far more of its mirror image than any halo, by np.pad alone."""
+    """Logits of the whole image from one pass over an np.pad mirror image wider than any halo."""
     step, halo = model.shape.step, model.shape.halo
     before = halo + 4 * step  # same padding: its zeros stay far away
     height, width = image.shape[1:]
@@ -191,8 +191,8 @@ def test_control_off_the_step_is_not_exact(padding: str) -> None:
 
 
 @pytest.mark.parametrize("up", ["transposed", "bilinear"])
-def test_control_a_halo_one_step_short_misses_what_the_whole_pass_sees(up: str) -> None:
-    """A single bright pixel at the very end of the reach: the whole pass sees it, a short halo does not."""
+def test_control_a_halo_one_step_short_is_not_exact(up: str) -> None:
+    """A bright pixel at the end of the reach affects the whole pass but not a tile with a short halo."""
     model = averaging(3, up)
     image = np.zeros((1, 144, 144))
     image[0, 64 - cell_reach(3, up)[0], 72] = 1
@@ -210,9 +210,7 @@ def test_control_a_halo_one_step_short_misses_what_the_whole_pass_sees(up: str) 
     padding=st.sampled_from(["valid", "same"]),
     up=st.sampled_from(UPS),
 )
-def test_a_read_is_the_smallest_legal_one_that_holds_core_and_halos(
-    core: int, depth: int, padding: str, up: str
-) -> None:
+def test_a_read_is_the_smallest_legal_one_for_core_and_halos(core: int, depth: int, padding: str, up: str) -> None:
     shape = ValidShape.of(small_spec(depth, padding=padding, up=up))
     read = shape.read_px(core)
     assert shape.is_legal(read)
@@ -232,6 +230,6 @@ def test_refusals_name_the_nearest_sizes() -> None:
         shape.read_px(0)
 
 
-def test_the_network_itself_refuses_what_torch_would_round_down() -> None:
+def test_the_network_rejects_sizes_that_torch_would_round_down() -> None:
     with torch.device("meta"), pytest.raises(SizeError, match="573 px"):
         UNet(small_spec(4))(torch.empty(1, 1, 572, 573))

@@ -1,4 +1,4 @@
-"""UNetSpec: what it accepts, refuses and derives."""
+"""UNetSpec: accepted, rejected and derived values."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_is_frozen_and_survives_json() -> None:
         {"architecture": "attention", "norm": "batch", "padding": "same", "width": 1},
     ],
 )
-def test_refuses(wrong: dict[str, object]) -> None:
+def test_invalid_fields_are_rejected(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         UNetSpec.model_validate(wrong)
 
@@ -94,20 +94,20 @@ def test_an_unknown_preset_names_the_known_ones() -> None:
         preset("huge")
 
 
-def test_what_an_architecture_does_not_have_is_named_all_at_once() -> None:
+def test_unsupported_fields_of_an_architecture_are_named_all_at_once() -> None:
     with pytest.raises(ValidationError) as caught:
         preset("unet++", depth=3, up="bilinear")
     assert "'unet++' has no other: expected depth=4, found 3; up='transposed', found 'bilinear'" in str(caught.value)
 
 
-def test_a_plain_network_is_written_as_it_was_before_there_were_others() -> None:
+def test_a_u_net_is_stored_without_fields_of_later_versions() -> None:
     assert "architecture" not in preset("tiny").model_dump(mode="json")
     assert "architecture" not in preset("tiny").model_dump_json()
     assert preset("attention").model_dump(mode="json")["architecture"] == "attention"
     assert UNetSpec.model_validate_json(preset("unet++").model_dump_json()) == preset("unet++")
 
 
-def test_colours_are_in_the_file_only_where_they_are_changed() -> None:
+def test_normalisation_is_stored_only_if_it_is_set() -> None:
     target = ((1.1, 1.4, 0.8), (0.2, 0.8, 0.5))
     for asked in ({}, {"stain_normalisation": "macenko", "stain_target": target}, {"equalise": True}):
         spec = UNetSpec.model_validate(asked)

@@ -1,4 +1,4 @@
-"""The eight ways to lay a square, against numpy's own turning."""
+"""The eight symmetries of a square equal those of numpy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from unet_core.tta import D4, SYMMETRIES
 
 
-def test_they_are_the_eight_that_numpy_makes() -> None:
+def test_symmetries_equal_the_eight_of_numpy() -> None:
     square = np.arange(12).reshape(2, 2, 3)[:, :, :2]  # two channels, no two pixels alike
     turns = [np.rot90(square, quarter, axes=(1, 2)) for quarter in range(4)]
     expected = {one.tobytes() for turn in turns for one in (turn, turn[:, :, ::-1])}
@@ -17,7 +17,7 @@ def test_they_are_the_eight_that_numpy_makes() -> None:
     assert len(expected) == len(D4) == 8
 
 
-def test_undone_is_what_it_was() -> None:
+def test_undo_reverses_apply() -> None:
     tile = torch.rand(2, 3, 5, 7)
     for symmetry in D4:
         turned = symmetry.apply(tile)
@@ -25,7 +25,7 @@ def test_undone_is_what_it_was() -> None:
         assert torch.equal(symmetry.undo(turned), tile)
 
 
-def test_none_leaves_the_tile_as_it_is() -> None:
+def test_none_keeps_the_tile_unchanged() -> None:
     (upright,) = SYMMETRIES["none"]
     tile = torch.rand(1, 3, 4, 4)
     assert upright.apply(tile) is tile

@@ -1,4 +1,4 @@
-"""Tiny trainings in this process, and what they leave behind, read without the code under test."""
+"""Tiny training runs in this process, and independent readers of their output."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from unet_core.training.resume_checkpoint import Position
 from unet_core.training.trainer import TrainData, TrainJob, train
 
 CLOCK = {"seconds", "reserve_s"}
-"""What of a position tells the time, and so differs between two runs."""
+"""Fields of a position that hold times, which differ between runs."""
 
 
 class Silent:
-    """Watches nothing; remembers validations."""
+    """A listener that records validations."""
 
     def __init__(self) -> None:
         self.scores: dict[int, Mapping[str, float]] = {}
@@ -48,7 +48,7 @@ def material(training: int = 3, held_back: int = 1) -> TrainData:
 
 
 def recipe(**sections: dict[str, Any]) -> TrainConfig:
-    """A network that learns in milliseconds, with dropout, that something draws from torch's own generator."""
+    """A network that trains in milliseconds, with dropout, so torch's own generator is used."""
     small: dict[str, dict[str, Any]] = {
         "network": {"depth": 1, "width": 2, "dropout": 0.5},
         "sampling": {"batch": 2, "output_px": 32},
@@ -67,13 +67,13 @@ def run(folder: Path, given: TrainConfig, seen: TrainData | None = None) -> Posi
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    """The record without its clock."""
+    """The log without times."""
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
 
 
 def state(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Everything a run would go on with, without its clock: plain data, and tensors (weights, optimiser, chance)."""
+    """The resume state without times: plain data, and tensors (weights, optimiser, random states)."""
     with safe_open(folder / "resume.safetensors", framework="pt") as file:
         content = json.loads(file.metadata()["overtile-training"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
@@ -82,7 +82,7 @@ def state(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 
 def assert_equal_runs(one: Path, other: Path) -> None:
-    """Weights, optimiser, chance, losses and models of two runs are the same to the bit."""
+    """Weights, optimiser, random states, losses and models of two runs are equal to the bit."""
     (said, tensors), (other_said, other_tensors) = state(one), state(other)
     assert lines(one) == lines(other)
     assert said == other_said

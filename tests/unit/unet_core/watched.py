@@ -1,4 +1,4 @@
-"""An array that notes what is read of it."""
+"""An array that records its reads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Watched:
-    """Slices like the array it holds, and keeps the shape of every answer."""
+    """Slices like its array and records the shape of every read."""
 
     def __init__(self, pixels: np.ndarray[Any, Any]) -> None:
         self.pixels = pixels

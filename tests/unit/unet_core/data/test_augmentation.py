@@ -1,4 +1,4 @@
-"""Deformation and colour: each against a direct evaluation; what must stay, stays."""
+"""Each augmentation equals a direct evaluation; pixels that it should not change stay unchanged."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def cubic(distance: float) -> float:
 
 
 def bicubic(nodes: NDArray[np.float64], size: int) -> NDArray[np.float64]:
-    """The 3 x 3 nodes spread from edge to edge of size x size px; beyond them the outermost is repeated."""
+    """Spread 3 x 3 nodes from edge to edge of size x size px; outer nodes are repeated beyond."""
     field = np.zeros((size, size))
     for y, x in product(range(size), repeat=2):
         v, h = (2 * place / (size - 1) for place in (y, x))
@@ -73,7 +73,7 @@ def test_elastic_field_is_bicubic_between_gaussian_nodes(size: int) -> None:
         np.testing.assert_allclose(field[axis], bicubic(nodes[axis], size), atol=1e-4)
 
 
-def test_elastic_nodes_deviate_by_as_much_as_asked_and_the_field_is_smooth() -> None:
+def test_elastic_nodes_have_the_configured_deviation_and_the_field_is_smooth() -> None:
     fields = torch.stack([elastic_field(101, 10.0, seeded(seed)) for seed in range(200)])
     assert float(fields[..., ::50, ::50].std()) == pytest.approx(10, rel=0.05)
     assert float((fields[..., 1:] - fields[..., :-1]).abs().max()) < 3, "no pixel jumps"
@@ -93,14 +93,14 @@ def is_flipped(at_2YX: torch.Tensor) -> bool:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_as_many_tiles_are_flipped_as_asked(share: float) -> None:
+def test_share_of_flipped_tiles_is_the_configured_probability(share: float) -> None:
     settings = STILL.model_copy(update={"flip": share})
     flipped = sum(is_flipped(source_offsets(3, settings, seeded(seed))) for seed in range(200))
     assert 200 * share - 30 * (share == 0.5) <= flipped <= 200 * share + 30 * (share == 0.5)
 
 
 @pytest.mark.parametrize("degrees", [0.0, 20.0, 180.0])
-def test_tiles_turn_as_far_as_asked_either_way(degrees: float) -> None:
+def test_rotation_angles_cover_the_configured_range(degrees: float) -> None:
     angles = []
     for seed in range(200):
         at = source_offsets(3, only(rotation_degrees=degrees), seeded(seed))
@@ -124,7 +124,7 @@ def test_scale_is_the_size_in_the_tile_over_that_in_the_image() -> None:
     assert abs(float((twice[:, 0, 1] - twice[:, 0, 0]).norm()) - 0.5) < 1e-5, "an object twice as large, not half"
 
 
-def test_sampling_where_pixels_are_returns_them() -> None:
+def test_sampling_at_pixel_centres_returns_the_pixels() -> None:
     image, at = torch.rand(3, 7, 9, generator=seeded()), grid(7, 9)
     assert torch.equal(bilinear_at(image, at), image)
     assert torch.equal(bilinear_at(image, at.flip(2)), image.flip(2))
@@ -134,7 +134,7 @@ def test_sampling_where_pixels_are_returns_them() -> None:
     assert torch.allclose(between, (image[:, :, 1:] + image[:, :, :-1]) / 2, atol=1e-5)
 
 
-def test_labels_of_any_size_are_looked_up_not_computed() -> None:
+def test_labels_are_sampled_without_interpolation() -> None:
     labels = torch.tensor([[[2**31 - 1, 2**24 + 1, 5]]], dtype=torch.int32)
     assert torch.equal(nearest_at(labels, grid(1, 3) + 0.3), labels)
 
@@ -143,7 +143,7 @@ def test_labels_of_any_size_are_looked_up_not_computed() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_with_everything_off_nothing_changes_to_the_bit(channels: int) -> None:
+def test_disabled_augmentation_returns_equal_bits(channels: int) -> None:
     image = torch.rand(channels, 24, 30, generator=seeded())
     for seed in range(4):
         assert torch.equal(jitter_colour(image, OFF, seeded(seed)), image)
@@ -158,7 +158,7 @@ def test_with_everything_off_nothing_changes_to_the_bit(channels: int) -> None:
     ],
     ids=lambda changes: next(iter(changes)),
 )
-def test_each_change_can_be_had_alone(changes: dict[str, float]) -> None:
+def test_each_augmentation_works_alone(changes: dict[str, float]) -> None:
     image = torch.rand(3, 24, 30, generator=seeded()) * 0.5 + 0.3
     changed = [jitter_colour(image, only(**changes), seeded(seed)) for seed in range(5)]
     assert not any(torch.equal(one, image) for one in changed)
@@ -169,7 +169,7 @@ def test_each_change_can_be_had_alone(changes: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_colours_stay_in_range_and_places_stay(channels: int) -> None:
+def test_colour_augmentation_keeps_range_and_positions(channels: int) -> None:
     image = torch.zeros(channels, 32, 32)
     image[:, :, 16:] = 0.9
     for seed in range(8):
@@ -180,7 +180,7 @@ def test_colours_stay_in_range_and_places_stay(channels: int) -> None:
 
 
 def test_stains_are_scaled_one_by_one() -> None:
-    """Against scikit-image: separated, each plane scaled and shifted by what was drawn, and mixed again."""
+    """Equals scikit-image: separate stains, scale and shift each plane by the drawn values, combine."""
     image = torch.rand(3, 16, 16, generator=seeded()) * 0.4 + 0.5
     settings = only(stain=0.35, stain_shift=0.0)
     spread = 2 * torch.rand(2, 3, generator=seeded(1)).double().numpy() - 1
@@ -201,13 +201,13 @@ def test_a_shift_adds_to_each_stains_density() -> None:
     np.testing.assert_allclose(found, np.exp(np.log(image.numpy()) - more).clip(0, 1), atol=1e-5)
 
 
-def test_white_stays_bright() -> None:
+def test_white_stays_bright_under_stain_augmentation() -> None:
     strong = Augmentation(stain=0.5)
     assert float(jitter_stains(torch.ones(3, 4, 4), strong, seeded(1)).min()) > 0.8
 
 
 @pytest.mark.parametrize("name", ["contrast", "gamma", "brightness"])
-def test_light_changes_as_it_says(name: str) -> None:
+def test_light_augmentations_equal_their_formulas(name: str) -> None:
     image = torch.rand(2, 16, 16, generator=seeded()) * 0.2 + 0.4
     drawn = 0.1 * (2 * float(torch.rand((), generator=seeded(5))) - 1)
     mean = image.mean(dim=(1, 2), keepdim=True)
@@ -238,7 +238,7 @@ def test_fibres_are_a_texture_in_range(size: tuple[int, int]) -> None:
     assert 0 <= float(texture.min()) <= float(texture.max()) <= 1
 
 
-def test_overdrawn_edges_overshoot_and_flat_areas_stay() -> None:
+def test_sharpening_overshoots_at_edges_and_keeps_flat_areas() -> None:
     image = torch.full((3, 40, 40), 0.6)
     image[:, :, 20:] = 0.4
     changed = overdraw(image, seeded(1))
@@ -248,14 +248,14 @@ def test_overdrawn_edges_overshoot_and_flat_areas_stay() -> None:
     assert float(changed[:, :, 20].max()) < 0.39
 
 
-def test_noise_is_as_strong_as_asked_at_most() -> None:
+def test_noise_is_at_most_the_configured_deviation() -> None:
     image = torch.full((3, 64, 64), 0.5)
     strengths = [float((jitter_colour(image, only(noise=0.04), seeded(seed)) - image).std()) for seed in range(40)]
     assert 0.03 < max(strengths) < 0.042
     assert min(strengths) < 0.01
 
 
-def test_the_generator_decides_everything() -> None:
+def test_augmentation_depends_only_on_the_generator() -> None:
     image = torch.rand(3, 24, 24, generator=seeded())
     settings = Augmentation(contrast=0.2, brightness=0.1)
     for seed in range(4):
@@ -273,14 +273,14 @@ def test_the_generator_decides_everything() -> None:
         ({"noise": "0.1"}, "number"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(changes: dict[str, object], said: str) -> None:
+def test_invalid_settings_are_rejected(changes: dict[str, object], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         Augmentation.model_validate(changes)
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("channels", [1, 3])
-def test_colours_are_computed_where_the_image_is(channels: int) -> None:
+def test_colours_are_computed_on_the_device_of_the_image(channels: int) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     image = torch.rand(channels, 64, 64, generator=seeded())

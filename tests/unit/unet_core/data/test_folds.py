@@ -1,4 +1,4 @@
-"""Folds by patient: never parted by any method, refused where a number from them would mean nothing, kept in a file."""
+"""Folds never split a patient, are rejected if a class is missing, and are stored in a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DAY = date(2024, 1, 1)
 
 
 def plain(patients: int, images: int = 2, classes: frozenset[str] = frozenset({"nucleus"})) -> list[FoldMember]:
-    """So many patients with so many images each, of two strata, one patient a week."""
+    """Patients with several images each, of two strata, one patient per week."""
     return [
         FoldMember(f"{p}-{i}.png", f"p{p}", classes, DAY + timedelta(days=7 * p + i), "ab"[p % 2])
         for p in range(patients)
@@ -35,7 +35,7 @@ patients = st.lists(st.lists(one, min_size=1, max_size=4), min_size=1, max_size=
 
 @settings(max_examples=120, deadline=None)
 @given(patients, st.sampled_from(METHODS), st.integers(2, 6), st.integers(0, 2**32 - 1))
-def test_fault_62_no_patient_is_on_both_sides_and_no_fold_lacks_a_class(
+def test_fault_62_no_patient_is_split_and_no_fold_lacks_a_class(
     drawn: list[list[tuple[int, int, str, frozenset[str]]]], method: str, k: int, seed: int
 ) -> None:
     members = [
@@ -66,7 +66,7 @@ def test_fault_62_no_patient_is_on_both_sides_and_no_fold_lacks_a_class(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_enough_patients_with_everything_are_never_refused(method: str) -> None:
+def test_sufficient_patients_with_all_classes_always_give_folds(method: str) -> None:
     for seed in range(20):
         folds = assign_folds(plain(10), FoldSettings(method=method, k=5, seed=seed))
         assert (folds.method, folds.k, folds.seed) == (method, 5, seed)
@@ -83,7 +83,7 @@ def test_images_of_a_patient_stay_together(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["kfold", "grouped", "stratified"])
-def test_one_seed_gives_one_set_of_folds_and_another_another(method: str) -> None:
+def test_folds_depend_on_the_seed(method: str) -> None:
     drawn = [assign_folds(plain(12), FoldSettings(method=method, k=3, seed=seed)).folds for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
     shuffled = assign_folds(plain(12)[::-1], FoldSettings(method="kfold", k=3, seed=1)).folds
@@ -97,7 +97,7 @@ def test_grouped_folds_hold_as_many_images_as_patients_allow() -> None:
     assert sorted(np.bincount(list(folds.values())).tolist()) == [9, 9]
 
 
-def test_fault_62_fewer_patients_than_folds_are_refused_with_the_numbers() -> None:
+def test_fault_62_fewer_patients_than_folds_are_rejected_with_both_numbers() -> None:
     for method in METHODS:
         with pytest.raises(AnnotationError, match=r"as many patients as folds \(5\), found 3 .*Set folds\.k=3"):
             assign_folds(plain(3), FoldSettings(method=method, k=5))
@@ -110,8 +110,8 @@ def test_a_class_that_one_patient_has_is_refused_by_name() -> None:
             assign_folds(members, FoldSettings(method=method, k=3))
 
 
-def test_a_rare_class_is_found_a_place_in_every_fold() -> None:
-    """Three of thirty patients have it: a shuffle is looked for that gives each of three folds one."""
+def test_a_rare_class_is_in_every_fold() -> None:
+    """Three of thirty patients have the class; a shuffle exists that gives one to each of three folds."""
     members = plain(30, 1)
     members[:3] = [FoldMember(f"rare {i}", f"p{i}", frozenset({"nucleus", "mitosis"}), DAY, "a") for i in range(3)]
     for method in ("kfold", "grouped", "stratified"):
@@ -119,8 +119,8 @@ def test_a_rare_class_is_found_a_place_in_every_fold() -> None:
         assert {folds[f"rare {i}"] for i in range(3)} == {0, 1, 2}
 
 
-def test_the_library_may_leave_a_fold_without_positives_and_we_do_not() -> None:
-    """Positive images in few, large patients: the library's own folds of some seed have none in one of them."""
+def test_no_fold_lacks_positives_where_the_library_leaves_one_without() -> None:
+    """With positive images in few large patients, some seed of the library leaves a fold without any."""
     sizes = [(6, "pos"), (5, "pos"), (1, "pos"), *[(1, "neg")] * 12]
     members = [
         FoldMember(f"{p}-{i}", f"p{p:02}", frozenset(), None, stratum)
@@ -144,13 +144,13 @@ def test_a_stratum_of_fewer_patients_than_folds_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("method", "column"), [("stratified", "stratum"), ("temporal", "date")])
-def test_what_a_method_needs_must_be_there(method: str, column: str) -> None:
+def test_missing_dates_or_strata_are_rejected(method: str, column: str) -> None:
     members = [*plain(6), FoldMember("bare.png", "p0", frozenset({"nucleus"}))]
     with pytest.raises(AnnotationError, match=f"need a {column} for every image: none for bare.png"):
         assign_folds(members, FoldSettings(method=method, k=3))
 
 
-def test_temporal_folds_train_on_the_past_alone() -> None:
+def test_temporal_folds_train_on_earlier_folds_only() -> None:
     folds = assign_folds(plain(9), FoldSettings(method="temporal", k=3))
     train, held = folds.split(1)
     assert {name.split("-")[0] for name in train} == {"0", "1", "2"}
@@ -162,13 +162,13 @@ def test_temporal_folds_train_on_the_past_alone() -> None:
         folds.split(3)
 
 
-def test_a_patient_before_and_after_others_has_no_place_in_time() -> None:
+def test_a_patient_with_dates_before_and_after_others_is_rejected() -> None:
     members = [*plain(6), FoldMember("late.png", "p0", frozenset({"nucleus"}), DAY + timedelta(days=400))]
     with pytest.raises(AnnotationError, match=r"late\.png .* of fold 0 is later than"):
         assign_folds(members, FoldSettings(method="temporal", k=3))
 
 
-def test_all_but_the_held_back_are_trained_on() -> None:
+def test_training_images_are_those_not_held_back() -> None:
     folds = assign_folds(plain(6), FoldSettings(k=3))
     for fold in folds.numbers:
         train, held = folds.split(fold)
@@ -183,7 +183,7 @@ def with_folds(*numbers: int | None) -> list[FoldMember]:
     return [FoldMember(f"{i}.png", f"p{i // 2}", frozenset({"x"}), None, "", fold) for i, fold in enumerate(numbers)]
 
 
-def test_a_column_wins_over_every_method() -> None:
+def test_a_fold_column_takes_precedence_over_the_method() -> None:
     folds = assign_folds(with_folds(3, 3, 1, 1), FoldSettings(method="temporal", k=7))
     assert (folds.method, folds.k, folds.numbers) == ("column", 2, (1, 3))
     assert folds.folds == {"0.png": 3, "1.png": 3, "2.png": 1, "3.png": 1}
@@ -197,7 +197,7 @@ def test_a_column_wins_over_every_method() -> None:
         ((0, 0, 0, 0), "expected at least 2 folds, found 1"),
     ],
 )
-def test_a_column_that_cannot_be_meant_is_refused(numbers: tuple[int | None, ...], said: str) -> None:
+def test_an_invalid_fold_column_is_rejected(numbers: tuple[int | None, ...], said: str) -> None:
     with pytest.raises(AnnotationError, match=said):
         assign_folds(with_folds(*numbers), FoldSettings())
 
@@ -211,7 +211,7 @@ def test_a_column_whose_fold_lacks_a_class_is_refused() -> None:
 # ---- the file --------------------------------------------------------------------------------------------------------
 
 
-def test_folds_are_written_once_and_used_again(tmp_path: Path) -> None:
+def test_stored_folds_are_reused(tmp_path: Path) -> None:
     path = tmp_path / "folds.json"
     first = keep_folds(path, plain(8), FoldSettings(k=4, seed=3))
     written = path.read_bytes()
@@ -256,6 +256,6 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
     assert path.read_bytes() == content
 
 
-def test_folds_travel_as_json() -> None:
+def test_folds_survive_json() -> None:
     folds = assign_folds(plain(4), FoldSettings(k=2))
     assert Folds.model_validate_json(folds.model_dump_json()) == folds

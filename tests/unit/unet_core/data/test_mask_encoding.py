@@ -1,4 +1,4 @@
-"""What masks mean: told apart by what all of them hold, refused where that could be two things."""
+"""The kind of masks follows from all of them; ambiguous masks are rejected."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def colours(*values: tuple[int, int, int], file: str = "c.png") -> Content:
         ([colours(WHITE, RED)], DataSettings(colours={"tumour": RED}, background=WHITE), "colours"),
     ],
 )
-def test_kinds_are_told_apart(contents: list[Content], chosen: DataSettings, kind: Kind) -> None:
+def test_kinds_of_masks_are_distinguished(contents: list[Content], chosen: DataSettings, kind: Kind) -> None:
     meaning = meaning_of(contents, chosen)
     assert meaning.kind == kind
     assert meaning.class_names == chosen.class_names
@@ -67,14 +67,14 @@ def test_kinds_are_told_apart(contents: list[Content], chosen: DataSettings, kin
         ([numbers(0, 1)], TWO.model_copy(update={"mask": "labels"}), r"data\.mask=labels is for one class"),
     ],
 )
-def test_fault_61_what_means_nothing_or_two_things_is_refused_by_file(
+def test_fault_61_invalid_or_ambiguous_masks_are_rejected_by_file(
     contents: list[Content], chosen: DataSettings, said: str
 ) -> None:
     with pytest.raises(AnnotationError, match=said):
         meaning_of(contents, chosen)
 
 
-def test_a_palette_whose_zero_is_no_black_says_nothing_by_its_numbers() -> None:
+def test_a_palette_with_non_black_zero_is_rejected() -> None:
     content = Content("p.png", zero=WHITE, values={0, 1}, pieces=1, seen=1)
     with pytest.raises(AnnotationError, match=r"p\.png: a palette whose number 0 is the colour \(255, 255, 255\)"):
         meaning_of([content], DataSettings())
@@ -84,7 +84,7 @@ def test_a_palette_whose_zero_is_no_black_says_nothing_by_its_numbers() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=12, max_size=12), st.permutations([RED, GREEN, WHITE, (1, 2, 3)]))
-def test_colours_become_the_place_of_their_class(places: list[int], table: list[tuple[int, int, int]]) -> None:
+def test_colours_map_to_the_number_of_their_class(places: list[int], table: list[tuple[int, int, int]]) -> None:
     chosen = DataSettings(colours={f"class {i}": colour for i, colour in enumerate(table)})
     meaning = meaning_of([colours(BLACK, *table)], chosen)
     drawn = np.array([BLACK, *table], np.uint8)[np.array(places).reshape(3, 4)]
@@ -111,6 +111,6 @@ def test_numbers_become_classes() -> None:
         {"memory_gb": -1},
     ],
 )
-def test_settings_that_contradict_themselves_are_refused(wrong: dict[str, object]) -> None:
+def test_contradictory_settings_are_rejected(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         DataSettings.model_validate(wrong)

@@ -1,4 +1,4 @@
-"""Batches drawn ahead by threads are those drawn one by one, and go on from a stored state."""
+"""Batches drawn ahead by threads equal those drawn one by one, and resume from a stored state."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def same(one: SampleBatch, other: SampleBatch) -> bool:
 
 @pytest.mark.parametrize("ahead", [None, 0, 2])
 @pytest.mark.parametrize("threads", [None, 1, 3])
-def test_threads_draw_what_is_drawn_one_by_one(sampler: Sampler, threads: int | None, ahead: int | None) -> None:
+def test_batches_of_threads_equal_those_drawn_one_by_one(
+    sampler: Sampler, threads: int | None, ahead: int | None
+) -> None:
     generator = seeded(7)
     expected = [sampler.draw(generator) for _ in range(6)]
     with Batches(sampler, seeded(7), threads, ahead) as batches:
@@ -45,7 +47,7 @@ def test_threads_draw_what_is_drawn_one_by_one(sampler: Sampler, threads: int | 
 
 
 @pytest.mark.parametrize("ahead", [0, 2])
-def test_a_run_goes_on_from_the_state_before_its_next_batch(sampler: Sampler, ahead: int) -> None:
+def test_a_run_resumes_from_the_state_before_its_next_batch(sampler: Sampler, ahead: int) -> None:
     with Batches(sampler, seeded(7), 3, ahead) as batches:
         states = [batches.state]
         drawn = []
@@ -58,7 +60,7 @@ def test_a_run_goes_on_from_the_state_before_its_next_batch(sampler: Sampler, ah
             assert same(next(batches), drawn[done])
 
 
-def test_an_error_in_a_tile_is_raised_where_its_batch_is_asked_for(sampler: Sampler) -> None:
+def test_an_error_in_a_tile_is_raised_by_its_batch(sampler: Sampler) -> None:
     class Torn:
         shape = (3, 50, 96)
 

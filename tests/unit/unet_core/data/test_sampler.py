@@ -1,4 +1,4 @@
-"""Tiles: where they lie, that image, mask and weights go through one transform, and how little of an image is read."""
+"""Positions of tiles, one transform for image, mask and weights, and bounded reads."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def blocks() -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-    """Squares of 14 px, 8 px apart so that nothing touches, of two classes by turns."""
+    """Squares of 14 px, 8 px apart so that none touch, alternately of two classes."""
     y, x = np.indices((HEIGHT, WIDTH))
     row, column = y // 22, x // 22
     inside = (y % 22 < 14) & (x % 22 < 14)
@@ -42,12 +42,12 @@ def blocks() -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
 
 
 def coordinates() -> NDArray[np.uint16]:
-    """An image whose two channels say where a pixel lies. Mirrored or interpolated, it says so still."""
+    """An image whose two channels are the pixel's coordinates, also after mirroring and interpolation."""
     return (STEP * np.indices((HEIGHT, WIDTH))).astype(np.uint16)
 
 
 def bilinear(values: NDArray[Any], y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of four neighbours, written out."""
+    """Bilinear interpolation of four neighbours, written out."""
     y0, x0 = np.floor(y).astype(int), np.floor(x).astype(int)
     y1, x1 = np.minimum(y0 + 1, values.shape[0] - 1), np.minimum(x0 + 1, values.shape[1] - 1)
     v, h = y - y0, x - x0
@@ -59,7 +59,7 @@ def bilinear(values: NDArray[Any], y: NDArray[np.float64], x: NDArray[np.float64
 @pytest.mark.parametrize("with_classes", [True, False])
 @pytest.mark.parametrize("seed", range(8))
 def test_image_mask_and_weights_go_through_one_transform(seed: int, with_classes: bool) -> None:
-    """The coordinate image tells where each pixel of the tile comes from: mask and weights must be those of there."""
+    """Tile pixels of the coordinate image are source positions; mask and weights must match them."""
     labels, classes = blocks()
     case = AnnotatedImage("blocks", coordinates(), labels, classes if with_classes else None)
     image, target, weight = Sampler([case], SIZES, Sampling(), DEFORMED).tile(seed)
@@ -76,7 +76,7 @@ def test_image_mask_and_weights_go_through_one_transform(seed: int, with_classes
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_with_everything_off_a_tile_is_the_mirrored_image_to_the_bit(dtype: type) -> None:
+def test_a_tile_without_augmentation_equals_the_mirrored_image_to_the_bit(dtype: type) -> None:
     pixels = np.random.default_rng(1).integers(0, np.iinfo(dtype).max, (3, 70, 80), dtype, endpoint=True)
     labels = np.zeros((70, 80), np.int32)
     labels[10:30, 10:30], labels[34:60, 20:70] = 1, 2
@@ -99,8 +99,8 @@ def test_with_everything_off_a_tile_is_the_mirrored_image_to_the_bit(dtype: type
     assert len(places) == 20
 
 
-def test_what_is_ignored_weighs_nothing_and_is_of_no_class() -> None:
-    """Over an object or beside it: nowhere else is anything changed."""
+def test_ignored_pixels_have_weight_0_and_no_class() -> None:
+    """Ignored pixels on and beside an object change nothing elsewhere."""
     labels, classes = blocks()
     ignored = np.zeros(labels.shape, bool)
     ignored[::7, :], ignored[:, 20:31] = True, True
@@ -128,8 +128,8 @@ def test_what_is_ignored_weighs_nothing_and_is_of_no_class() -> None:
         assert not ignored[y, x]
 
 
-def test_touching_objects_are_parted_in_the_tile_not_before() -> None:
-    """Enlarged 4 times, two objects that share an edge lie two pixels apart: not eight."""
+def test_touching_objects_are_separated_after_the_deformation() -> None:
+    """Two objects that share an edge are two pixels apart after a 4-fold enlargement, not eight."""
     labels = np.repeat(np.array([[1] * 30 + [2] * 30], np.int32), 60, axis=0)
     enlarged = OFF.model_copy(update={"scale": (4.0, 4.0)})
     case = AnnotatedImage("touching", np.zeros((1, 60, 60), np.uint8), labels)
@@ -154,7 +154,7 @@ def two_kinds() -> AnnotatedImage:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_as_many_tiles_as_asked_show_an_object_in_their_middle(share: float) -> None:
+def test_share_of_tiles_centred_on_objects_is_the_configured_probability(share: float) -> None:
     case, empty = two_kinds(), AnnotatedImage("empty", np.zeros((1, 40, 50), np.uint8), np.zeros((40, 50), np.int32))
     asked = {1: 0, 2: 0}
     for seed in range(400):
@@ -171,7 +171,7 @@ def test_as_many_tiles_as_asked_show_an_object_in_their_middle(share: float) -> 
         assert expected == 0
 
 
-def test_every_pixel_of_a_class_is_drawn_as_often_as_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_of_a_class_are_drawn_uniformly(monkeypatch: pytest.MonkeyPatch) -> None:
     case = two_kinds()
     assert case.classes_YX is not None
     found = []
@@ -183,7 +183,7 @@ def test_every_pixel_of_a_class_is_drawn_as_often_as_the_others(monkeypatch: pyt
     assert sorted(found) == sorted(map(tuple, np.argwhere(np.asarray(case.classes_YX[:, :]) == 2).tolist()))
 
 
-def test_without_any_object_tiles_lie_anywhere() -> None:
+def test_tiles_of_images_without_objects_are_anywhere() -> None:
     empty = AnnotatedImage("empty", np.zeros((1, 40, 50), np.uint8), np.zeros((40, 50), np.int32))
     full = AnnotatedImage("full", np.zeros((1, 40, 50), np.uint8), np.ones((40, 50), np.int32))
     for case, expected in ((empty, 0), (full, 1)):
@@ -201,7 +201,7 @@ def test_frequencies_are_the_shares_of_the_pixels() -> None:
         class_frequencies([case], 2)
 
 
-def test_counting_reads_every_pixel_once_and_a_window_at_most() -> None:
+def test_counting_reads_every_pixel_once_in_bounded_windows() -> None:
     labels, image = Watched(np.eye(1100, 700, dtype=np.int32)), Watched(np.full((2, 1100, 700), 65535, np.uint16))
     found = ImageStatistics.of(image, ClassMap(labels, None))
     assert found.total(1) == 700
@@ -221,7 +221,7 @@ def test_counting_reads_every_pixel_once_and_a_window_at_most() -> None:
 
 
 class Endless:
-    """A slide that is never in memory: discs of 16 px radius every 40 px, and what was read of it."""
+    """A slide that is never in memory: discs of 16 px radius every 40 px; reads are recorded."""
 
     def __init__(self, shape: tuple[int, ...], values: int) -> None:
         self.shape, self.values = shape, values
@@ -238,7 +238,7 @@ class Endless:
         return pixels
 
 
-def test_of_a_slide_only_the_window_of_a_tile_is_read() -> None:
+def test_only_the_window_of_a_tile_is_read() -> None:
     image, labels = Endless((3, 10**6, 10**6), 255), Endless((10**6, 10**6), 2**31)
     _, target, weight = Sampler([AnnotatedImage("slide", image, labels)], SIZES, Sampling(), OFF).tile(1)
     assert image.read == [(3, 92, 92)]
@@ -269,7 +269,7 @@ def test_windows_and_whole_maps_give_the_same_tiles(tmp_path: Any) -> None:
 # ---- batches ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_is_repeatable_and_right_shaped() -> None:
+def test_batches_are_repeatable_and_have_the_expected_shapes() -> None:
     labels, classes = blocks()
     cases = [AnnotatedImage(name, coordinates(), labels, classes) for name in "ab"]
     first, second, other = (

@@ -1,4 +1,4 @@
-"""The weight map against the paper's formula, evaluated directly; a window's weights against the whole map's."""
+"""The weight map equals the paper's formula, and weights of a window equal those of the whole map."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unet_core.data.weight_map import SeparationWeights, part_touching, separati
 
 
 def formula(labels: NDArray[np.int32], w0: float, sigma: float) -> NDArray[np.float64]:
-    """Equation 2 with w_c = 1, pixel by pixel: distances to every pixel of every object, no transform, no window."""
+    """Equation 2 with w_c = 1, pixel by pixel, from distances to every pixel of every object."""
     weights = np.ones(labels.shape)
     objects = [np.argwhere(labels == i) for i in np.unique(labels) if i]
     for pixel in np.argwhere(labels == 0):
@@ -26,7 +26,7 @@ def formula(labels: NDArray[np.int32], w0: float, sigma: float) -> NDArray[np.fl
 
 
 def scattered(seed: int, count: int, shape: tuple[int, int]) -> NDArray[np.int32]:
-    """Rectangles anywhere, over one another; gaps in their numbers, and large ones."""
+    """Random overlapping rectangles; their numbers have gaps and are partly large."""
     generator = np.random.default_rng(seed)
     labels = np.zeros(shape, np.int32)
     for i in range(1, count + 1):
@@ -37,7 +37,7 @@ def scattered(seed: int, count: int, shape: tuple[int, int]) -> NDArray[np.int32
 
 @given(seed=st.integers(0, 10_000), sigma=st.sampled_from([1.0, 2.0, 5.0]), count=st.integers(0, 6))
 @settings(max_examples=25, deadline=None)
-def test_equals_the_formula(seed: int, sigma: float, count: int) -> None:
+def test_weight_map_equals_the_formula(seed: int, sigma: float, count: int) -> None:
     labels = scattered(seed, count, (30, 44))
     np.testing.assert_allclose(separation_weights(labels, 10, sigma), formula(labels, 10, sigma), rtol=1e-5)
 
@@ -67,13 +67,13 @@ def brute_parting(labels: NDArray[np.int32], classes: NDArray[np.int32]) -> NDAr
 
 
 @given(seed=st.integers(0, 10_000), kinds=st.integers(1, 4))
-def test_parting_leaves_no_two_objects_touching(seed: int, kinds: int) -> None:
+def test_separated_objects_do_not_touch(seed: int, kinds: int) -> None:
     labels = np.random.default_rng(seed).integers(0, kinds + 1, (9, 12)).astype(np.int32)
     np.testing.assert_array_equal(part_touching(labels), brute_parting(labels, np.ones_like(labels)))
 
 
 @given(seed=st.integers(0, 10_000))
-def test_only_objects_of_one_class_are_parted(seed: int) -> None:
+def test_only_objects_of_one_class_are_separated(seed: int) -> None:
     labels, classes = np.random.default_rng(seed).integers(0, 4, (2, 9, 12)).astype(np.int32)
     np.testing.assert_array_equal(part_touching(labels, classes), brute_parting(labels, classes))
 
@@ -85,7 +85,7 @@ def test_only_objects_of_one_class_are_parted(seed: int) -> None:
     sigma=st.sampled_from([1.0, 2.5, 5.0]),
 )
 @settings(max_examples=40, deadline=None)
-def test_a_windows_weights_are_the_maps_to_the_bit(
+def test_weights_of_a_window_equal_the_map_to_the_bit(
     seed: int, corner: tuple[int, int], size: tuple[int, int], sigma: float
 ) -> None:
     labels = scattered(seed, 60, (120, 150))
@@ -96,7 +96,7 @@ def test_a_windows_weights_are_the_maps_to_the_bit(
     np.testing.assert_array_equal(weights[window], whole[window])
 
 
-def test_a_window_is_read_with_its_margin_and_nothing_more() -> None:
+def test_a_window_reads_only_itself_and_its_margin() -> None:
     labels = Watched(np.zeros((4000, 5000), np.int32))
     assert SeparationWeights(labels, None, 10.0, 5.0)[100:150, 0:20].shape == (50, 20)
     assert labels.read == [(50 + 2 * 30, 20 + 30)]

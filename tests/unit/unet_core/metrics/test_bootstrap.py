@@ -1,4 +1,4 @@
-"""Intervals and comparisons: patients are drawn, sums are pooled, and few patients allow no conclusion."""
+"""Intervals and comparisons: patients are resampled, sums are pooled, few patients allow no conclusion."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Array = np.ndarray[Any, Any]
 
 
 def made(seed: int, images: int, better: float = 0.0) -> tuple[Array, Array]:
-    """Masks found and true (n, 8, 9)."""
+    """Predicted and true masks (n, 8, 9)."""
     generator = np.random.default_rng(seed)
     true = generator.random((images, 8, 9)) < 0.4
     wrong = generator.random(true.shape) < 0.3 - better
@@ -37,8 +37,8 @@ def dice(found: Array, true: Array) -> float:
     return float(2 * (found & true).sum() / (found.sum() + true.sum()))
 
 
-def test_patients_are_drawn_whole_and_counts_are_pooled() -> None:
-    """Each resampled score is the Dice of all pixels of the images of the patients drawn, put together."""
+def test_whole_patients_are_resampled_and_counts_pooled() -> None:
+    """Each resampled score is the Dice over all pixels of the drawn patients' images."""
     owners = ["b", "a", "c", "a", "d", "e", "f", "f", "f"]
     found, true = made(1, len(owners))
     patients = Patients.of(owners)
@@ -52,7 +52,7 @@ def test_patients_are_drawn_whole_and_counts_are_pooled() -> None:
         assert score == pytest.approx(dice(found[drawn], true[drawn]))
 
 
-def test_images_of_one_patient_do_not_make_it_surer() -> None:
+def test_more_images_of_one_patient_do_not_narrow_the_interval() -> None:
     found, true = made(2, 8)
     once = interval(resampled_scores(scorer(found, true), Patients.of(list("abcdefgh")))["dice"])
     often = np.repeat(np.arange(8), 5)
@@ -60,7 +60,7 @@ def test_images_of_one_patient_do_not_make_it_surer() -> None:
     assert interval(resampled_scores(scorer(found[often], true[often]), again)["dice"]) == pytest.approx(once)
 
 
-def test_an_interval_holds_the_middle_of_what_is_defined() -> None:
+def test_an_interval_is_of_the_defined_scores() -> None:
     values = np.random.default_rng(0).permutation(np.arange(1001.0))
     assert interval(values) == pytest.approx((25, 975))
     half = np.concatenate([values, np.full(1000, np.nan)])
@@ -75,7 +75,7 @@ def test_too_few_patients_have_no_interval() -> None:
 
 
 def direct_wilcoxon(differences: Array) -> float:
-    """Of all ways to give signs to the ranks, the share that is as far from the middle."""
+    """Share of all sign assignments to the ranks that are at least as extreme."""
     order = np.abs(differences).argsort().argsort() + 1
     middle = order.sum() / 2
     off = abs(order[differences > 0].sum() - middle)
@@ -87,7 +87,7 @@ def direct_wilcoxon(differences: Array) -> float:
 
 
 def direct_t_test(differences: Array) -> float:
-    """Twice the tail beyond t of Student's density, integrated by the trapezoid rule."""
+    """Twice the tail of Student's density beyond t, by the trapezoid rule."""
     n = len(differences)
     t = abs(differences.mean()) / np.sqrt(((differences - differences.mean()) ** 2).sum() / (n - 1) / n)
     angle = np.linspace(np.arctan(t / np.sqrt(n - 1)), np.pi / 2, 200_001)  # x = sqrt(n - 1) tan(angle)
@@ -98,7 +98,7 @@ def direct_t_test(differences: Array) -> float:
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), patients=st.integers(LEAST_PATIENTS, 9))
-def test_p_values_are_as_defined(seed: int, patients: int) -> None:
+def test_p_values_equal_their_definitions(seed: int, patients: int) -> None:
     owners = [f"p{i}" for i in range(patients)]
     first, second = (
         ScoredMethod.of(name, scorer(*made(seed + i, patients)), Patients.of(owners)) for i, name in enumerate("ab")
@@ -123,7 +123,7 @@ def compared(patients: int, better: float) -> Any:
     return compare(*pair, "dice")
 
 
-def test_what_may_be_concluded() -> None:
+def test_conclusions_follow_interval_and_signed_rank_test() -> None:
     sure = compared(12, 0.2)
     assert sure.interval[0] > 0
     assert sure.wilcoxon_p == pytest.approx(2 / 2**12)
@@ -133,7 +133,7 @@ def test_what_may_be_concluded() -> None:
     assert "no difference can be concluded" in same.conclusion
 
 
-def test_five_patients_allow_no_conclusion_however_clear() -> None:
+def test_five_patients_allow_no_conclusion() -> None:
     few = compared(5, 0.25)
     assert few.wilcoxon_p == 0.0625
     assert few.interval is None

@@ -1,4 +1,4 @@
-"""Calibration against a direct count."""
+"""Calibration error equals a direct count."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def direct(stored: list[int], true: list[bool]) -> float:
 
 @settings(deadline=None)
 @given(pixels=st.lists(st.tuples(st.integers(0, 255), st.booleans()), min_size=1, max_size=60))
-def test_ece_is_as_defined(pixels: list[tuple[int, bool]]) -> None:
+def test_ece_equals_its_definition(pixels: list[tuple[int, bool]]) -> None:
     stored, true = (list(values) for values in zip(*pixels, strict=True))
     sums = calibration_sums(np.array([stored], np.uint8), np.array([true]))
     assert calibration_scores(sums)["ece"] == pytest.approx(direct(stored, true))
 
 
 @pytest.mark.parametrize(("stored", "true", "ece"), [(0, False, 0), (255, True, 0), (255, False, 1), (0, True, 1)])
-def test_masks_that_are_empty_or_full(stored: int, true: bool, ece: float) -> None:
+def test_ece_of_empty_and_full_masks(stored: int, true: bool, ece: float) -> None:
     sums = calibration_sums(np.full((3, 4), stored, np.uint8), np.full((3, 4), true))
     assert calibration_scores(sums)["ece"] == ece
 
 
-def test_a_plot_says_what_is_in_each_bin() -> None:
+def test_reliability_bins_equal_a_direct_count() -> None:
     stored = np.repeat(np.array([[51, 204]], np.uint8), 10, axis=0)
     true = np.zeros((10, 2), bool)
     true[:2, 0] = true[:8, 1] = True

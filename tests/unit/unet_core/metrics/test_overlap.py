@@ -1,4 +1,4 @@
-"""Scores of pixels and of objects against brute force, and the rule for empty masks."""
+"""Scores of pixels and objects equal brute force, and empty masks follow their rule."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def brute_counts(found: np.ndarray[Any, Any], true: np.ndarray[Any, Any], least:
 
 @settings(deadline=None)
 @given(labels=LABELS)
-def test_objects_are_matched_as_well_as_can_be(labels: np.ndarray[Any, Any]) -> None:
+def test_object_matching_is_optimal(labels: np.ndarray[Any, Any]) -> None:
     found, true = labels
     assert object_counts(found, true) == brute_counts(found, true, 0.5)
     mixed = np.where(np.indices(found.shape)[1] < 7, true, found)  # many good matches
@@ -61,7 +61,7 @@ def test_pixels_are_counted(labels: np.ndarray[Any, Any]) -> None:
     assert counts.f1 == dice
 
 
-def test_half_an_overlap_is_a_match_and_less_is_not() -> None:
+def test_an_iou_of_one_half_is_a_match_and_less_is_not() -> None:
     true = np.zeros((1, 12), int)
     true[0, :6] = 1
     found = np.zeros((1, 12), int)
@@ -76,7 +76,7 @@ def test_one_object_is_not_matched_twice() -> None:
     assert object_counts(np.array([[1, 1, 1, 1]]), true) == Counts(1, 0, 1)
 
 
-def test_counts_add_and_nothing_at_all_is_perfect() -> None:
+def test_counts_add_and_empty_masks_are_perfect() -> None:
     assert Counts(1, 2, 3) + Counts(4, 5, 6) == Counts(5, 7, 9)
     empty = np.zeros((3, 3), int)
     assert object_counts(empty, empty).f1 == 1
@@ -87,7 +87,7 @@ def test_counts_add_and_nothing_at_all_is_perfect() -> None:
 
 
 def direct_pixels(found: Image, true: Image, number: int) -> dict[str, float]:
-    """From sets of pixels; NaN where a formula divides nothing by nothing and something exists."""
+    """Scores from sets of pixels; NaN for 0 / 0 unless both masks are empty."""
     f, t = ({i for i, value in enumerate(labels.ravel()) if value == number} for labels in (found, true))
     right = sum(a == b for a, b in zip(found.ravel(), true.ravel(), strict=True))
     empty = not f and not t
@@ -110,7 +110,7 @@ def plain(scores: dict[str, Image]) -> dict[str, float]:
 
 @settings(deadline=None)
 @given(labels=LABELS)
-def test_pixels_of_each_class_are_scored_as_defined(labels: Image) -> None:
+def test_pixel_scores_of_each_class_equal_their_definitions(labels: Image) -> None:
     found, true = labels % 3
     matrix = confusion(found, true, 3)
     for number in (1, 2):
@@ -119,7 +119,7 @@ def test_pixels_of_each_class_are_scored_as_defined(labels: Image) -> None:
 
 
 def direct_objects(found: Image, true: Image) -> dict[str, float]:
-    """PQ by all pairs above 0.5, which cannot overlap; AJI by its algorithm, object by object."""
+    """PQ from all pairs above 0.5, which are unique; AJI by its algorithm, object by object."""
     found_ids, true_ids = ([i for i in np.unique(labels) if i] for labels in (found, true))
     if not found_ids and not true_ids:
         return {"pq": 1.0, "aji": 1.0}
@@ -145,7 +145,7 @@ def direct_objects(found: Image, true: Image) -> dict[str, float]:
 
 @settings(deadline=None)
 @given(labels=LABELS, shift=st.integers(0, 9))
-def test_objects_are_scored_as_defined(labels: Image, shift: int) -> None:
+def test_object_scores_equal_their_definitions(labels: Image, shift: int) -> None:
     found, true = labels
     mixed = np.where(np.indices(found.shape)[1] < shift, true, found)
     ours = plain(object_scores(object_sums(Overlaps.of(mixed, true))))
@@ -157,7 +157,7 @@ def test_objects_are_scored_as_defined(labels: Image, shift: int) -> None:
 
 @settings(deadline=None)
 @given(labels=LABELS, cut=st.integers(1, 7))
-def test_overlaps_of_parts_are_those_of_the_whole(labels: Image, cut: int) -> None:
+def test_overlaps_of_parts_add_to_those_of_the_whole(labels: Image, cut: int) -> None:
     found, true = labels
     parts = [Overlaps.of(found[:cut], true[:cut]), Overlaps.of(found[cut:], true[cut:])]
     assert np.array_equal(object_sums(Overlaps.added(parts)), object_sums(Overlaps.of(found, true)))
@@ -184,7 +184,7 @@ def test_the_rule_for_empty_masks(found: Image, true: Image, expected: dict[str,
     assert ours == pytest.approx(expected | {f"f1_{round(100 * least)}": f1 for least in IOUS}, nan_ok=True)
 
 
-def test_rows_are_scored_each_for_itself() -> None:
+def test_rows_are_scored_independently() -> None:
     rows = np.stack([pixel_sums(confusion(a, b, 2), 1) for a, b in ((FULL, FULL), (EMPTY, FULL), (EMPTY, EMPTY))])
     assert pixel_scores(rows)["dice"].tolist() == [1, 0, 1]
     assert pixel_scores(rows.sum(axis=0))["dice"] == pytest.approx(2 / 3)

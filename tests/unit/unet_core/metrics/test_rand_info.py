@@ -1,4 +1,4 @@
-"""V_rand and V_info against every pair of pixels and against entropies of plain lists."""
+"""V_rand and V_info equal sums over all pairs of pixels and entropies of plain lists."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MASKS = st.integers(0, 2**32 - 1).map(lambda seed: np.random.default_rng(seed).r
 
 
 def flooded(mask: Mask) -> dict[tuple[int, int], int]:
-    """The room of each pixel that is no membrane, by walking up, down, left and right."""
+    """Flood fill of the region of each non-membrane pixel, 4-connected."""
     room: dict[tuple[int, int], int] = {}
     for start in np.ndindex(mask.shape):
         open_pixels = [start] if not mask[start] and start not in room else []
@@ -51,7 +51,7 @@ def direct(found: dict[tuple[int, int], Any], true: dict[tuple[int, int], Any]) 
 
 @settings(deadline=None)
 @given(masks=MASKS)
-def test_scores_are_as_defined(masks: Mask) -> None:
+def test_scores_equal_their_definitions(masks: Mask) -> None:
     found, true = masks
     numbered = thinned_regions(found)
     thinned = {pixel: int(numbered[pixel]) for pixel in np.ndindex(found.shape) if numbered[pixel]}
@@ -62,7 +62,7 @@ def test_scores_are_as_defined(masks: Mask) -> None:
 
 @settings(deadline=None)
 @given(masks=MASKS)
-def test_rooms_are_those_of_a_flood(masks: Mask) -> None:
+def test_regions_equal_a_flood_fill(masks: Mask) -> None:
     flood = flooded(masks[0])
     ours = regions(masks[0])
     assert {pixel for pixel in np.ndindex(ours.shape) if ours[pixel]} == set(flood)
@@ -71,7 +71,7 @@ def test_rooms_are_those_of_a_flood(masks: Mask) -> None:
 
 @settings(deadline=None)
 @given(masks=MASKS)
-def test_thinning_joins_no_rooms(masks: Mask) -> None:
+def test_thinning_joins_no_regions(masks: Mask) -> None:
     before, after = regions(masks[0]), thinned_regions(masks[0])
     assert np.array_equal(after[before > 0], before[before > 0])
     for a, b in ((after[1:], after[:-1]), (after[:, 1:], after[:, :-1])):
@@ -84,7 +84,7 @@ def grid_of_rooms(width: int) -> Mask:
     return membrane
 
 
-def test_a_wide_membrane_is_as_good_as_a_thin_one_and_a_gap_is_not() -> None:
+def test_membrane_width_does_not_matter_and_gaps_do() -> None:
     true = grid_of_rooms(0)
     for width in (0, 1, 2):
         scores = region_scores(region_sums(grid_of_rooms(width), true))
@@ -109,7 +109,7 @@ def test_the_rule_for_empty_masks() -> None:
     assert missed["v_info"] == 0
 
 
-def test_images_add_as_if_they_lay_side_by_side() -> None:
+def test_sums_of_images_equal_those_of_images_side_by_side() -> None:
     generator = np.random.default_rng(3)
     pairs = [(generator.random((2, 9, 9)) < 0.4) for _ in range(3)]
     s: dict[tuple[int, int], Any] = {}

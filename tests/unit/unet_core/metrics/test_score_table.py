@@ -1,4 +1,4 @@
-"""Any selection of images is scored from added sums, and classes are averaged where they are defined."""
+"""Selections of images are scored from added sums; class means omit undefined scores."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def test_weights_select_images_and_count_them_twice() -> None:
         assert values == pytest.approx(expected[name]), name
 
 
-def test_images_in_which_there_is_nothing_are_counted() -> None:
+def test_empty_images_are_counted() -> None:
     nothing, something = np.zeros((4, 5), int), np.ones((4, 5), int)
     table = Table.of([image(nothing, nothing), image(something, nothing), image(nothing, something)])
     assert table.empty() == 1
     assert np.isnan(table.scores()["hd95"]).tolist() == [False, True, True]
 
 
-def test_the_mean_of_classes_leaves_out_what_is_not_defined() -> None:
+def test_class_means_omit_undefined_scores() -> None:
     scores = [
         {"dice": np.array([0.5, np.nan, np.nan])},
         {"dice": np.array([1.0, 0.25, np.nan]), "pq": np.array([1.0] * 3)},

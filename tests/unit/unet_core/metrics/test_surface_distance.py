@@ -1,4 +1,4 @@
-"""Distances between outlines against every pair of pixels."""
+"""Distances between outlines equal those over all pairs of pixels."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def direct(found: Mask, true: Mask) -> tuple[float, float]:
 
 @settings(deadline=None)
 @given(masks=MASKS)
-def test_hd95_and_surface_dice_are_as_defined(masks: Mask) -> None:
+def test_hd95_and_surface_dice_equal_their_definitions(masks: Mask) -> None:
     found, true = masks
     scores = distances(found, true).scores()
     assert (float(scores["hd95"]), float(scores["surface_dice"])) == pytest.approx(direct(found, true), nan_ok=True)
@@ -69,7 +69,7 @@ def test_the_rule_for_empty_masks(found: Mask, true: Mask, hd95: float, dice: fl
     assert scores["surface_dice"] == dice
 
 
-def test_the_farther_direction_counts() -> None:
+def test_hd95_is_the_larger_of_both_directions() -> None:
     true = np.zeros((3, 40), bool)
     true[1, 5] = True
     found = true.copy()
@@ -81,7 +81,7 @@ def test_the_farther_direction_counts() -> None:
 @settings(deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_images_are_pooled_over_their_pixels(seed: int) -> None:
-    """Together the pixels of all outlines, but not those of an image in which there is nothing to measure to."""
+    """Outline pixels of all images count together, except images in which one outline is empty."""
     generator = np.random.default_rng(seed)
     pairs = [(generator.random((2, 7, 8)) < generator.choice([0.0, 0.3])) for _ in range(4)]
     cases = Distances.stacked([distances(*pair) for pair in pairs])

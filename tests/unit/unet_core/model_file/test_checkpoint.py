@@ -1,4 +1,4 @@
-"""Weights files: what is written comes back; what is not a good file is named and never run."""
+"""Model files are read back unchanged; invalid files are rejected by name and never run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def saved(model: UNet, tmp_path: Path) -> Path:
     return path
 
 
-def test_comes_back_bit_for_bit(model: UNet, saved: Path) -> None:
+def test_a_model_is_read_back_to_the_bit(model: UNet, saved: Path) -> None:
     loaded = load(saved)
     assert loaded.spec == SPEC
     assert not loaded.training
@@ -59,7 +59,7 @@ def test_half_precision_is_stored_and_computed_with_in_single(model: UNet, saved
     assert half.stat().st_size < saved.stat().st_size
 
 
-def test_batch_norm_comes_back_too(tmp_path: Path) -> None:
+def test_batch_norm_is_read_back(tmp_path: Path) -> None:
     model = UNet(SPEC.model_copy(update={"norm": "batch"})).train()
     model(torch.rand(2, 3, 34, 34))
     path = tmp_path / "norm.safetensors"
@@ -69,7 +69,7 @@ def test_batch_norm_comes_back_too(tmp_path: Path) -> None:
     assert torch.equal(loaded.down[0][1].running_mean, model.down[0][1].running_mean.half().float())
 
 
-def test_loading_draws_nothing_random(saved: Path) -> None:
+def test_loading_uses_no_random_numbers(saved: Path) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -83,13 +83,13 @@ def test_saving_twice_gives_the_same_bytes(model: UNet, saved: Path, tmp_path: P
     assert sha256(again) == sha256(saved)
 
 
-def test_the_header_alone_tells_spec_and_provenance(saved: Path) -> None:
+def test_spec_and_provenance_are_read_from_the_header_alone(saved: Path) -> None:
     found = describe(saved)
     assert (found.spec, found.provenance) == (SPEC, {"data": "none", "steps": 3})
     assert found.tensors["head.weight"].shape == (2, 2, 1, 1)
 
 
-def test_planning_needs_no_torch(saved: Path) -> None:
+def test_reading_a_header_needs_no_torch(saved: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from unet_core.model_file.header import describe, resolve, sha256\n"
         "import unet_core.shapes, unet_core.mirror\n"
@@ -112,7 +112,7 @@ class Malicious:
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5, None])
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
-def test_pickles_are_refused_without_being_run(tmp_path: Path, protocol: int | None, suffix: str) -> None:
+def test_pickles_are_rejected_without_being_run(tmp_path: Path, protocol: int | None, suffix: str) -> None:
     path, target = tmp_path / f"net.{suffix}", tmp_path / "was run"
     if protocol is None:
         torch.save({"weights": Malicious(target)}, path)
@@ -139,7 +139,7 @@ def test_a_truncated_file_is_named_with_both_lengths(saved: Path, kept: int) -> 
         load(saved)
 
 
-def test_bytes_too_many_are_refused(saved: Path) -> None:
+def test_trailing_bytes_are_rejected(saved: Path) -> None:
     saved.write_bytes(saved.read_bytes() + b"\0")
     with pytest.raises(CheckpointError, match=r"damaged: expected .* bytes, found"):
         load(saved)
@@ -184,14 +184,14 @@ def test_header_mismatches_are_refused(saved: Path, change: dict[str, Any], mess
 
 
 @pytest.mark.parametrize("raw", [b'{"a": 1}', b"{not json}", b"[" * 5000, b'{"w": {"dtype": "F32"}}', b"{}"])
-def test_strange_headers_are_refused(tmp_path: Path, raw: bytes) -> None:
+def test_malformed_headers_are_rejected(tmp_path: Path, raw: bytes) -> None:
     path = tmp_path / "net.safetensors"
     path.write_bytes(struct.pack("<Q", len(raw)) + raw)
     with pytest.raises(CheckpointError, match="expected"):
         describe(path)
 
 
-def test_weights_saved_by_others_are_refused(tmp_path: Path) -> None:
+def test_weights_without_a_spec_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     save_file({"w": torch.zeros(3)}, path)
     with pytest.raises(CheckpointError, match="expected an entry 'overtile' in the header"):
@@ -208,7 +208,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(saved: Path, model: UNe
         load(saved)
 
 
-def test_what_half_precision_cannot_hold_is_not_saved(model: UNet, saved: Path) -> None:
+def test_weights_beyond_half_precision_are_not_saved(model: UNet, saved: Path) -> None:
     before = saved.read_bytes()
     model.head.bias.data[0] = 1e6
     with pytest.raises(CheckpointError, match=r"head\.bias.*stored precision"):
@@ -216,9 +216,7 @@ def test_what_half_precision_cannot_hold_is_not_saved(model: UNet, saved: Path) 
     assert saved.read_bytes() == before
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(
-    model: UNet, saved: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_only_the_old_file(model: UNet, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = saved.read_bytes()
 
     def full(descriptor: int) -> None:
@@ -249,7 +247,7 @@ def test_names_resolve_to_the_newest_version(saved: Path, monkeypatch: pytest.Mo
             resolve(unknown)
 
 
-def test_the_built_in_model_is_small_and_says_what_it_is() -> None:
+def test_the_built_in_model_is_small_and_described() -> None:
     path = resolve("nuclei")
     assert path == resolve("nuclei@2")
     assert path.stat().st_size < 5_000_000
@@ -260,8 +258,8 @@ def test_the_built_in_model_is_small_and_says_what_it_is() -> None:
     assert path.with_suffix(".md").is_file()
 
 
-def test_loading_does_not_wake_torchs_compiler() -> None:
-    """It costs each process 1.6 s, and a folder in the temporary one."""
+def test_loading_does_not_import_torchs_compiler() -> None:
+    """The compiler costs each process 1.6 s and a temporary folder."""
     words = "import sys; from unet_core.model_file import checkpoint, header; checkpoint.load(header.resolve('nuclei'))"
     words += "; import pipeline.runs.stage_runner"  # the imports of a worker; MONAI takes seconds
     line = [sys.executable, "-c", f"{words}; sys.exit(bool({{'torch._dynamo', 'monai'}} & set(sys.modules)))"]

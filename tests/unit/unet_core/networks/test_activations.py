@@ -1,4 +1,4 @@
-"""What is seen inside a network is what its parts compute: each part run by hand, each gradient taken by hand."""
+"""Recorded feature maps and gradients equal those computed by hand."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def spots(at_yx: tuple[int, int], side: int = 64) -> np.ndarray:
     ],
     ids=lambda spec: f"{spec.architecture} {spec.padding} {spec.up}",
 )
-def test_maps_lie_on_the_image_they_were_made_from(spec: UNetSpec) -> None:
-    """With positive weights every map is brightest around the one bright square, at its level's resolution."""
+def test_feature_maps_are_aligned_with_the_image(spec: UNetSpec) -> None:
+    """With positive weights every map is brightest around the bright square, at its level's resolution."""
     model = build(spec)
     with torch.no_grad():
         for layer in model.modules():
@@ -70,7 +70,7 @@ def test_maps_lie_on_the_image_they_were_made_from(spec: UNetSpec) -> None:
     assert len(watched.gates) == (spec.depth if spec.architecture == "attention" else 0)
 
 
-def test_maps_are_what_the_parts_compute() -> None:
+def test_feature_maps_equal_the_outputs_of_the_parts() -> None:
     spec = UNetSpec(depth=1, width=3, in_channels=1, padding="same")
     model: Any = build(spec).eval()
     image = np.random.default_rng(0).integers(0, 256, (1, 32, 32)).astype(np.uint8)
@@ -91,7 +91,7 @@ def test_maps_are_what_the_parts_compute() -> None:
 
 
 @pytest.mark.parametrize("skip", ["concat", "add"])
-def test_the_gradient_through_a_skip_is_that_of_a_copy_of_what_it_hands_on(skip: Any) -> None:
+def test_the_gradient_of_a_skip_equals_that_of_a_copy_of_its_tensor(skip: Any) -> None:
     model: Any = build(UNetSpec(depth=1, width=3, in_channels=1, padding="same", skip=skip)).eval()
     x, target = torch.randn(2, 1, 16, 16), torch.randint(0, 2, (2, 16, 16))
     (flow,) = skip_gradients(model, lambda: functional.cross_entropy(model(x), target))
@@ -110,8 +110,8 @@ def norm_of(leaf: Tensor) -> float:
     return float(leaf.grad.norm())
 
 
-def test_attention_is_watched_at_its_gates() -> None:
-    """The same for the gates: their weights, and the gradient of what they let through."""
+def test_attention_weights_are_those_of_the_gates() -> None:
+    """Weights of the gates and gradients of the weighted skips."""
     model: Any = build(ATTENTION).eval()
     image = np.random.default_rng(0).integers(0, 256, (1, 16, 16)).astype(np.uint8)
     (gate,) = record_activations(model, image).gates
@@ -129,7 +129,7 @@ def test_attention_is_watched_at_its_gates() -> None:
     assert flow.skip == pytest.approx(norm_of(let_through), rel=1e-5)
 
 
-def test_every_skip_of_a_nested_network_is_measured_and_nothing_is_left_behind() -> None:
+def test_every_skip_of_a_nested_network_is_measured_and_no_gradient_remains() -> None:
     model = build(NESTED).train()
     x = torch.randn(1, 1, 32, 32)
     flows = skip_gradients(model, lambda: model(x).square().mean())
@@ -141,6 +141,6 @@ def test_every_skip_of_a_nested_network_is_measured_and_nothing_is_left_behind()
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
 
 
-def test_a_network_without_skips_has_none_to_measure() -> None:
+def test_a_network_without_skips_has_no_skip_gradients() -> None:
     model = build(UNetSpec(depth=1, width=2, in_channels=1, padding="same", skip="none"))
     assert skip_gradients(model, lambda: model(torch.randn(1, 1, 16, 16)).mean()) == ()

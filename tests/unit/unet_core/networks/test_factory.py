@@ -1,4 +1,4 @@
-"""U-Net++ and Attention U-Net: what they see is measured on the real networks, and what is no U-Net is refused."""
+"""U-Net++ and Attention U-Net: receptive fields are measured, and inexact networks are rejected."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def layers_of(network: nn.Module, *kinds: Any) -> Iterator[tuple[nn.Module, str, Any]]:
-    """Layers of some kinds, each with the module it hangs in and its name there."""
+    """Layers of given types, each with its parent module and name."""
     for name, layer in list(network.named_modules()):
         if isinstance(layer, kinds):
             parent, _, own = name.rpartition(".")
@@ -40,7 +40,7 @@ def layers_of(network: nn.Module, *kinds: Any) -> Iterator[tuple[nn.Module, str,
 
 
 def positive(spec: UNetSpec) -> SegmentationNetwork:
-    """A network that hides nothing: positive weights, and averages for maxima, which show the pixel that wins only."""
+    """A network with positive weights and average pooling, so every pixel in reach affects the output."""
     model = build(spec).double().eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -53,7 +53,7 @@ def positive(spec: UNetSpec) -> SegmentationNetwork:
 
 
 def he(spec: UNetSpec, seed: int = 1) -> SegmentationNetwork:
-    """Random weights at the scale of training, and statistics as training leaves them."""
+    """Random weights at the scale of training, with batch statistics as after training."""
     torch.manual_seed(seed)
     model = build(spec).double().eval()
     for _, _, layer in layers_of(model, nn.BatchNorm2d):
@@ -63,7 +63,7 @@ def he(spec: UNetSpec, seed: int = 1) -> SegmentationNetwork:
 
 
 def reach(spec: UNetSpec) -> list[tuple[int, int]]:
-    """For each phase within the step: how far before and after its cell a pixel's answer depends on the input."""
+    """For each phase within the step: reach of an output pixel before and after its cell."""
     step = 2**spec.depth
     start = 7 * step
     x = torch.rand(step, 1, 2 * start + step, step, dtype=torch.float64).requires_grad_()  # an image for each phase
@@ -91,7 +91,7 @@ def test_known_halos() -> None:
 
 
 @each_spec
-def test_a_shift_by_the_step_moves_the_answer_and_by_half_of_it_changes_it(spec: UNetSpec) -> None:
+def test_a_shift_by_the_step_shifts_the_output_and_by_half_a_step_changes_it(spec: UNetSpec) -> None:
     model = he(spec) if spec.architecture == "unet++" else positive(spec)  # its averages would blur the difference
     shape = ValidShape.of(spec)
     side, step, halo = 2 * shape.halo + 5 * shape.step, shape.step, shape.halo
@@ -129,7 +129,7 @@ def test_any_core_on_the_step_equals_the_whole_pass(spec: UNetSpec) -> None:
 
 
 @each_spec
-def test_no_layer_looks_at_the_whole_tile(spec: UNetSpec) -> None:
+def test_no_layer_depends_on_the_whole_tile(spec: UNetSpec) -> None:
     network = build(spec)
     kinds = {type(module).__name__ for module in network.modules()}
     assert not {kind for kind in kinds if any(word in kind for word in ("Instance", "Group", "Layer", "Adaptive"))} - {
@@ -152,13 +152,13 @@ def test_no_layer_looks_at_the_whole_tile(spec: UNetSpec) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_looks_at_the_whole_tile_is_refused_by_name(layer: nn.Module, words: str) -> None:
+def test_layers_that_depend_on_the_whole_tile_are_rejected_by_name(layer: nn.Module, words: str) -> None:
     with pytest.raises(ArchitectureError, match=rf"layer 1\.0: .*{words}"):
         require_exact(nn.Sequential(nn.Conv2d(2, 2, 3), nn.Sequential(layer)))
     require_exact(nn.Sequential(nn.BatchNorm2d(2), nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)))
 
 
-def test_monai_s_own_networks_are_refused() -> None:
+def test_monai_s_own_networks_are_rejected() -> None:
     from monai.networks.nets.attentionunet import AttentionUnet
     from monai.networks.nets.basic_unetplusplus import BasicUNetPlusPlus
 
@@ -168,14 +168,14 @@ def test_monai_s_own_networks_are_refused() -> None:
 
 
 @each_spec
-def test_a_size_that_would_be_padded_in_silence_is_refused(spec: UNetSpec) -> None:
+def test_a_size_that_monai_would_pad_is_rejected(spec: UNetSpec) -> None:
     side = 3 * 2**spec.depth
     assert build(spec).eval()(torch.zeros(1, 1, side, 2 * side)).shape == (1, 2, side, 2 * side)
     with pytest.raises(SizeError, match=f"{side + 1} px"):
         build(spec)(torch.zeros(1, 1, side, side + 1))
 
 
-def test_a_plain_spec_is_the_u_net() -> None:
+def test_a_default_spec_builds_the_u_net() -> None:
     assert type(build(UNetSpec(depth=1, width=2))) is UNet
 
 
@@ -183,7 +183,7 @@ def test_a_plain_spec_is_the_u_net() -> None:
 
 
 @pytest.mark.parametrize("name", ["unet++", "attention"])
-def test_comes_back_bit_for_bit(tmp_path: Path, name: str) -> None:
+def test_a_model_file_is_read_back_to_the_bit(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     model = build(preset(name, width=2, dropout=0.2)).train()
     model(torch.rand(2, 3, 32, 32))  # the statistics are no longer their defaults
@@ -198,7 +198,7 @@ def test_comes_back_bit_for_bit(tmp_path: Path, name: str) -> None:
     assert changed.spec.threshold == 0.3
 
 
-def test_the_weights_of_one_architecture_are_not_taken_for_another_s(tmp_path: Path) -> None:
+def test_weights_of_another_architecture_are_rejected(tmp_path: Path) -> None:
     model = build(preset("unet++", width=2))
     model.spec = preset("attention", width=2)
     save(tmp_path / "net.safetensors", model, {})
@@ -219,7 +219,7 @@ SEVERAL = [
 
 
 @pytest.mark.parametrize("core", [16, 64, 240, 1024])
-def test_each_of_several_networks_finds_its_own_read(core: int) -> None:
+def test_each_of_several_networks_gets_its_own_part_of_the_read(core: int) -> None:
     shapes = [ValidShape.of(spec) for spec in SEVERAL]
     joint = JointShape(tuple(shapes))
     assert (joint.step, joint.halo) == (16, 96)
@@ -235,7 +235,7 @@ def test_each_of_several_networks_finds_its_own_read(core: int) -> None:
 
 
 @pytest.mark.parametrize("spec", SEVERAL, ids=lambda spec: f"{spec.architecture} {spec.depth}")
-def test_a_network_alone_reads_what_it_always_read(spec: UNetSpec) -> None:
+def test_the_joint_shape_of_one_network_is_its_own(spec: UNetSpec) -> None:
     alone = ValidShape.of(spec)
     joint = JointShape((alone,))
     assert (joint.step, joint.halo) == (alone.step, alone.halo)

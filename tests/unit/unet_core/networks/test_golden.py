@@ -1,4 +1,4 @@
-"""The networks other tests lean on are what those tests take them for."""
+"""The golden networks have the properties on which other tests rely."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tiled(model: UNet, image: NDArray[np.uint8], stride: int, read: int) -> NDArray[np.uint8]:
-    """Probabilities of tiles put side by side at any stride, on the step or off it."""
+    """Probabilities of tiles at any stride, also off the step."""
     height, width = image.shape[1:]
     halo = model.shape.halo
     found = np.zeros((1, height, width), np.uint8)
@@ -37,7 +37,7 @@ def tiled(model: UNet, image: NDArray[np.uint8], stride: int, read: int) -> NDAr
     return found
 
 
-def test_the_context_network_shows_a_seam_and_only_where_there_is_one() -> None:
+def test_the_context_network_has_seams_off_the_step_only() -> None:
     model = load(GOLDEN / "context.safetensors")
     image = data.immunohistochemistry()[:420, :500].transpose(2, 0, 1)
     whole = whole_pass(model, image)
@@ -51,7 +51,7 @@ def test_the_context_network_shows_a_seam_and_only_where_there_is_one() -> None:
     assert model.spec.threshold == 0.5
 
 
-def test_the_class_network_tells_red_from_blue() -> None:
+def test_the_class_network_distinguishes_red_and_blue() -> None:
     model = load(GOLDEN / "classes.safetensors")
     assert model.spec.class_names == ("red cell", "blue cell")
     image = np.full((3, 90, 120), 255, np.uint8)

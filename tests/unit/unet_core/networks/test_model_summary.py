@@ -1,4 +1,4 @@
-"""What a network is said to cost, against torch: its modules, its own counter of operations, a process's memory."""
+"""The model summary equals torch's modules, its FLOP counter and the memory of a process."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def smallest(spec: UNetSpec) -> int:
 
 
 def modules(spec: UNetSpec, input_px: int) -> dict[str, tuple[int, int]]:
-    """Channels and side of what every module that holds weights answers, by its name in the weights file."""
+    """Output channels and side of every module with weights, by name."""
     model, found = build(spec).eval(), {}
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
@@ -95,7 +95,7 @@ def test_the_paper_s_network() -> None:
 
 
 @each_spec
-def test_operations_are_what_torch_counts(spec: UNetSpec) -> None:
+def test_operations_equal_those_of_torchs_flop_counter(spec: UNetSpec) -> None:
     side = smallest(spec) + 2 * ValidShape.of(spec).step
     with torch.device("meta"):
         model, image = build(spec).eval(), torch.zeros(1, spec.in_channels, side, side)
@@ -105,20 +105,20 @@ def test_operations_are_what_torch_counts(spec: UNetSpec) -> None:
 
 
 @each_spec
-def test_ever_larger_tiles_come_down_to_the_limit(spec: UNetSpec) -> None:
+def test_operations_per_pixel_of_large_tiles_approach_the_limit(spec: UNetSpec) -> None:
     limit, step = operations_per_px(spec), ValidShape.of(spec).step
     figures = [operations_per_px(spec, core) for core in (4 * step, 64 * step, 4096 * step)]
     assert figures == sorted(figures, reverse=True)
     assert limit <= figures[-1] <= 1.01 * limit
 
 
-def test_a_size_that_is_not_legal_is_refused() -> None:
+def test_an_illegal_size_is_rejected() -> None:
     with pytest.raises(SizeError):
         layers(preset("tiny"), 573)
 
 
 def measured(spec: UNetSpec, core_px: int, dtype: str, heap: str) -> int:
-    """Bytes by which a process grew at most during one forward pass."""
+    """Peak memory growth of a process during one forward pass, in bytes."""
     side = str(ValidShape.of(spec).read_px(core_px))
     run = [sys.executable, "-c", MEASURE, spec.model_dump_json(), side, dtype, heap]
     root = Path(__file__).parents[4]
@@ -154,8 +154,8 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the peak of a pro
         "attention",
     ],
 )
-def test_memory_by_tile_is_what_a_process_is_seen_to_take(spec: UNetSpec, core_px: int, dtype: str) -> None:
-    """Within 2 %, 1 MB of the library's own aside."""
+def test_memory_of_a_tile_equals_that_of_a_process(spec: UNetSpec, core_px: int, dtype: str) -> None:
+    """Within 2 %, plus 1 MB for the library."""
     said = tile_bytes(spec, core_px, 4 if dtype == "float32" else 2)
     seen = measured(spec, core_px, dtype, "mapped")
     print(f"said {said / 2**20:.0f} MiB, seen {seen / 2**20:.0f} MiB")
@@ -164,7 +164,7 @@ def test_memory_by_tile_is_what_a_process_is_seen_to_take(spec: UNetSpec, core_p
 
 @on_linux
 @pytest.mark.long
-def test_a_heap_that_keeps_what_was_freed_holds_more() -> None:
+def test_a_heap_that_keeps_freed_memory_is_within_its_factor() -> None:
     said = tile_bytes(UNetSpec(width=16), 1024)
     assert said < measured(UNetSpec(width=16), 1024, "float32", "heap") <= said * HEAP_FACTOR
 

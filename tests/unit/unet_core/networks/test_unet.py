@@ -1,4 +1,4 @@
-"""The network: the paper's figure, parameter counts, initialisation, heads."""
+"""The U-Net: the paper's figure, parameter counts, initialisation and skips."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_activations_keep_their_scale_through_the_network() -> None:
 
 
 def test_the_skip_is_cropped_about_its_centre() -> None:
-    """Zero everything but the skipped identity path: the output is then the centre of the input."""
+    """With all weights 0 except an identity through the skip, the output is the centre of the input."""
     model = UNet(UNetSpec(depth=2, width=1, growth=1, in_channels=1, skip="add", head="sigmoid")).eval()
     with torch.no_grad():
         for parameter in model.parameters():

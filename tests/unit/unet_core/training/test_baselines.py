@@ -1,4 +1,4 @@
-"""Baselines: the best threshold by brute force, the same answer for any box, seeded and bounded training."""
+"""Baselines: Otsu equals brute force, outputs do not depend on boxes, training is seeded and bounded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Image = np.ndarray[Any, Any]
 
 
 def tissue(seed: int) -> AnnotatedImage:
-    """A pale pink image with saturated discs, which are no darker in the mean of their channels."""
+    """A pale pink image with saturated discs of equal mean brightness."""
     generator = np.random.default_rng(seed)
     y, x = np.indices((70, 90))
     labels = np.zeros((70, 90), np.int32)
@@ -53,7 +53,7 @@ def best_splits(levels: Image) -> list[Image]:
     return [levels > middle for middle in middles[:255][variances >= variances.max() * (1 - 1e-12)]]
 
 
-def test_stained_tissue_is_split_by_saturation() -> None:
+def test_otsu_splits_stained_tissue_by_saturation() -> None:
     case = tissue(0)
     scaled = case.image_CYX[:] / 255
     saturation = (scaled.max(axis=0) - scaled.min(axis=0)) / scaled.max(axis=0)
@@ -64,7 +64,7 @@ def test_stained_tissue_is_split_by_saturation() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_fluorescence_is_split_by_grey(channels: int) -> None:
+def test_otsu_splits_fluorescence_by_grey(channels: int) -> None:
     labels = tissue(1).labels_YX[:]
     generator = np.random.default_rng(1)
     grey = (np.where(labels > 0, 90, 12) + generator.normal(0, 5, labels.shape)).clip(0, 255).astype(np.uint8)
@@ -81,7 +81,7 @@ def test_sixteen_bits_and_a_single_grey_level() -> None:
 
 
 @pytest.mark.parametrize("train", [random_forest, linear_svm])
-def test_classifiers_learn_and_repeat_themselves(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classifiers_learn_and_are_repeatable(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baselines, "TRAINING_PX", 600)
     cases, unseen = [tissue(0), tissue(1)], tissue(2)
     baseline = train(cases, 1)
@@ -92,7 +92,7 @@ def test_classifiers_learn_and_repeat_themselves(train: Any, monkeypatch: pytest
     assert np.array_equal(whole(train(cases, 1), unseen.image_CYX[:]), found)
 
 
-def test_pixels_to_learn_from_are_bounded_and_of_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_pixels_are_bounded_and_from_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baselines, "TRAINING_PX", 500)
     features, classes = training_pixels([tissue(seed) for seed in range(3)])
     assert len(features) == len(classes) == 500
@@ -102,7 +102,7 @@ def test_pixels_to_learn_from_are_bounded_and_of_all_images(monkeypatch: pytest.
 
 
 def test_classes_keep_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A class that no training pixel shows gets a plane of zeros, and the others their own."""
+    """A class without training pixels gets a plane of zeros."""
     monkeypatch.setattr(baselines, "TRAINING_PX", 400)
     plain = tissue(0)
     classes = np.full(plain.labels_YX.shape, 2, np.uint8)

@@ -1,4 +1,4 @@
-"""The recipe: defaults in one place, examples that say them, and refusals that name what was meant."""
+"""Training configuration: defaults, example files and error messages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def load(path: Path | None = None, *overrides: str) -> TrainConfig:
 
 
 def plain(value: Any) -> Any:
-    """As YAML has it: lists, no tuples."""
+    """As YAML represents it: lists, no tuples."""
     if isinstance(value, dict):
         return {key: plain(one) for key, one in value.items()}
     return [plain(one) for one in value] if isinstance(value, tuple | list) else value
@@ -49,7 +49,7 @@ def test_every_example_loads(path: Path) -> None:
     load(path)
 
 
-def test_the_papers_recipe_is_the_papers() -> None:
+def test_the_paper_s_example_has_the_settings_of_the_paper() -> None:
     recipe = load(CONFIGS / "train_paper.yaml")
     assert recipe.network.spec(1, ["cell"]).channels == (64, 128, 256, 512, 1024)
     assert recipe.network.spec(1, ["cell"]).dropout == 0.5
@@ -74,7 +74,7 @@ def test_the_papers_recipe_is_the_papers() -> None:
         ("compute.seed=-1", r"compute\.seed"),
     ],
 )
-def test_what_is_wrong_is_named(override: str, said: str) -> None:
+def test_errors_name_the_invalid_key(override: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load(None, override)
 
@@ -85,13 +85,13 @@ def test_changes_replace_single_fields_of_the_preset() -> None:
     assert spec.class_names == ("a", "b")
 
 
-def test_every_choice_about_a_network_can_be_said() -> None:
+def test_every_configurable_field_of_a_network_is_accepted() -> None:
     found = {"in_channels", "classes", "class_names", "colours", "mean", "std", "threshold", "min_area_um2"}
     found |= {"stain_mean", "stain_covariance", "stain_target"}
     assert set(UNetSpec.model_fields) - found == set(CONFIGURABLE)
 
 
-def test_a_recipe_cannot_be_changed() -> None:
+def test_a_configuration_is_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         TrainConfig().schedule.steps = 3  # type: ignore[misc]  # that is the point
 

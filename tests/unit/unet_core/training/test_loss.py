@@ -1,4 +1,4 @@
-"""Every loss against its definition, written out in numpy; and what the empty and the full mask cost."""
+"""Every loss equals its definition in numpy, also for empty and full masks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def drawn(spec: UNetSpec, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, to
 
 
 def probabilities(spec: UNetSpec, logits: torch.Tensor) -> Numbers:
-    """Of every channel (n, c, y, x)."""
+    """Probabilities of every channel (n, c, y, x)."""
     z = logits.double().numpy()
     if spec.head == "sigmoid":
         return np.asarray(1 / (1 + np.exp(-z)))
@@ -47,7 +47,7 @@ def probabilities(spec: UNetSpec, logits: torch.Tensor) -> Numbers:
 
 
 def by_pixel(spec: UNetSpec, logits: torch.Tensor, target: torch.Tensor, gamma: float) -> Numbers:
-    """-(1 - p_t)^gamma ln p_t of each pixel, summed over the questions of a sigmoid head; cross-entropy is gamma 0."""
+    """-(1 - p_t)^gamma ln p_t of each pixel, summed over the channels of a sigmoid head; gamma 0 is cross-entropy."""
     p = probabilities(spec, logits)
     losses = np.zeros(target.shape)
     for n, y, x in np.ndindex(*target.shape):
@@ -61,13 +61,13 @@ def by_pixel(spec: UNetSpec, logits: torch.Tensor, target: torch.Tensor, gamma: 
 
 
 def weighted_mean(losses: Numbers, target: torch.Tensor, weight: torch.Tensor, of_class: list[float]) -> float:
-    """By equation 2: the class's weight plus what the map holds above 1."""
+    """Mean with weights of equation 2: the class weight plus the map's excess over 1."""
     w = np.array(of_class)[target.numpy()] + weight.double().numpy() - 1
     return float((losses * w).sum() / w.sum())
 
 
 def overlaps(spec: UNetSpec, logits: torch.Tensor, target: torch.Tensor) -> list[tuple[float, float, float]]:
-    """Of each foreground class: found and true, only found, only true, summed over the batch."""
+    """For each foreground class: predicted and true, only predicted, only true, summed over the batch."""
     p = probabilities(spec, logits)
     counts = []
     for index in range(1, spec.classes):
@@ -96,7 +96,7 @@ def test_cross_entropy_is_the_weighted_mean_over_the_pixels(spec: UNetSpec) -> N
 
 @every_head
 @pytest.mark.parametrize("gamma", [1.0, 2.0, 3.5])
-def test_focal_loss_counts_what_is_still_wrong(spec: UNetSpec, gamma: float) -> None:
+def test_focal_loss_equals_its_definition(spec: UNetSpec, gamma: float) -> None:
     logits, target, weight = drawn(spec)
     expected = weighted_mean(by_pixel(spec, logits, target, gamma), target, weight, [1] * spec.classes)
     found = loss_for(only("focal", focal_gamma=gamma), spec)(logits, target, weight)
@@ -133,7 +133,7 @@ def test_losses_add_up_each_with_its_factor(spec: UNetSpec) -> None:
 
 
 @every_head
-def test_every_loss_goes_downhill_and_takes_half_precision(spec: UNetSpec) -> None:
+def test_every_loss_decreases_and_accepts_half_precision(spec: UNetSpec) -> None:
     for name in ("cross_entropy", "focal", *OVERLAPS):
         logits, target, weight = drawn(spec)
         logits = logits.bfloat16().requires_grad_()
@@ -150,7 +150,7 @@ def test_every_loss_goes_downhill_and_takes_half_precision(spec: UNetSpec) -> No
 
 
 def masks(spec: UNetSpec, found: int, true: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """An image of which every pixel is certainly of class `found`, and really of class `true`."""
+    """An image predicted as class `found` with certainty, of true class `true`."""
     logits = torch.full((1, spec.out_channels, 20, 30), -60.0)
     channel = found if spec.head == "softmax" else found - 1
     if channel >= 0:
@@ -161,22 +161,22 @@ def masks(spec: UNetSpec, found: int, true: int) -> tuple[torch.Tensor, torch.Te
 @pytest.mark.parametrize("spec", [SOFTMAX2, SIGMOID1], ids=["softmax", "sigmoid"])
 @pytest.mark.parametrize("name", list(OVERLAPS))
 @pytest.mark.parametrize(("found", "true", "cost"), [(0, 0, 0), (1, 1, 0), (0, 1, 1), (1, 0, 1)])
-def test_what_empty_and_full_masks_cost(spec: UNetSpec, name: str, found: int, true: int, cost: float) -> None:
-    """Nothing where nothing is, and all where all is, are right; anything else is wholly wrong."""
+def test_overlap_losses_of_empty_and_full_masks(spec: UNetSpec, name: str, found: int, true: int, cost: float) -> None:
+    """Empty and full predictions cost 0 if correct, else 1."""
     assert float(loss_for(only(name), spec)(*masks(spec, found, true))) == pytest.approx(cost, abs=1e-6)
 
 
 @pytest.mark.parametrize("spec", [SOFTMAX2, SIGMOID1], ids=["softmax", "sigmoid"])
 @pytest.mark.parametrize(("found", "true"), [(0, 0), (1, 1), (0, 1), (1, 0)])
 def test_cross_entropy_and_focal_loss_of_empty_and_full_masks(spec: UNetSpec, found: int, true: int) -> None:
-    """Sure and right costs nothing; sure and wrong costs the logits' distance: 120 of softmax, 60 of a yes or no."""
+    """A certain correct prediction costs 0, a wrong one the logits' distance: softmax 120, sigmoid 60."""
     cost = 0 if found == true else 120 if spec.head == "softmax" else 60
     for name in ("cross_entropy", "focal"):
         assert float(loss_for(only(name), spec)(*masks(spec, found, true))) == pytest.approx(cost, abs=1e-6)
 
 
-def test_a_tile_without_objects_is_no_case_of_its_own() -> None:
-    """Overlaps are summed over the batch: an empty tile beside a full one costs what it adds to the sums."""
+def test_a_tile_without_objects_needs_no_special_case() -> None:
+    """Overlaps are summed over the batch, also over tiles without objects."""
     right, wrong = masks(SOFTMAX2, 0, 0), masks(SOFTMAX2, 1, 0)
     logits, target, weight = (torch.cat(pair) for pair in zip(masks(SOFTMAX2, 1, 1), right, strict=True))
     assert float(loss_for(only("dice"), SOFTMAX2)(logits, target, weight)) == pytest.approx(0, abs=1e-6)
@@ -194,7 +194,7 @@ def test_a_class_without_pixels_has_no_inverse_frequency(shares: list[float] | N
         loss_for(only("cross_entropy", class_weights="inverse_frequency"), spec, shares)
 
 
-def test_a_sum_of_nothing_and_unknown_keys_are_refused() -> None:
+def test_a_sum_without_terms_and_unknown_keys_are_rejected() -> None:
     with pytest.raises(ValidationError, match="every loss has the factor 0"):
         LossSettings(cross_entropy=0.0, dice=0.0)
     with pytest.raises(ValidationError, match="dise"):
@@ -207,10 +207,10 @@ def test_a_sum_of_nothing_and_unknown_keys_are_refused() -> None:
 @every_head
 @pytest.mark.parametrize("settings", [*map(only, ("cross_entropy", "focal", "dice", "jaccard", "tversky"))])
 @pytest.mark.parametrize("class_weights", ["none", "inverse_frequency"])
-def test_pixels_of_weight_0_are_as_if_they_were_not_there(
+def test_pixels_of_weight_0_do_not_affect_loss_or_gradient(
     spec: UNetSpec, settings: LossSettings, class_weights: str
 ) -> None:
-    """The loss of the others alone, laid out in one row; and no gradient where nothing counts."""
+    """The loss equals that of the other pixels alone, and the gradient there is 0."""
     logits, target, weight = drawn(spec)
     gone = torch.rand(target.shape, generator=torch.Generator().manual_seed(7)) < 0.4
     shares = np.arange(1, spec.classes + 1) / np.arange(1, spec.classes + 1).sum()

@@ -1,4 +1,4 @@
-"""Rates against their formulas, what is remembered of validations, and gradient norms against autograd's own."""
+"""Learning rates equal their formulas; validation history and gradient norms."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def recipe(**sections: dict[str, object]) -> TrainConfig:
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.3, 0.999, 1.0])
-def test_rates_are_their_formulas(progress: float) -> None:
+def test_rates_equal_their_formulas(progress: float) -> None:
     for kind, factor in (
         ("constant", 1.0),
         ("poly", (1 - progress) ** 0.9),
@@ -35,7 +35,7 @@ def test_the_warm_up_is_linear_and_ends() -> None:
     )
 
 
-def test_a_plateau_lowers_the_rate_and_a_better_value_waits_anew() -> None:
+def test_a_plateau_lowers_the_rate_and_an_improvement_resets_the_wait() -> None:
     given = recipe(schedule={"kind": "plateau", "patience": 2, "factor": 0.1, "warmup": 0}, optimiser={"rate": 1.0})
     watch, rates = ValidationHistory(), []
     for step, dice in enumerate([0.5, 0.4, 0.4, 0.6, 0.6, 0.6, 0.5, 0.5]):
@@ -46,7 +46,7 @@ def test_a_plateau_lowers_the_rate_and_a_better_value_waits_anew() -> None:
 
 
 @pytest.mark.parametrize(("monitor", "best_step"), [("dice", 1), ("loss", 2)])
-def test_dice_is_to_rise_and_loss_to_fall(monitor: str, best_step: int) -> None:
+def test_higher_dice_and_lower_loss_are_improvements(monitor: str, best_step: int) -> None:
     given = recipe(stopping={"monitor": monitor})
     watch = ValidationHistory()
     for step, value in enumerate([0.5, 0.9, 0.1]):
@@ -65,7 +65,7 @@ def test_patience_counts_validations_since_the_best() -> None:
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
-def test_the_optimiser_asked_for(kind: str) -> None:
+def test_the_configured_optimiser_is_built(kind: str) -> None:
     section = OptimiserSection(kind=kind, rate=0.25, decay=0.5, momentum=0.75)  # type: ignore[arg-type]  # one of the three
     found = optimiser_for([torch.nn.Parameter(torch.ones(1))], section)
     assert type(found).__name__.lower() == kind
@@ -85,7 +85,7 @@ def test_gradient_norms_are_those_of_each_level() -> None:
         assert norm == pytest.approx(float(torch.cat(own).norm()), rel=1e-5)
 
 
-def test_a_network_within_another_is_looked_into() -> None:
+def test_levels_of_a_nested_network_are_those_of_its_inner_network() -> None:
     inner = torch.nn.ModuleDict(
         {"first": torch.nn.Linear(1, 1), "pool": torch.nn.ReLU(), "last": torch.nn.Linear(1, 1)}
     )

@@ -1,4 +1,4 @@
-"""A run that ends anywhere goes on as if it had not: stopped before and after each write, and inside epochs."""
+"""A run killed at any point resumes with identical results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unet_core.training.train_state import TrainState
 
 
 class Killed(BaseException):
-    """Nothing of overtile's own may catch it."""
+    """An exception that no code of overtile catches."""
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,7 +34,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def dying(real: Callable[..., Any], at: int, *, before: bool) -> Callable[..., Any]:
-    """The function, which at its n-th call kills before or after it has done its work."""
+    """Wrap a function so that its n-th call raises Killed before or after its work."""
     calls = iter(range(1, 10**6))
 
     def called(*given: Any) -> Any:
@@ -51,24 +51,24 @@ def dying(real: Callable[..., Any], at: int, *, before: bool) -> Callable[..., A
 
 @contextmanager
 def killed_at(monkeypatch: pytest.MonkeyPatch, step: int, *, before: bool) -> Iterator[None]:
-    """A run in here is killed before or after it has taken this step."""
+    """Kill a run in this block before or after a step."""
     with monkeypatch.context() as patch:
         patch.setattr(TrainState, "step", dying(TrainState.step, step, before=before))
         with pytest.raises(Killed):
             yield
 
 
-def test_two_runs_of_one_seed_are_the_same_and_of_two_are_not(undisturbed: Path, tmp_path: Path) -> None:
+def test_runs_are_equal_for_equal_seeds_only(undisturbed: Path, tmp_path: Path) -> None:
     run(tmp_path / "again", recipe())
     assert_equal_runs(tmp_path / "again", undisturbed)
     run(tmp_path / "other", recipe(compute={"seed": 1}))
     assert lines(tmp_path / "other")[1]["loss"] != lines(undisturbed)[1]["loss"]
 
 
-def test_fault_25_killed_before_each_write_it_goes_on_as_if_it_had_not(
+def test_fault_25_a_run_killed_before_or_after_each_write_resumes_identically(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every file that has to be whole goes through one function: state and models at three steps, and the end's."""
+    """One function writes every atomic file: state and models at three steps and at the end."""
     given = recipe(schedule={"steps": 4}, stopping={"every": 2}, compute={"seed": 12})
     run(tmp_path / "undisturbed", given)
     watch = state(tmp_path / "undisturbed")[0]["position"]["watch"]
@@ -91,7 +91,7 @@ def test_fault_25_killed_before_each_write_it_goes_on_as_if_it_had_not(
 
 
 @pytest.mark.parametrize("step", [1, 2, 5])
-def test_killed_inside_an_epoch_it_goes_on_as_if_it_had_not(
+def test_a_run_killed_inside_an_epoch_resumes_identically(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     with killed_at(monkeypatch, step, before=False):
@@ -100,8 +100,8 @@ def test_killed_inside_an_epoch_it_goes_on_as_if_it_had_not(
     assert_equal_runs(tmp_path, undisturbed)
 
 
-def test_killed_again_and_again_it_goes_on_as_if_it_had_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a resumed run leaves behind is what the next one goes on from: after 0, 0, 3 and 6 steps."""
+def test_a_run_killed_repeatedly_resumes_identically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed run is killed and resumed again, after 0, 0, 3 and 6 steps."""
     given = recipe(schedule={"steps": 11})
     run(tmp_path / "undisturbed", given)
     for steps in (2, 2, 5, 4):
@@ -111,14 +111,14 @@ def test_killed_again_and_again_it_goes_on_as_if_it_had_not(tmp_path: Path, monk
     assert_equal_runs(tmp_path / "killed", tmp_path / "undisturbed")
 
 
-def test_what_a_killed_run_logged_beyond_its_last_save_is_cut_off(undisturbed: Path, tmp_path: Path) -> None:
+def test_log_lines_beyond_the_last_save_are_cut_off(undisturbed: Path, tmp_path: Path) -> None:
     steps = [line["step"] for line in lines(undisturbed) if "loss" in line]
     assert steps == list(range(1, 8))
     validations = [line["step"] for line in lines(undisturbed) if "validation" in line]
     assert validations == [0, 3, 6, 7]
 
 
-def test_the_state_is_all_of_it(undisturbed: Path) -> None:
+def test_the_resume_state_is_complete(undisturbed: Path) -> None:
     said, tensors = state(undisturbed)
     assert said["position"]["step"] == 7
     assert said["position"]["done"]
@@ -131,7 +131,7 @@ def test_the_state_is_all_of_it(undisturbed: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
-def test_every_optimiser_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_every_optimiser_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     given = recipe(optimiser={"kind": kind, "rate": 1e-3})
     run(tmp_path / "whole", given)
     with killed_at(monkeypatch, 5, before=False):
@@ -140,7 +140,7 @@ def test_every_optimiser_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert_equal_runs(tmp_path / "killed", tmp_path / "whole")
 
 
-def test_another_recipe_is_refused_by_what_differs(undisturbed: Path) -> None:
+def test_another_configuration_is_rejected_by_its_differences(undisturbed: Path) -> None:
     before = state(undisturbed)[0]
     with pytest.raises(RecipeError, match=r"begun with recipe\.optimiser\.rate 0\.002, now 0\.1.*another --out"):
         run(undisturbed, recipe(optimiser={"rate": 0.1}))
@@ -149,13 +149,13 @@ def test_another_recipe_is_refused_by_what_differs(undisturbed: Path) -> None:
     assert state(undisturbed)[0] == before
 
 
-def test_a_run_that_is_done_stays_as_it_is(undisturbed: Path) -> None:
+def test_a_finished_run_stays_unchanged(undisturbed: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in undisturbed.glob("*.safetensors")}
     assert run(undisturbed, recipe()).done
     assert {path: path.stat().st_mtime_ns for path in undisturbed.glob("*.safetensors")} == before
 
 
-def test_a_damaged_state_and_a_shortened_record_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_state_and_a_shortened_log_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with killed_at(monkeypatch, 5, before=True):
         run(tmp_path, recipe())
     record = (tmp_path / "metrics.jsonl").read_bytes()
@@ -168,8 +168,8 @@ def test_a_damaged_state_and_a_shortened_record_are_named(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("network", [{"preset": "unet++", "growth": 1}, {"preset": "attention", "depth": 2}])
-def test_every_network_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: dict[str, Any]) -> None:
-    """Batch norm's running means are kept, too."""
+def test_every_architecture_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: dict[str, Any]) -> None:
+    """Running means of batch norm are part of the state."""
     given = recipe(
         network={**network, "depth": network.get("depth"), "width": 2, "dropout": 0.5},
         schedule={"steps": 4, "warmup": 2},
@@ -182,8 +182,8 @@ def test_every_network_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert_equal_runs(tmp_path / "run", tmp_path / "undisturbed")
 
 
-def test_the_time_used_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run by minutes that is stopped has so many minutes less, on a clock that moves when it is looked at."""
+def test_used_time_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped run keeps its used minutes, on a clock that advances when read."""
     ticks = count(0.0, 0.02)
     monkeypatch.setattr("unet_core.training.trainer.time", SimpleNamespace(monotonic=lambda: next(ticks)))
     given = recipe(schedule={"steps": None, "minutes": 0.03})

@@ -1,4 +1,4 @@
-"""How a network is scored, and what is chosen by it, on images drawn here and on real ones."""
+"""Scoring and selection of threshold and area, on synthetic and real images."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def test_the_smallest_area_drops_specks_and_keeps_what_was_annotated(mpp: float 
         pytest.param("nuclei-fluorescence@1", "fluo", 3, 0.90, 0.80, marks=pytest.mark.long),  # likewise
     ],
 )
-def test_a_built_in_model_is_the_one_its_card_speaks_of(
+def test_a_built_in_model_reaches_the_scores_of_its_card(
     shared_data: Path, name: str, kind: str, fold: int, least_dice: float, least_f1: float
 ) -> None:
-    """As its file says: threshold, smallest area, colours. A wrong file does not get past this."""
+    """With threshold, smallest area and colours of its file; a wrong file fails."""
     path = resolve(name)
     model = load(path)
     assert sha256(path) in path.with_suffix(".md").read_text("utf-8")

@@ -1,4 +1,4 @@
-"""Training learns, stops when it should, keeps the best network, and gives up with the last good one kept."""
+"""Training learns, stops as configured, keeps the best network, and survives divergence."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def dice(found_YX: np.ndarray, wanted_YX: np.ndarray) -> float:
     return 2 * float((found_YX & wanted_YX).sum()) / float(found_YX.sum() + wanted_YX.sum())
 
 
-def test_the_smoke_recipe_overfits_one_tile(tmp_path: Path) -> None:
-    """Without augmentation there is nothing to learn but one picture: it is learnt by heart."""
+def test_the_smoke_configuration_overfits_one_tile(tmp_path: Path) -> None:
+    """Without augmentation there is one tile to learn."""
     smoke = load_as(TrainConfig, CONFIGS / "train_smoke.yaml")
     given = smoke.model_copy(update={"augment": Augmentation.off()})
     one = case(1)
@@ -54,8 +54,8 @@ def test_the_smoke_recipe_overfits_one_tile(tmp_path: Path) -> None:
     assert dice(found, one.labels_YX > 0) > 0.9
 
 
-def test_it_learns_what_discs_look_like(tmp_path: Path) -> None:
-    """With every augmentation, on three images, judged on a fourth."""
+def test_training_learns_to_segment_discs(tmp_path: Path) -> None:
+    """With every augmentation, trained on three images and validated on a fourth."""
     network, optimiser, stopping = {"width": 8, "dropout": 0}, {"rate": 5e-3}, {"every": 100}
     given = recipe(
         network=network, optimiser=optimiser, stopping=stopping, schedule={"steps": 100}, sampling={"batch": 4}
@@ -66,7 +66,7 @@ def test_it_learns_what_discs_look_like(tmp_path: Path) -> None:
     assert scores["dice"] > 0.85
 
 
-def test_what_is_kept_says_where_it_comes_from(tmp_path: Path) -> None:
+def test_model_files_state_their_provenance(tmp_path: Path) -> None:
     run(tmp_path, recipe())
     header = describe(tmp_path / "best.safetensors")
     assert header.spec.class_names == ("disc",)
@@ -83,7 +83,7 @@ def test_what_is_kept_says_where_it_comes_from(tmp_path: Path) -> None:
     }
 
 
-def test_the_record_holds_what_is_promised(tmp_path: Path) -> None:
+def test_the_log_holds_the_documented_values(tmp_path: Path) -> None:
     run(tmp_path, recipe())
     steps = [line for line in lines(tmp_path) if "loss" in line]
     assert [line["epoch"] for line in steps] == [step * 2 // 3 for step in range(1, 8)]
@@ -94,7 +94,7 @@ def test_the_record_holds_what_is_promised(tmp_path: Path) -> None:
 
 
 def test_the_best_network_is_kept_not_the_last(tmp_path: Path) -> None:
-    """What is chosen is the weights of the validation with the best score, as the record has it."""
+    """The kept weights are those of the best validation in the log."""
     given = recipe(
         network={"norm": "none"},  # so large a rate then undoes what was learnt
         schedule={"steps": 40},
@@ -111,7 +111,7 @@ def test_the_best_network_is_kept_not_the_last(tmp_path: Path) -> None:
     assert best < 40, "choose another seed: the last one is the best by chance"
 
 
-def test_patience_ends_it(tmp_path: Path) -> None:
+def test_patience_ends_a_run(tmp_path: Path) -> None:
     given = recipe(
         network={"norm": "none", "dropout": 0},  # nothing changes, running means neither
         schedule={"steps": 1000},
@@ -121,19 +121,19 @@ def test_patience_ends_it(tmp_path: Path) -> None:
     assert run(tmp_path, given).step == 4
 
 
-def test_what_needs_a_score_needs_images_to_score_on(tmp_path: Path) -> None:
+def test_settings_that_need_validation_need_held_back_images(tmp_path: Path) -> None:
     for given in (recipe(stopping={"patience": 3}), recipe(schedule={"kind": "plateau"})):
         with pytest.raises(RecipeError, match=r"folds\.hold_back"):
             run(tmp_path, given, material(3, 0))
 
 
-def test_without_images_to_score_on_the_best_is_the_last(tmp_path: Path) -> None:
+def test_without_validation_the_best_is_the_last(tmp_path: Path) -> None:
     run(tmp_path, recipe(), material(3, 0))
     assert describe(tmp_path / "best.safetensors").provenance["steps"] == 7
     assert not [line for line in lines(tmp_path) if "validation" in line]
 
 
-def test_fault_61_a_loss_that_is_no_number_stops_it_and_the_last_good_network_stays(tmp_path: Path) -> None:
+def test_fault_61_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_network_stays(tmp_path: Path) -> None:
     given = recipe(optimiser={"kind": "sgd", "rate": 1e25, "clip": None}, schedule={"steps": 50, "warmup": 0})
     with pytest.raises(DivergedError, match=r"diverged at step \d+: loss .*Kept are best\.safetensors of step \d+"):
         run(tmp_path, given)
@@ -141,7 +141,7 @@ def test_fault_61_a_loss_that_is_no_number_stops_it_and_the_last_good_network_st
         load(tmp_path / name)
 
 
-def test_going_on_from_a_model_keeps_its_spec(tmp_path: Path) -> None:
+def test_training_from_a_model_keeps_its_spec(tmp_path: Path) -> None:
     run(tmp_path / "first", recipe())
     start = tmp_path / "first" / "best.safetensors"
     given = recipe(network={"start": str(start)}, schedule={"steps": 1}, optimiser={"rate": 1e-3})
@@ -153,8 +153,8 @@ def test_going_on_from_a_model_keeps_its_spec(tmp_path: Path) -> None:
     assert 0 < float(moved.detach()) < 1e-2
 
 
-def test_a_validation_counts_what_a_user_gets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pooled over images: Dice, IoU and matched objects, counted here anew. Found is the truth moved by two pixels."""
+def test_validation_scores_equal_independent_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pooled Dice, IoU and object F1, counted independently; predictions are the truth shifted by two pixels."""
     seen = [case(3), case(4)]
     found = {id(one.image_CYX): np.where(np.roll(one.labels_YX, 2, axis=1) > 0, 128, 127)[None] for one in seen}
     monkeypatch.setattr(validation, "whole_pass", lambda _, image_CYX: found[id(image_CYX)].astype(np.uint8))
@@ -178,7 +178,7 @@ def test_a_validation_counts_what_a_user_gets(monkeypatch: pytest.MonkeyPatch) -
     assert 0 < matched < wanted_count
 
 
-def test_several_classes_are_trained_and_judged(tmp_path: Path) -> None:
+def test_several_classes_are_trained_and_validated(tmp_path: Path) -> None:
     one = case(0)
     classes = np.where(np.asarray(one.labels_YX) % 2, 1, 2).astype(np.uint8)
     both = replace(one, classes_YX=classes)
@@ -188,7 +188,7 @@ def test_several_classes_are_trained_and_judged(tmp_path: Path) -> None:
     assert (spec.class_names, spec.threshold) == (("odd", "even"), None)
 
 
-def test_images_too_large_for_one_pass_are_seen_by_windows() -> None:
+def test_images_too_large_for_one_pass_are_split_into_windows() -> None:
     side = int(LARGEST_PX**0.5) + 8
     large = AnnotatedImage("large", np.zeros((1, side, side), np.uint8), np.zeros((side, side), np.int32))
     seen = views([large, *(case(seed) for seed in range(5))], 12)
@@ -199,8 +199,8 @@ def test_images_too_large_for_one_pass_are_seen_by_windows() -> None:
     assert evenly_spaced(range(10), 4) == [0, 2, 5, 7]
 
 
-def test_half_of_the_windows_of_a_large_image_hold_objects_and_none_is_read_before_it_is_asked_for() -> None:
-    """Annotated in one corner, on disk: what is chosen by windows has to see it."""
+def test_half_of_the_windows_of_a_large_image_hold_objects_and_windows_are_read_lazily() -> None:
+    """The image is on disk and annotated in one corner, which the windows have to contain."""
     labels = np.zeros((4200, 3100), np.int32)
     labels[4190:4195, 3080:3090] = 7
     image = np.random.default_rng(0).integers(0, 256, (1, 4200, 3100), np.uint8)
@@ -231,9 +231,7 @@ def test_normalisation_is_of_each_channel_by_the_range_of_its_type() -> None:
     assert (spec.in_channels, spec.stain_mean) == (2, None)
 
 
-def test_the_colours_that_were_shown_are_told_where_there_is_a_resolution(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_stain_is_stored_for_images_with_a_resolution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset_spec, "stain_shown", partial(dataset_spec.stain_shown, draws=20))
     run(tmp_path, recipe(network={"mpp": 0.5}, schedule={"steps": 1}), material(1, 0))
     stain = describe(tmp_path / "best.safetensors").spec.stain
@@ -242,8 +240,8 @@ def test_the_colours_that_were_shown_are_told_where_there_is_a_resolution(
 
 
 @pytest.mark.long
-def test_the_papers_recipe_takes_two_real_steps(tmp_path: Path) -> None:
-    """One tile of 572 px, 64 channels, stochastic gradient descent with momentum, dropout."""
+def test_the_paper_s_configuration_takes_two_real_steps(tmp_path: Path) -> None:
+    """One tile of 572 px, 64 channels, SGD with momentum, dropout."""
     paper = load_as(TrainConfig, CONFIGS / "train_paper.yaml", ["schedule.steps=2", "compute.threads=1"])
     image = np.random.default_rng(0).integers(0, 256, (1, 600, 600), dtype=np.uint8)
     labels = np.zeros((600, 600), np.int32)

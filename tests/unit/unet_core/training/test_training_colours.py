@@ -1,4 +1,4 @@
-"""Training in normalised colours: what is learnt from, validated on and chosen by is what the network will be shown."""
+"""Training with stain normalisation uses the normalised colours everywhere."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from unet_core.training.trainer import TrainData, Trainer, TrainJob
 
 
 @pytest.mark.parametrize("stain", ["none", "reinhard", "macenko"])
-def test_a_network_sees_and_is_judged_by_its_own_colours(tmp_path: Path, stain: Any) -> None:
-    """Mean and deviation, tiles, images held back and those a threshold is chosen on: all in the new colours."""
+def test_training_and_validation_use_the_normalised_colours(tmp_path: Path, stain: Any) -> None:
+    """Moments, tiles, validation images and those of the threshold selection are in the new colours."""
     seen = material(3, 1)
     asked = recipe(network={"stain_normalisation": stain, "equalise": stain != "reinhard"})
     training = Trainer.of(TrainJob(tmp_path, seen, asked), Silent())
@@ -42,7 +42,7 @@ def test_a_network_sees_and_is_judged_by_its_own_colours(tmp_path: Path, stain: 
     assert describe(tmp_path / "best.safetensors").spec.normalisation == spec.normalisation
 
 
-def test_a_network_goes_on_in_the_colours_it_began_with(tmp_path: Path) -> None:
+def test_training_from_a_model_keeps_its_colours(tmp_path: Path) -> None:
     run(tmp_path / "first", recipe(network={"stain_normalisation": "macenko"}, schedule={"steps": 1}))
     first = tmp_path / "first" / "best.safetensors"
     training = Trainer.of(TrainJob(tmp_path, material(2, 0), recipe(network={"start": str(first)})), Silent())
@@ -52,7 +52,7 @@ def test_a_network_goes_on_in_the_colours_it_began_with(tmp_path: Path) -> None:
         assert np.array_equal(one.image_CYX[:, :, :], oracle.shown(image, "macenko", target))
 
 
-def test_images_without_stains_cannot_be_brought_to_any(tmp_path: Path) -> None:
+def test_images_without_stains_are_rejected(tmp_path: Path) -> None:
     grey = AnnotatedImage("grey", np.full((1, 60, 60), 90, np.uint8), np.ones((60, 60), np.int32))
     with pytest.raises(RecipeError, match=r"network\.stain_normalisation=macenko.*found in all of them: not RGB"):
         run(tmp_path, recipe(network={"stain_normalisation": "macenko"}), TrainData([grey]))
