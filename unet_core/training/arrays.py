@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from skimage.measure import label
 
 from unet_core.class_map import IGNORED, class_map
+from unet_core.data.mask_encoding import MOST_LABEL
 from unet_core.data.recoloured import recoloured
 from unet_core.data.sampler import AnnotatedImage
 from unet_core.errors import AnnotationError
@@ -89,7 +90,7 @@ def train(
         The trained network in eval mode, on the CPU.
 
     Raises:
-        AnnotationError: An array has another shape or number type, or no image is left to train on.
+        AnnotationError: An array has another shape, number type or range, or no image is left to train on.
         RecipeError: ``out`` holds another run, or the settings do not fit the images.
         DivergedError: Loss or gradient is not finite.
         MissingLibraryError: A library of the extra ``train`` is not installed.
@@ -97,11 +98,13 @@ def train(
     config, folder = config or TrainConfig(), Path(out)
     names = config.data.class_names
     cases = _annotated(images, masks, len(names))
+    if unknown := sorted(set(held_back) - set(range(len(cases)))):
+        raise AnnotationError(f"held_back: expected indices 0 to {len(cases) - 1}, found {unknown}. Correct them")
     learnt = [case for index, case in enumerate(cases) if index not in held_back]
     if not learnt:
         raise AnnotationError(f"train: expected at least one image to train on, found none of {len(cases)}. Add images")
     folder.mkdir(parents=True, exist_ok=True)
-    data = TrainData(learnt, [cases[index] for index in sorted(held_back)], names)
+    data = TrainData(learnt, [cases[index] for index in sorted(set(held_back))], names)
     with _threads(config):
         run_training(TrainJob(folder, data, config), NoListener())
     return load(folder / BEST)
@@ -123,10 +126,16 @@ def evaluate(model: SegmentationNetwork, images: Sequence[Array], masks: Sequenc
         nor predicted scores 1.
 
     Raises:
-        AnnotationError: An array has another shape or number type.
+        AnnotationError: An array has another shape, number type or range, or other channels than the model.
     """
     spec = model.spec
     cases = _annotated(images, masks, spec.foreground)
+    for case in cases:
+        if case.image_CYX.shape[0] not in (1, spec.in_channels):
+            raise AnnotationError(
+                f"images[{case.name}]: expected {spec.in_channels} channels, as the model takes (or 1, which is "
+                f"repeated), found {case.image_CYX.shape[0]}. Convert it"
+            )
     pixels, objects = (np.zeros((spec.foreground, length)) for length in (5, 14))
     for case, shown in zip(cases, recoloured(cases, spec.normalisation), strict=True):
         true_YX, labels_YX = case.class_map[:, :], np.asarray(case.labels_YX[:, :])
@@ -143,7 +152,7 @@ def evaluate(model: SegmentationNetwork, images: Sequence[Array], masks: Sequenc
 
 
 def _annotated(images: Sequence[Array], masks: Sequence[Array], classes: int) -> list[AnnotatedImage]:
-    """Turn arrays into annotated images."""
+    """Check arrays and turn them into annotated images."""
     if len(images) != len(masks):
         raise AnnotationError(f"expected one mask per image, found {len(images)} images and {len(masks)} masks")
     cases = []
@@ -156,6 +165,12 @@ def _annotated(images: Sequence[Array], masks: Sequence[Array], classes: int) ->
         if mask.dtype.kind not in "ui" or mask.shape != image.shape[:2]:
             raise AnnotationError(
                 f"masks[{index}]: expected integers {image.shape[:2]} as its image, found {mask.dtype} {mask.shape}"
+            )
+        largest = MOST_LABEL if classes == 1 else classes
+        known = mask if classes == 1 else mask[mask != IGNORED]
+        if known.size and not 0 <= int(known.min()) <= int(known.max()) <= largest:
+            raise AnnotationError(
+                f"masks[{index}]: expected numbers from 0 to {largest}, found {known.min()} to {known.max()}. Fix it"
             )
         image_CYX = np.ascontiguousarray(np.atleast_3d(image).transpose(2, 0, 1))
         cases.append(_case(str(index), image_CYX, mask, classes))

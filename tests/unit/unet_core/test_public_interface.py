@@ -169,7 +169,10 @@ IMAGE, MASK = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.int32)
         ([IMAGE[None]], [MASK], (), r"images\[0\]: expected unsigned integers \(H, W\) or \(H, W, C\)"),
         ([IMAGE, IMAGE], [MASK, MASK[:32]], (), r"masks\[1\]: expected integers \(64, 64\).*\(32, 64\)"),
         ([IMAGE], [MASK.astype(bool)], (), r"masks\[0\]: expected integers.*bool"),
+        ([IMAGE], [MASK - 1], (), r"masks\[0\]: expected numbers from 0 to .*found -1 to -1"),
+        ([IMAGE], [MASK.astype(np.int64) + 2**32], (), r"masks\[0\]: expected numbers from 0 to 2147483647"),
         ([IMAGE], [MASK], (0,), "at least one image to train on"),
+        ([IMAGE, IMAGE], [MASK, MASK], (-1,), r"held_back: expected indices 0 to 1, found \[-1\]"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(
@@ -178,3 +181,15 @@ def test_arrays_that_do_not_fit_are_refused(
     with pytest.raises(AnnotationError, match=message):
         unet_core.train(images, masks, out=tmp_path / "out", config=recipe(), held_back=held_back)
     assert not (tmp_path / "out").exists()
+
+
+def test_classes_that_are_not_named_are_rejected(tmp_path: Path) -> None:
+    settings = recipe(data={"classes": ("even", "odd")})
+    with pytest.raises(AnnotationError, match="expected numbers from 0 to 2, found 256 to 256"):
+        unet_core.train([IMAGE], [MASK + 256], out=tmp_path, config=settings)
+
+
+def test_images_with_other_channels_than_the_model_are_rejected() -> None:
+    model = unet_core.load_model("nuclei@1")
+    with pytest.raises(AnnotationError, match=r"expected 3 channels.*found 4"):
+        unet_core.evaluate(model, [np.zeros((64, 64, 4), np.uint8)], [MASK])
