@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from tests.support import oracle_colours as oracle
-from tests.unit.unet_core.test_normalisation import GREY, TARGETS, tissue, wanted
+from tests.unit.unet_core.test_normalisation import GREY, TARGETS, normalisation_for, tissue
 from unet_core.colour_transform import recolour
 from unet_core.data.recoloured import Recoloured, recoloured
 from unet_core.data.sampler import AnnotatedImage
@@ -26,7 +26,7 @@ def by(colours: ColourMap, image: NDArray[Any]) -> NDArray[Any]:
 @pytest.mark.parametrize(("stain", "equalise"), ASKED)
 def test_bytes_equal_those_of_numpy(stain: Any, equalise: bool) -> None:
     image = tissue()
-    found = by(fit(image, wanted(stain, equalise=equalise)), image)
+    found = by(fit(image, normalisation_for(stain, equalise=equalise)), image)
     assert found.dtype == np.uint8
     assert np.array_equal(found, oracle.shown(image, stain, TARGETS.get(stain), equalise=equalise))
     assert (found != image).mean() > 0.5
@@ -35,14 +35,14 @@ def test_bytes_equal_those_of_numpy(stain: Any, equalise: bool) -> None:
 @pytest.mark.parametrize("stain", ["reinhard", "macenko"])
 def test_bytes_are_the_equations_rounded_once(stain: Any) -> None:
     image = tissue()
-    apart = np.abs(by(fit(image, wanted(stain)), image) - oracle.exact(image, stain, TARGETS[stain]))
+    apart = np.abs(by(fit(image, normalisation_for(stain)), image) - oracle.exact(image, stain, TARGETS[stain]))
     print(f"at most {apart.max():.3f} grey levels from the equations, {apart.mean():.3f} on average")
     assert apart.max() < 0.54
 
 
 def test_16_bits_are_kept() -> None:
     image = tissue().astype(np.uint16) * 256 + np.random.default_rng(2).integers(0, 256, (3, 300, 400), np.uint16)
-    colours = fit(image, wanted("macenko"))
+    colours = fit(image, normalisation_for("macenko"))
     density = -np.log((image.astype(float) + 1) / 65536)
     made = np.tensordot(np.array(colours.matrix), density, 1)
     apart = np.abs(by(colours, image) - (65536 * np.exp(-made) - 1).clip(0, 65535))
@@ -52,7 +52,7 @@ def test_16_bits_are_kept() -> None:
 @pytest.mark.parametrize(("stain", "equalise"), ASKED)
 def test_a_pixel_is_the_same_in_any_tile(stain: Any, equalise: bool) -> None:
     image = tissue()
-    colours = fit(image, wanted(stain, equalise=equalise))
+    colours = fit(image, normalisation_for(stain, equalise=equalise))
     whole = by(colours, image)
     for y, x, height, width in [(0, 0, 1, 1), (3, 7, 31, 29), (100, 5, 64, 200), (299, 399, 1, 1)]:
         piece = image[:, y : y + height, x : x + width]
@@ -63,12 +63,12 @@ def test_a_pixel_is_the_same_in_any_tile(stain: Any, equalise: bool) -> None:
 
 def test_a_map_that_changes_nothing_changes_nothing() -> None:
     image = torch.from_numpy(tissue())
-    assert recolour(image, fit(np.zeros((3, 9, 9), np.uint8), wanted("macenko"))) is image
+    assert recolour(image, fit(np.zeros((3, 9, 9), np.uint8), normalisation_for("macenko"))) is image
 
 
 def test_one_channel_is_equalised() -> None:
     image = GREY[:1]
-    found = by(fit(image, wanted("macenko", equalise=True)), image)
+    found = by(fit(image, normalisation_for("macenko", equalise=True)), image)
     assert found.shape == image.shape
     assert found.std() > image.std()
 
@@ -77,8 +77,8 @@ def test_each_image_gets_its_own_map() -> None:
     pale, dark = tissue(), (tissue() * 0.7).astype(np.uint8)
     labels = np.zeros((300, 400), np.int32)
     cases = [AnnotatedImage("pale", pale, labels), AnnotatedImage("dark", dark, labels)]
-    shown = recoloured(cases, wanted("reinhard"))
-    for case, image in zip(shown, (pale, dark), strict=True):
+    transformed = recoloured(cases, normalisation_for("reinhard"))
+    for case, image in zip(transformed, (pale, dark), strict=True):
         assert isinstance(case.image_CYX, Recoloured)
         assert case.image_CYX.shape == image.shape
         expected = oracle.shown(image, "reinhard", TARGETS["reinhard"])

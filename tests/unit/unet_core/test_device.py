@@ -25,9 +25,9 @@ def test_auto_is_cuda_if_available(monkeypatch: pytest.MonkeyPatch, available: b
 
 def test_a_missing_device_is_rejected_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    asked = recipe(compute={"device": "cuda"})
+    requested = recipe(compute={"device": "cuda"})
     with pytest.raises(DeviceError, match=r"compute\.device=cuda: torch sees no CUDA device here\. Use cpu"):
-        TrainState.of(UNet(SPEC), loss_for(LossSettings(), SPEC, (0.5, 0.5)), asked)
+        TrainState.of(UNet(SPEC), loss_for(LossSettings(), SPEC, (0.5, 0.5)), requested)
 
 
 @pytest.mark.parametrize(("avx", "amx"), [(True, False), (False, True), (False, False)])
@@ -36,5 +36,5 @@ def test_bf16_is_used_where_it_is_fast(monkeypatch: pytest.MonkeyPatch, avx: boo
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert multiplies_bf16("cpu") is (avx or amx)
     assert multiplies_bf16("cuda")
-    for precision, wanted in (("auto", avx or amx), ("bf16", True), ("fp32", False)):
-        assert learns_in_bf16(recipe(compute={"precision": precision}), "cpu") is wanted
+    for precision, expected in (("auto", avx or amx), ("bf16", True), ("fp32", False)):
+        assert learns_in_bf16(recipe(compute={"precision": precision}), "cpu") is expected

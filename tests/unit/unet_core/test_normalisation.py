@@ -37,7 +37,7 @@ def stained(*strengths: tuple[NDArray[np.float64], float], seed: int = 5) -> NDA
     return np.rint(256 * np.exp(-densities) - 1).clip(0, 255).astype(np.uint8)
 
 
-def wanted(stain: Any, *, equalise: bool = False) -> Normalisation:
+def normalisation_for(stain: Any, *, equalise: bool = False) -> Normalisation:
     return Normalisation(stain, TARGETS.get(stain), equalise)
 
 
@@ -47,7 +47,7 @@ def wanted(stain: Any, *, equalise: bool = False) -> Normalisation:
 @pytest.mark.parametrize("image", [tissue(), stained((HAEMATOXYLIN, 1.8), (EOSIN, 1.0))], ids=["tissue", "made"])
 @pytest.mark.parametrize("stain", ["reinhard", "macenko"])
 def test_a_fit_equals_the_papers_equations(image: NDArray[np.uint8], stain: Any) -> None:
-    found = fit(image, wanted(stain))
+    found = fit(image, normalisation_for(stain))
     matrix, offset = oracle.STAINS[stain](image, TARGETS[stain])
     np.testing.assert_allclose(found.matrix, matrix, atol=2e-6)
     np.testing.assert_allclose(found.offset, offset, atol=2e-6)
@@ -80,7 +80,7 @@ def test_normalised_stains_equal_the_target(stain: Any) -> None:
 
 def test_ranks_are_the_share_of_the_absorbing_pixels_below() -> None:
     image = tissue()
-    found = fit(image, wanted("none", equalise=True))
+    found = fit(image, normalisation_for("none", equalise=True))
     assert found.ranks is not None
     absorbing = image[:, oracle.density(image).mean(axis=0) >= 0.15]
     for pairs, values in zip(found.ranks, absorbing, strict=True):
@@ -96,7 +96,7 @@ def test_glass_around_the_tissue_changes_nothing(stain: Any) -> None:
     image = tissue(200, 200)
     glass = np.full((3, 400, 400), 246, np.uint8)
     glass[:, 150:350, 30:230] = image
-    asked = wanted(stain, equalise=stain == "none")
+    asked = normalisation_for(stain, equalise=stain == "none")
     alone, within = fit(image, asked), fit(glass, asked)
     assert alone.ranks == within.ranks
     if stain != "none":
@@ -104,13 +104,13 @@ def test_glass_around_the_tissue_changes_nothing(stain: Any) -> None:
 
 
 def test_a_map_survives_json_and_is_hashable() -> None:
-    found = fit(tissue(), wanted("macenko", equalise=True))
+    found = fit(tissue(), normalisation_for("macenko", equalise=True))
     assert ColourMap.model_validate_json(found.model_dump_json()) == found
-    assert hash(found) == hash(fit(tissue(), wanted("macenko", equalise=True)))
+    assert hash(found) == hash(fit(tissue(), normalisation_for("macenko", equalise=True)))
 
 
 def test_each_network_has_its_own_map() -> None:
-    one, none, other = fits(tissue(), [wanted("reinhard"), None, wanted("none", equalise=True)])
+    one, none, other = fits(tissue(), [normalisation_for("reinhard"), None, normalisation_for("none", equalise=True)])
     assert none is None
     assert one is not None
     assert other is not None
@@ -151,7 +151,7 @@ ODD = {
 @pytest.mark.parametrize("stain", ["reinhard", "macenko"])
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
 def test_colours_that_cannot_be_fitted_stay_and_the_reason_is_recorded(odd: Odd, stain: Any) -> None:
-    found = fit(odd.picture, wanted(stain))
+    found = fit(odd.picture, normalisation_for(stain))
     why = getattr(odd, stain)
     assert found.kept == ((f"{stain}: {why}",) if why else ())
     assert (found.matrix is None) == bool(why)
@@ -159,14 +159,14 @@ def test_colours_that_cannot_be_fitted_stay_and_the_reason_is_recorded(odd: Odd,
 
 @pytest.mark.parametrize("name", ["glass", "one value", "black", "one pixel"])
 def test_one_value_has_no_ranks(name: str) -> None:
-    found = fit(ODD[name].picture, wanted("none", equalise=True))
+    found = fit(ODD[name].picture, normalisation_for("none", equalise=True))
     assert (found.ranks, found.kept) == (None, ("equalise: one value",))
 
 
 @pytest.mark.parametrize("name", ["one channel", "four channels", "fluorescence"])
 def test_images_without_stains_can_be_equalised(name: str) -> None:
     picture = ODD[name].picture
-    found = fit(picture, wanted("macenko", equalise=True))
+    found = fit(picture, normalisation_for("macenko", equalise=True))
     assert found.ranks is not None
     assert len(found.ranks) == len(picture)
     assert len(found.kept) == 1

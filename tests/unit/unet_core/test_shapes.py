@@ -118,8 +118,8 @@ def cell_reach(depth: int, up: str) -> tuple[int, int]:
     start = 9 * step
     x = torch.rand(1, 1, 2 * start + step, step, dtype=torch.float64).requires_grad_()
     (gradient,) = torch.autograd.grad(averaging(depth, up)(x)[0, :, start : start + step].sum(), x)
-    seen = gradient[0, 0].abs().amax(dim=1).nonzero().ravel()
-    return start - int(seen.min()), int(seen.max()) - start - step + 1
+    reached = gradient[0, 0].abs().amax(dim=1).nonzero().ravel()
+    return start - int(reached.min()), int(reached.max()) - start - step + 1
 
 
 @pytest.mark.parametrize("up", UPS)

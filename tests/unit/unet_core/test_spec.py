@@ -109,8 +109,8 @@ def test_a_u_net_is_stored_without_fields_of_later_versions() -> None:
 
 def test_normalisation_is_stored_only_if_it_is_set() -> None:
     target = ((1.1, 1.4, 0.8), (0.2, 0.8, 0.5))
-    for asked in ({}, {"stain_normalisation": "macenko", "stain_target": target}, {"equalise": True}):
-        spec = UNetSpec.model_validate(asked)
+    for fields in ({}, {"stain_normalisation": "macenko", "stain_target": target}, {"equalise": True}):
+        spec = UNetSpec.model_validate(fields)
         assert UNetSpec.model_validate_json(spec.model_dump_json()) == spec
-        assert {"stain_normalisation", "stain_target", "equalise"} & set(spec.model_dump()) == set(asked)
-        assert (spec.normalisation is None) == (asked == {})
+        assert {"stain_normalisation", "stain_target", "equalise"} & set(spec.model_dump()) == set(fields)
+        assert (spec.normalisation is None) == (fields == {})

@@ -83,9 +83,9 @@ def state(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 def assert_equal_runs(one: Path, other: Path) -> None:
     """Weights, optimiser, random states, losses and models of two runs are equal to the bit."""
-    (said, tensors), (other_said, other_tensors) = state(one), state(other)
+    (content, tensors), (other_content, other_tensors) = state(one), state(other)
     assert lines(one) == lines(other)
-    assert said == other_said
+    assert content == other_content
     assert tensors.keys() == other_tensors.keys()
     assert [name for name, tensor in tensors.items() if not torch.equal(tensor, other_tensors[name])] == []
     for name in ("best.safetensors", "last.safetensors"):

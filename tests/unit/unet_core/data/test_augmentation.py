@@ -59,7 +59,7 @@ def bicubic(nodes: NDArray[np.float64], size: int) -> NDArray[np.float64]:
     """Spread 3 x 3 nodes from edge to edge of size x size px; outer nodes are repeated beyond."""
     field = np.zeros((size, size))
     for y, x in product(range(size), repeat=2):
-        v, h = (2 * place / (size - 1) for place in (y, x))
+        v, h = (2 * index / (size - 1) for index in (y, x))
         for i, j in product(range(-1, 5), repeat=2):  # four neighbours along each axis have a weight
             field[y, x] += cubic(v - i) * cubic(h - j) * nodes[min(max(i, 0), 2), min(max(j, 0), 2)]
     return field
@@ -264,7 +264,7 @@ def test_augmentation_depends_only_on_the_generator() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"scale": [2.0, 1.0]}, "expected the smallest first"),
         ({"scale": [0.0, 1.0]}, "greater than 0"),
@@ -273,8 +273,8 @@ def test_augmentation_depends_only_on_the_generator() -> None:
         ({"noise": "0.1"}, "number"),
     ],
 )
-def test_invalid_settings_are_rejected(changes: dict[str, object], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_invalid_settings_are_rejected(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         Augmentation.model_validate(changes)
 
 

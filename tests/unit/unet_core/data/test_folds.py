@@ -190,15 +190,15 @@ def test_a_fold_column_takes_precedence_over_the_method() -> None:
 
 
 @pytest.mark.parametrize(
-    ("numbers", "said"),
+    ("numbers", "message"),
     [
         ((0, 1, 1, 1), r"patient 'p0' is on both sides: 0\.png in fold 0, 1\.png in fold 1"),
         ((0, 0, None, 1), r"expected a number for every image, found none for 2\.png"),
         ((0, 0, 0, 0), "expected at least 2 folds, found 1"),
     ],
 )
-def test_an_invalid_fold_column_is_rejected(numbers: tuple[int | None, ...], said: str) -> None:
-    with pytest.raises(AnnotationError, match=said):
+def test_an_invalid_fold_column_is_rejected(numbers: tuple[int | None, ...], message: str) -> None:
+    with pytest.raises(AnnotationError, match=message):
         assign_folds(with_folds(*numbers), FoldSettings())
 
 

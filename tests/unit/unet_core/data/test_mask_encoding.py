@@ -50,7 +50,7 @@ def test_kinds_of_masks_are_distinguished(contents: list[Content], chosen: DataS
 
 
 @pytest.mark.parametrize(
-    ("contents", "chosen", "said"),
+    ("contents", "chosen", "message"),
     [
         ([numbers(0, 1), numbers(0, 255, file="n.png")], DataSettings(), r"m\.png holds 0, 1, n\.png 0, 255"),
         ([numbers(0, 1, 2)], DataSettings(), r"m\.png: it holds 0, 1, 2, .*data\.mask=labels .* or data\.classes="),
@@ -68,9 +68,9 @@ def test_kinds_of_masks_are_distinguished(contents: list[Content], chosen: DataS
     ],
 )
 def test_fault_61_invalid_or_ambiguous_masks_are_rejected_by_file(
-    contents: list[Content], chosen: DataSettings, said: str
+    contents: list[Content], chosen: DataSettings, message: str
 ) -> None:
-    with pytest.raises(AnnotationError, match=said):
+    with pytest.raises(AnnotationError, match=message):
         meaning_of(contents, chosen)
 
 

@@ -107,7 +107,7 @@ def test_ignored_pixels_have_weight_0_and_no_class() -> None:
     known = AnnotatedImage("known", coordinates(), labels, classes)
     partly = AnnotatedImage("partly", coordinates(), np.where(ignored, 0, labels), np.where(ignored, IGNORED, classes))
     unweighted = Sampling(separation=0.0)
-    seen = 0
+    compared = 0
     for seed in range(5):
         (image, target, weight), (same, expected, _) = (
             Sampler([case], SIZES, unweighted, OFF).tile(seed) for case in (partly, known)
@@ -117,8 +117,8 @@ def test_ignored_pixels_have_weight_0_and_no_class() -> None:
         np.testing.assert_array_equal(image, same)
         np.testing.assert_array_equal(weight.numpy(), np.where(cut, 0, 1))
         np.testing.assert_array_equal(target.numpy(), np.where(cut, 0, expected))
-        seen += int((cut & (expected.numpy() > 0)).sum())
-    assert seen > 100
+        compared += int((cut & (expected.numpy() > 0)).sum())
+    assert compared > 100
     counted = partly.census()
     assert counted.ignored == ignored.sum()
     expected_px = [((classes == index) & ~ignored).sum() for index in range(3)]
@@ -166,7 +166,7 @@ def test_share_of_tiles_centred_on_objects_is_the_configured_probability(share: 
     expected = sum(float(torch.rand((), generator=seeded(seed))) < share for seed in range(400))
     assert sum(asked.values()) == expected
     if share:
-        assert 0.4 < asked[2] / expected < 0.6, "seven pixels are seen as often as a hundred thousand"
+        assert 0.4 < asked[2] / expected < 0.6, "seven pixels are drawn as often as a hundred thousand"
     else:
         assert expected == 0
 

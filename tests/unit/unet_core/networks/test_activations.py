@@ -65,8 +65,8 @@ def test_feature_maps_are_aligned_with_the_image(spec: UNetSpec) -> None:
             weight = one.values_CYX.mean(axis=0) - one.values_CYX.mean(axis=0).min()
             weight = weight**2
             centre = [(np.indices(weight.shape)[axis] * weight).sum() / weight.sum() for axis in (0, 1)]
-            wanted = [(28 - 0.5 * factor) / factor, (44 - 0.5 * factor) / factor]
-            assert centre == pytest.approx(wanted, abs=1.5), one.name
+            expected = [(28 - 0.5 * factor) / factor, (44 - 0.5 * factor) / factor]
+            assert centre == pytest.approx(expected, abs=1.5), one.name
     assert len(watched.gates) == (spec.depth if spec.architecture == "attention" else 0)
 
 

@@ -68,10 +68,10 @@ def reach(spec: UNetSpec) -> list[tuple[int, int]]:
     start = 7 * step
     x = torch.rand(step, 1, 2 * start + step, step, dtype=torch.float64).requires_grad_()  # an image for each phase
     logits = positive(spec)(x)
-    asked = torch.stack([logits[phase, :, start + phase].sum() for phase in range(step)])
-    (gradient,) = torch.autograd.grad(asked.sum(), x)
-    seen = [one[0].abs().amax(dim=1).nonzero().ravel() for one in gradient]
-    return [(start - int(rows.min()), int(rows.max()) - start - step + 1) for rows in seen]
+    requested = torch.stack([logits[phase, :, start + phase].sum() for phase in range(step)])
+    (gradient,) = torch.autograd.grad(requested.sum(), x)
+    reached = [one[0].abs().amax(dim=1).nonzero().ravel() for one in gradient]
+    return [(start - int(rows.min()), int(rows.max()) - start - step + 1) for rows in reached]
 
 
 @each_spec

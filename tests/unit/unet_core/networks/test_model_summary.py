@@ -36,21 +36,21 @@ from unet_core.networks.factory import build
 from unet_core.shapes import ValidShape
 from unet_core.spec import UNetSpec
 spec, side, dtype = UNetSpec.model_validate_json(sys.argv[1]), int(sys.argv[2]), getattr(torch, sys.argv[3])
-if sys.argv[4] == "mapped":  # each block of memory on its own, given back at once: what is alive is what is seen
+if sys.argv[4] == "mapped":  # each block of memory on its own, returned at once: the process holds live blocks only
     ctypes.CDLL(None).mallopt(-3, 65536)
 torch.set_num_threads(1)
 model = build(spec).eval().to(dtype=dtype, memory_format=torch.channels_last)
-def seen(what):
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(what)) * 1024
+def status_bytes(field):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field)) * 1024
 def image(px):
     return torch.rand(1, spec.in_channels, px, px).to(dtype=dtype, memory_format=torch.channels_last)
 with torch.inference_mode():
     model(image(side))  # once before: the library's own pages are mapped then
     ctypes.CDLL(None).malloc_trim(0)
     open("/proc/self/clear_refs", "w").write("5")
-    before = seen("VmRSS")
+    before = status_bytes("VmRSS")
     model(image(side))
-print(seen("VmHWM") - before)
+print(status_bytes("VmHWM") - before)
 """
 
 
@@ -156,17 +156,17 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the peak of a pro
 )
 def test_memory_of_a_tile_equals_that_of_a_process(spec: UNetSpec, core_px: int, dtype: str) -> None:
     """Within 2 %, plus 1 MB for the library."""
-    said = tile_bytes(spec, core_px, 4 if dtype == "float32" else 2)
-    seen = measured(spec, core_px, dtype, "mapped")
-    print(f"said {said / 2**20:.0f} MiB, seen {seen / 2**20:.0f} MiB")
-    assert abs(seen - said) <= 0.02 * said + 1e6
+    computed = tile_bytes(spec, core_px, 4 if dtype == "float32" else 2)
+    measured_bytes = measured(spec, core_px, dtype, "mapped")
+    print(f"computed {computed / 2**20:.0f} MiB, measured {measured_bytes / 2**20:.0f} MiB")
+    assert abs(measured_bytes - computed) <= 0.02 * computed + 1e6
 
 
 @on_linux
 @pytest.mark.long
 def test_a_heap_that_keeps_freed_memory_is_within_its_factor() -> None:
-    said = tile_bytes(UNetSpec(width=16), 1024)
-    assert said < measured(UNetSpec(width=16), 1024, "float32", "heap") <= said * HEAP_FACTOR
+    computed = tile_bytes(UNetSpec(width=16), 1024)
+    assert computed < measured(UNetSpec(width=16), 1024, "float32", "heap") <= computed * HEAP_FACTOR
 
 
 def test_a_layer_without_weights_costs_no_operation() -> None:

@@ -58,7 +58,7 @@ def test_the_paper_s_example_has_the_settings_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "documented"),
     [
         ("optimiser.rat=1", r"optimiser\.rat.*did you mean 'rate'"),
         ("optimizer.rate=1", r"optimizer.*did you mean 'optimiser'"),
@@ -74,8 +74,8 @@ def test_the_paper_s_example_has_the_settings_of_the_paper() -> None:
         ("compute.seed=-1", r"compute\.seed"),
     ],
 )
-def test_errors_name_the_invalid_key(override: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_errors_name_the_invalid_key(override: str, documented: str) -> None:
+    with pytest.raises(ConfigError, match=documented):
         load(None, override)
 
 

@@ -119,9 +119,9 @@ def test_log_lines_beyond_the_last_save_are_cut_off(undisturbed: Path, tmp_path:
 
 
 def test_the_resume_state_is_complete(undisturbed: Path) -> None:
-    said, tensors = state(undisturbed)
-    assert said["position"]["step"] == 7
-    assert said["position"]["done"]
+    content, tensors = state(undisturbed)
+    assert content["position"]["step"] == 7
+    assert content["position"]["done"]
     kinds = {name.partition("/")[0] for name in tensors}
     assert kinds == {"model", "optimiser", "chance"}
     assert {name for name in tensors if name.startswith("chance")} == {"chance/cpu", "chance/tiles"}
@@ -142,7 +142,7 @@ def test_every_optimiser_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_another_configuration_is_rejected_by_its_differences(undisturbed: Path) -> None:
     before = state(undisturbed)[0]
-    with pytest.raises(RecipeError, match=r"begun with recipe\.optimiser\.rate 0\.002, now 0\.1.*another --out"):
+    with pytest.raises(RecipeError, match=r"started with recipe\.optimiser\.rate 0\.002, now 0\.1.*another --out"):
         run(undisturbed, recipe(optimiser={"rate": 0.1}))
     with pytest.raises(RecipeError, match=r"held back"):
         run(undisturbed, recipe(), material(2, 2))

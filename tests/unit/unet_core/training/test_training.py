@@ -89,8 +89,8 @@ def test_the_log_holds_the_documented_values(tmp_path: Path) -> None:
     assert [line["epoch"] for line in steps] == [step * 2 // 3 for step in range(1, 8)]
     assert all(set(line) == {"step", "epoch", "loss", "rate", "gradient_norms"} for line in steps)
     assert set(steps[0]["gradient_norms"]) == {"down.0", "bottom", "up.0", "join.0", "head"}
-    judged = [line for line in lines(tmp_path) if "validation" in line]
-    assert all(set(line["validation"]) == {"loss", "dice", "iou", "f1_50"} for line in judged)
+    validations = [line for line in lines(tmp_path) if "validation" in line]
+    assert all(set(line["validation"]) == {"loss", "dice", "iou", "f1_50"} for line in validations)
 
 
 def test_the_best_network_is_kept_not_the_last(tmp_path: Path) -> None:
@@ -155,11 +155,11 @@ def test_training_from_a_model_keeps_its_spec(tmp_path: Path) -> None:
 
 def test_validation_scores_equal_independent_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pooled Dice, IoU and object F1, counted independently; predictions are the truth shifted by two pixels."""
-    seen = [case(3), case(4)]
-    found = {id(one.image_CYX): np.where(np.roll(one.labels_YX, 2, axis=1) > 0, 128, 127)[None] for one in seen}
+    chosen = [case(3), case(4)]
+    found = {id(one.image_CYX): np.where(np.roll(one.labels_YX, 2, axis=1) > 0, 128, 127)[None] for one in chosen}
     monkeypatch.setattr(validation, "whole_pass", lambda _, image_CYX: found[id(image_CYX)].astype(np.uint8))
     both = found_px = wanted_px = matched = found_count = wanted_count = 0
-    for one in seen:
+    for one in chosen:
         labels, mask = np.asarray(one.labels_YX), found[id(one.image_CYX)][0] == 128
         objects, numbers = measure.label(mask, connectivity=2), np.unique(labels)[1:]
         both, found_px, wanted_px = (
@@ -171,7 +171,7 @@ def test_validation_scores_equal_independent_counts(monkeypatch: pytest.MonkeyPa
         for own in (labels == number for number in numbers):
             others = [objects == i for i in np.unique(objects[own]) if i]
             matched += any((own & other).sum() * 2 >= (own | other).sum() for other in others)
-    scores = validation.validate(UNet(UNetSpec(depth=1, width=2)), seen)
+    scores = validation.validate(UNet(UNetSpec(depth=1, width=2)), chosen)
     assert scores["dice"] == pytest.approx(2 * both / (found_px + wanted_px))
     assert scores["iou"] == pytest.approx(both / (found_px + wanted_px - both))
     assert scores["f1_50"] == pytest.approx(2 * matched / (found_count + wanted_count))
@@ -191,9 +191,9 @@ def test_several_classes_are_trained_and_validated(tmp_path: Path) -> None:
 def test_images_too_large_for_one_pass_are_split_into_windows() -> None:
     side = int(LARGEST_PX**0.5) + 8
     large = AnnotatedImage("large", np.zeros((1, side, side), np.uint8), np.zeros((side, side), np.int32))
-    seen = views([large, *(case(seed) for seed in range(5))], 12)
-    assert [one.name for one in seen] == ["large", "large", "0", "1", "2", "3", "4"]
-    assert seen[0].image_CYX.shape == (1, 1024, 1024)
+    chosen = views([large, *(case(seed) for seed in range(5))], 12)
+    assert [one.name for one in chosen] == ["large", "large", "0", "1", "2", "3", "4"]
+    assert chosen[0].image_CYX.shape == (1, 1024, 1024)
     assert [one.name for one in views([case(0)], 12)] == ["0"]
     assert views([], 12) == []
     assert evenly_spaced(range(10), 4) == [0, 2, 5, 7]
@@ -204,16 +204,16 @@ def test_half_of_the_windows_of_a_large_image_hold_objects_and_windows_are_read_
     labels = np.zeros((4200, 3100), np.int32)
     labels[4190:4195, 3080:3090] = 7
     image = np.random.default_rng(0).integers(0, 256, (1, 4200, 3100), np.uint8)
-    watched = [Watched(image), Watched(labels)]
-    large = AnnotatedImage("large", *watched)
+    arrays = [Watched(image), Watched(labels)]
+    large = AnnotatedImage("large", *arrays)
     large.census()
-    for one in watched:
+    for one in arrays:
         one.read.clear()
-    seen = views([large], 4)
-    assert [one.read for one in watched] == [[], []]
-    assert len(seen) == 4
-    assert sum(bool(np.asarray(one.labels_YX[:, :]).any()) for one in seen) == 1
-    last = seen[-1]
+    chosen = views([large], 4)
+    assert [one.read for one in arrays] == [[], []]
+    assert len(chosen) == 4
+    assert sum(bool(np.asarray(one.labels_YX[:, :]).any()) for one in chosen) == 1
+    last = chosen[-1]
     assert np.array_equal(last.image_CYX[:, :, :], image[:, 4096:, 3072:])
     assert np.array_equal(last.labels_YX[90:200, 3:], labels[4186:, 3075:])
     assert (

@@ -20,25 +20,25 @@ from unet_core.training.trainer import TrainData, Trainer, TrainJob
 @pytest.mark.parametrize("stain", ["none", "reinhard", "macenko"])
 def test_training_and_validation_use_the_normalised_colours(tmp_path: Path, stain: Any) -> None:
     """Moments, tiles, validation images and those of the threshold selection are in the new colours."""
-    seen = material(3, 1)
+    data = material(3, 1)
     asked = recipe(network={"stain_normalisation": stain, "equalise": stain != "reinhard"})
-    training = Trainer.of(TrainJob(tmp_path, seen, asked), Silent())
+    training = Trainer.of(TrainJob(tmp_path, data, asked), Silent())
     spec = training.learner.model.spec
     assert (spec.stain_target is None) == (stain == "none")
-    rows = [source(np.asarray(one.image_CYX[:, :, :]).reshape(3, -1), stain) for one in seen.training]
+    rows = [source(np.asarray(one.image_CYX[:, :, :]).reshape(3, -1), stain) for one in data.training]
     if stain != "none":
         np.testing.assert_allclose(spec.stain_target, np.median(np.array(rows), axis=0), atol=1e-4)
-    shown = {
+    expected_pixels = {
         one.name: oracle.shown(np.asarray(one.image_CYX), stain, spec.stain_target, equalise=spec.equalise)
-        for one in (*seen.training, *seen.held_back)
+        for one in (*data.training, *data.held_back)
     }
-    pixels = np.concatenate([shown[one.name].reshape(3, -1) for one in seen.training], axis=1) / 255
+    pixels = np.concatenate([expected_pixels[one.name].reshape(3, -1) for one in data.training], axis=1) / 255
     assert spec.mean == pytest.approx(pixels.mean(axis=1), abs=1e-4)
     assert spec.std == pytest.approx(pixels.std(axis=1), abs=1e-4)
     for one in (*training.sampler.cases, *training.seen, *training._choosing()):
-        assert np.array_equal(one.image_CYX[:, :, :], shown[one.name])
-    assert any((shown[one.name] != one.image_CYX).any() for one in seen.training)
-    assert run(tmp_path, asked, seen).done
+        assert np.array_equal(one.image_CYX[:, :, :], expected_pixels[one.name])
+    assert any((expected_pixels[one.name] != one.image_CYX).any() for one in data.training)
+    assert run(tmp_path, asked, data).done
     assert describe(tmp_path / "best.safetensors").spec.normalisation == spec.normalisation
 
 
