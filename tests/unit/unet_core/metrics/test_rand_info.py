@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unet_core.metrics.rand_info import region_scores, regions, region_sums, thinned_regions
+from unet_core.metrics.rand_info import region_scores, region_sums, regions, thinned_regions
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 MASKS = st.integers(0, 2**32 - 1).map(lambda seed: np.random.default_rng(seed).random((2, 5, 6)) < 0.45)

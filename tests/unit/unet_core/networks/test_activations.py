@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from unet_core.networks.activations import network_parts, skip_gradients, record_activations
+from unet_core.networks.activations import network_parts, record_activations, skip_gradients
 from unet_core.networks.factory import build
 from unet_core.networks.whole_pass import to_input
 from unet_core.spec import UNetSpec
