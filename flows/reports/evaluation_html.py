@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 NAMES = {
     "dice": "Dice",
     "iou": "IoU",
-    "pixel_accuracy": "pixel accuracy",
-    "precision": "precision",
-    "recall": "recall",
+    "pixel_accuracy": "Pixel accuracy",
+    "precision": "Precision",
+    "recall": "Recall",
     "hd95": "HD95",
-    "surface_dice": "surface Dice",
+    "surface_dice": "Surface Dice",
     "ece": "ECE",
     "f1_50": "F1 at IoU 0.5",
     "f1_75": "F1 at IoU 0.75",
@@ -211,7 +211,7 @@ def case_table(rows: Sequence[Mapping[str, Any]], unit: str) -> dict[str, Any]:
     """Return the table of all images by all models: text columns, then the scores defined for any image."""
     columns = [name for name in IN_ROWS if any(name in row for row in rows)]
     heads = [
-        *((name, "words") for name in ("model", "image", "patient")),
+        *((name, "words") for name in ("Model", "Image", "Patient")),
         *((_score_title(name, unit), "number") for name in columns),
     ]
     lines = [

@@ -101,10 +101,10 @@ def test_every_number_equals_the_record(reported: Reported) -> None:
     for cell, model in zip(dice[1:], record["models"], strict=True):
         low, high = model["intervals"]["dice"]
         assert cell == f"{model['pooled']['dice']:.3f}{low:.3f} to {high:.3f}"
-    heads = next(row for row in page.rows if row[:3] == ["model", "image", "patient"])
+    heads = next(row for row in page.rows if row[:3] == ["Model", "Image", "Patient"])
     lines = [row for row in page.rows if len(row) == len(heads) and row is not heads]
     assert [line[1] for line in lines] == [*NAMES, *NAMES]
-    at = heads.index("Dice"), heads.index("HD95 (µm)"), heads.index("precision")
+    at = heads.index("Dice"), heads.index("HD95 (µm)"), heads.index("Precision")
     for line, row in zip(lines, record["cases"], strict=True):
         assert [line[i] for i in at] == [f"{row[k]:.3f}" if k in row else "–" for k in ("dice", "hd95", "precision")]
     for pair in record["comparisons"]:
@@ -124,7 +124,7 @@ def test_baselines_alone_have_no_feature_maps(reported: Reported, tmp_path: Path
 def test_undefined_scores_are_counted(reported: Reported) -> None:
     record = copy.deepcopy(reported.record)
     record["models"][1]["undefined"] = {"precision": 2, "f1_55": 1}
-    assert content_of(record)["models"][1]["undefined"] == "precision in 2"
+    assert content_of(record)["models"][1]["undefined"] == "Precision: 2"
 
 
 def test_best_median_and_worst_case_are_ranked_by_dice(reported: Reported) -> None:
