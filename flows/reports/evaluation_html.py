@@ -138,9 +138,7 @@ def _model(record: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any
         for name in MARKS
         if name in pooled
     ]
-    undefined = [
-        f"{_score_title(name, unit)} in {count}" for name, count in model["undefined"].items() if name in NAMES
-    ]
+    undefined = [f"{_score_title(name, unit)}: {count}" for name, count in model["undefined"].items() if name in NAMES]
     return {
         "name": printable(model["name"]),
         "headline": headline(model),
