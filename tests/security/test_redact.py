@@ -133,7 +133,7 @@ def test_pseudonyms_are_stable_and_accepted_by_commands(redacted: Redacted, over
     assert redacted.ids() == before
     status = overtile_alone.run("status", redacted.out, "--json")
     states = {slide["key"]: slide["state"] for slide in json.loads(status.stdout)["slides"]}
-    assert states[redacted.id_of("damaged")] == "failed", "it did not vanish: nobody knows where it lies"
+    assert states[redacted.id_of("damaged")] == "failed", "it did not vanish; its path is unknown"
     retried = overtile_alone.run("retry", redacted.out, redacted.id_of("damaged"))
     assert retried.code == 0, retried.said
     said = (redacted.out / "history.jsonl").read_text() + again.said + status.said + retried.said

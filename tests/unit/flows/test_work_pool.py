@@ -108,7 +108,7 @@ def test_killed_run_of_a_work_pool_is_crashed_and_the_next_completes_it(tmp_path
 
 
 def answers(url: str) -> bool:
-    """Whether a page is given to whoever asks."""
+    """Whether a page is served without authentication."""
     try:
         urllib.request.urlopen(url, timeout=30).close()
     except (OSError, urllib.error.HTTPError):

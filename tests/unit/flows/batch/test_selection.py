@@ -50,7 +50,7 @@ def test_weights_of_the_cases_table_are_pinned(slides: Path, tmp_path: Path) -> 
         plan_batch(request, writing=False)
     named_since = request.model_copy(update={"pinned": {}})
     assert len(plan_batch(named_since, writing=False).plans) == 2, (
-        "a model that was not there to be pinned is whoever's who names it"
+        "a model that could not be pinned is that of the table"
     )
 
 
