@@ -74,8 +74,10 @@ def _attend(connection: socket.socket) -> None:
     os.setsid()
     connection.close()
     _become(request, descriptors)
+    from flows.cli.launcher import leave_out_foreign_modules
     from flows.cli.main import main as command
 
+    leave_out_foreign_modules()
     command()
 
 
