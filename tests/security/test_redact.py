@@ -155,7 +155,7 @@ def test_read_only_commands_print_no_name(redacted: Redacted, overtile_alone: Co
     [
         ("out/names", 0o600, "", "outside of"),
         ("names", 0o640, "", "chmod 600"),
-        ("names", 0o600, "something else", "expected a file of names"),
+        ("names", 0o600, "something else", "expected a key file"),
         ("absent/names", None, "", "No such file"),
     ],
 )
