@@ -133,7 +133,7 @@ def test_cancelled_run_frees_its_workers_and_the_next_completes_it(tmp_path: Pat
         wait_for(lambda: 0 in exit_codes(out), log, 2 * PATIENCE_S)
         after = shards(out)
         assert {name: after[name] for name in before} == before, "no block was computed again"
-    assert "ended with the schedule" in log.read_text()
+    assert "stopped with the schedule" in log.read_text()
 
 
 @pytest.mark.long

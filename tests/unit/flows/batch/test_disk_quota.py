@@ -99,7 +99,7 @@ def test_slides_beyond_the_quota_wait_and_run_once_there_is_space(
     line = first.error_of("c")
     assert "outputs.max_gb is" in line
     assert "run the same command again" in line
-    assert not (out / "c").exists(), "not begun"
+    assert not (out / "c").exists(), "not started"
     again = overtile.segment(source, out, limit)
     assert again.code == 3
     assert all(again.computed(name) == {} for name in NAMES)
