@@ -106,12 +106,12 @@ def test_page_equals_the_results(batch: Batch) -> None:
 
 def test_outliers_are_listed_and_shown_first(batch: Batch) -> None:
     content = content_of(batch.out)
-    assert [line.split(":")[0] for line in content["strays"]] == ["far", "far"]  # more objects, each smaller
-    assert "Objects per mm\u00b2 of tissue" in content["strays"][0]
+    assert [line.split(":")[0] for line in content["outliers"]] == ["far", "far"]  # more objects, each smaller
+    assert "Objects per mm\u00b2 of tissue" in content["outliers"][0]
     assert content["pictures"][0][0]["key"] == "far"
     assert len(content["pictures"]) == 7 <= MAX_PICTURES
     (density,) = [strip for strip in content["strips"] if strip.name == "Objects per mm\u00b2 of tissue"]
-    assert [dot.key for dot in density.dots if dot.stray] == ["far"]
+    assert [dot.key for dot in density.dots if dot.is_outlier] == ["far"]
 
 
 def test_dot_strip_orders_slides_by_value() -> None:
@@ -124,7 +124,7 @@ def test_dot_strip_orders_slides_by_value() -> None:
     ]
     assert (strip.low, strip.median, strip.high) == (2, pytest.approx(2.5005), 4)
     alone = strip_of("x", {"a": 5.0})
-    assert [(dot.x, dot.stray) for dot in alone.dots] == [(0, False)]
+    assert [(dot.x, dot.is_outlier) for dot in alone.dots] == [(0, False)]
 
 
 def test_outliers_are_computed_from_medians() -> None:
