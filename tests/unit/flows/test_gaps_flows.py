@@ -53,10 +53,10 @@ def test_errors_are_one_line_and_an_exit_code(error: Exception, code: int, capsy
 
 
 def test_force_without_key_applies_to_every_slide() -> None:
-    assert main._bare_force([]) == []
-    assert main._bare_force(["a.tif", "--force", "--out", "o"]) == ["a.tif", "--force", main.ALL, "--out", "o"]
-    assert main._bare_force(["--force"]) == ["--force", main.ALL]
-    assert main._bare_force(["--force", "key", "--force"]) == ["--force", "key", "--force", main.ALL]
+    assert main._expand_bare_force([]) == []
+    assert main._expand_bare_force(["a.tif", "--force", "--out", "o"]) == ["a.tif", "--force", main.ALL, "--out", "o"]
+    assert main._expand_bare_force(["--force"]) == ["--force", main.ALL]
+    assert main._expand_bare_force(["--force", "key", "--force"]) == ["--force", "key", "--force", main.ALL]
 
 
 NASTY = ['=cmd|" /C calc"!A0', "+1", "-1", "@x", "a\nb", "\x1b[31mred", "<img src=x onerror=alert(1)>", "a|b`c`"]
@@ -97,7 +97,7 @@ def test_doctor_reports_a_missing_package_with_its_remedy(monkeypatch: pytest.Mo
 
 def test_bare_command_and_version_start_quickly(overtile_alone: Command) -> None:
     """The bare command prints help and the version without importing heavy libraries."""
-    for words, answer in (((), "Segment whole-slide images exactly."), (("--version",), "overtile 0.")):
+    for words, answer in (((), "Segment whole-slide images with a U-Net."), (("--version",), "overtile 0.")):
         ran = overtile_alone.run(*words)
         assert answer in ran.stdout, ran.said
         assert ran.stderr.strip() == ""

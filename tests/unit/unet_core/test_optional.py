@@ -54,14 +54,14 @@ def test_architectures_of_monai_need_monai(hide: Hide, tmp_path: Path, spec: UNe
     path = tmp_path / "model.safetensors"
     save(path, build(spec), {})
     weights = Weights(path, sha256(path))
-    assert predictor.load((weights,), "cpu", "fp32", "none").spec == spec
+    assert predictor.load_networks((weights,), "cpu", "fp32", "none").spec == spec
     hide("monai")
     for refused in (lambda: build(spec), lambda: load(path), lambda: parameters(spec)):
         with pytest.raises(MissingLibraryError, match=rf"{spec.architecture.replace('+', '.')}.*monai.*{INSTALL}"):
             refused()
     predictor._loaded.cache_clear()
     with pytest.raises(ModelError, match=INSTALL):
-        predictor.load((weights,), "cpu", "fp32", "none")
+        predictor.load_networks((weights,), "cpu", "fp32", "none")
     assert build(UNetSpec(depth=1, width=2))
 
 

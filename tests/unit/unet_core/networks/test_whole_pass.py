@@ -54,7 +54,7 @@ def images(channels: int) -> dict[str, NDArray[Any]]:
 
 def stored(path: Path, image_CYX: NDArray[Any], colours: ColourMap | None) -> NDArray[Any]:
     """Bytes that segmentation stores for an image, from one call of the network."""
-    loaded = predictor.load((Weights(path, sha256(path)),), "cpu", "fp32", "none")
+    loaded = predictor.load_networks((Weights(path, sha256(path)),), "cpu", "fp32", "none")
     return predictor.single_pass(loaded, image_CYX, Box(0, 0, SIDE_PX, SIDE_PX), (colours,))
 
 
