@@ -123,7 +123,7 @@ def test_ome_tiff_has_the_pyramid_of_the_result(exported: Exported, name: str, p
         assert (pixels["PhysicalSizeX"], pixels["PhysicalSizeY"]) == (mpp, mpp)
         assert pixels["PhysicalSizeXUnit"] == "µm"
         if name == "probability":
-            assert [channel["Name"] for channel in pixels["Channel"]] == list(exported.result.section.class_names)
+            assert [channel["Name"] for channel in pixels["Channel"]] == list(exported.result.section.classes.names)
 
 
 def test_existing_files_are_overwritten_only_with_force(exported: Exported, tmp_path: Path) -> None:
