@@ -128,10 +128,10 @@ MEANINGLESS = {
 """Words that no file name may consist of."""
 
 REFUSED_WORDS = (
-    r"one decision made here",
+    r"one decisio[n] made here",
     r"^\s*(?:\"\"\")?Decision:",
-    r"\b[Ww]hoever\b",
-    r"(?<![\"'])\b[Nn]obody\b(?![\"':])",
+    r"\b[Ww]hoeve[r]\b",
+    r"\b[Nn]obod[y]\b",
     r"\bof its own accord\b",
     r"\b[Hh]e who\b",
     r"\b(?:is|are|was|were|be) let in\b",
@@ -139,5 +139,4 @@ REFUSED_WORDS = (
     r"\bthe house\b",
     r"\bin the air\b",
 )
-"""Phrases that documentation in standard technical English does without, as regular expressions. The Unix user
-``nobody`` is written in quotation marks."""
+"""Phrases that standard technical English does without, as regular expressions that do not match themselves."""

@@ -167,12 +167,12 @@ except Exception as error:
     print(error.response.status_code)
 from flows.notifications import find_block
 try:
-    await find_block(client, "custom-webhook/nobody")
+    await find_block(client, "custom-webhook/absent")
 except Exception as error:
     print(error)
 """
     *lines, unknown = in_process(overtile, script, tmp_path).splitlines()
-    assert unknown.startswith("--notify custom-webhook/nobody: expected a notification block of Prefect, such as")
+    assert unknown.startswith("--notify custom-webhook/absent: expected a notification block of Prefect, such as")
     assert lines == ["True", "1 CANCEL_NEW", "['inputs', 'model_sha256', 'out']", "409"]
 
 

@@ -293,7 +293,7 @@ def test_summary_lists_failures_first(cases_run: CasesRun) -> None:
         ("slide,model\nred.tif,\nred-fine.tif,nuclie\n", ["line 3", "nuclie", "nuclei@1"]),
         ("slide,model\nred.tif,networks/gone.safetensors\n", ["line 2", "networks/gone.safetensors"]),
         ("slide\nred.tif\nred\n", ["line 3", "line 2"]),
-        ("slide\nnobody\n", ["line 2", "no slide 'nobody'"]),
+        ("slide\nabsent\n", ["line 2", "no slide 'absent'"]),
     ],
 )
 def test_invalid_table_starts_nothing(

@@ -192,8 +192,8 @@ def methods_of(*names: str | Path, tta: str = "none") -> list[Method]:
 
 def test_incomparable_models_are_rejected(folder: Path, tmp_path: Path) -> None:
     sharp = folder / "sharp.safetensors"
-    with pytest.raises(ModelError, match="no model 'nobody'"):
-        methods_of(sharp, "nobody")
+    with pytest.raises(ModelError, match="no model 'absent'"):
+        methods_of(sharp, "absent")
     save(tmp_path / "other.safetensors", UNet(UNetSpec(depth=1, width=2, classes=3)).eval(), {})
     with pytest.raises(ConfigError, match="one list of classes"):
         methods_of(sharp, tmp_path / "other.safetensors")

@@ -177,7 +177,7 @@ def test_ambiguous_file_name_is_refused(tmp_path: Path) -> None:
         chosen(tmp_path, "slide\na.tif\n", "one/a.tif", "two/a.tif")
 
 
-@pytest.mark.parametrize(("one", "two"), [("a", "a"), ("a", "a.tif"), ("nobody", "nobody")])
+@pytest.mark.parametrize(("one", "two"), [("a", "a"), ("a", "a.tif"), ("absent", "absent")])
 def test_two_lines_for_one_slide_are_refused(tmp_path: Path, one: str, two: str) -> None:
     with pytest.raises(ConfigError, match=f"line 4: '{two}' is the slide of line 2 too .'{one}'"):
         chosen(tmp_path, f"slide\n{one}\nb\n{two}\n", "a.tif", "b.tif")

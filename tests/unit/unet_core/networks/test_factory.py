@@ -231,7 +231,7 @@ def test_each_of_several_networks_gets_its_own_part_of_the_read(core: int) -> No
         assert own.stop - own.start == shape.read_px(core)
         assert 0 <= own.start < own.stop <= read
         ends.append(own.stop)
-    assert max(ends) == read, "and nothing is read for nobody"
+    assert max(ends) == read, "and no more is read than needed"
 
 
 @pytest.mark.parametrize("spec", SEVERAL, ids=lambda spec: f"{spec.architecture} {spec.depth}")
