@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -363,6 +364,8 @@ def main() -> None:
         os.environ.setdefault(name, value)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
+    # rasterio hides this warning with catch_warnings, which does not hold when several threads trace outlines
+    warnings.filterwarnings("ignore", "Dataset has no geotransform")
     logging.raiseExceptions = False  # no traceback on the terminal when a server rejects a log record
     atexit.register(gc.freeze)  # skip the garbage collection at exit, which takes a second
     arguments = _repeat_options(_expand_bare_force(sys.argv[1:]))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,3 +103,12 @@ def test_bare_command_and_version_start_quickly(overtile_alone: Command) -> None
         ran = overtile_alone.run(*words)
         assert answer in ran.stdout, ran.said
         assert ran.stderr.strip() == ""
+
+
+def test_warning_of_rasterio_about_map_coordinates_is_not_shown() -> None:
+    script = (
+        "import sys, warnings\nfrom flows.cli.main import main\nsys.argv = ['overtile', '--version']\n"
+        "try:\n    main()\nexcept SystemExit:\n    warnings.warn('Dataset has no geotransform, gcps, or rpcs.')\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert (run.stdout.split()[0], run.stderr) == ("overtile", "")
