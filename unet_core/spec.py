@@ -28,6 +28,13 @@ Colour = tuple[
 ]
 
 
+MapName = Literal["distance", "centre", "boundary"]
+"""Output maps beside the foreground, each in 0..1.
+
+distance: distance to the edge of the object over its maximum in the object.
+centre: Gaussian around the centre of each object. boundary: outline of each object.
+"""
+
 UNSEEN = ("padding", "up", "skip", "head", "mpp", "mean", "std")
 """Fields that tensors do not determine: a conversion of foreign weights has to state them, defaults included."""
 
@@ -37,7 +44,7 @@ _NO_CHOICE: dict[str, dict[str, Any]] = {
 }
 """Fields for which an architecture has only one value."""
 
-_LATER = ("architecture", "stain_normalisation", "stain_target", "equalise")
+_LATER = ("architecture", "stain_normalisation", "stain_target", "equalise", "maps", "objects")
 """Fields that are stored only if they differ from their defaults."""
 
 
@@ -53,6 +60,30 @@ def _quarter_each(data: dict[str, Any]) -> tuple[float, ...]:
 
 def _numbered(data: dict[str, Any]) -> tuple[str, ...]:
     return tuple(f"class {i}" for i in range(1, data["classes"]))
+
+
+class ObjectSettings(BaseModel):
+    """How the outputs of a network become objects, as chosen on training images.
+
+    Attributes:
+        method: `components`: connected components of the foreground. `boundary`: components of the foreground without
+            the boundary map, grown back. `seeds`: each component is split by a watershed of a map.
+        source: The map of `seeds`.
+        depth: Depth of a dent between two maxima of the map that splits an object, 0..1.
+        max_area_um2: Largest object that is kept; None: no limit.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    method: Literal["components", "boundary", "seeds"] = "components"
+    source: Literal["distance", "centre"] = "distance"
+    depth: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    max_area_um2: Annotated[float, Field(gt=0)] | None = None
+
+    @property
+    def map_name(self) -> MapName | None:
+        """The map that the method reads."""
+        return {"components": None, "boundary": "boundary", "seeds": self.source}[self.method]
 
 
 class UNetSpec(BaseModel):
@@ -75,6 +106,8 @@ class UNetSpec(BaseModel):
         stain_normalisation: Method that brings a slide to the colours of the training images, by a map that is fitted
             once per slide (`unet_core.normalisation`, which defines `stain_target`).
         equalise: Whether histograms are equalised too.
+        maps: Output maps beside the foreground: a channel of logits each, after those of the classes.
+        objects: How outputs become objects; None: connected components of the foreground.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -103,6 +136,8 @@ class UNetSpec(BaseModel):
     stain_normalisation: StainMethod = "none"
     stain_target: Rows | None = None
     equalise: bool = False
+    maps: tuple[MapName, ...] = ()
+    objects: ObjectSettings | None = None
 
     @model_serializer(mode="wrap")
     def _plain_as_ever(self, fields_of: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -167,6 +202,16 @@ class UNetSpec(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _objects_have_their_map(self) -> Self:
+        """Reject a map that is named twice, and a method whose map the network does not compute."""
+        if len(set(self.maps)) < len(self.maps):
+            raise ValueError(f"maps: expected distinct names, found {list(self.maps)}")
+        needed = None if self.objects is None else self.objects.map_name
+        if needed is not None and needed not in self.maps:
+            raise ValueError(f"objects.method: expected the map {needed!r} among maps, found {list(self.maps)}")
+        return self
+
+    @model_validator(mode="after")
     def _covariance_can_be_one(self) -> Self:
         """Reject a matrix without inverse or with negative distances."""
         if self.stain_covariance is None:
@@ -198,9 +243,14 @@ class UNetSpec(BaseModel):
         return self.classes - 1
 
     @property
-    def out_channels(self) -> int:
-        """Channels of the logits: 1 + k under softmax, k under sigmoid."""
+    def class_channels(self) -> int:
+        """Channels of the logits of the classes: 1 + k under softmax, k under sigmoid."""
         return self.classes if self.head == "softmax" else self.foreground
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the logits: those of the classes, then one for each map."""
+        return self.class_channels + len(self.maps)
 
     @property
     def channels(self) -> tuple[int, ...]:

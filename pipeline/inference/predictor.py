@@ -32,7 +32,7 @@ from unet_core.errors import DeviceError, NetworkError
 from unet_core.mirror import ArrayLike, read_mirrored
 from unet_core.model_file import checkpoint, header
 from unet_core.model_file.header import Weights
-from unet_core.networks.whole_pass import to_bytes, to_input, to_probability
+from unet_core.networks.whole_pass import to_bytes, to_input, to_outputs
 from unet_core.normalisation import ColourMap
 from unet_core.shapes import JointShape, ValidShape
 from unet_core.spec import UNetSpec
@@ -215,7 +215,7 @@ def activate(logits_CYX: Tensor, spec: UNetSpec, dtype: torch.dtype) -> Tensor:
     if not bool(torch.isfinite(logits_CYX.sum())):
         cure = "Use compute.precision=bf16 or fp32" if dtype == torch.float16 else "The weights or the image are broken"
         raise ModelError(f"the network's output is not finite (NaN or overflow at {dtype}). {cure}")
-    return to_probability(logits_CYX, spec)
+    return to_outputs(logits_CYX, spec)
 
 
 @lru_cache(maxsize=2)

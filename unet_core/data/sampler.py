@@ -71,6 +71,8 @@ class AnnotatedImage:
         labels_YX: Object ids (y, x), 0 is background.
         classes_YX: Class of each pixel (y, x); None: every object has class 1. Classes outside objects do not count,
             except `IGNORED` (unknown class), which counts everywhere.
+        points_N3: Dots in or instead of outlines: y, x in pixels and class of each, float32; None: objects are
+            outlined. A dot is the centre of an object whose outline is unknown.
 
     Raises:
         ValueError: The sizes differ.
@@ -80,6 +82,7 @@ class AnnotatedImage:
     image_CYX: ArrayLike
     labels_YX: ArrayLike
     classes_YX: ArrayLike | None = None
+    points_N3: NDArray[np.float32] | None = None
     _weights: dict[tuple[float, float], ArrayLike] = field(default_factory=dict, init=False, repr=False)
     _census: list[ImageStatistics] = field(default_factory=list, init=False, repr=False)
 

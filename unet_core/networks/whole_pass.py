@@ -40,8 +40,15 @@ def to_input(pixels_CYX: Tensor, spec: UNetSpec, dtype: torch.dtype = torch.floa
     return x[None].to(dtype=dtype, memory_format=torch.channels_last)
 
 
-def to_probability(logits_CYX: Tensor, spec: UNetSpec) -> Tensor:
-    """Return the foreground probabilities (k, h, w) of fp32 logits (c, h, w)."""
+def to_outputs(logits_CYX: Tensor, spec: UNetSpec) -> Tensor:
+    """Return the foreground probabilities and maps in 0..1 (k + m, h, w) of fp32 logits (c, h, w)."""
+    if not spec.maps:
+        return _foreground(logits_CYX, spec)
+    classes, maps = logits_CYX[: spec.class_channels], logits_CYX[spec.class_channels :]
+    return torch.cat((_foreground(classes, spec), torch.sigmoid(maps)))
+
+
+def _foreground(logits_CYX: Tensor, spec: UNetSpec) -> Tensor:
     if spec.head == "sigmoid":
         probability = torch.sigmoid(logits_CYX)
     elif spec.classes == 2:
@@ -52,11 +59,16 @@ def to_probability(logits_CYX: Tensor, spec: UNetSpec) -> Tensor:
 
 
 def to_bytes(probability_KYX: Tensor) -> Tensor:
-    """Return probabilities as bytes: p * 255, rounded."""
+    """Return probabilities and maps as bytes: p * 255, rounded."""
     return (probability_KYX * 255).round_().to(torch.uint8)
 
 
 def whole_pass(model: SegmentationNetwork, image_CYX: ArrayLike) -> NDArray[np.uint8]:
+    """Return the foreground probabilities (k, y, x) of a small image as bytes; see `whole_outputs`."""
+    return whole_outputs(model, image_CYX)[: model.spec.foreground]
+
+
+def whole_outputs(model: SegmentationNetwork, image_CYX: ArrayLike) -> NDArray[np.uint8]:
     """Run a network over a small image by one forward pass in fp32.
 
     Args:
@@ -64,7 +76,7 @@ def whole_pass(model: SegmentationNetwork, image_CYX: ArrayLike) -> NDArray[np.u
         image_CYX: Unsigned integers (c, y, x), already brought to the network's colours where its spec requires it.
 
     Returns:
-        Foreground probabilities (k, y, x) as bytes.
+        Foreground probabilities, then maps, (k + m, y, x) as bytes.
     """
     height, width = image_CYX.shape[-2:]
     shape = ValidShape.of(model.spec)
@@ -74,4 +86,4 @@ def whole_pass(model: SegmentationNetwork, image_CYX: ArrayLike) -> NDArray[np.u
         pixels_CYX = torch.from_numpy(np.ascontiguousarray(read_mirrored(image_CYX, box)))
         logits_NCHW = model(to_input(pixels_CYX.to(next(model.parameters()).device), model.spec))
         logits_CYX = logits_NCHW[0, :, start : start + height, start : start + width].float()
-        return to_bytes(to_probability(logits_CYX, model.spec)).cpu().numpy()
+        return to_bytes(to_outputs(logits_CYX, model.spec)).cpu().numpy()

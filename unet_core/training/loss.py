@@ -120,7 +120,7 @@ def foreground_probability(spec: UNetSpec, logits_NCHW: Tensor) -> Tensor:
 
 def one_hot(spec: UNetSpec, target_NHW: Tensor) -> Tensor:
     """Return the one-hot target (n, c, y, x) in fp32; a sigmoid head has no channel for background."""
-    return functional.one_hot(target_NHW, spec.classes).movedim(-1, 1)[:, -spec.out_channels :].float()
+    return functional.one_hot(target_NHW, spec.classes).movedim(-1, 1)[:, -spec.class_channels :].float()
 
 
 def _of_pixels(settings: LossSettings, spec: UNetSpec) -> list[tuple[float, Callable[[Tensor, Tensor], Tensor]]]:

@@ -13,7 +13,7 @@ from skimage import data
 from unet_core.mirror import Square, read_mirrored
 from unet_core.model_file.checkpoint import load
 from unet_core.networks.unet import UNet
-from unet_core.networks.whole_pass import to_bytes, to_input, to_probability, whole_pass
+from unet_core.networks.whole_pass import to_bytes, to_input, to_outputs, whole_pass
 
 GOLDEN = Path(__file__).parents[3] / "exactness" / "golden"
 
@@ -31,7 +31,7 @@ def tiled(model: UNet, image: NDArray[np.uint8], stride: int, read: int) -> NDAr
             box = Square(y - halo, x - halo, y - halo + read, x - halo + read)
             with torch.inference_mode():
                 logits = model(to_input(torch.from_numpy(read_mirrored(image, box)), model.spec))
-                probability = to_bytes(to_probability(logits[0], model.spec)).numpy()
+                probability = to_bytes(to_outputs(logits[0], model.spec)).numpy()
             target = found[:, y : y + stride, x : x + stride]
             target[:] = probability[:, : target.shape[1], : target.shape[2]]
     return found
