@@ -25,7 +25,7 @@ from unet_core.data.sampler import SampleBatch, Sampler, stack
 AHEAD = 2
 """Batches drawn or being drawn while a GPU works on another."""
 
-Tiles = list[Future[tuple[Tensor, Tensor, Tensor]]]
+Tiles = list[Future[tuple[Tensor, ...]]]
 
 
 class Batches(Iterator[SampleBatch]):

@@ -8,6 +8,8 @@ so tiles do not depend on the number of threads. Images are read by window only 
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -32,6 +34,7 @@ from unet_core.data.augmentation import (
     uniform,
 )
 from unet_core.data.dataset_statistics import ClassMap, ImageStatistics
+from unet_core.data.map_targets import MARGIN_PX, NO_MAPS, DotField, MapSettings, map_targets
 from unet_core.data.weight_map import SeparationWeights, part_touching
 from unet_core.mirror import ArrayLike, Square, read_mirrored
 from unet_core.optical_density import SQUARE_UM, StainStatistics, mean_density
@@ -73,6 +76,7 @@ class AnnotatedImage:
             except `IGNORED` (unknown class), which counts everywhere.
         points_N3: Dots in or instead of outlines: y, x in pixels and class of each, float32; None: objects are
             outlined. A dot is the centre of an object whose outline is unknown.
+        weight: How often the image is drawn in training, relative to others.
 
     Raises:
         ValueError: The sizes differ.
@@ -83,6 +87,7 @@ class AnnotatedImage:
     labels_YX: ArrayLike
     classes_YX: ArrayLike | None = None
     points_N3: NDArray[np.float32] | None = None
+    weight: float = 1.0
     _weights: dict[tuple[float, float], ArrayLike] = field(default_factory=dict, init=False, repr=False)
     _census: list[ImageStatistics] = field(default_factory=list, init=False, repr=False)
 
@@ -120,12 +125,15 @@ class AnnotatedImage:
 class SampleBatch:
     """Tiles of one step: image in 0..1, class index and weight of each output pixel.
 
-    A pixel with weight 0 is not trained on; all others weigh 1 or more.
+    A pixel with weight 0 is not trained on; all others weigh 1 or more. For a network with maps, `maps_NMHW` are their
+    targets and `known_NMHW` is 1 where a target is known.
     """
 
     image_NCHW: Tensor
     target_NHW: Tensor
     weight_NHW: Tensor
+    maps_NMHW: Tensor | None = None
+    known_NMHW: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +176,7 @@ class Sampler:
     sampling: Sampling
     augmentation: Augmentation
     device: str = "cpu"
+    maps: MapSettings = NO_MAPS
 
     def draw(self, generator: Generator) -> SampleBatch:
         """Return the next batch."""
@@ -177,8 +186,11 @@ class Sampler:
         """Draw the seed of each tile of the next batch; nothing else is drawn from the run's generator."""
         return [below(2**62, generator) for _ in range(self.sampling.batch)]
 
-    def tile(self, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return one deformed tile: image (c, h, w) in 0..1, target (h', w') int64, weight (h', w')."""
+    def tile(self, seed: int) -> tuple[Tensor, ...]:
+        """Return one deformed tile: image (c, h, w) in 0..1, target (h', w') int64, weight (h', w').
+
+        With maps, their targets (m, h', w') and whether these are known follow.
+        """
         generator = torch.Generator().manual_seed(seed)
         case, (y, x) = draw_place(self.cases, self.sampling.foreground, generator)
         input_px, output_px = self.sizes_px
@@ -189,17 +201,53 @@ class Sampler:
         middle = Window.around(corner_yx, at[:, trim : trim + output_px, trim : trim + output_px])
         weight = middle.weight(case.weights(self.sampling.separation, self.sampling.separation_sigma_px))
         image = jitter_colour(image, self.augmentation, generator)
-        target, known = _target(case, middle)
-        return image, target.to(self.device), (weight * known).to(self.device)
+        margin = min(trim, MARGIN_PX) if self.maps.names else 0
+        low, high = trim - margin, trim + output_px + margin
+        annotation = _Annotation.read(case, Window.around(corner_yx, at[:, low:high, low:high]))
+        inner = (..., slice(margin, margin + output_px), slice(margin, margin + output_px))
+        target, known = annotation.target(self.maps)
+        parts = [image, target[inner].to(self.device), (weight * known[inner]).to(self.device)]
+        if self.maps.names:
+            wanted = map_targets(self.maps, annotation.labels_YX, annotation.known, annotation.dots)
+            parts += [part[inner].to(self.device) for part in wanted]
+        return tuple(parts)
 
 
-def _target(case: AnnotatedImage, window: Window) -> tuple[Tensor, Tensor]:
-    """Return the class of each pixel with touching objects separated, and whether the class is known."""
-    labels = window.indices(case.labels_YX)
-    classes = np.ones_like(labels) if case.classes_YX is None else window.indices(case.classes_YX)
-    known = classes != IGNORED
-    kept = (part_touching(labels, classes) > 0) & known
-    return torch.from_numpy(np.where(kept, classes, 0)).long(), torch.from_numpy(known)
+@dataclass(frozen=True, slots=True)
+class _Annotation:
+    """Objects, classes and dots of a tile, (y, x) each."""
+
+    labels_YX: NDArray[np.int32]
+    classes_YX: NDArray[np.int32]
+    dots: DotField | None
+
+    @classmethod
+    def read(cls, case: AnnotatedImage, window: Window) -> Self:
+        labels = window.indices(case.labels_YX)
+        classes = np.ones_like(labels) if case.classes_YX is None else window.indices(case.classes_YX)
+        if case.points_N3 is None:
+            return cls(labels, classes, None)
+        corner = window.box.y0, window.box.x0
+        return cls(labels, classes, DotField.of(case.points_N3, window.at_2YX, corner, case.labels_YX.shape))
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Whether the class of a pixel (y, x) is not `IGNORED`."""
+        return np.asarray(self.classes_YX != IGNORED)
+
+    def target(self, maps: MapSettings) -> tuple[Tensor, Tensor]:
+        """Return the class of each pixel, and whether it is known.
+
+        Touching objects are separated, except where a map tells them apart.
+        """
+        labels, known = self.labels_YX, self.known
+        parted = labels if maps.names else part_touching(labels, self.classes_YX)
+        target = np.where((parted > 0) & known, self.classes_YX, 0)
+        if self.dots is not None:
+            near = (self.dots.distance_YX <= maps.dot_px) & (labels == 0)
+            target = np.where(near & known, self.dots.classes_YX, target)
+            known = known & ((labels > 0) | near | (self.dots.distance_YX >= maps.far_px))
+        return torch.from_numpy(target).long(), torch.from_numpy(known)
 
 
 def draw_place(
@@ -214,12 +262,20 @@ def draw_place(
             index = shown[below(len(shown), generator)]
             case = holders[index][below(len(holders[index]), generator)]
             return case, case.census().draw(index, generator)
-    case = cases[below(len(cases), generator)]
+    case = _draw_case(cases, generator)
     height, width = case.labels_YX.shape
     return case, (below(height, generator), below(width, generator))
 
 
-def stack(tiles: Sequence[tuple[Tensor, Tensor, Tensor]]) -> SampleBatch:
+def _draw_case(cases: Sequence[AnnotatedImage], generator: Generator) -> AnnotatedImage:
+    """Draw an image, each as often as its weight states."""
+    totals = list(itertools.accumulate(case.weight for case in cases))
+    if len({case.weight for case in cases}) == 1:
+        return cases[below(len(cases), generator)]
+    return cases[min(bisect.bisect_right(totals, uniform(0, totals[-1], generator)), len(cases) - 1)]
+
+
+def stack(tiles: Sequence[tuple[Tensor, ...]]) -> SampleBatch:
     """Return tiles as one batch."""
     return SampleBatch(*(torch.stack(parts) for parts in zip(*tiles, strict=True)))
 

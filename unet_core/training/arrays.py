@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from skimage.measure import label
 
-from unet_core.class_map import IGNORED, class_map
+from unet_core.class_map import IGNORED
 from unet_core.data.mask_encoding import MOST_LABEL
 from unet_core.data.recoloured import recoloured
 from unet_core.data.sampler import AnnotatedImage
@@ -21,17 +21,15 @@ from unet_core.errors import AnnotationError
 from unet_core.metrics.overlap import Overlaps, confusion, object_scores, object_sums, pixel_scores, pixel_sums
 from unet_core.model_file.checkpoint import load
 from unet_core.networks.unet import SegmentationNetwork
-from unet_core.networks.whole_pass import whole_pass
+from unet_core.networks.whole_pass import whole_outputs
+from unet_core.object_labels import label_objects
 from unet_core.training.config import TrainConfig
-from unet_core.training.model_selection import components, least_px
 from unet_core.training.resume_checkpoint import Position
 from unet_core.training.train_state import use_threads
 from unet_core.training.trainer import BEST, TrainData, TrainJob
 from unet_core.training.trainer import train as run_training
 
 Array = NDArray[Any]
-DEFAULT_THRESHOLD = 0.5
-"""Threshold for a network that stores none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +112,7 @@ def evaluate(model: SegmentationNetwork, images: Sequence[Array], masks: Sequenc
     """Score a network on images in memory, each small enough for one forward pass.
 
     Predictions are what segmentation stores: bytes, the model's own threshold (0.5 if it has none; several classes: the
-    most probable one), 8-connected components without those below the model's smallest area.
+    most probable one), and the objects that the model's settings give.
 
     Args:
         model: Network in eval mode, as `load_model` and `train` return it.
@@ -139,10 +137,9 @@ def evaluate(model: SegmentationNetwork, images: Sequence[Array], masks: Sequenc
     pixels, objects = (np.zeros((spec.foreground, length)) for length in (5, 14))
     for case, shown in zip(cases, recoloured(cases, spec.normalisation), strict=True):
         true_YX, labels_YX = case.class_map[:, :], np.asarray(case.labels_YX[:, :])
-        predicted_YX = class_map(whole_pass(model, shown.image_CYX), spec.threshold or DEFAULT_THRESHOLD)
-        by_class = [components(predicted_YX == number, least_px(spec)) for number in range(1, spec.classes)]
-        for index, found_YX in enumerate(by_class):
-            kept_YX = np.where(true_YX == IGNORED, 0, found_YX)
+        predicted_YX, classes_YX = label_objects(whole_outputs(model, shown.image_CYX), spec)
+        for index in range(spec.foreground):
+            kept_YX = np.where((classes_YX == index + 1) & (true_YX != IGNORED), predicted_YX, 0)
             true_objects_YX = np.where(true_YX == index + 1, labels_YX, 0)
             pixels[index] += pixel_sums(confusion(kept_YX > 0, true_objects_YX > 0, 2), 1)
             objects[index] += object_sums(Overlaps.of(kept_YX, true_objects_YX))

@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from unet_core.data.augmentation import Augmentation
 from unet_core.data.folds import FoldSettings
+from unet_core.data.map_targets import MapSettings
 from unet_core.data.mask_encoding import DataSettings
 from unet_core.data.sampler import Sampling
 from unet_core.model_file.header import describe, resolve
@@ -97,13 +106,24 @@ class FoldsSection(FoldSettings):
 
 
 class OptimiserSection(TrainSection):
-    """Optimiser: ``rate`` is the highest learning rate, ``decay`` the weight decay, ``clip`` the largest norm."""
+    """Optimiser: ``rate`` is the highest learning rate, ``decay`` the weight decay, ``clip`` the largest norm.
+
+    ``average``: decay of the exponential mean of the weights, which is validated and saved; 0: the latest weights are.
+    """
 
     kind: Literal["sgd", "adam", "adamw"] = "adamw"
     rate: Positive = 2e-3
     decay: Annotated[float, Field(ge=0)] = 1e-2
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     clip: Positive | None = 1.0
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.99
+
+    @model_serializer(mode="wrap")
+    def _without_average_as_before(self, fields_of: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = fields_of(self)
+        if not self.average:
+            fields.pop("average", None)
+        return fields
 
 
 class ScheduleSection(TrainSection):
@@ -140,7 +160,7 @@ class StoppingSection(TrainSection):
     The best network by ``monitor`` is kept. Training ends after ``patience`` validations without improvement.
     """
 
-    monitor: Literal["dice", "iou", "loss"] = "dice"
+    monitor: Literal["dice", "iou", "f1_50", "loss"] = "dice"
     every: Count = 200
     images: Count = 12
     patience: Count | None = None
@@ -156,7 +176,11 @@ class TrainComputeSection(TrainSection):
 
 
 class TrainConfig(TrainSection):
-    """Configuration of a training run."""
+    """Configuration of a training run.
+
+    Fields of later versions are left out of the stored configuration where they have no effect, so that a run that was
+    started before them is the same run.
+    """
 
     network: NetworkSection = NetworkSection()
     data: DataSettings = DataSettings()
@@ -164,7 +188,15 @@ class TrainConfig(TrainSection):
     sampling: Sampling = Sampling()
     augment: Augmentation = Augmentation()
     loss: LossSettings = LossSettings()
+    maps: MapSettings = MapSettings()
     optimiser: OptimiserSection = OptimiserSection()
     schedule: ScheduleSection = ScheduleSection()
     stopping: StoppingSection = StoppingSection()
     compute: TrainComputeSection = TrainComputeSection()
+
+    @model_serializer(mode="wrap")
+    def _without_maps_as_before(self, fields_of: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = fields_of(self)
+        if not self.maps.names and not self.network.start:
+            fields.pop("maps", None)
+        return fields

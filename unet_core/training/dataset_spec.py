@@ -44,7 +44,7 @@ def spec_for(cases: Sequence[AnnotatedImage], class_names: Sequence[str], recipe
     chosen = with_target(cases, class_names, recipe)
     mean, std = moments([case.census() for case in recoloured(cases, chosen.normalisation)])
     known = {"mean": [round(one, 4) for one in mean], "std": [round(max(one, LEAST_STD), 4) for one in std]}
-    return UNetSpec.model_validate(chosen.model_dump() | known)
+    return UNetSpec.model_validate(chosen.model_dump() | known | {"maps": recipe.maps.names})
 
 
 def with_target(cases: Sequence[AnnotatedImage], class_names: Sequence[str], recipe: TrainConfig) -> UNetSpec:

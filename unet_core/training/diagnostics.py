@@ -15,10 +15,10 @@ from unet_core.data.sampler import AnnotatedImage, SampleBatch, Sampler, class_f
 from unet_core.device import resolve_device
 from unet_core.networks.activations import SkipGradient, skip_gradients
 from unet_core.networks.unet import SegmentationNetwork
-from unet_core.networks.whole_pass import whole_pass
+from unet_core.networks.whole_pass import whole_outputs
 from unet_core.spec import UNetSpec
 from unet_core.training.loss import loss_for
-from unet_core.training.model_selection import least_px, score
+from unet_core.training.model_selection import score
 from unet_core.training.train_state import TrainState
 from unet_core.training.trainer import TrainJob, generator_from_seed, sizes_px
 from unet_core.training.validation import views
@@ -45,16 +45,16 @@ def samples(order: TrainJob, spec: UNetSpec) -> SampleBatch:
     """Return the first tiles that training draws."""
     sampling = order.recipe.sampling.model_copy(update={"batch": SAMPLES})
     shown = recoloured(order.material.training, spec.normalisation)
-    sampler = Sampler(shown, sizes_px(spec, order.recipe), sampling, order.recipe.augment)
+    maps = order.recipe.maps.model_copy(update={"names": spec.maps})
+    sampler = Sampler(shown, sizes_px(spec, order.recipe), sampling, order.recipe.augment, maps=maps)
     return sampler.draw(generator_from_seed(order.recipe))
 
 
 def threshold_scores(model: SegmentationNetwork, cases: Sequence[AnnotatedImage]) -> ThresholdScores:
     """Score a network for one class at each threshold, without objects below its smallest area."""
     shown = recoloured(cases, model.spec.normalisation)
-    probabilities = (whole_pass(model.eval(), case.image_CYX) for case in shown)
-    least = least_px(model.spec)
-    counts = score(probabilities, cases, [(threshold, least) for threshold in THRESHOLDS])
+    outputs = (whole_outputs(model.eval(), case.image_CYX) for case in shown)
+    counts = score(outputs, cases, [model.spec.model_copy(update={"threshold": one}) for one in THRESHOLDS])
     return ThresholdScores(tuple(pixels.f1 for pixels, _ in counts), tuple(objects.f1 for _, objects in counts))
 
 
@@ -62,11 +62,13 @@ def skip_gradient_norms(
     order: TrainJob, model: SegmentationNetwork, cases: Sequence[AnnotatedImage]
 ) -> tuple[SkipGradient, ...]:
     """Return gradient norms of the training's loss at each skip, on one batch without augmentation."""
-    recipe, spec = order.recipe, model.spec
+    spec = model.spec
+    maps = order.recipe.maps.model_copy(update={"names": spec.maps})
+    recipe = order.recipe.model_copy(update={"maps": maps})
     loss = loss_for(recipe.loss, spec, class_frequencies(order.material.training, spec.classes))
     learner = TrainState.of(model, loss, recipe)
     device = resolve_device(recipe.compute.device)
     shown = recoloured(cases, spec.normalisation)
-    sampler = Sampler(shown, sizes_px(spec, recipe), recipe.sampling, Augmentation.off(), device)
+    sampler = Sampler(shown, sizes_px(spec, recipe), recipe.sampling, Augmentation.off(), device, maps)
     batch = sampler.draw(generator_from_seed(recipe))
     return skip_gradients(model, lambda: learner.loss_of(batch))

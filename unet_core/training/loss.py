@@ -18,8 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, model_valid
 from torch import Tensor
 from torch.nn import functional
 
+from unet_core.data.map_targets import MapSettings
 from unet_core.optional import TRAIN, optional_import
 from unet_core.spec import UNetSpec
+
+CENTRE_WEIGHT = 6.0
+"""Weight of the centre of an object beyond that of other pixels; centres take few of them."""
 
 SMOOTH = 1e-5
 """Pixels added to numerator and denominator of an overlap, so 0 / 0 is 1 and 0 / 1 is 0."""
@@ -88,6 +92,30 @@ def loss_for(settings: LossSettings, spec: UNetSpec, frequencies: Sequence[float
             found = foreground_probability(spec, logits) * inside
             wanted = one_hot(spec, target_NHW)[:, -spec.foreground :] * inside
             parts += [factor * loss(found, wanted) for factor, loss in by_overlap]
+        return torch.stack(parts).sum()
+
+    return total
+
+
+def map_loss_for(settings: MapSettings) -> Loss:
+    """Return the loss of the maps: a function of logits, targets and known pixels, (n, m, y, x) each, in fp32.
+
+    The distance has the squared error, centre and boundary have the binary cross-entropy. Each is a mean over the known
+    pixels of the batch; there is no loss where none is known.
+    """
+
+    def total(logits_NMYX: Tensor, wanted_NMYX: Tensor, known_NMYX: Tensor) -> Tensor:
+        parts = []
+        for index, name in enumerate(settings.names):
+            logits, wanted = logits_NMYX[:, index].float(), wanted_NMYX[:, index]
+            known = known_NMYX[:, index].float()
+            if name == "distance":
+                pixels = (torch.sigmoid(logits) - wanted) ** 2
+            else:
+                pixels = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+            if name == "centre":
+                pixels = pixels * (1 + CENTRE_WEIGHT * wanted)
+            parts.append(getattr(settings, name) * (pixels * known).sum() / known.sum().clamp_min(1))
         return torch.stack(parts).sum()
 
     return total

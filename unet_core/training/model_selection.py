@@ -1,7 +1,7 @@
-"""Selection of threshold and smallest object area by scores on annotated images.
+"""Selection of the settings with which outputs become objects, by scores on annotated images.
 
-Images are scored on what a user would get: mirrored edges, one whole pass in single precision, probabilities rounded to
-bytes, the model's threshold, 8-connected components without those below the model's smallest area.
+Images are scored on what a user would get: mirrored edges, one whole pass in single precision, outputs rounded to
+bytes, and the objects that the settings give.
 """
 
 from __future__ import annotations
@@ -11,77 +11,141 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 from skimage.measure import label
 
-from unet_core.class_map import IGNORED, class_map
-from unet_core.data.dataset_statistics import ClassMap
+from unet_core.class_map import IGNORED
 from unet_core.data.sampler import AnnotatedImage
+from unet_core.metrics.centres import centre_counts
 from unet_core.metrics.overlap import Counts, object_counts, pixel_counts
-from unet_core.spec import UNetSpec
+from unet_core.object_labels import area_range_px, label_objects, without_sizes
+from unet_core.spec import MapName, ObjectSettings, UNetSpec
+
+WITHIN_UM, WITHIN_PX = 4.0, 8.0
+"""Distance within which an object has the centre of a dot, with and without a resolution."""
+SEED_MAPS: tuple[MapName, ...] = ("distance", "centre")
+DEPTHS = (0.02, 0.05, 0.08, 0.12, 0.16, 0.22, 0.3)
+LARGEST = 4.0
+"""Largest object over the 99.5th percentile of annotated areas."""
+
+Scores = tuple[Counts, Counts]
+"""Pixels of outlined images; objects of outlined images and, of images with dots, centres."""
 
 
 def components(mask_YX: NDArray[np.bool_], least_px: int = 1) -> NDArray[np.integer]:
     """Label the 8-connected components of a mask (y, x); those below `least_px` pixels become background."""
-    labels_YX: NDArray[np.integer] = label(mask_YX, connectivity=2)
-    return np.where((np.bincount(labels_YX.ravel()) >= least_px)[labels_YX], labels_YX, 0)
+    return without_sizes(label(mask_YX, connectivity=2), least_px)
 
 
 def least_px(spec: UNetSpec) -> int:
     """Return the smallest object area in pixels; without a resolution a pixel is 1 um2."""
-    return max(1, math.ceil(spec.min_area_um2 / (spec.mpp or 1.0) ** 2))
+    return area_range_px(spec)[0]
+
+
+def unselected(spec: UNetSpec) -> UNetSpec:
+    """Return the spec with the settings that apply before the selection: threshold 0.5, seeds where there is a map."""
+    source = next((name for name in SEED_MAPS if name in spec.maps), None)
+    settings = None if source is None else ObjectSettings(method="seeds", source=source)
+    return spec.model_copy(update={"threshold": None, "min_area_um2": 0.0, "objects": settings})
 
 
 def score(
-    probabilities: Iterable[NDArray[np.uint8]], cases: Iterable[AnnotatedImage], rules: Sequence[tuple[float, int]]
-) -> list[tuple[Counts, Counts]]:
-    """Count pixels and objects of one class for each rule, summed over images; labels are read once per image.
+    outputs: Iterable[NDArray[np.uint8]], cases: Iterable[AnnotatedImage], tried: Sequence[UNetSpec]
+) -> list[Scores]:
+    """Count pixels and objects for each of several settings, summed over images and classes.
 
     Args:
-        probabilities: Bytes (1, y, x) of each image.
+        outputs: Bytes (k + m, y, x) of each image.
         cases: The annotated images.
-        rules: Pairs of threshold and smallest object in pixels.
+        tried: Specs that differ in threshold, areas and object settings.
 
     Returns:
-        Counts of pixels and of objects for each rule.
+        Counts of pixels and of objects for each spec.
     """
-    totals = [(Counts(), Counts())] * len(rules)
-    for probability_KYX, case in zip(probabilities, cases, strict=True):
-        true_YX = np.asarray(case.labels_YX[:, :])
-        unknown_YX = ClassMap(true_YX, case.classes_YX)[:, :] == IGNORED
-        for i, (threshold, least) in enumerate(rules):
-            found_YX = components(class_map(probability_KYX[:1], threshold) > 0, least)
-            found_YX = np.where(unknown_YX, 0, found_YX)
-            pixels, objects = totals[i]
-            counted = pixel_counts(found_YX > 0, true_YX > 0), object_counts(found_YX, true_YX)
-            totals[i] = pixels + counted[0], objects + counted[1]
+    totals: list[Scores] = [(Counts(), Counts())] * len(tried)
+    for output_CYX, case in zip(outputs, cases, strict=True):
+        labelled: dict[UNetSpec, tuple[NDArray[np.integer], NDArray[np.uint8]]] = {}
+        for i, spec in enumerate(tried):
+            every = _of_any_size(spec)
+            if every not in labelled:
+                labelled[every] = label_objects(output_CYX, every)
+            labels_YX, classes_YX = labelled[every]
+            found = _score(without_sizes(labels_YX, *area_range_px(spec)), classes_YX, case, spec)
+            totals[i] = totals[i][0] + found[0], totals[i][1] + found[1]
     return totals
 
 
-def best_threshold(probabilities: Sequence[NDArray[np.uint8]], cases: Sequence[AnnotatedImage]) -> float:
-    """Return the threshold, in steps of 0.05, with the highest sum of object F1 and pixel Dice."""
-    tried = [round(0.05 * step, 2) for step in range(4, 17)]
-    return _best(tried, score(probabilities, cases, [(threshold, 1) for threshold in tried]))
+def _of_any_size(spec: UNetSpec) -> UNetSpec:
+    objects = spec.objects and spec.objects.model_copy(update={"max_area_um2": None})
+    return spec.model_copy(update={"min_area_um2": 0.0, "objects": objects})
 
 
-def best_min_area(probabilities: Sequence[NDArray[np.uint8]], cases: Sequence[AnnotatedImage], spec: UNetSpec) -> float:
-    """Return the smallest object area in um2 with the highest sum of F1 and Dice, at the spec's threshold.
+def _score(
+    found_YX: NDArray[np.integer], classes_YX: NDArray[np.uint8], case: AnnotatedImage, spec: UNetSpec
+) -> Scores:
+    true_YX, labels_YX = case.class_map[:, :], np.asarray(case.labels_YX[:, :])
+    found_YX = np.where(true_YX == IGNORED, 0, found_YX)
+    pixels, objects = Counts(), Counts()
+    for number in range(1, spec.classes):
+        mine_YX = np.where(classes_YX == number, found_YX, 0)
+        if case.points_N3 is not None:
+            dots = case.points_N3[case.points_N3[:, 2] == number, :2]
+            within_px = WITHIN_UM / spec.mpp if spec.mpp else WITHIN_PX
+            objects += centre_counts(_centres(mine_YX), dots, within_px)
+        else:
+            class_YX = true_YX == number
+            pixels += pixel_counts(mine_YX > 0, class_YX)
+            objects += object_counts(mine_YX, np.where(class_YX, labels_YX, 0))
+    return pixels, objects
 
-    Candidates are 0 and 1 to 20 hundredths of the median annotated area (only 0 without annotations); of equals the
-    smallest is returned.
+
+def _centres(labels_YX: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Centres of mass (n, 2) of objects."""
+    ids = np.unique(labels_YX[labels_YX > 0])
+    return np.array(ndimage.center_of_mass(labels_YX > 0, labels_YX, ids)).reshape(-1, 2)
+
+
+def select_objects(outputs: Sequence[NDArray[np.uint8]], cases: Sequence[AnnotatedImage], spec: UNetSpec) -> UNetSpec:
+    """Return the spec with the threshold, object settings and areas of the highest sum of object F1 and pixel Dice.
+
+    Each is chosen with those before it. A network for several classes has no threshold and no smallest area; the
+    largest probability decides. The smallest area is 0 or 1 to 20 hundredths of the median annotated area; of equals
+    the first is chosen. A network with maps also gets a largest area.
     """
+    spec = unselected(spec)
+    if spec.foreground == 1:
+        tried = [round(0.05 * step, 2) for step in range(4, 17)]
+        spec = _best(outputs, cases, [spec.model_copy(update={"threshold": one}) for one in tried])
+    spec = _best(outputs, cases, [spec.model_copy(update={"objects": one}) for one in _settings(spec)])
     areas_px = np.concatenate([_areas_px(np.asarray(case.labels_YX[:, :])) for case in cases])
-    unit_um2 = float(np.median(areas_px)) / 100 * (spec.mpp or 1.0) ** 2 if len(areas_px) else 0.0
-    tried = [round(unit_um2 * hundredths, 2) for hundredths in range(21)]
-    least = [least_px(spec.model_copy(update={"min_area_um2": area_um2})) for area_um2 in tried]
-    return _best(tried, score(probabilities, cases, [(spec.threshold or 0.5, one) for one in least]))
+    pixel_um2 = (spec.mpp or 1.0) ** 2
+    if spec.foreground == 1:
+        unit_um2 = float(np.median(areas_px)) / 100 * pixel_um2 if len(areas_px) else 0.0
+        tried = [round(unit_um2 * hundredths, 2) for hundredths in range(21)]
+        spec = _best(outputs, cases, [spec.model_copy(update={"min_area_um2": one}) for one in tried])
+    if spec.maps and len(areas_px):
+        largest_um2 = math.ceil(LARGEST * float(np.quantile(areas_px, 0.995)) * pixel_um2)
+        settings = (spec.objects or ObjectSettings()).model_copy(update={"max_area_um2": float(largest_um2)})
+        spec = spec.model_copy(update={"objects": settings})
+    return spec
+
+
+def _settings(spec: UNetSpec) -> list[ObjectSettings | None]:
+    """The settings that are tried."""
+    sources = [name for name in SEED_MAPS if name in spec.maps]
+    seeds = [ObjectSettings(method="seeds", source=one, depth=depth) for one in sources for depth in DEPTHS]
+    return [None, *seeds]
+
+
+def _best(outputs: Sequence[NDArray[np.uint8]], cases: Sequence[AnnotatedImage], tried: Sequence[UNetSpec]) -> UNetSpec:
+    """Return the first spec with the highest sum of Dice and F1."""
+    if len(tried) == 1:
+        return tried[0]
+    counted = score(outputs, cases, tried)
+    return max(zip(tried, counted, strict=True), key=lambda one: sum(counts.f1 for counts in one[1]))[0]
 
 
 def _areas_px(labels_YX: NDArray[np.integer]) -> NDArray[np.integer]:
     """Return the pixels of each object."""
     areas_px: NDArray[np.integer] = np.unique(labels_YX[labels_YX != 0], return_counts=True)[1]
     return areas_px
-
-
-def _best(tried: Sequence[float], counted: Sequence[tuple[Counts, Counts]]) -> float:
-    """Return the first candidate with the highest sum of Dice and F1."""
-    return max(zip(tried, counted, strict=True), key=lambda one: sum(counts.f1 for counts in one[1]))[0]

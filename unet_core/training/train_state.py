@@ -9,29 +9,42 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from unet_core.data.sampler import SampleBatch
 from unet_core.device import multiplies_bf16, resolve_device
 from unet_core.errors import DivergedError
 from unet_core.networks.unet import SegmentationNetwork
 from unet_core.training.config import TrainConfig
-from unet_core.training.loss import Loss
+from unet_core.training.loss import Loss, map_loss_for
 from unet_core.training.optimiser import gradient_norms, optimiser_for
 
 
 @dataclass(frozen=True, slots=True)
 class TrainState:
-    """Network, optimiser and loss of a run."""
+    """Network, optimiser and losses of a run.
+
+    Attributes:
+        model: The network that is trained.
+        optimiser: Its optimiser.
+        loss: Loss of the classes.
+        map_loss: Loss of the maps.
+        clip: Largest norm of the gradient.
+        autocast: Whether to compute in bf16.
+        average: Exponential mean of the weights over the steps, if one is kept.
+    """
 
     model: SegmentationNetwork
     optimiser: torch.optim.Optimizer
     loss: Loss
+    map_loss: Loss
     clip: float | None
     autocast: bool
+    average: AveragedModel | None = None
 
     @classmethod
     def of(cls, model: SegmentationNetwork, loss: Loss, recipe: TrainConfig) -> Self:
@@ -39,7 +52,19 @@ class TrainState:
         device = resolve_device(recipe.compute.device)
         model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
         optimiser = optimiser_for(model.parameters(), recipe.optimiser)
-        return cls(model, optimiser, loss, recipe.optimiser.clip, learns_in_bf16(recipe, device))
+        map_loss, clip = map_loss_for(recipe.maps), recipe.optimiser.clip
+        average = None
+        if recipe.optimiser.average:
+            mean = get_ema_multi_avg_fn(recipe.optimiser.average)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            average = AveragedModel(model, multi_avg_fn=mean, use_buffers=True)
+        return cls(model, optimiser, loss, map_loss, clip, learns_in_bf16(recipe, device), average)
+
+    @property
+    def judged(self) -> SegmentationNetwork:
+        """The network that is validated and saved: the mean over the steps where one is kept."""
+        if self.average is None:
+            return self.model
+        return cast("SegmentationNetwork", self.average.module)
 
     @property
     def device(self) -> torch.device:
@@ -72,6 +97,8 @@ class TrainState:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         return value, norms
 
     def loss_of(self, batch: SampleBatch) -> Tensor:
@@ -84,11 +111,17 @@ class TrainState:
         x_NCHW = ((image - mean) / std).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             logits_NCHW = self.model(x_NCHW)
-        return self.loss(logits_NCHW, target, weight)
+        loss = self.loss(logits_NCHW[:, : spec.class_channels], target, weight)
+        if batch.maps_NMHW is None or batch.known_NMHW is None:
+            return loss
+        wanted, known = batch.maps_NMHW.to(self.device), batch.known_NMHW.to(self.device)
+        return loss + self.map_loss(logits_NCHW[:, spec.class_channels :], wanted, known)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state as named tensors on the CPU."""
         named = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        if self.average is not None:
+            named |= {f"average/{name}": tensor for name, tensor in self.average.state_dict().items()}
         for index, state in self.optimiser.state_dict()["state"].items():
             named |= {f"optimiser/{index}/{key}": tensor for key, tensor in state.items() if tensor is not None}
         named["chance/cpu"] = torch.get_rng_state()
@@ -99,6 +132,8 @@ class TrainState:
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore the state from the result of `tensors`."""
         self.model.load_state_dict(_below("model/", tensors))
+        if self.average is not None:
+            self.average.load_state_dict(_below("average/", tensors))
         parameters = list(self.model.parameters())
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _below("optimiser/", tensors).items():

@@ -27,7 +27,7 @@ from unet_core.errors import DivergedError, RecipeError
 from unet_core.model_file.checkpoint import load, save, with_spec
 from unet_core.model_file.header import describe, resolve, sha256
 from unet_core.networks.factory import build
-from unet_core.networks.whole_pass import whole_pass
+from unet_core.networks.whole_pass import whole_outputs
 from unet_core.shapes import ValidShape
 from unet_core.spec import UNetSpec
 from unet_core.training import resume_checkpoint
@@ -35,7 +35,7 @@ from unet_core.training.config import TrainConfig
 from unet_core.training.dataset_spec import spec_for, with_stain
 from unet_core.training.loss import loss_for
 from unet_core.training.metrics_log import MetricsLog
-from unet_core.training.model_selection import best_min_area, best_threshold
+from unet_core.training.model_selection import select_objects
 from unet_core.training.optimiser import rate_at
 from unet_core.training.resume_checkpoint import Position
 from unet_core.training.train_state import TrainState
@@ -150,9 +150,11 @@ class Trainer:
         start = load(resolve(recipe.network.start)) if recipe.network.start else None
         spec = start.spec if start else order.spec()
         frequencies = class_frequencies(material.training, spec.classes)
+        recipe = recipe.model_copy(update={"maps": recipe.maps.model_copy(update={"names": spec.maps})})
         learner = TrainState.of(start or build(spec), loss_for(recipe.loss, spec, frequencies), recipe)
         shown = material.shown(spec)
-        sampler = Sampler(shown.training, sizes_px(spec, recipe), recipe.sampling, recipe.augment, learner.device.type)
+        sizes, device = sizes_px(spec, recipe), learner.device.type
+        sampler = Sampler(shown.training, sizes, recipe.sampling, recipe.augment, device, recipe.maps)
         generator = generator_from_seed(recipe)
         identity = order.identity(spec)
         seen = views(shown.held_back, recipe.stopping.images)
@@ -246,8 +248,9 @@ class Trainer:
         if not self.seen or self.position.judged == step:
             return
         before = time.monotonic()
+        judged = self.learner.judged.eval()
         self.learner.model.eval()
-        scores = {"loss": self._loss_held_back(), **validate(self.learner.model, self.seen)}
+        scores = {"loss": self._loss_held_back(), **validate(judged, self.seen)}
         pace = (time.monotonic() - before) / _pixels(self.seen)
         journal.validated(step, scores)
         self.watcher.validated(step, scores)
@@ -281,7 +284,7 @@ class Trainer:
 
     def _write_models(self) -> None:
         """Write the latest model, and the best one if it is of this step or none was validated."""
-        model, step = self.learner.model, self.position.step
+        model, step = self.learner.judged, self.position.step
         provenance = self.order.provenance(step)
         save(self.order.folder / LAST, model, provenance)
         if self.position.watch.best_step in (None, step):
@@ -301,7 +304,7 @@ def generator_from_seed(recipe: TrainConfig) -> torch.Generator:
 
 
 def choose(path: Path, cases: Sequence[AnnotatedImage], order: TrainJob) -> None:
-    """Select threshold, smallest area and stain on training images and store them in a model file.
+    """Select threshold, object settings, areas and stain on training images and store them in a model file.
 
     A network for several classes has no threshold; the largest probability decides.
 
@@ -312,10 +315,8 @@ def choose(path: Path, cases: Sequence[AnnotatedImage], order: TrainJob) -> None
     """
     model = load(path).to(resolve_device(order.recipe.compute.device))
     spec = with_stain(model.spec, views(order.material.training, CHOOSE_IMAGES), order.recipe)
-    if spec.foreground == 1:
-        probabilities = [whole_pass(model, case.image_CYX) for case in cases]
-        spec = spec.model_copy(update={"threshold": best_threshold(probabilities, cases)})
-        spec = spec.model_copy(update={"min_area_um2": best_min_area(probabilities, cases, spec)})
+    if spec.foreground == 1 or spec.maps:
+        spec = select_objects([whole_outputs(model, case.image_CYX) for case in cases], cases, spec)
     save(path, with_spec(model, spec), describe(path).provenance, precision="half")
 
 
