@@ -24,22 +24,26 @@ def show_summary(summary: DatasetSummary, console: Console) -> None:
 
 
 def _case_table(summary: DatasetSummary) -> Table:
-    table = Table("image", "px", "type", "um/px", "mean", "std", "objects", "% of px")
+    dotted = ["dots"] * any(summary.dots)
+    table = Table("image", "px", "type", "um/px", "mean", "std", "objects", *dotted, "% of px")
     for case in summary.cases[:MOST_SHOWN]:
         mean, std = (" ".join(f"{value:.2f}" for value in values) for values in moments([case.counted]))
         size = f"{case.shape_yx[1]} x {case.shape_yx[0]}"
         mpp = f"{case.mpp:.3g}" if case.mpp else ""
         share = f"{100 * sum(case.class_px[1:]) / case.counted.pixels:.1f}"
         kind, objects = str(case.counted.dtype), str(case.counted.objects)
-        table.add_row(escape(printable(case.name)), size, kind, mpp, mean, std, objects, share)
+        dots = [str(sum(case.dots))] * any(summary.dots)
+        table.add_row(escape(printable(case.name)), size, kind, mpp, mean, std, objects, *dots, share)
     return table
 
 
 def _class_table(summary: DatasetSummary) -> Table:
     title = f"{len(summary.cases)} images of {summary.patients} patients"
-    table = Table("class", "px", "% of px", "images", title=title, title_justify="left")
+    dotted = ["dots"] * any(summary.dots)
+    table = Table("class", "px", "% of px", *dotted, "images", title=title, title_justify="left")
     for number, name in enumerate(("background", *summary.class_names)):
-        holding = sum(case.class_px[number] > 0 for case in summary.cases)
+        holding = sum(case.holds(number) for case in summary.cases)
+        dots = ["" if number == 0 else str(summary.dots[number - 1])] * any(summary.dots)
         share = f"{100 * summary.frequencies[number]:.2f}"
-        table.add_row(escape(printable(name)), str(summary.class_px[number]), share, str(holding))
+        table.add_row(escape(printable(name)), str(summary.class_px[number]), share, *dots, str(holding))
     return table

@@ -6,6 +6,8 @@ that matches no image or two is an error that names the line, and images without
     image      the file's name, with or without its extension, or its path below the folder of images
     patient    images of one patient are never in different folds; default: the slide, else the image itself
     date       2024-05-31; for temporal folds       stratum    for stratified folds       fold    overrides all methods
+    mpp        um per pixel of level 0, where the file states none or a wrong one
+    weight     how often the image is drawn in training, relative to the others; default 1
 
 Other columns are free; ``data.only`` selects lines by the cells of any column.
 """
@@ -13,28 +15,35 @@ Other columns are free; ``data.only`` selects lines by the cells of any column.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
 from pipeline.errors import ConfigError
-from pipeline.inputs.cases_table import read_rows
+from pipeline.inputs.cases_table import decimal_number, read_rows
 from pipeline.inputs.discovery import Candidate, key_of
+from pipeline.slides.resample import MPP_RANGE_UM
 
 IMAGE, SLIDE = "image", "slide"
-COLUMNS = (IMAGE, "patient", SLIDE, "date", "stratum", "fold")
+COLUMNS = (IMAGE, "patient", SLIDE, "date", "stratum", "fold", "mpp", "weight")
 
 
 @dataclass(frozen=True, slots=True)
 class AnnotationRow:
-    """Metadata of an image. Without a table each image is its own patient."""
+    """Metadata of an image. Without a table each image is its own patient.
+
+    ``mpp`` replaces the resolution that the file states, in um per pixel; ``weight`` is the frequency of draws.
+    """
 
     patient: str
     slide: str = ""
     date: date | None = None
     stratum: str = ""
     fold: int | None = None
+    mpp: float | None = None
+    weight: float = 1.0
 
 
 def read_table(path: Path, images: Sequence[Candidate], only: Mapping[str, str | int]) -> dict[str, AnnotationRow]:
@@ -114,6 +123,8 @@ def _row(where: str, key: str, cells: Mapping[str, str]) -> AnnotationRow:
         _date(where, cells),
         cells.get("stratum", ""),
         _fold(where, cells.get("fold", "")),
+        _mpp(where, cells.get("mpp", "")),
+        _weight(where, cells.get("weight", "")),
     )
 
 
@@ -133,3 +144,23 @@ def _fold(where: str, text: str) -> int | None:
     if not (text.isascii() and text.isdigit()):
         raise ConfigError(f"{where}: expected a whole number as fold, found {text!r}")
     return int(text)
+
+
+def _mpp(where: str, text: str) -> float | None:
+    if not text:
+        return None
+    low, high = MPP_RANGE_UM
+    if low <= (mpp := decimal_number(text)) <= high:
+        return mpp
+    raise ConfigError(
+        f"{where}: expected um per pixel from {low:g} to {high:g} with a decimal point, such as 0.25, as mpp, found "
+        f"{text!r}. Leave the cell empty to use the file's own"
+    )
+
+
+def _weight(where: str, text: str) -> float:
+    if not text:
+        return 1.0
+    if (weight := decimal_number(text)) > 0 and math.isfinite(weight):
+        return weight
+    raise ConfigError(f"{where}: expected a number above 0 as weight, found {text!r}. Leave out images not to be used")

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.annotations.cases_table import AnnotationRow, read_table
+from pipeline.annotations.dots import Dots, Points, points_in
 from pipeline.annotations.lazy_arrays import (
     ClassOfObject,
     KnownClasses,
@@ -25,6 +26,7 @@ from pipeline.annotations.lazy_arrays import (
     SlidePixels,
     Windows,
     content_of,
+    no_objects,
 )
 from pipeline.annotations.lazy_components import LazyComponents
 from pipeline.annotations.pairing import Pair, find_images, find_pairs
@@ -96,17 +98,19 @@ def open_dataset(
         found = find_images(images, masks)
         rows = None if cases is None else read_table(cases, found, settings.only)
         chosen = [image for image in found if rows is None or image.key in rows]
-        pairs = find_pairs(chosen, masks, strict=rows is None)
+        of_image = {image.key: rows[image.key] if rows else AnnotationRow(image.key) for image in chosen}
+        pairs = [pair.with_mpp(of_image[pair.key].mpp) for pair in find_pairs(chosen, masks, strict=rows is None)]
         sources, names, remarks = _sources(pairs, settings)
         scales = {pair.key: scale_of(pair, mpp) for pair in pairs}
         built = [case for pair in pairs for case in _cases(pair, sources[pair.key], scales[pair.key])]
-        held = tuple(_held([case for _, case in built], settings.memory_gb))
+        weighted = [replace(case, weight=of_image[key].weight) for key, case in built]
+        held = tuple(_held(weighted, settings.memory_gb))
     owner = {case.name: key for key, case in built}
     known = {pair.key: pair for pair in pairs}
     return Dataset(
         cases=held,
         class_names=names,
-        rows={name: rows[key] if rows else AnnotationRow(key) for name, key in owner.items()},
+        rows={name: of_image[key] for name, key in owner.items()},
         mpp={name: mpp if scales[key] else known[key].mpp for name, key in owner.items()},
         said=(*_of_table(len(found), len(chosen), rows), *remarks, *_of_scales(pairs, scales, mpp)),
     )
@@ -117,11 +121,19 @@ def open_dataset(
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Readers of a pair's objects and classes (None: all objects are of one class), and its annotated parts."""
+    """Annotations of a pair.
+
+    Attributes:
+        objects: Reads ids of objects.
+        classes: Reads classes; None: all objects are of one class.
+        parts: Annotated parts; empty when the whole image is annotated.
+        points_N3: Dots: level-0 y, x and class; None: objects are outlined.
+    """
 
     objects: ReadBox
     classes: ReadBox | None
     parts: tuple[Box, ...] = ()
+    points_N3: Points | None = None
 
     def without(self, ignored: ReadBox) -> _Source:
         """The same with the class ``IGNORED`` where ``ignored`` is True."""
@@ -130,10 +142,12 @@ class _Source:
     def scaled(self, scale: Resolution, shape_yx: tuple[int, int]) -> _Source:
         """The same at another resolution than level 0, whose shape is ``shape_yx``."""
         objects, classes = (
-            None if read is None else NearestPixels(read, scale, shape_yx) for read in (self.objects, self.classes)
+            read if read in (None, no_objects) else NearestPixels(read, scale, shape_yx)
+            for read in (self.objects, self.classes)
         )
         assert objects is not None
-        return _Source(objects, classes, tuple(scaled(part, scale) for part in self.parts))
+        parts = tuple(scaled(part, scale) for part in self.parts)
+        return replace(self, objects=objects, classes=classes, parts=parts)
 
 
 def _sources(
@@ -141,17 +155,55 @@ def _sources(
 ) -> tuple[dict[str, _Source], tuple[str, ...], tuple[str, ...]]:
     """Sources by key, the names of all classes, and remarks."""
     drawn = {pair.key: QuPathObjects.read(pair.mask, pair.shape_yx) for pair in pairs if pair.drawn}
+    dots = _dots(pairs, drawn)
     names, remarks = _names(pairs, drawn, settings)
+    remarks = (*remarks, *_of_dots(dots, names, settings))
     settings = settings if settings.class_names == names else settings.model_copy(update={"classes": names})
     by_colour, ignored, blank = bool(settings.colours), settings.ignored, settings.blank
-    values = {pair.key: MaskValues(pair.mask, by_colour, ignored, blank) for pair in pairs if not pair.drawn}
+    values = {
+        pair.key: MaskValues(pair.mask, by_colour, ignored, blank) for pair in pairs if not (pair.drawn or pair.dotted)
+    }
     meaning = meaning_of([content_of(one) for one in values.values()], settings) if values else None
     sources = {key: _of_drawn(one, names) for key, one in drawn.items()}
     if meaning is not None:
         shapes = {pair.key: pair.shape_yx for pair in pairs}
         sources |= {key: _of_mask(one, meaning, shapes[key]) for key, one in values.items()}
         remarks = (*remarks, meaning.said)
+    points = {key: one.numbered(names) for key, one in dots.items()}
+    sources |= {pair.key: _Source(no_objects, None) for pair in pairs if pair.dotted}
+    sources |= {key: replace(sources[key], points_N3=one) for key, one in points.items()}
     return sources, names, remarks
+
+
+def _dots(pairs: Sequence[Pair], drawn: Mapping[str, QuPathObjects]) -> dict[str, Dots]:
+    """Dots by key: of each table, and of the GeoJSON files that have any."""
+    found = {pair.key: Dots.read_table(pair.mask, pair.shape_yx) for pair in pairs if pair.dotted}
+    beside = {pair.key: Dots.of_drawn(pair.mask, drawn[pair.key], pair.shape_yx) for pair in pairs if pair.drawn}
+    return found | {key: one for key, one in beside.items() if one.kinds}
+
+
+def _of_dots(dots: Mapping[str, Dots], names: tuple[str, ...], settings: DataSettings) -> list[str]:
+    """Remarks on dots. Raises ConfigError for a class that the settings do not name."""
+    if not dots:
+        return []
+    count = sum(len(one.kinds) for one in dots.values())
+    remarks = [f"{len(dots)} images have dots, {count} in all: centres of objects without outlines"]
+    kinds = {kind: where for one in dots.values() for kind, where in zip(one.kinds, one.where, strict=True)}
+    if not (settings.classes or settings.colours):
+        named = sorted(kind for kind in kinds if kind)
+        if named and named != [names[0]]:
+            remarks.append(
+                f"dots of class {', '.join(named)} all count as {names[0]!r}. To learn the classes: --set "
+                f"'data.classes=[{', '.join(named)}]'"
+            )
+        return remarks
+    if unknown := [kind for kind in kinds if kind not in names and (kind or len(names) > 1)]:
+        what = f"class {unknown[0]!r}" if unknown[0] else "a dot without a class"
+        raise ConfigError(
+            f"{kinds[unknown[0]]}: {what}, where data.classes names {', '.join(names)}. Name it there, or give the dot "
+            f"one of these classes"
+        )
+    return remarks
 
 
 def _of_mask(values: MaskValues, meaning: Meaning, shape_yx: tuple[int, int]) -> _Source:
@@ -220,21 +272,28 @@ def _cases(pair: Pair, source: _Source, scale: Resolution | None) -> Iterator[tu
         name = pair.key if not source.parts else f"{pair.key}#{number}"
         image = Windows(pixels, area, pair.dtype, pair.channels)
         classes = None if source.classes is None else Windows(source.classes, area, _CLASS)
-        yield pair.key, AnnotatedImage(name, image, Windows(source.objects, area, _IDS), classes)
+        points = None
+        if source.points_N3 is not None:
+            factor_yx = (1.0, 1.0) if scale is None else scale.level0_from_image_yx
+            points = points_in(area, source.points_N3, pair.shape_yx if scale is None else scale.out_yx, factor_yx)
+        yield pair.key, AnnotatedImage(name, image, Windows(source.objects, area, _IDS), classes, points)
 
 
 def _held(cases: Sequence[AnnotatedImage], memory_gb: float) -> Iterator[AnnotatedImage]:
     """Read cases into memory in their order as long as they fit; the others stay unread."""
     left = memory_gb * 1e9
     for case in cases:
-        arrays = [case.image_CYX, case.labels_YX, *([] if case.classes_YX is None else [case.classes_YX])]
+        drawn = isinstance(case.labels_YX, Windows) and case.labels_YX.read is not no_objects
+        arrays = [case.image_CYX, *([case.labels_YX] if drawn else [])]
+        arrays += [] if case.classes_YX is None else [case.classes_YX]
         needed = sum(array.nbytes for array in arrays if isinstance(array, Windows))
         if needed > left:
             yield case
             continue
         left -= needed
         classes = None if case.classes_YX is None else _whole(case.classes_YX)
-        yield AnnotatedImage(case.name, _whole(case.image_CYX), _whole(case.labels_YX), classes)
+        labels = _whole(case.labels_YX) if drawn else case.labels_YX
+        yield replace(case, image_CYX=_whole(case.image_CYX), labels_YX=labels, classes_YX=classes)
 
 
 def _whole(array: ArrayLike) -> NDArray[Any]:

@@ -26,13 +26,22 @@ _APART = 1.05
 
 @dataclass(frozen=True, slots=True)
 class CaseFacts:
-    """Counts of one annotated image. ``class_px`` are the pixels of background and of each class."""
+    """Counts of one annotated image.
+
+    ``class_px`` are the pixels of background and of each class, ``dots`` the dots of each class; without a place for
+    dots it is empty.
+    """
 
     name: str
     in_memory: bool
     mpp: float | None
     class_px: tuple[int, ...]
     counted: ImageStatistics
+    dots: tuple[int, ...] = ()
+
+    def holds(self, number: int) -> bool:
+        """Whether a class, 0 for background, has a pixel or a dot."""
+        return self.class_px[number] > 0 or (number > 0 and bool(self.dots) and self.dots[number - 1] > 0)
 
     @property
     def shape_yx(self) -> tuple[int, int]:
@@ -54,6 +63,12 @@ class DatasetSummary:
     def class_px(self) -> tuple[int, ...]:
         """Pixels of background and of each class."""
         return tuple(map(sum, zip(*(case.class_px for case in self.cases), strict=True)))
+
+    @property
+    def dots(self) -> tuple[int, ...]:
+        """Dots of each class."""
+        none = (0,) * len(self.class_names)
+        return tuple(map(sum, zip(*(case.dots or none for case in self.cases), strict=True)))
 
     @property
     def frequencies(self) -> tuple[float, ...]:
@@ -105,8 +120,7 @@ def members(annotations: Dataset, summary: DatasetSummary) -> list[FoldMember]:
     found = []
     for case in summary.cases:
         row = annotations.rows[case.name]
-        held = zip(summary.class_names, case.class_px[1:], strict=True)
-        classes = frozenset(name for name, count in held if count)
+        classes = frozenset(name for number, name in enumerate(summary.class_names, 1) if case.holds(number))
         found.append(FoldMember(case.name, row.patient, classes, row.date, row.stratum, row.fold))
     return found
 
@@ -119,16 +133,20 @@ def _facts(case: AnnotatedImage, annotations: Dataset) -> CaseFacts:
     class_px = np.zeros(len(annotations.class_names) + 1, np.int64)
     class_px[: len(counted.counts)] = counted.counts.sum(axis=(1, 2))
     held = not isinstance(case.image_CYX, Windows)
-    return CaseFacts(case.name, held, annotations.mpp[case.name], tuple(class_px.tolist()), counted)
+    dots: tuple[int, ...] = ()
+    if case.points_N3 is not None:
+        dots = tuple(np.bincount(case.points_N3[:, 2].astype(int), minlength=len(class_px))[1:].tolist())
+    return CaseFacts(case.name, held, annotations.mpp[case.name], tuple(class_px.tolist()), counted, dots)
 
 
 def _demand_classes(summary: DatasetSummary) -> None:
-    for name, count in zip(summary.class_names, summary.class_px[1:], strict=True):
-        if not count:
+    for number, name in enumerate(summary.class_names, 1):
+        if not any(case.holds(number) for case in summary.cases):
+            dot = " or dot" if any(case.dots for case in summary.cases) else ""
             some = ", ".join(case.name for case in summary.cases[:3])
             raise ConfigError(
-                f"class {name!r} has not one pixel in {len(summary.cases)} masks ({some} ...): it cannot be learnt. "
-                f"Annotate some, or leave it out of data.classes (data.colours)"
+                f"class {name!r} has not one pixel{dot} in {len(summary.cases)} masks ({some} ...): it cannot be "
+                f"learnt. Annotate some, or leave it out of data.classes (data.colours)"
             )
 
 
@@ -139,7 +157,7 @@ def _odd(cases: Sequence[CaseFacts]) -> Iterator[str]:
     flat = [case.name for case in cases if not any(moments([case.counted])[1])]
     if flat:
         yield f"{len(flat)} images have one value throughout: {', '.join(flat[:5])}"
-    bare = [case.name for case in cases if not case.counted.objects]
+    bare = [case.name for case in cases if not (case.counted.objects or any(case.dots))]
     if bare:
         yield f"{len(bare)} images have no object: {', '.join(bare[:5])}. They are used as background"
     pixels, ignored = sum(case.counted.pixels for case in cases), sum(case.counted.ignored for case in cases)

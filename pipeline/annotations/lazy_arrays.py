@@ -86,6 +86,11 @@ class SlidePixels:
         return open_slide(self.path).read(0, box)
 
 
+def no_objects(box: Box) -> NDArray[np.int32]:
+    """Numbers (y, x) of a box without objects."""
+    return np.zeros(box.shape, np.int32)
+
+
 @dataclass(frozen=True, slots=True)
 class MaskValues:
     """Reads the numbers of a mask.

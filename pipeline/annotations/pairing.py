@@ -1,4 +1,4 @@
-"""Pair images with masks by name, and compare their sizes before pixels are read.
+"""Pair images with masks or tables of dots by name, and compare their sizes before pixels are read.
 
 An image and its mask have the same path below their folders, except for the extension. Nothing is matched by order or
 similarity, and masks of another size are rejected.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pipeline.slides.opening import open_slide
 from pipeline.slides.resample import MPP_RANGE_UM
 
 DRAWN = (".geojson", ".geojson.gz")
+DOTTED = (".csv",)
 PICTURES = (".png", ".tif", ".tiff", ".btf")
 _SHOWN = 5
 
@@ -31,7 +32,8 @@ _SHOWN = 5
 class Pair:
     """An image and its mask, with the properties of the image file.
 
-    ``mpp`` is in um, None where the file states none or one outside the range of microscopes.
+    ``mpp`` is in um, None where the file states none or one outside the range of microscopes. ``override`` is that of
+    the table of cases, which replaces the file's.
     """
 
     key: str
@@ -41,11 +43,21 @@ class Pair:
     channels: int
     dtype: np.dtype[Any]
     mpp: float | None
+    override: float | None = None
 
     @property
     def drawn(self) -> bool:
         """Whether the mask is a QuPath GeoJSON."""
         return self.mask.name.casefold().endswith(DRAWN)
+
+    @property
+    def dotted(self) -> bool:
+        """Whether the mask is a table of dots."""
+        return self.mask.name.casefold().endswith(DOTTED)
+
+    def with_mpp(self, mpp: float | None) -> Pair:
+        """The same with another resolution than the file's; unchanged with None."""
+        return self if mpp is None else replace(self, mpp=mpp, override=mpp)
 
 
 def find_images(images: Path, masks: Path) -> list[Candidate]:
@@ -87,9 +99,9 @@ def find_pairs(images: Sequence[Candidate], masks: Path, *, strict: bool) -> lis
         ConfigError: A partner is missing, or sizes, channels or bit depths differ.
         SlideError: A file cannot be read.
     """
-    of_key = _masks(masks)
-    unpaired = [image for image in images if image.key not in of_key]
     keys = {image.key for image in images}
+    of_key = _masks(masks, keys)
+    unpaired = [image for image in images if image.key not in of_key]
     unused = {key: path for key, path in of_key.items() if key not in keys}
     if unpaired:
         raise ConfigError(_without_mask(unpaired, masks, unused))
@@ -103,15 +115,16 @@ def find_pairs(images: Sequence[Candidate], masks: Path, *, strict: bool) -> lis
     return pairs
 
 
-def _masks(folder: Path) -> dict[str, Path]:
-    """Masks by key: the path below the folder without the extension."""
+def _masks(folder: Path, keys: set[str]) -> dict[str, Path]:
+    """Masks by key: the path below the folder without the extension. Tables count for the keys of images only."""
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder: expected the masks, one for each image, by the same name")
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
-        if path.name.startswith(".") or not path.name.casefold().endswith((*DRAWN, *PICTURES)):
-            continue
         key = _key(path.relative_to(folder))
+        kinds = (*DRAWN, *PICTURES, *(DOTTED if key in keys else ()))  # other tables may lie in the folder too
+        if path.name.startswith(".") or not path.name.casefold().endswith(kinds):
+            continue
         if key in found:
             raise ConfigError(f"two masks of one image: {found[key]} and {path}. Keep one")
         found[key] = path
@@ -135,7 +148,7 @@ def _without_mask(unpaired: Sequence[Candidate], masks: Path, unused: Mapping[st
         hint = f" There is {beside[0]}, which cannot hold labels: save it as PNG or TIFF."
     return (
         f"{len(unpaired)} images without a mask: {_some([str(image.path) for image in unpaired])}. Expected "
-        f"{masks / first.key}.png, .tif or .geojson.{hint} Add the masks, or take these images out"
+        f"{masks / first.key}.png, .tif, .geojson or .csv (dots).{hint} Add the masks, or take these images out"
     )
 
 
@@ -146,7 +159,7 @@ def _pair(image: Candidate, mask: Path) -> Pair:
     mpp = math.sqrt(reader.mpp_yx[0] * reader.mpp_yx[1]) if reader.mpp_yx else None
     mpp = mpp if mpp and low <= mpp <= high else None  # outside the range of microscopes: not a resolution
     pair = Pair(image.key, image.path, mask, shape_yx, reader.channels, reader.dtype, mpp)
-    if not pair.drawn and (found := open_labels(mask).shape_yx) != shape_yx:
+    if not (pair.drawn or pair.dotted) and (found := open_labels(mask).shape_yx) != shape_yx:
         turned = " It is turned by 90 degrees." if found == shape_yx[::-1] else ""
         raise ConfigError(
             f"{mask}: expected {_size(shape_yx)} px as {image.path}, found {_size(found)}.{turned} It belongs to "

@@ -72,10 +72,10 @@ class QuPathObjects:
             shape_yx: Shape of level 0.
 
         Raises:
-            SlideError: A feature is not an area, all annotations lie outside the slide, or a ``Region*`` is not a
-                rectangle or holds no pixel of the slide.
+            SlideError: A feature is neither an area nor a point, all annotations lie outside the slide, or a
+                ``Region*`` is not a rectangle or holds no pixel of the slide.
         """
-        features = read_features(path)
+        features = read_features(path, beside_points=True)
         kinds = [feature.kind.casefold() for feature in features]
         parts = [part for part, kind in zip(features, kinds, strict=True) if kind == ANNOTATED]
         holes = tuple(feature.area for feature, kind in zip(features, kinds, strict=True) if kind in EXCLUDED)

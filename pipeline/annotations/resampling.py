@@ -77,12 +77,14 @@ def scale_of(pair: Pair, mpp: float | None) -> Resolution | None:
         return None
     reader = open_slide(pair.image)
     try:
-        scale = resolution(reader, None, mpp)
+        scale = resolution(reader, pair.override, mpp)
     except SlideError as error:
-        stated = " x ".join(f"{one:g}" for one in reversed(reader.mpp_yx or ()))
+        own = reader.mpp_yx if pair.override is None else (pair.override,)
+        stated = " x ".join(f"{one:g}" for one in reversed(own or ()))
         raise SlideError(
             f"{pair.image}: pixels of {stated} um cannot be resampled to the network's {mpp:g} um: expected square "
-            "ones, enlarged 2.2 times at most. Correct the file's resolution, or train another network on this image"
+            "ones, enlarged 2.2 times at most. Give the right one in a column mpp of the table of cases, or train "
+            "another network on this image"
         ) from error
     return None if scale.level == 0 and scale.resampling.method == "none" else scale
 

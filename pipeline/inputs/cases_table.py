@@ -59,7 +59,7 @@ class Case:
     def priority(self) -> float:
         """Priority of the slide; larger ones come first. Raises TableError when it is not a number."""
         text = self._cell("priority") or "0"
-        if math.isfinite(number := _number(text)):
+        if math.isfinite(number := decimal_number(text)):
             return number
         raise TableError(self.where, f"expected a number as priority, found {text!r}; larger ones come first")
 
@@ -87,7 +87,7 @@ class Case:
 
     def _mpp(self) -> float | str | None:
         mpp = self._cell("mpp")
-        return mpp if mpp == "native" else _number(mpp) if mpp else None
+        return mpp if mpp == "native" else decimal_number(mpp) if mpp else None
 
     def _regions(self) -> str | None:
         regions = self._cell("regions")
@@ -104,7 +104,7 @@ class Case:
             ) from error
 
 
-def _number(text: str) -> float:
+def decimal_number(text: str) -> float:
     """A decimal number as commonly written; NaN for anything else, such as 1_0 or 0,25."""
     return float(text) if _NUMBER.fullmatch(text) else math.nan
 

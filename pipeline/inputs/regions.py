@@ -216,9 +216,63 @@ def _points_inside(holds: Callable[..., Mask], area: bytes, yx: Coordinates, can
 # ---- the file --------------------------------------------------------------------------------------------------------
 
 
-def read_features(path: Path) -> list[Feature]:
-    """Every annotation of a GeoJSON file, excluded areas too. Raises SlideError for what is not an area."""
-    return [Feature.of(path, number, feature) for number, feature in enumerate(_features(path), 1)]
+POINTS = ("Point", "MultiPoint")
+
+
+def read_features(path: Path, *, beside_points: bool = False) -> list[Feature]:
+    """Every area of a GeoJSON file, excluded ones too.
+
+    Args:
+        path: The file.
+        beside_points: Whether points are left out instead of refused.
+
+    Raises:
+        SlideError: A feature is not an area.
+    """
+    return [
+        Feature.of(path, number, feature)
+        for number, feature in enumerate(_features(path), 1)
+        if not (beside_points and _type_of(feature) in POINTS)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class PointFeature:
+    """One point: file and feature for messages, class ("" without one), level-0 coordinates in pixels."""
+
+    where: str
+    kind: str
+    x: float
+    y: float
+
+
+def read_points(path: Path) -> list[PointFeature]:
+    """Every point of a GeoJSON file in the order of the file; each position of a MultiPoint is one.
+
+    Raises:
+        SlideError: A position is invalid.
+    """
+    found = []
+    for number, feature in enumerate(_features(path), 1):
+        if _type_of(feature) in POINTS:
+            where, _, kind = _described(path, number, feature)
+            found += [PointFeature(where, kind, x, y) for x, y in _positions(where, feature["geometry"])]
+    return found
+
+
+def _type_of(feature: Any) -> Any:
+    """Type of the geometry of a feature; None without one."""
+    geometry = feature.get("geometry") if isinstance(feature, dict) else None
+    return geometry.get("type") if isinstance(geometry, dict) else None
+
+
+def _positions(where: str, geometry: Any) -> list[tuple[float, float]]:
+    """Positions (x, y) of a point or of several."""
+    try:
+        shape = shapely.force_2d(shapely.from_geojson(json.dumps(geometry)))
+    except shapely.errors.GEOSException as error:
+        raise SlideError(f"{where}: expected positions [x, y], found something else ({error})") from error
+    return [(float(x), float(y)) for x, y in shapely.get_coordinates(shape)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,16 +286,20 @@ class Feature:
     @classmethod
     def of(cls, path: Path, number: int, feature: Any) -> Feature:
         """Create it from a GeoJSON feature. Raises SlideError naming the file and the feature."""
-        where = f"{path}: feature {number}"
-        if not isinstance(feature, dict):
-            raise SlideError(f"{where}: expected a GeoJSON feature, found {str(feature)[:40]!r}")
-        properties = feature.get("properties") or {}
-        if not isinstance(properties, dict):
-            raise SlideError(f"{where}: expected properties by name, found {str(properties)[:40]!r}")
-        name, kind = _text(properties.get("name")), _class_of(properties.get("classification"))
-        if name or kind:
-            where += f" ({name or kind})"
+        where, name, kind = _described(path, number, feature)
         return cls(name, kind, shapely.to_wkb(_area(where, feature.get("geometry"))))
+
+
+def _described(path: Path, number: int, feature: Any) -> tuple[str, str, str]:
+    """Place for messages, name and class of a feature."""
+    where = f"{path}: feature {number}"
+    if not isinstance(feature, dict):
+        raise SlideError(f"{where}: expected a GeoJSON feature, found {str(feature)[:40]!r}")
+    properties = feature.get("properties") or {}
+    if not isinstance(properties, dict):
+        raise SlideError(f"{where}: expected properties by name, found {str(properties)[:40]!r}")
+    name, kind = _text(properties.get("name")), _class_of(properties.get("classification"))
+    return where + (f" ({name or kind})" if name or kind else ""), name, kind
 
 
 def _text(value: Any) -> str:

@@ -74,9 +74,10 @@ class AnnotatedImage:
         labels_YX: Object ids (y, x), 0 is background.
         classes_YX: Class of each pixel (y, x); None: every object has class 1. Classes outside objects do not count,
             except `IGNORED` (unknown class), which counts everywhere.
-        points_N3: Dots in or instead of outlines: y, x in pixels and class of each, float32; None: objects are
-            outlined. A dot is the centre of an object whose outline is unknown.
-        weight: How often the image is drawn in training, relative to others.
+        points_N3: Dots in or instead of outlines: y, x as array indices (the centre of the first pixel is 0, 0) and
+            class of each, float32; None: objects are outlined. A dot is the centre of an object whose outline is
+            unknown.
+        weight: How often the image is drawn in training, relative to others; above 0.
 
     Raises:
         ValueError: The sizes differ.
