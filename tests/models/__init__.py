@@ -1,0 +1,1 @@
+"""Build the built-in models again from public data."""
