@@ -34,7 +34,7 @@ def write_training_report(request: TrainRequest, prepared: PreparedTraining) -> 
     folds = [diagnose(job, request.out) for job in prepared.orders]
     first = prepared.orders[0]
     tiles = io.BytesIO()
-    draw_panel(samples(first, folds[0].spec), first.material.class_names).save(tiles, format="PNG")
+    draw_panel(samples(first, folds[0].spec), first.material.class_names, folds[0].spec.maps).save(tiles, format="PNG")
     sample_picture = Picture("figures/samples", "Augmented tiles, their targets and weights", tiles.getvalue())
     content = content_of(request, prepared, folds) | {"samples": sample_picture}
     page = render("training.html.j2", content)

@@ -3,12 +3,12 @@
 The samples are drawn by the same function as in training, so a mask that does not match its image, or wrong weights,
 are visible before training starts.
 
-    | tile, target area framed | tile with outlines of the targets | weight of each pixel |
+    | tile, target area framed | tile with outlines of the targets | weight of each pixel | maps |
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +23,27 @@ from pipeline.slide_reader import name_channels
 from unet_core.data.sampler import SampleBatch
 
 GAP_PX, TEXT_PX = 12, 15
+UNKNOWN = (128, 0, 0)
 MIN_SIDE_PX = 200
 """Smaller tiles are enlarged by an integer factor."""
 
 
-def save_panel(path: Path, batch: SampleBatch, class_names: Sequence[str]) -> None:
+def save_panel(path: Path, batch: SampleBatch, class_names: Sequence[str], maps: Sequence[str] = ()) -> None:
     """Write the panel as a PNG."""
-    draw_panel(batch, class_names).save(path)
+    draw_panel(batch, class_names, maps).save(path)
 
 
-def draw_panel(batch: SampleBatch, class_names: Sequence[str]) -> Image.Image:
-    """Draw a row for each sample of the batch. The last two columns show what the loss uses."""
+def draw_panel(batch: SampleBatch, class_names: Sequence[str], maps: Sequence[str] = ()) -> Image.Image:
+    """Draw a row for each sample of the batch. The columns after the first show what the loss uses."""
     images, targets, weights = (np.asarray(part) for part in (batch.image_NCHW, batch.target_NHW, batch.weight_NHW))
     low, high = float(weights.min()), float(weights.max())
     shades = ((weights - low) / max(high - low, 1e-6) * 255).round().astype(np.uint8)
     rows = [_row(*sample, len(class_names)) for sample in zip(images, targets, shades, strict=True)]
-    heads = "augmented tile", f"target: {', '.join(class_names)}", f"weight, black {low:.3g} to white {high:.3g}"
+    rows = [(*cells, *_maps(batch, number)) for number, cells in enumerate(rows)]
+    heads = "augmented tile", f"target: {', '.join(class_names)}", f"weight, black {low:.3g} to white {high:.3g}", *maps
     side = rows[0][0].shape[0]
     step, top = side + GAP_PX, 2 * GAP_PX + TEXT_PX
-    picture = Image.new("RGB", (3 * step + GAP_PX, top + len(rows) * step), WHITE)
+    picture = Image.new("RGB", (len(heads) * step + GAP_PX, top + len(rows) * step), WHITE)
     draw = ImageDraw.Draw(picture)
     for col, head in enumerate(heads):
         draw_text(draw, (GAP_PX + col * step, GAP_PX + TEXT_PX), shorten(head, TEXT_PX, side), TEXT_PX, INK)
@@ -68,6 +70,20 @@ def _row(
     _frame(rgb, inside)
     weights[inside] = shade_HW[..., None]
     return tuple(_enlarged(cell) for cell in (rgb, outlined, weights))
+
+
+def _maps(batch: SampleBatch, number: int) -> Iterator[NDArray[np.uint8]]:
+    """A square (side, side, 3) for each map of a sample; red where its target is unknown, grey outside the target."""
+    if batch.maps_NMHW is None or batch.known_NMHW is None:
+        return
+    tile_px = batch.image_NCHW.shape[-1]
+    for map_HW, known_HW in zip(np.asarray(batch.maps_NMHW[number]), np.asarray(batch.known_NMHW[number]), strict=True):
+        trim = (tile_px - len(map_HW)) // 2
+        cell = np.full((tile_px, tile_px, 3), 128, np.uint8)
+        target = cell[trim : trim + len(map_HW), trim : trim + len(map_HW)]
+        target[:] = (map_HW * 255).round().astype(np.uint8)[..., None]
+        target[known_HW == 0] = UNKNOWN
+        yield _enlarged(cell)
 
 
 def _frame(rgb_YXC: NDArray[np.uint8], inside: tuple[slice, slice]) -> None:

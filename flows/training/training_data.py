@@ -24,6 +24,7 @@ from unet_core.data.sampler import Sampler
 from unet_core.training.config import TrainConfig
 from unet_core.training.dataset_spec import with_target
 from unet_core.training.diagnostics import SAMPLES
+from unet_core.training.resume_checkpoint import continued
 from unet_core.training.trainer import TrainData, TrainJob, generator_from_seed, sizes_px
 
 FOLDS = "folds.json"
@@ -69,7 +70,8 @@ def prepare(request: TrainRequest) -> PreparedTraining:
     """
     recipe, dataset, summary = read(request)
     orders = (
-        TrainJob(folder, _train_data(dataset, *names), recipe) for folder, *names in _splits(request, dataset, summary)
+        TrainJob(folder, _train_data(dataset, *names), continued(folder, recipe))
+        for folder, *names in _splits(request, dataset, summary)
     )
     return PreparedTraining(tuple(orders), summary)
 
@@ -100,10 +102,11 @@ def save_samples(request: TrainRequest, dataset: Dataset) -> Path:
     with as_config_errors():
         spec = with_target(dataset.cases, dataset.class_names, recipe)
     sampling = recipe.sampling.model_copy(update={"batch": SAMPLES})
-    sampler = Sampler(recoloured(dataset.cases, spec.normalisation), sizes_px(spec, recipe), sampling, recipe.augment)
+    cases, sizes = recoloured(dataset.cases, spec.normalisation), sizes_px(spec, recipe)
+    sampler = Sampler(cases, sizes, sampling, recipe.augment, maps=recipe.maps)
     path = request.out / "samples.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_panel(path, sampler.draw(generator_from_seed(recipe)), dataset.class_names)
+    save_panel(path, sampler.draw(generator_from_seed(recipe)), dataset.class_names, recipe.maps.names)
     return path
 
 

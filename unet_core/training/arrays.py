@@ -24,7 +24,7 @@ from unet_core.networks.unet import SegmentationNetwork
 from unet_core.networks.whole_pass import whole_outputs
 from unet_core.object_labels import label_objects
 from unet_core.training.config import TrainConfig
-from unet_core.training.resume_checkpoint import Position
+from unet_core.training.resume_checkpoint import Position, continued
 from unet_core.training.train_state import use_threads
 from unet_core.training.trainer import BEST, TrainData, TrainJob
 from unet_core.training.trainer import train as run_training
@@ -104,7 +104,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     data = TrainData(learnt, [cases[index] for index in sorted(set(held_back))], names)
     with _threads(config):
-        run_training(TrainJob(folder, data, config), NoListener())
+        run_training(TrainJob(folder, data, continued(folder, config)), NoListener())
     return load(folder / BEST)
 
 

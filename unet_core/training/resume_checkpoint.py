@@ -18,7 +18,9 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from unet_core.atomic_write import write_atomically
+from unet_core.data.map_targets import NO_MAPS
 from unet_core.errors import RecipeError
+from unet_core.training.config import TrainConfig
 from unet_core.training.optimiser import ValidationHistory
 
 NAME = "resume.safetensors"
@@ -61,15 +63,40 @@ def read(folder: Path, identity: Mapping[str, Any]) -> SavedRun | None:
     path = folder / NAME
     if not path.exists():
         return None
+    content, tensors = _stored(path)
+    _require_same(folder, content.get("asked", {}), json.loads(json.dumps(identity)))
+    position = content["position"]
+    return SavedRun(Position(**{**position, "watch": ValidationHistory(**position["watch"])}), tensors)
+
+
+def continued(folder: Path, recipe: TrainConfig) -> TrainConfig:
+    """Return the recipe with which a run in this folder was started, where it does not state later settings.
+
+    A run that was started before networks had maps, or before the weights were averaged, goes on without them.
+
+    Raises:
+        RecipeError: The file is damaged.
+    """
+    path = folder / NAME
+    if not path.exists():
+        return recipe
+    stored = _stored(path)[0].get("asked", {}).get("recipe", {})
+    changes: dict[str, Any] = {}
+    if "maps" not in stored and "maps" not in recipe.model_fields_set:
+        changes["maps"] = NO_MAPS
+    if "average" not in stored.get("optimiser", {}) and "average" not in recipe.optimiser.model_fields_set:
+        changes["optimiser"] = recipe.optimiser.model_copy(update={"average": 0.0})
+    return recipe.model_copy(update=changes)
+
+
+def _stored(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             content = json.loads((file.metadata() or {}).get(ENTRY, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
     except (SafetensorError, ValueError) as error:
         raise RecipeError(f"{path}: damaged: {error}. Delete it to start again") from error
-    _require_same(folder, content.get("asked", {}), json.loads(json.dumps(identity)))
-    position = content["position"]
-    return SavedRun(Position(**{**position, "watch": ValidationHistory(**position["watch"])}), tensors)
+    return content, tensors
 
 
 def _require_same(folder: Path, stored: Any, identity: Any) -> None:

@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from unet_core.data.map_targets import MapSettings
 from unet_core.spec import UNetSpec
-from unet_core.training.loss import SMOOTH, LossSettings, foreground_probability, loss_for
+from unet_core.training.loss import SMOOTH, LossSettings, foreground_probability, loss_for, map_loss_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -235,3 +236,34 @@ def test_probabilities_of_both_heads() -> None:
     torch.testing.assert_close(softmax.ravel(), torch.softmax(logits.ravel(), 0)[1:])
     sigmoid = foreground_probability(UNetSpec(classes=4, head="sigmoid"), logits)
     torch.testing.assert_close(sigmoid.ravel(), torch.sigmoid(logits.ravel()))
+
+
+# ---- maps ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_of_maps_equals_its_definition() -> None:
+    settings = MapSettings(names=("distance", "centre", "boundary"), distance=2.0, centre=3.0, boundary=0.5)
+    generator = torch.Generator().manual_seed(1)
+    logits = 2 * torch.randn(2, 3, 4, 5, generator=generator)
+    wanted = torch.rand(2, 3, 4, 5, generator=generator)
+    known = torch.rand(2, 3, 4, 5, generator=generator) < 0.6
+    p, t = 1 / (1 + np.exp(-logits.double().numpy())), wanted.double().numpy()
+    squared, entropy = (p - t) ** 2, -(t * np.log(p) + (1 - t) * np.log(1 - p))
+    pixels = [2.0 * squared[:, 0], 3.0 * entropy[:, 1] * (1 + 6 * t[:, 1]), 0.5 * entropy[:, 2]]
+    expected = sum(one[known[:, i].numpy()].mean() for i, one in enumerate(pixels))
+    assert float(map_loss_for(settings)(logits, wanted, known)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_unknown_pixels_of_a_map_have_no_gradient() -> None:
+    logits = torch.zeros(1, 2, 4, 4, requires_grad=True)
+    known = torch.zeros(1, 2, 4, 4)
+    known[:, 1, :2] = 1
+    map_loss_for(MapSettings())(logits, torch.ones(1, 2, 4, 4), known).backward()
+    assert logits.grad is not None
+    assert not logits.grad[known == 0].any()
+    assert (logits.grad[known == 1] != 0).all()
+
+
+def test_maps_that_are_known_nowhere_cost_nothing() -> None:
+    nothing = torch.zeros(1, 2, 4, 4)
+    assert float(map_loss_for(MapSettings())(torch.randn(1, 2, 4, 4), nothing, nothing)) == 0

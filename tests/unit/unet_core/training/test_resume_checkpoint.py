@@ -11,11 +11,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from tests.unit.unet_core.training_runs import assert_equal_runs, lines, material, recipe, run, state
 from unet_core.errors import RecipeError
 from unet_core.model_file import checkpoint
+from unet_core.model_file.checkpoint import load
 from unet_core.training import resume_checkpoint
+from unet_core.training.resume_checkpoint import continued
 from unet_core.training.train_state import TrainState
 
 
@@ -198,3 +201,51 @@ def test_used_time_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert ended.seconds == pytest.approx(0.03 * 60, abs=0.2)
     steps = [line["step"] for line in lines(tmp_path) if "loss" in line]
     assert steps == list(range(1, ended.step + 1))
+
+
+# ---- settings of later versions --------------------------------------------------------------------------------------
+
+
+def test_a_run_without_maps_and_average_is_stored_as_before_them() -> None:
+    stored = recipe(maps={"names": []}, optimiser={"average": 0.0}).model_dump(mode="json")
+    assert "maps" not in stored
+    assert "average" not in stored["optimiser"]
+
+
+def test_a_run_that_was_started_without_maps_continues_without_them(tmp_path: Path) -> None:
+    """The defaults have changed since it was started; what the user states is not overruled."""
+    before = recipe(maps={"names": []}, optimiser={"average": 0.0})
+    run(tmp_path, before)
+    now = recipe()
+    assert now.maps.names
+    assert now.optimiser.average
+    assert continued(tmp_path, now).model_dump() == before.model_dump()
+    stated = recipe(maps={"names": ["centre"]}, optimiser={"average": 0.5})
+    assert continued(tmp_path, stated) == stated
+    with pytest.raises(RecipeError, match="holds another run"):
+        run(tmp_path, continued(tmp_path, stated))
+
+
+def test_a_run_with_maps_keeps_its_settings(tmp_path: Path) -> None:
+    now = recipe()
+    assert continued(tmp_path, now) == now  # nothing is stored yet
+    run(tmp_path, now)
+    assert continued(tmp_path, now) == now
+
+
+def test_the_saved_model_is_the_exponential_mean_of_the_steps(tmp_path: Path) -> None:
+    """The weights after each step are those of a run of so many steps: a constant rate does not depend on the end."""
+    schedule = {"kind": "constant", "warmup": 0}
+    decay, steps = 0.6, 4
+    latest = []
+    for length in range(1, steps + 1):
+        given = recipe(schedule={**schedule, "steps": length}, optimiser={"average": 0.0})
+        run(tmp_path / f"{length}", given)
+        latest.append(load(tmp_path / f"{length}" / "last.safetensors").state_dict())
+    run(tmp_path / "mean", recipe(schedule={**schedule, "steps": steps}, optimiser={"average": decay}))
+    mean = load(tmp_path / "mean" / "last.safetensors").state_dict()
+    for name, tensor in mean.items():
+        expected = latest[0][name]
+        for one in latest[1:]:
+            expected = decay * expected + (1 - decay) * one[name]
+        torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-6)

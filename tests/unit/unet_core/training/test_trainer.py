@@ -16,7 +16,7 @@ from unet_core.model_file.checkpoint import load
 from unet_core.model_file.header import resolve, sha256
 from unet_core.networks.whole_pass import whole_pass
 from unet_core.spec import UNetSpec
-from unet_core.training.model_selection import best_min_area, best_threshold, least_px, score
+from unet_core.training.model_selection import score, select_objects
 
 
 def test_the_threshold_with_the_best_dice_and_f1_is_chosen() -> None:
@@ -24,10 +24,11 @@ def test_the_threshold_with_the_best_dice_and_f1_is_chosen() -> None:
     truth = part_touching(one.labels_YX) > 0
     probability = np.where(truth, 170, np.where(one.labels_YX > 0, 120, 30)).astype(np.uint8)[None]
     tried = (0.2, 0.5, 0.65)
-    qualities = dict(zip(tried, score([probability], [one], [(t, 1) for t in tried]), strict=True))
-    chosen = best_threshold([probability], [one])
+    specs = [UNetSpec(threshold=threshold) for threshold in tried]
+    qualities = dict(zip(tried, score([probability], [one], specs), strict=True))
+    chosen = select_objects([probability], [one], UNetSpec()).model_copy(update={"min_area_um2": 0.0})
     best = max(sum(counts.f1 for counts in pair) for pair in qualities.values())
-    assert sum(counts.f1 for counts in score([probability], [one], [(chosen, 1)])[0]) >= best
+    assert sum(counts.f1 for counts in score([probability], [one], [chosen])[0]) >= best
     assert qualities[0.65][1].f1 > qualities[0.2][1].f1  # below, touching discs run together
 
 
@@ -39,11 +40,10 @@ def test_the_smallest_area_drops_specks_and_keeps_what_was_annotated(mpp: float 
     specks = np.zeros_like(ground)
     specks[::4, ::4] = specks[1::4, ::4] = ground[::4, ::4] & ground[1::4, ::4]  # two pixels each
     probability = np.where(truth | specks, 200, 30).astype(np.uint8)[None]
-    spec = UNetSpec(mpp=mpp, threshold=0.5)
-    chosen = best_min_area([probability], [one], spec)
-    assert 2 * pixel_um2 < chosen < np.bincount(one.labels_YX.ravel())[1:].min() * pixel_um2
-    rule = 0.5, least_px(spec.model_copy(update={"min_area_um2": chosen}))
-    assert score([probability], [one], [rule]) == score([np.where(truth, 200, 30)[None]], [one], [(0.5, 1)])
+    chosen = select_objects([probability], [one], UNetSpec(mpp=mpp))
+    assert 2 * pixel_um2 < chosen.min_area_um2 < np.bincount(one.labels_YX.ravel())[1:].min() * pixel_um2
+    plain = UNetSpec(mpp=mpp, threshold=chosen.threshold)
+    assert score([probability], [one], [chosen]) == score([np.where(truth, 200, 30)[None]], [one], [plain])
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,7 @@ def test_a_built_in_model_reaches_the_scores_of_its_card(
     cases = annotated(shared_data, kind, [fold])
     shown = recoloured(cases, model.spec.normalisation)
     assert model.spec.threshold is not None
-    rule = model.spec.threshold, least_px(model.spec)
-    ((pixels, objects),) = score((whole_pass(model, c.image_CYX) for c in shown), cases, [rule])
+    ((pixels, objects),) = score((whole_pass(model, c.image_CYX) for c in shown), cases, [model.spec])
     print(f"Dice {pixels.f1:.4f}, F1 at IoU 0.5 {objects.f1:.4f} on {len(cases)} images")
     assert pixels.f1 >= least_dice
     assert objects.f1 >= least_f1

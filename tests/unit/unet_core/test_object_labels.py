@@ -1,0 +1,138 @@
+"""Objects of an image in memory equal those of their definition, flooded pixel by pixel."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from tests.unit.unet_core.training_runs import case
+from unet_core.object_labels import LARGEST_PX, label_objects, split_by_map
+from unet_core.spec import ObjectSettings, UNetSpec
+from unet_core.training.model_selection import select_objects, unselected
+
+Array = NDArray[np.integer]
+
+
+def maxima_of(height: Array, inside: NDArray[np.bool_], depth: int) -> int:
+    """Number of summits that are more than `depth` above the saddle to any higher one, by lowering a water level.
+
+    The highest summit counts always; of two that join, the lower one counts if it rises more than `depth` above.
+    """
+    eight = np.ones((3, 3))
+    summits: list[int] = []
+    components: dict[int, int] = {}
+    previous = np.zeros(height.shape, int)
+    for level in sorted({int(v) for v in height[inside]}, reverse=True):
+        labels, count = ndimage.label(inside & (height >= level), eight)
+        peaks: dict[int, int] = {}
+        for number in range(1, count + 1):
+            before = {int(one) for one in previous[labels == number]} - {0}
+            heights = sorted((components[one] for one in before), reverse=True)
+            peaks[number] = heights[0] if heights else level
+            summits += [peak for peak in heights[1:] if peak - level > depth]
+        previous, components = labels, peaks
+    return len(summits) + len(components)
+
+
+def test_objects_have_as_many_parts_as_summits() -> None:
+    generator = np.random.default_rng(0)
+    split = 0
+    for trial, depth in itertools.product(range(12), (1, 20, 60)):
+        size = 12 + trial
+        smooth = ndimage.gaussian_filter(generator.normal(size=(size, size)), 1.5)
+        height = np.clip(128 + 900 * smooth, 0, 255).astype(np.uint8)
+        mask = ndimage.gaussian_filter(generator.normal(size=(size, size)), 2) > -0.02
+        labels = ndimage.label(mask, np.ones((3, 3)))[0]
+        parts = split_by_map(labels, height, depth)
+        np.testing.assert_array_equal(parts > 0, labels > 0)
+        for number in range(1, labels.max() + 1):
+            own = labels == number
+            found = np.unique(parts[own])
+            assert len(found) == maxima_of(height.astype(int), own, depth)
+            for part in found:
+                assert ndimage.label(parts == part, np.ones((3, 3)))[1] == 1
+            split += len(found) > 1
+    assert split > 20
+
+
+def test_the_parts_of_an_object_do_not_depend_on_its_surroundings() -> None:
+    generator = np.random.default_rng(1)
+    height = np.clip(128 + 60 * ndimage.gaussian_filter(generator.normal(size=(60, 60)), 2) * 8, 0, 255).astype(
+        np.uint8
+    )
+    labels = ndimage.label(ndimage.gaussian_filter(generator.normal(size=(60, 60)), 3) > 0, np.ones((3, 3)))[0]
+    whole = split_by_map(labels, height, 10)
+    for number in range(1, labels.max() + 1):
+        alone = split_by_map(np.where(labels == number, 1, 0), np.where(labels == number, height, 255 - height), 10)
+        own = labels == number
+        pairs = set(zip(whole[own].tolist(), alone[own].tolist(), strict=True))
+        assert len(pairs) == len({one for one, _ in pairs}) == len({other for _, other in pairs})
+
+
+def test_an_object_beyond_the_limit_stays_whole() -> None:
+    labels = np.ones((3, LARGEST_PX + 1), np.int32)
+    height = np.full(labels.shape, 10, np.uint8)
+    height[:, 100] = height[:, 900] = 200
+    assert split_by_map(labels, height, 20).max() == 1
+    assert split_by_map(labels[:, :LARGEST_PX], height[:, :LARGEST_PX], 20).max() == 2
+
+
+def outputs(labels: Array) -> tuple[NDArray[np.uint8], UNetSpec]:
+    """The outputs of a perfect network with a distance map, and its spec."""
+    depth = np.zeros(labels.shape)
+    for number in range(1, labels.max() + 1):
+        own = ndimage.distance_transform_edt(labels == number)
+        depth += own / max(own.max(), 1)
+    planes = np.stack([np.where(labels > 0, 255, 0), 255 * depth]).round().astype(np.uint8)
+    return planes, UNetSpec(maps=("distance",), objects=ObjectSettings(method="seeds", depth=0.2))
+
+
+def test_touching_objects_come_apart_by_seeds_only() -> None:
+    true = case(1).labels_YX[:, :]
+    planes, spec = outputs(true)
+    found, classes = label_objects(planes, spec)
+    assert found.max() == len(np.unique(true)) - 1
+    np.testing.assert_array_equal(classes, true > 0)
+    assert label_objects(planes, spec.model_copy(update={"objects": None}))[0].max() < found.max()
+
+
+def test_objects_outside_the_range_of_areas_are_dropped() -> None:
+    planes, spec = outputs(case(1).labels_YX[:, :])
+    every = label_objects(planes, spec)[0]
+    areas = np.bincount(every.ravel())[1:]
+    low, high = np.quantile(areas, (0.3, 0.7))
+    settings = ObjectSettings(method="seeds", depth=0.2, max_area_um2=float(high) * 0.25)
+    limited = spec.model_copy(update={"mpp": 0.5, "min_area_um2": float(low) * 0.25, "objects": settings})
+    kept = np.unique(label_objects(planes, limited)[0])[1:]
+    np.testing.assert_array_equal(kept, np.flatnonzero((areas >= low) & (areas <= high)) + 1)
+
+
+def test_seeds_are_chosen_where_they_separate_what_is_annotated() -> None:
+    one = case(1)
+    planes, spec = outputs(one.labels_YX[:, :])
+    chosen = select_objects([planes], [one], spec)
+    assert chosen.objects is not None
+    assert chosen.objects.method == "seeds"
+    assert chosen.objects.max_area_um2 is not None
+    assert unselected(spec.model_copy(update={"objects": None})).objects == ObjectSettings(method="seeds")
+
+
+def test_components_are_chosen_where_seeds_only_break_objects() -> None:
+    one = case(1)
+    planes, spec = outputs(one.labels_YX[:, :])
+    joined = ndimage.label(one.labels_YX[:, :] > 0, np.ones((3, 3)))[0].astype(np.int32)
+    generator = np.random.default_rng(0)
+    planes[1] = np.where(planes[0] > 0, generator.integers(0, 256, planes[1].shape), 0)
+    chosen = select_objects([planes], [type(one)(one.name, one.image_CYX, joined)], spec)
+    assert chosen.objects is not None
+    assert chosen.objects.method == "components"
+
+
+@pytest.mark.parametrize("maps", [(), ("centre",)])
+def test_a_method_needs_its_map(maps: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expected the map 'distance' among maps"):
+        UNetSpec.model_validate({"maps": maps, "objects": {"method": "seeds"}})
