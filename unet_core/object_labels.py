@@ -73,8 +73,8 @@ def depth_units(depth: float) -> int:
 def split_by_map(labels_YX: Array, map_YX: Array, depth: int) -> Array:
     """Split each object at the dents between the extended maxima of a map.
 
-    Each object is processed in its own box, without its surroundings. A dent must lie more than `depth` below both maxima. Pixels
-    are flooded from the maxima downwards (scikit-image's `watershed`).
+    Each object is processed in its own box, without its surroundings. A dent must lie more than `depth` below both
+    maxima. Pixels are flooded from the maxima downwards (scikit-image's `watershed`).
 
     Args:
         labels_YX: Objects (y, x), 0 is background.
