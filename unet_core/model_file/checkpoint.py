@@ -80,7 +80,7 @@ def load_model(name_or_path: str | Path) -> SegmentationNetwork:
     """Load a network by name or from a file.
 
     Args:
-        name_or_path: Built-in model (``nuclei``: its newest version, ``nuclei@1``: that version) or a model file.
+        name_or_path: Built-in model (``nuclei``: its default version, ``nuclei@1``: that version) or a model file.
 
     Returns:
         The network in eval mode with single precision weights, on the CPU. ``network.spec`` describes it.

@@ -55,7 +55,8 @@ def resolve(name_or_path: str | Path) -> Path:
     """Return the file of a model.
 
     Args:
-        name_or_path: Built-in model (`nuclei`: newest version, `nuclei@1`: that version) or a file.
+        name_or_path: Built-in model (`nuclei`: its default version, `nuclei@1`: that version) or a file. The default
+            versions are listed in weights/defaults.json; of other names, the newest version is the default.
 
     Raises:
         UnknownModelError: There is no such model or file; the message lists the built-in models.
@@ -64,6 +65,8 @@ def resolve(name_or_path: str | Path) -> Path:
     versions = {path.stem: path for path in built_in()}
     if text in versions:
         return versions[text]
+    if (default := f"{text}@{default_versions().get(text)}") in versions:
+        return versions[default]
     numbered = [(int(stem.rpartition("@")[2]), path) for stem, path in versions.items() if _is_version(stem, text)]
     if numbered:
         return max(numbered)[1]
@@ -79,6 +82,12 @@ def built_in() -> list[Path]:
     split = {path: re.fullmatch(r"(.+)@(\d+)", path.stem) for path in WEIGHTS.glob("*.safetensors")}
     numbered = {path: (found[1], int(found[2])) for path, found in split.items() if found}
     return sorted(numbered, key=lambda path: numbered[path])
+
+
+def default_versions() -> dict[str, int]:
+    """Return the version that each bare name of a built-in model means."""
+    path = WEIGHTS / "defaults.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def _is_version(stem: str, name: str) -> bool:
