@@ -101,10 +101,9 @@ def _basins(height_YX: Array, inside: Array, depth: int) -> Array:
     whole = inside.astype(np.int32)
     if max(inside.shape) - 2 > LARGEST_PX:
         return whole
-    height_YX = np.where(inside, height_YX, 0)
+    height_YX = np.where(inside, height_YX + 1, 0)  # pixels outside lie below the lowest pixel inside
     if label(local_maxima(height_YX) & inside, connectivity=2).max() <= 1:
         return whole
-    # Pixels outside lie below the lowest pixel of the object, so an object flatter than the depth has a maximum too.
     rounded = reconstruction(height_YX - depth, np.where(inside, height_YX, -depth), footprint=np.ones((3, 3)))
     maxima = label(local_maxima(rounded) & inside, connectivity=2)
     if maxima.max() <= 1:
