@@ -118,6 +118,8 @@ class ObjectsSection(Section):
     """What is one object. Null selects the model's own value.
 
     Attributes:
+        method: Connected components, or components that are split between the seeds of a map of the network; ``auto``
+            is the model's own method.
         threshold: Of a single class; several classes use the largest probability.
         connectivity: Neighbours of a pixel.
         min_area_um2: Smaller objects are dropped.
@@ -128,8 +130,10 @@ class ObjectsSection(Section):
         split: Whether touching objects are split by watershed.
         split_depth_um: Objects are split where they narrow by this much on either side.
         split_max_um: Longer objects are not split.
+        seed_depth: With seeds, the depth of the dent in the map between two objects, in 0..1.
     """
 
+    method: Literal["auto", "components", "boundary", "seeds"] = "auto"
     threshold: Annotated[float, Field(gt=0, le=1)] | None = None
     connectivity: Literal[4, 8] = 8
     min_area_um2: Annotated[float, Field(ge=0)] | None = None
@@ -140,6 +144,7 @@ class ObjectsSection(Section):
     split: Literal["none", "watershed"] = "none"
     split_depth_um: Annotated[float, Field(gt=0)] = 0.75
     split_max_um: Annotated[float, Field(gt=0)] = 200.0
+    seed_depth: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
 class OutputsSection(Section):

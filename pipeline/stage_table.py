@@ -34,17 +34,20 @@ class Stage:
     needs_gpu: bool = False
 
 
+MAPS = ("maps/distance", "maps/centre", "maps/boundary")
+"""Artifacts that only networks with the map of that name have."""
+
 STAGE_TABLE: tuple[Stage, ...] = (
     Stage("ingest", 1, 3.0, (), ("image",), (), is_network=True),
     Stage("tissue", 2, 0.5, ("image",), ("tissue", "quality"), ("ingest",), is_network=True),
     Stage(
-        *("predict", 1, 80.0, ("image", "tissue"), ("probability",), ("ingest", "tissue")),
+        *("predict", 1, 80.0, ("image", "tissue"), ("probability", *MAPS), ("ingest", "tissue")),
         is_network=True,
         needs_gpu=True,
     ),
-    Stage("label", 2, 2.0, ("probability",), ("objects",), ("predict",)),
+    Stage("label", 2, 2.0, ("probability", *MAPS), ("objects",), ("predict",)),
     Stage("measure", 2, 2.0, ("image", "probability", "objects"), ("table",), ("ingest", "predict", "label")),
-    Stage("pyramid", 1, 2.0, ("image", "probability", "objects"), ("levels",), ("ingest", "predict", "label")),
+    Stage("pyramid", 1, 2.0, ("image", "probability", *MAPS, "objects"), ("levels",), ("ingest", "predict", "label")),
     Stage("export", 1, 4.0, ("objects", "table"), ("geojson",), ("label", "measure")),
     Stage(
         *("overlay", 3, 0.0, ("image", "tissue", "quality", "objects", "table", "levels"), ("overview",)),

@@ -20,7 +20,7 @@ SLIDE_BYTES = 60_000
 OUTSIDE_BYTES = 1_000_000_000
 """Memory of the command and of Prefect's server, beside the workers."""
 
-LEVEL_0 = {"image": "image", "probability": "probability"}
+LEVEL_0 = {"image": "image", "probability": "probability", "maps": "probability"}
 """Outputs that can be dropped, and their keys in section ``outputs``."""
 
 

@@ -27,7 +27,7 @@ from pipeline.slides.opening import open_slide
 from pipeline.stage_table import INGEST, OVERLAY, PREDICT
 from pipeline.stages.ingest import read_image
 from pipeline.stages.tissue import area_mean
-from pipeline.storage.layout import IMAGE, OVERVIEW, PROBABILITY, TISSUE_UM
+from pipeline.storage.layout import IMAGE, MAPS, OVERVIEW, PROBABILITY, TISSUE_UM
 from pipeline.storage.manifest import write_manifest
 from pipeline.storage.slide_store import Array, ArraySpec, SlideStore
 from pipeline.tissue_detection.threshold import find_tissue
@@ -197,6 +197,7 @@ def _output(name: str) -> str:
     if name.startswith(("objects.", ".work/")):
         return "tables" if name.startswith("objects.") else "records of blocks"
     inside = name.removeprefix("slide.ome.zarr/")
-    group = next((group for group in ("labels", "probability", "tissue") if inside.startswith(group)), "image")
-    full = inside.startswith(("0/", "probability/0/"))
+    groups = ("labels", "probability", "maps", "tissue")
+    group = next((group for group in groups if inside.startswith(group)), "image")
+    full = inside.startswith(("0/", "probability/0/", *(f"{path}/" for path in MAPS.values())))
     return group if full or group in ("labels", "tissue") else f"{group}, coarser"

@@ -23,7 +23,7 @@ GB = 10**9
 COARSER = 4 / 3
 """Size of an array with its pyramid, relative to the array."""
 PROBABILITY, LABELS = 0.6, 0.3
-"""Stored bytes per byte of probability (usually 0.3), and per pixel of labels with tables and polygons."""
+"""Stored bytes per byte of probability (usually 0.3) or of a map, and per pixel of labels with tables and polygons."""
 AROUND = 2_000_000
 """Bytes of the small files of a slide."""
 
@@ -77,7 +77,8 @@ def at_most_bytes(plan: SlidePlan) -> int:
     """The worst-case size of a slide until it is complete: an image that does not compress, and its other outputs."""
     height, width = plan.shape_yx
     image = plan.channels * np.dtype(plan.dtype).itemsize
-    a_pixel = (image + plan.model.spec.foreground * PROBABILITY) * COARSER + LABELS
+    planes = plan.model.spec.foreground + len(plan.model.spec.maps)
+    a_pixel = (image + planes * PROBABILITY) * COARSER + LABELS
     return round(height * width * a_pixel) + AROUND
 
 

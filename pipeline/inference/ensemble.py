@@ -1,14 +1,15 @@
 """The model of a run: one network or an averaged ensemble.
 
 An ensemble has a name, a digest, a spec and a shape like a single network, so plans, estimates and reports need not
-distinguish the two. Members must agree in resolution, channels and classes. Each keeps its own normalisation, halo and
-step. Threshold and smallest area are the means of the members' values. A model of one network has the digest of that
+distinguish the two. Members must agree in resolution, channels, classes, maps and the way in which outputs become
+objects. Each keeps its own normalisation, halo and step. Threshold, smallest area and depth of seeds are the means of
+the members' values, and the largest area is the largest of theirs. A model of one network has the digest of that
 network, so its plan hashes are those of a plain network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -21,10 +22,10 @@ from unet_core.errors import NetworkError
 from unet_core.model_file.header import Weights, describe, resolve, sha256
 from unet_core.normalisation import Normalisation
 from unet_core.shapes import JointShape, ValidShape
-from unet_core.spec import UNetSpec
+from unet_core.spec import ObjectSettings, UNetSpec
 from unet_core.tta import SYMMETRIES
 
-COMMON = ("mpp", "in_channels", "class_names")
+COMMON = ("mpp", "in_channels", "class_names", "maps")
 """Fields of the spec in which members must agree."""
 THRESHOLD = 0.5
 """Threshold of a model that does not state its own."""
@@ -86,6 +87,7 @@ class Ensemble:
         means = {
             "threshold": fmean(member.threshold for member in self.members),
             "min_area_um2": fmean(member.spec.min_area_um2 for member in self.members),
+            "objects": _mean_objects([spec.objects for spec in self.specs]),
         }
         return first.model_copy(update=means)
 
@@ -170,8 +172,7 @@ def _demand_agreement(members: Sequence[EnsembleMember]) -> None:
                 "same. Name each once"
             )
     for member in others:
-        for name in COMMON:
-            expected, found = getattr(first.spec, name), getattr(member.spec, name)
+        for name, expected, found in _to_agree(first.spec, member.spec):
             if expected != found:
                 raise ModelError(
                     f"{first.weights.path} and {member.weights.path}: expected the same {name} to average their "
@@ -179,5 +180,26 @@ def _demand_agreement(members: Sequence[EnsembleMember]) -> None:
                 )
 
 
+def _to_agree(one: UNetSpec, other: UNetSpec) -> Iterator[tuple[str, Any, Any]]:
+    """What two members have in common: its name, and the value of each."""
+    yield from ((name, getattr(one, name), getattr(other, name)) for name in COMMON)
+    first, second = (spec.objects or ObjectSettings() for spec in (one, other))
+    yield "objects.method", first.method, second.method
+    yield "objects.source", first.map_name, second.map_name
+
+
+def _mean_objects(several: Sequence[ObjectSettings | None]) -> ObjectSettings | None:
+    """The settings of an ensemble; None when no member has any."""
+    if not any(several):
+        return None
+    every = [one or ObjectSettings() for one in several]
+    largest = [one.max_area_um2 for one in every]
+    means = {
+        "depth": fmean(one.depth for one in every),
+        "max_area_um2": None if None in largest else max(area for area in largest if area is not None),
+    }
+    return every[0].model_copy(update=means)
+
+
 def _plain(value: Any) -> str:
-    return ", ".join(value) if isinstance(value, tuple) else str(value)
+    return (", ".join(value) or "none") if isinstance(value, tuple) else str(value)

@@ -74,7 +74,7 @@ class LoadedNetwork:
 
 @dataclass(slots=True)
 class Predictor:
-    """Networks in memory, which map (c, h, w) integers to their mean probability as bytes.
+    """Networks in memory, which map (c, h, w) integers to their mean probabilities and maps as bytes.
 
     Attributes:
         members: The networks.
@@ -96,7 +96,7 @@ class Predictor:
 
     @property
     def spec(self) -> UNetSpec:
-        """Spec of the first network; all agree in channels and classes."""
+        """Spec of the first network; all agree in channels, classes and maps."""
         return self.members[0].spec
 
     @property
@@ -105,7 +105,11 @@ class Predictor:
         return JointShape(tuple(one.shape for one in self.members))
 
     def probability(self, region: MirroredRegion, core: Box, tile_px: int) -> Array:
-        """Foreground probabilities as bytes: p * 255, rounded.
+        """Foreground probabilities (k, h, w) of ``core``: the first planes of ``outputs``."""
+        return self.outputs(region, core, tile_px)[: self.spec.foreground]
+
+    def outputs(self, region: MirroredRegion, core: Box, tile_px: int) -> Array:
+        """Foreground probabilities and maps as bytes: p * 255, rounded.
 
         Args:
             region: The image.
@@ -113,7 +117,7 @@ class Predictor:
             tile_px: Side of the core of one network call; halved each time the device runs out of memory.
 
         Returns:
-            (k, h, w) uint8 of the core.
+            (k + m, h, w) uint8 of the core: probabilities, then maps.
 
         Raises:
             ModelError: The network's output is not finite, or even the smallest tile does not fit in memory.
@@ -144,7 +148,7 @@ class Predictor:
         return TileGrid(area, tile_px, self.shape.halo, self.shape.surplus_px(tile_px))
 
     def _tiled(self, region: MirroredRegion, core: Box, side: int) -> Array:
-        answer = np.empty((self.spec.foreground, *core.shape), np.uint8)
+        answer = np.empty((self.spec.foreground + len(self.spec.maps), *core.shape), np.uint8)
         for tile in self.grid(core, side):
             whole = self._call(region.read(tile.read), side, region.colours)
             place = tile.core.shift(-core.y0, -core.x0)
@@ -159,7 +163,7 @@ class Predictor:
             return to_bytes(summed.div_(len(self.members) * len(self.symmetries))).cpu().numpy()
 
     def _passes(self, pixels_CYX: Tensor, side: int, colours: Colours) -> Iterator[Tensor]:
-        """Probabilities (k, side, side) of the core by each network for each orientation of the tile."""
+        """Outputs (k + m, side, side) of the core by each network for each orientation of the tile."""
         for member, own_colours in zip(self.members, colours or (None,) * len(self.members), strict=True):
             own = self.shape.window(member.shape, side)
             crop = slice(member.shape.crop_px, member.shape.crop_px + side)
@@ -208,7 +212,7 @@ class MirroredRegion:
 
 
 def activate(logits_CYX: Tensor, spec: UNetSpec, dtype: torch.dtype) -> Tensor:
-    """Foreground probabilities (k, h, w) from fp32 logits (c, h, w).
+    """Foreground probabilities and maps (k + m, h, w) from fp32 logits (c, h, w).
 
     Raises ModelError when a logit is not finite: an overflow must never look like background.
     """

@@ -1,8 +1,9 @@
-"""Split touching objects by a watershed of their distance transform.
+"""Split touching objects by a watershed of their heights: the distance to their edge, or a map of the network.
 
-Each object is processed in its own bounding box without its surroundings. Markers are the *extended maxima* (h-maxima)
-of the distance in integer units of 1/256 pixel: a dent must lie ``depth`` below both maxima to split an object, equal
-heights are exactly equal, and the result does not depend on the object's position or on other objects.
+Each object is processed in its own bounding box without its surroundings, which lie lower than any of its pixels.
+Markers are the *extended maxima* (h-maxima) of the height in integer units (1/256 pixel of distance, or one grey level
+of a map): a dent must lie more than ``depth`` below both maxima to split an object. Equal heights are exactly equal, so
+the result does not depend on the object's position or on other objects.
 
 Objects of similar width are arranged below each other on a *sheet*, separated by a line of background, so that one call
 of scipy or scikit-image handles many. Only objects with several maxima of any height are reconstructed, as
@@ -25,13 +26,16 @@ from skimage.segmentation import watershed
 
 from pipeline.objects.components import RunLengths, find_runs, rasterize
 from pipeline.objects.moments import lowest
+from unet_core.spec import MapName
 
 Array = NDArray[Any]
 
 LARGEST_PX = 1024
 """Objects with a longer box are not split, whatever limit a user sets: a sheet then takes some 100 MB."""
 
-_UNITS = 256
+PIXEL, WHOLE = 256, 255
+"""Units of height: of one pixel of distance, and of the whole range of a map."""
+
 _SHEET_PX = 2**16  # larger sheets do not fit into the processor's cache
 
 
@@ -40,19 +44,21 @@ class Splitting:
     """Parameters of splitting.
 
     Attributes:
-        depth_px: Depth of the dent between two maxima that splits an object, in pixels.
+        dent: Depth of the dent between two maxima that splits an object: pixels of distance, or 0..1 of a map.
         largest_px: Longest side of the box of an object that is split, in pixels.
         connectivity: 4 or 8.
+        source: The map whose values are heights; None for the distance to the object's edge.
     """
 
-    depth_px: float
+    dent: float
     largest_px: int
     connectivity: int
+    source: MapName | None = None
 
     @property
     def depth(self) -> int:
-        """Depth in units of 1/256 pixel, at least 1."""
-        return max(1, round(self.depth_px * _UNITS))
+        """Depth in units of height, at least 1."""
+        return max(1, round(self.dent * (PIXEL if self.source is None else WHOLE)))
 
     @property
     def hops(self) -> int:
@@ -68,19 +74,21 @@ class SplitParts:
     owner: Array
 
 
-def split_objects(runs: RunLengths, splitting: Splitting) -> SplitParts:
+def split_objects(runs: RunLengths, splitting: Splitting, values: Array | None = None) -> SplitParts:
     """Split objects at the dents between their extended maxima.
 
     Args:
         runs: Runs labelled by object from 0, in any order.
         splitting: Parameters.
+        values: Map value of each pixel of the runs, one run after the other (uint8); None for the distance.
 
     Returns:
         The parts of all objects that were split. Objects with one maximum are not included.
     """
     boxes = _Boxes.of(runs)
-    several = np.concatenate([_NO_ROWS, *(_with_several_maxima(sheet, splitting) for sheet in _sheets(runs, boxes))])
-    candidates = _select(runs, np.isin(runs.label, several))
+    every = _Relief.of(runs, values)
+    several = np.concatenate([_NO_ROWS, *(_with_several_maxima(sheet, splitting) for sheet in _sheets(every, boxes))])
+    candidates = every.select(np.isin(runs.label, several))
     found = [_NO_RUNS]
     owners: list[int] = []
     for sheet in _sheets(candidates, boxes):
@@ -97,8 +105,30 @@ _NO_ROWS: Array = np.zeros(0, np.int64)
 _NO_RUNS = RunLengths(_NO_ROWS, _NO_ROWS, _NO_ROWS, _NO_ROWS)
 
 
-def _select(runs: RunLengths, chosen: Array) -> RunLengths:
-    return RunLengths(runs.label[chosen], runs.y[chosen], runs.x0[chosen], runs.x1[chosen])
+@dataclass(frozen=True, slots=True)
+class _Relief:
+    """Runs, and where their pixels begin in ``values`` (None: heights are distances)."""
+
+    runs: RunLengths
+    begin: Array
+    values: Array | None
+
+    @classmethod
+    def of(cls, runs: RunLengths, values: Array | None) -> _Relief:
+        return cls(runs, np.cumsum(runs.length) - runs.length, values)
+
+    def select(self, chosen: Array) -> _Relief:
+        columns = (getattr(self.runs, name)[chosen] for name in RunLengths.__slots__)
+        return _Relief(RunLengths(*columns), self.begin[chosen], self.values)
+
+    def draw(self, begin: Array, shape_yx: tuple[int, int]) -> Array | None:
+        """Values + 1 in an image in which the runs begin at these flat indices, 0 elsewhere (int32)."""
+        if self.values is None:
+            return None
+        drawn, length = np.zeros(shape_yx[0] * shape_yx[1], np.int32), self.runs.length
+        place = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+        drawn[np.repeat(begin, length) + place] = self.values[np.repeat(self.begin, length) + place] + np.int32(1)
+        return drawn.reshape(shape_yx)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +148,25 @@ class _Boxes:
 
 @dataclass(frozen=True, slots=True)
 class _Sheet:
-    """Objects below each other: ``pixels`` hold the object's number + 1, ``top`` is the first row of each object."""
+    """Objects below each other: ``pixels`` hold the object's number + 1, ``top`` is the first row of each object.
+
+    ``drawn`` holds the heights of a map.
+    """
 
     pixels: Array
     top: Array
+    drawn: Array | None
 
-    def distance(self) -> Array:
-        """Distance to the nearest pixel outside the object, in units of 1/256 pixel (int32)."""
-        return np.asarray(np.rint(ndimage.distance_transform_edt(self.pixels) * _UNITS), np.int32)
+    def height(self) -> Array:
+        """Heights (int32): at least 1 in objects, 0 elsewhere."""
+        if self.drawn is not None:
+            return self.drawn
+        return np.asarray(np.rint(ndimage.distance_transform_edt(self.pixels) * PIXEL), np.int32)
 
 
-def _sheets(runs: RunLengths, boxes: _Boxes) -> Iterator[_Sheet]:
+def _sheets(relief: _Relief, boxes: _Boxes) -> Iterator[_Sheet]:
     """Sheets of about ``_SHEET_PX`` pixels, or of one object that is larger."""
+    runs = relief.runs
     objects = np.unique(runs.label)
     objects = objects[np.argsort(boxes.width[objects], kind="stable")]
     height, width = boxes.height[objects] + 1, boxes.width[objects] + 2
@@ -141,19 +178,22 @@ def _sheets(runs: RunLengths, boxes: _Boxes) -> Iterator[_Sheet]:
         top[objects[here]] = 1 + np.cumsum(height[here]) - height[here]
         shape = 1 + int(height[here].sum()), int(width[here].max())
         first, stop = np.searchsorted(sheet[runs.label], (number, number + 1), sorter=order)
-        yield _arrange(_select(runs, order[first:stop]), boxes, top, shape)
+        yield _arrange(relief.select(order[first:stop]), boxes, top, shape)
 
 
-def _arrange(runs: RunLengths, boxes: _Boxes, top: Array, shape: tuple[int, int]) -> _Sheet:
+def _arrange(relief: _Relief, boxes: _Boxes, top: Array, shape: tuple[int, int]) -> _Sheet:
+    runs = relief.runs
     y, shift = runs.y - boxes.y0[runs.label] + top[runs.label], 1 - boxes.x0[runs.label]
-    raster = np.lexsort((runs.x0 + shift, y))
-    moved = _select(RunLengths(runs.label + 1, y, runs.x0 + shift, runs.x1 + shift), raster)
-    return _Sheet(rasterize(moved, moved.label.astype(np.int32), shape), top)
+    moved = RunLengths(runs.label + 1, y, runs.x0 + shift, runs.x1 + shift)
+    raster = np.lexsort((moved.x0, y))
+    ordered = _Relief(moved, relief.begin, relief.values).select(raster)
+    pixels = rasterize(ordered.runs, ordered.runs.label.astype(np.int32), shape)
+    return _Sheet(pixels, top, ordered.draw(ordered.runs.y * shape[1] + ordered.runs.x0, shape))
 
 
 def _with_several_maxima(sheet: _Sheet, splitting: Splitting) -> Array:
-    """Objects with more than one local maximum of the distance."""
-    maxima = label(local_maxima(sheet.distance(), connectivity=splitting.hops), connectivity=splitting.hops)
+    """Objects with more than one local maximum of the height."""
+    maxima = label(local_maxima(sheet.height(), connectivity=splitting.hops), connectivity=splitting.hops)
     owner = _owners(maxima, sheet.pixels)
     objects, count = np.unique(owner, return_counts=True)
     return objects[count > 1]
@@ -169,13 +209,13 @@ def _owners(numbers: Array, pixels: Array) -> Array:
 
 def _split(sheet: _Sheet, boxes: _Boxes, splitting: Splitting) -> Iterator[tuple[int, RunLengths]]:
     """Each object with several extended maxima and the runs of its basins, in its box padded by one pixel."""
-    mask, distance, depth = sheet.pixels > 0, sheet.distance(), splitting.depth
+    mask, height, depth = sheet.pixels > 0, sheet.height(), splitting.depth
     footprint = ndimage.generate_binary_structure(2, splitting.hops)
     # Pixels outside an object lie below its lowest pixel, so an object flatter than the depth has a maximum too.
-    rounded = reconstruction(distance - depth, np.where(mask, distance, -depth), footprint=footprint)
+    rounded = reconstruction(height - depth, np.where(mask, height, -depth), footprint=footprint)
     maxima = label(local_maxima(rounded, connectivity=splitting.hops) & mask, connectivity=splitting.hops)
     objects, count = np.unique(_owners(maxima, sheet.pixels), return_counts=True)
     for number in objects[count > 1].tolist():
         y0 = int(sheet.top[number]) - 1
         box = np.s_[y0 : y0 + int(boxes.height[number]) + 2, : int(boxes.width[number]) + 2]
-        yield number, find_runs(watershed(-distance[box], maxima[box], connectivity=splitting.hops, mask=mask[box]))
+        yield number, find_runs(watershed(-height[box], maxima[box], connectivity=splitting.hops, mask=mask[box]))

@@ -8,24 +8,25 @@ needed at full resolution.
 
     slide.ome.zarr/0              outputs.image: drop           ->  levels 1.. stay and are what the metadata lists
     slide.ome.zarr/probability/0  outputs.probability: drop     ->  the same
+    slide.ome.zarr/maps/*/0       outputs.probability: drop     ->  the same
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import OutputsSection
 from pipeline.errors import DamagedError
-from pipeline.stage_table import INGEST, PREDICT, STAGE, WRITER
+from pipeline.stage_table import INGEST, MAPS, PREDICT, STAGE, WRITER
 from pipeline.stages.pyramid import lacks_levels
 from pipeline.storage.atomic_files import fsync_dir, read_json, remove, write_json
-from pipeline.storage.layout import ARRAYS, IMAGE, LEVELS, PROBABILITY
+from pipeline.storage.layout import ARRAYS, IMAGE, LEVELS
 from pipeline.storage.slide_store import SlideStore
 
-MAKERS = {ARRAYS[artifact]: WRITER[artifact] for artifact in ("image", "probability")}
+MAKERS = {ARRAYS[artifact]: WRITER[artifact] for artifact in ("image", "probability", *MAPS)}
 """The arrays that can be dropped, and the stage that writes each."""
 
 
@@ -49,7 +50,7 @@ class StagesToRerun:
 
 def unwanted(outputs: OutputsSection) -> frozenset[str]:
     """The arrays that the configuration drops."""
-    settings = {IMAGE: outputs.image, PROBABILITY: outputs.probability}
+    settings = {path: outputs.image if path == IMAGE else outputs.probability for path in MAKERS}
     return frozenset(path for path, setting in settings.items() if setting == "drop")
 
 
@@ -59,16 +60,20 @@ def unwanted_before(manifest: Mapping[str, Any]) -> frozenset[str]:
     return unwanted(OutputsSection(image=outputs.get("image", "keep"), probability=outputs.get("probability", "keep")))
 
 
-def stages_to_rerun(store: SlideStore, hashes: Mapping[str, str], outputs: OutputsSection) -> StagesToRerun:
+def stages_to_rerun(
+    store: SlideStore, hashes: Mapping[str, str], outputs: OutputsSection, left_out: Collection[str] = ()
+) -> StagesToRerun:
     """The complete stages that have to run again, beside those that are not complete under these hashes. Read-only.
 
     Args:
         store: The slide's folder.
         hashes: Plan hash of each stage, in the order in which stages run.
         outputs: Arrays that the result must keep.
+        left_out: Artifacts that this slide does not have.
     """
-    dropped = {path for path in MAKERS if not (store.zarr / path / "zarr.json").exists()}
-    needed = set(MAKERS) - unwanted(outputs)
+    made = set(MAKERS) - {ARRAYS[artifact] for artifact in left_out}
+    dropped = {path for path in made if not (store.zarr / path / "zarr.json").exists()}
+    needed = made - unwanted(outputs)
     stages = []
     for stage in reversed(list(hashes)):  # a stage comes after all stages whose arrays it reads
         writes = {path for path, maker in MAKERS.items() if maker == stage}
@@ -77,7 +82,7 @@ def stages_to_rerun(store: SlideStore, hashes: Mapping[str, str], outputs: Outpu
             stages.append(stage)
             complete = False
         if not complete:
-            needed |= _read_by(store, stage, hashes)
+            needed |= _read_by(store, stage, hashes) & made
     return StagesToRerun(tuple(reversed(stages)))
 
 
@@ -108,6 +113,8 @@ def drop(store: SlideStore, outputs: OutputsSection) -> None:
     """
     for path in sorted(unwanted(outputs)):
         group = (store.zarr / path).parent
+        if not group.exists():  # the network has no such map
+            continue
         _list_only(group, [level for level in _listed(group) if level != "0"])
         _take_unlisted(store, group)
     labels = store.zarr / "labels" / "objects"

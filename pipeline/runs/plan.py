@@ -13,22 +13,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import RunConfig
+from pipeline.config import ObjectsSection, RunConfig
 from pipeline.errors import ConfigError, SlideError
 from pipeline.image_info import ClassInfo, ImageInfo
 from pipeline.inference.ensemble import THRESHOLD, Ensemble
 from pipeline.inputs.discovery import Candidate
 from pipeline.inputs.regions import Regions, find_regions
 from pipeline.inputs.tissue_mask_file import MaskFile, find_mask
+from pipeline.objects.method import resolve
 from pipeline.redaction import Pseudonym
 from pipeline.rendering.contrast import class_colours
 from pipeline.slides.channels import channel_numbers, select_channels
 from pipeline.slides.opening import open_slide
 from pipeline.slides.read_timeout import with_timeout
 from pipeline.slides.resample import Resolution, resolution
-from pipeline.stage_table import STAGE
+from pipeline.stage_table import MAPS, STAGE
 from pipeline.storage.atomic_files import digest
 from unet_core.normalisation import FIT_VERSION
+from unet_core.spec import ObjectSettings
 
 OTSU = "otsu"
 
@@ -120,6 +122,11 @@ class SlidePlan:
         return ClassInfo(spec.class_names, spec.colours or class_colours(spec.foreground))
 
     @property
+    def artifacts_left_out(self) -> frozenset[str]:
+        """Artifacts of the maps that the networks do not compute."""
+        return frozenset(MAPS) - {f"maps/{name}" for name in self.model.spec.maps}
+
+    @property
     def threshold(self) -> float:
         """The user's threshold, else the model's own, else one half."""
         requested = self.config.objects.threshold if self.config.objects else None
@@ -130,6 +137,11 @@ class SlidePlan:
         """The user's smallest area of an object, else the model's own."""
         requested = self.config.objects.min_area_um2 if self.config.objects else None
         return requested if requested is not None else self.model.spec.min_area_um2
+
+    @property
+    def object_settings(self) -> ObjectSettings:
+        """How outputs become objects: the user's settings, else the model's own. Raises ConfigError, see `resolve`."""
+        return resolve(self.config.objects or ObjectsSection(), self.model.spec)
 
     @property
     def discs_um(self) -> tuple[tuple[float, float], ...]:
@@ -286,11 +298,7 @@ def _hashes(source: Mapping[str, Any], plan: SlidePlan) -> dict[str, str]:
     chain.add("tissue", [tissue, mpp, model.shape.halo, stain, *drawn, *fits])
     chain.add("predict", [*model.pixels_depend_on, compute.device, compute.precision])
     if config.objects is not None:
-        resolved: dict[str, Any] = {"threshold": plan.threshold, "min_area_um2": plan.min_area_um2}
-        resolved |= {"open_um": None, "close_um": None, "discs_um": plan.discs_um}
-        if config.objects.split == "none":
-            resolved |= {"split_depth_um": None, "split_max_um": None}
-        chain.add("label", [_dump(config.objects) | resolved, mpp])
+        chain.add("label", [_resolved_objects(config.objects, plan), mpp])
         chain.add("measure", [names, mpp, *named])
     chain.add("pyramid", [names, mpp])
     if config.objects is not None and config.outputs.geojson:
@@ -298,6 +306,19 @@ def _hashes(source: Mapping[str, Any], plan: SlidePlan) -> dict[str, str]:
     if config.outputs.overview:
         chain.add("overlay", [names, mpp])
     return chain.hashes
+
+
+def _resolved_objects(section: ObjectsSection, plan: SlidePlan) -> dict[str, Any]:
+    """Everything that decides labels, resolved. Keys of seeds are left out without them, as in earlier plans."""
+    how = plan.object_settings
+    resolved = _dump(section) | {"threshold": plan.threshold, "min_area_um2": plan.min_area_um2}
+    resolved |= {"open_um": None, "close_um": None, "discs_um": plan.discs_um, "max_area_um2": how.max_area_um2}
+    del resolved["method"], resolved["seed_depth"]
+    if how.method == "seeds":
+        return resolved | {"split_depth_um": None, "seeds": [how.source, how.depth]}
+    if section.split == "none":
+        resolved |= {"split_depth_um": None, "split_max_um": None}
+    return resolved
 
 
 def _per_class(key: str, radius: float | Mapping[str, float], class_names: Sequence[str]) -> list[float]:

@@ -22,7 +22,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.runs.verify import damaged_files
-from pipeline.stage_table import WRITER
+from pipeline.stage_table import MAPS, WRITER
 from pipeline.storage.atomic_files import fsync_dir, remove, sweep_partials
 from pipeline.storage.layout import RESULTS, ZARR, entry_of, path_of
 from pipeline.storage.manifest import is_pruned, read_manifest, rewrite
@@ -33,13 +33,13 @@ ARTIFACTS = {
     "overview": ("overview",),
     "geojson": ("geojson",),
     "labels": ("objects",),
-    "probability": ("probability",),
+    "probability": ("probability", *MAPS),
     "tissue": ("tissue", "quality"),
     "image": ("image",),
 }
 """The parts that can be kept, and their artifacts in the stage table."""
 
-PARTS = {part: tuple(entry_of(path_of(name)) for name in names) for part, names in ARTIFACTS.items()}
+PARTS = {part: tuple(dict.fromkeys(entry_of(path_of(name)) for name in names)) for part, names in ARTIFACTS.items()}
 PARTS["image"] = (ZARR,)
 """Paths of each part. Everything else in the OME-Zarr belongs to the image: its levels and metadata."""
 

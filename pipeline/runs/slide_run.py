@@ -230,7 +230,8 @@ class SlideRun:
         return same and ("pruned" in manifest or unwanted_before(manifest) == unwanted(self.plan.config.outputs))
 
     def _stages_to_rerun(self) -> StagesToRerun:
-        return stages_to_rerun(self.working, self.plan.hashes, self.plan.config.outputs)
+        plan = self.plan
+        return stages_to_rerun(self.working, plan.hashes, plan.config.outputs, plan.artifacts_left_out)
 
     def _cost(self, again: StagesToRerun) -> str:
         return again.cost(self.plan.blocks)

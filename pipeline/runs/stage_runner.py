@@ -111,6 +111,7 @@ def _predict(context: StageContext, plan: SlidePlan, map_blocks: MapBlocks) -> S
         tissue_factor=tissue_factor(plan.resolution.mpp),
         cells=_cells(plan, BadTile.listed(context.store.facts("ingest"))),
         colours=predict.colours_of(context.store.facts("tissue")),
+        maps=plan.model.spec.maps,
     )
     return predict.predict_slide(context, inputs, map_blocks)
 
@@ -133,6 +134,7 @@ def _label(context: StageContext, plan: SlidePlan, map_blocks: MapBlocks) -> Sta
         min_area_um2=plan.min_area_um2,
         discs_um=plan.discs_um,
         regions=plan.regions,
+        method=plan.object_settings,
     )
     return label.label_slide(context, inputs, map_blocks)
 
@@ -143,8 +145,8 @@ def _measure(context: StageContext, plan: SlidePlan, map_blocks: MapBlocks) -> S
 
 
 def _pyramid(context: StageContext, plan: SlidePlan, map_blocks: MapBlocks) -> StageReport:
-    writers = {ARRAYS[artifact]: WRITER[artifact] for artifact in STAGE["pyramid"].reads}
-    arrays = {path: plan.hashes[stage] for path, stage in writers.items() if stage in plan.hashes}
+    made = [artifact for artifact in STAGE["pyramid"].reads if artifact not in plan.artifacts_left_out]
+    arrays = {ARRAYS[artifact]: plan.hashes[WRITER[artifact]] for artifact in made if WRITER[artifact] in plan.hashes}
     inputs = pyramid.PyramidInputs(image=plan.image, classes=plan.classes, arrays=arrays)
     return pyramid.pyramid_slide(context, inputs, map_blocks)
 

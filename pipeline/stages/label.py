@@ -48,6 +48,7 @@ from pipeline.storage.atomic_files import fsync_dir
 from pipeline.storage.layout import OBJECTS, PROBABILITY
 from pipeline.storage.slide_store import ArraySpec, Index
 from unet_core.class_map import class_map, threshold_byte
+from unet_core.spec import ObjectSettings
 
 Array = NDArray[Any]
 
@@ -61,8 +62,8 @@ class LabelInputs:
     """What is an object.
 
     Areas are of merged objects, and their limits are inclusive. Objects with a box of at most ``config.split_max_um``
-    are split where the distance to their edge falls ``config.split_depth_um`` below two maxima. Area limits and regions
-    (by centroid) apply after splitting.
+    are split where the distance to their edge falls ``config.split_depth_um`` below two maxima, or where the map of the
+    seeds falls ``seeds.depth`` below two maxima. Area limits and regions (by centroid) apply after splitting.
 
     Attributes:
         config: The ``objects`` section of the configuration; the fields below replace its values of the same name.
@@ -72,6 +73,7 @@ class LabelInputs:
         discs_um: For each class the radii of the discs that open and close its mask before holes are filled; empty when
             no mask is changed.
         regions: Regions in which objects are kept, in pixels of the slide's level 0; None for the whole image.
+        method: Method of the user or the model, and its settings.
     """
 
     config: ObjectsSection
@@ -80,6 +82,7 @@ class LabelInputs:
     min_area_um2: float
     discs_um: tuple[tuple[float, float], ...]
     regions: Regions | None
+    method: ObjectSettings
 
     @property
     def connectivity(self) -> Literal[4, 8]:
@@ -89,9 +92,11 @@ class LabelInputs:
     @property
     def splitting(self) -> Splitting | None:
         """How objects are split, in pixels; None when they are not."""
+        largest = min(math.floor(self.config.split_max_um / self.image.mpp * (1 + _ROUNDING)), LARGEST_PX)
+        if self.method.method == "seeds":
+            return Splitting(self.method.depth, largest, self.connectivity, self.method.source)
         if self.config.split == "none":
             return None
-        largest = min(math.floor(self.config.split_max_um / self.image.mpp * (1 + _ROUNDING)), LARGEST_PX)
         return Splitting(self.config.split_depth_um / self.image.mpp, largest, self.connectivity)
 
     @property
@@ -103,7 +108,7 @@ class LabelInputs:
     def limits(self) -> Limits:
         """Area limits in pixels; a limit that is an integer up to rounding is that integer."""
         smallest = math.ceil(self._px(self.min_area_um2) * (1 - _ROUNDING))
-        largest_um2 = self.config.max_area_um2
+        largest_um2 = self.method.max_area_um2
         return Limits(smallest, None if largest_um2 is None else self._at_most(largest_um2))
 
     @property
@@ -270,7 +275,7 @@ def _facts(
     context: StageContext, inputs: LabelInputs, joined: BlockGraph, whole: MergedObjects, chosen: _Chosen
 ) -> dict[str, Any]:
     classes, numbered, stands = context.store.read(PROBABILITY).shape[0], chosen.numbered, chosen.whole.stands
-    facts = {
+    facts: dict[str, Any] = {
         "objects": int(numbered.objects.sum()),
         "objects_per_class": _per_class(numbered.objects, classes),
         "area_px_per_class": _per_class(numbered.area_px, classes),
@@ -290,6 +295,8 @@ def _facts(
             "too_large_px": inputs.splitting.largest_px,
             "too_large": int(too_large(whole, inputs.splitting.largest_px).sum()),
         }
+        if inputs.splitting.source is not None:
+            facts["split"] |= {"map": inputs.splitting.source, "depth_byte": inputs.splitting.depth}
     return facts
 
 

@@ -2,6 +2,9 @@
 
 A tile is read with the network's halo (mirrored beyond the slide), starts on a multiple of the network's step, and is
 cropped to its core. So blocks meet without a seam, and cells without tissue cost no call.
+
+Maps of a network are arrays of their own. A block writes its maps first and the probability last, and it is done when
+all of them have it.
 """
 
 from __future__ import annotations
@@ -19,10 +22,11 @@ from pipeline.execution.blocks import Counts, MapBlocks, StageContext, StageRepo
 from pipeline.geometry import Box
 from pipeline.inference.predictor import Colours, MirroredRegion, Predictor, load_networks
 from pipeline.inference.seam_check import Cut, seam_check
-from pipeline.storage.layout import IMAGE, PROBABILITY, TISSUE
+from pipeline.storage.layout import IMAGE, MAPS, PROBABILITY, TISSUE
 from pipeline.storage.slide_store import Array, ArraySpec, Index, StoredArray
 from unet_core.model_file.header import Weights
 from unet_core.normalisation import ColourMap
+from unet_core.spec import MapName
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,7 @@ class PredictInputs:
         tissue_factor: Image pixels along one tissue pixel.
         cells: Cells (rows, cols) of the image to compute where there is tissue; None for all.
         colours: For each network the colour map fitted to this slide; empty when none needs one.
+        maps: Names of the networks' maps, in the order of their planes.
     """
 
     weights: tuple[Weights, ...]
@@ -52,6 +57,7 @@ class PredictInputs:
     tissue_factor: int
     cells: NDArray[np.bool_] | None
     colours: Colours
+    maps: tuple[MapName, ...] = ()
 
 
 def load_network(inputs: PredictInputs) -> Predictor:
@@ -70,21 +76,23 @@ def colours_of(tissue: Mapping[str, Any]) -> Colours:
 
 
 def predict_block(context: StageContext, inputs: PredictInputs, index: Index) -> Counts:
-    """Compute and write one block of probability (k, y, x) uint8; cells that are not computed are 0."""
+    """Compute and write one block of maps (y, x) and probability (k, y, x) uint8; cells not computed are 0."""
     core, store = context.core(index), context.store
     network = load_network(inputs)
     computed = pixels_to_compute(store.read(TISSUE), inputs, core)
     before = network.calls.made
-    pixels = np.zeros((inputs.foreground, *core.shape), np.uint8)
+    pixels = np.zeros((inputs.foreground + len(inputs.maps), *core.shape), np.uint8)
     if computed.any():
         grid = network.grid(core, inputs.tile_px)
         region = MirroredRegion.read_around(store.read(IMAGE), grid, inputs.colours)
         for tile in grid:
             window = tile.core.shift(-core.y0, -core.x0).slices
             if computed[window].any():
-                pixels[(slice(None), *window)] = network.probability(region, tile.core, inputs.tile_px)
+                pixels[(slice(None), *window)] = network.outputs(region, tile.core, inputs.tile_px)
         pixels[:, ~computed] = 0
-    store.write_block(PROBABILITY, context.plan_hash, core, pixels)
+    for name, map_YX in zip(inputs.maps, pixels[inputs.foreground :], strict=True):
+        store.write_block(MAPS[name], context.plan_hash, core, map_YX)
+    store.write_block(PROBABILITY, context.plan_hash, core, pixels[: inputs.foreground])
     return {"network_calls": network.calls.made - before, "halved": int(network.largest_px is not None)}
 
 
@@ -126,13 +134,16 @@ def cell_pixels(cells: Array, box: Box) -> Array:
 
 
 def predict_slide(context: StageContext, inputs: PredictInputs, map_blocks: MapBlocks) -> StageReport:
-    """Write the whole probability, block by block, and check it for seams."""
+    """Write the whole probability and maps, block by block, and check the probability for seams."""
     store = context.store
-    shape = (inputs.foreground, *context.shape_yx)
-    store.create(ArraySpec(PROBABILITY, shape, "uint8", context.block_px, context.plan_hash))
-    done = store.done(PROBABILITY, context.plan_hash)
+    shapes: dict[str, tuple[int, ...]] = {MAPS[name]: context.shape_yx for name in inputs.maps}
+    shapes[PROBABILITY] = (inputs.foreground, *context.shape_yx)
+    for path, shape in shapes.items():
+        store.create(ArraySpec(path, shape, "uint8", context.block_px, context.plan_hash))
+    done = set.intersection(*(store.done(path, context.plan_hash) for path in shapes))
     report = run_blocks("predict", context, done, partial(predict_block, context, inputs), map_blocks)
-    store.commit(PROBABILITY, context.plan_hash)
+    for path in shapes:
+        store.commit(path, context.plan_hash)
     report.facts = _facts(context, inputs)
     store.stamp("predict", context.plan_hash, report.facts)
     return report

@@ -27,7 +27,7 @@ from pipeline.execution.blocks import Counts, MapBlocks, StageContext, StageRepo
 from pipeline.geometry import Box, TileGrid
 from pipeline.image_info import ClassInfo, ImageInfo
 from pipeline.storage.atomic_files import digest, fsync_dir, remove, write_json
-from pipeline.storage.layout import IMAGE, OBJECTS, PROBABILITY
+from pipeline.storage.layout import IMAGE, MAPS, OBJECTS, PROBABILITY
 from pipeline.storage.slide_store import ArraySpec, Index, SlideStore, StoredArray
 
 STAGE = "pyramid"
@@ -45,8 +45,8 @@ class PyramidInputs:
     Attributes:
         image: Scale and channels of the image.
         classes: Names and colours of the classes.
-        arrays: The plan hash of each full-resolution array: IMAGE (required), PROBABILITY and OBJECTS (where they
-            exist).
+        arrays: The plan hash of each full-resolution array: IMAGE (required), PROBABILITY, MAPS and OBJECTS (where
+            they exist).
     """
 
     image: ImageInfo
@@ -54,7 +54,8 @@ class PyramidInputs:
     arrays: Mapping[str, str]
 
     def __post_init__(self) -> None:
-        if not self.image.mpp > 0 or IMAGE not in self.arrays or not set(self.arrays) <= {IMAGE, PROBABILITY, OBJECTS}:
+        known = {IMAGE, PROBABILITY, *MAPS.values(), OBJECTS}
+        if not self.image.mpp > 0 or IMAGE not in self.arrays or not set(self.arrays) <= known:
             raise ValueError(f"no pyramid of {sorted(self.arrays)} at {self.image.mpp} um per pixel")
 
 
@@ -153,7 +154,7 @@ def pyramid_slide(context: StageContext, inputs: PyramidInputs, map_blocks: MapB
     count = len(level_shapes(context.shape_yx))
     _remove_unnamed(store, inputs, count)
     for group, attributes in _groups(store, inputs, count):
-        write_json(group / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {"ome": attributes}})
+        write_json(group / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": attributes})
         fsync_dir(group)
     report.facts = {"levels": count, "arrays": sorted(inputs.arrays)}
     store.stamp(STAGE, context.plan_hash, report.facts)
@@ -223,22 +224,29 @@ def _remove_unnamed(store: SlideStore, inputs: PyramidInputs, count: int) -> Non
         for entry in sorted((store.zarr / path).parent.iterdir()):
             if entry.name.isdigit() and int(entry.name) >= count:
                 remove(entry)
-    for path in {PROBABILITY, OBJECTS} - set(inputs.arrays):
-        group = store.zarr / path.split("/")[0]
+    gone = {path.removesuffix("/0") for path in MAPS.values() if path not in inputs.arrays}
+    gone |= {"probability", "labels", "maps"} - {path.split("/")[0] for path in inputs.arrays}
+    for name in sorted(gone):
+        group = store.zarr / name
         if group.exists():
             remove(group)
 
 
 def _groups(store: SlideStore, inputs: PyramidInputs, count: int) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Folder and ``ome`` attributes of each group, the outermost last, because it makes the others visible."""
+    """Folder and attributes of each group, the outermost last, because it makes the others visible."""
     from pipeline.storage import ome_metadata as ome  # takes 0.2 s, and readers of levels do not need it
 
     if PROBABILITY in inputs.arrays:
         classes, mpp = inputs.classes, inputs.image.mpp
         displayed = ome.omero(classes.names, classes.colours, [(0.0, 255.0)] * len(classes.names), 255)
-        yield store.zarr / "probability", ome.image_attributes("probability", mpp, count, displayed)
+        yield store.zarr / "probability", {"ome": ome.image_attributes("probability", mpp, count, displayed)}
+    maps = [name for name, path in MAPS.items() if path in inputs.arrays]
+    for name in maps:
+        yield store.zarr / "maps" / name, {"ome": ome.map_attributes(name, inputs.image.mpp, count)}
+    if maps:
+        yield store.zarr / "maps", {}
     if OBJECTS in inputs.arrays:
-        yield store.zarr / "labels" / "objects", ome.objects_attributes(inputs.image.mpp, count)
-        yield store.zarr / "labels", ome.labels_attributes()
+        yield store.zarr / "labels" / "objects", {"ome": ome.objects_attributes(inputs.image.mpp, count)}
+        yield store.zarr / "labels", {"ome": ome.labels_attributes()}
     displayed = ome.image_omero(store.read(_level_path(IMAGE, count - 1)), inputs.image.channels)
-    yield store.zarr, ome.image_attributes("image", inputs.image.mpp, count, displayed)
+    yield store.zarr, {"ome": ome.image_attributes("image", inputs.image.mpp, count, displayed)}

@@ -3,14 +3,15 @@
 Two small files for each block stand between the pass that finds pieces and the table of final ids. ``label/wholes``
 holds the object of each piece (its ``root``, counted over the slide), whether its box is small enough to be ``split``,
 and the other blocks into which the block's objects ``reach``. With it a block gathers the runs of its objects from the
-results of the first pass, and writes their parts to ``label/parts``. No pixel is read.
+results of the first pass, and writes their parts to ``label/parts``. Pixels are read only where a map says where to
+split: the map of one block at a time, of which the pixels of the gathered runs are kept, one byte each.
 
 Memory of the tables: 100 bytes a piece and 100 a part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -19,12 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.execution.blocks import Counts, StageContext
-from pipeline.objects.components import BlockGraph, RunLengths
+from pipeline.geometry import Box
+from pipeline.objects.components import BlockGraph, RunLengths, rasterize
 from pipeline.objects.moments import lowest, total
 from pipeline.objects.relabel import MergedObjects
 from pipeline.objects.run_length import PARTS, load_runs
 from pipeline.objects.watershed import Splitting, split_objects
-from pipeline.storage.slide_store import Index
+from pipeline.storage.layout import MAPS
+from pipeline.storage.slide_store import Index, StoredArray
 
 Array = NDArray[Any]
 
@@ -35,7 +38,9 @@ _COLUMNS = ("area", "first", "sum_y", "sum_x", "group", "root")
 def split_block(context: StageContext, splitting: Splitting, index: Index) -> Counts:
     """Write the parts of the objects whose root is in a block."""
     table = context.store.load_result(WHOLES, context.plan_hash, index)
-    parts = split_objects(_gathered(context, index, table), splitting)
+    gathered = list(_gathered(context, index, table))
+    values = None if splitting.source is None else _values(context, MAPS[splitting.source], gathered)
+    parts = split_objects(_joined([runs for _, runs in gathered]), splitting, values)
     runs = parts.runs
     columns = {
         "area": total(runs.label, runs.length),
@@ -50,17 +55,35 @@ def split_block(context: StageContext, splitting: Splitting, index: Index) -> Co
     return {"split_blocks": 1}
 
 
-def _gathered(context: StageContext, index: Index, table: Mapping[str, Array]) -> RunLengths:
-    """Runs of a block's objects, labelled by root counted in the block from 0, in pixels of the image."""
+def _gathered(context: StageContext, index: Index, table: Mapping[str, Array]) -> Iterator[tuple[Box, RunLengths]]:
+    """Each block with runs of a block's objects, labelled by root counted in the block from 0, in image pixels."""
     start, stop = int(table["start"]), int(table["start"]) + len(table["root"])
-    columns: list[tuple[Array, ...]] = []
     for other in [index, *((row, col) for row, col in table["reach"].tolist())]:
         other_table = table if other == index else context.store.load_result(WHOLES, context.plan_hash, other)
         runs, core = load_runs(context.store, context.plan_hash, other), context.core(other)
         root = other_table["root"][runs.label - 1]
         mine = np.flatnonzero((root >= start) & (root < stop) & other_table["split"][runs.label - 1])
-        columns.append((root[mine] - start, runs.y[mine] + core.y0, runs.x0[mine] + core.x0, runs.x1[mine] + core.x0))
-    return RunLengths(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+        x0, x1 = runs.x0[mine] + core.x0, runs.x1[mine] + core.x0
+        yield core, RunLengths(root[mine] - start, runs.y[mine] + core.y0, x0, x1)
+
+
+def _joined(several: Sequence[RunLengths]) -> RunLengths:
+    return RunLengths(*(np.concatenate([getattr(one, name) for one in several]) for name in RunLengths.__slots__))
+
+
+def _values(context: StageContext, path: str, gathered: Iterable[tuple[Box, RunLengths]]) -> Array:
+    """Values of a map at the pixels of the runs, one run after the other; the map of one block is in memory."""
+    stored = context.store.read(path)
+    return np.concatenate([_along(runs, core, stored) for core, runs in gathered])
+
+
+def _along(runs: RunLengths, core: Box, stored: StoredArray) -> Array:
+    """Values of an array (y, x) along runs that lie in ``core``; runs in raster order."""
+    if not len(runs.label):
+        return np.zeros(0, stored.dtype)
+    local = RunLengths(runs.label, runs.y - core.y0, runs.x0 - core.x0, runs.x1 - core.x0)
+    inside = rasterize(local, np.ones(len(runs.label), np.bool_), core.shape)
+    return stored.read(core)[inside]
 
 
 def too_large(whole: MergedObjects, largest_px: int) -> Array:

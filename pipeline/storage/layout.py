@@ -5,8 +5,15 @@ Each name is defined here once, so that readers need not import writers.
 
 from __future__ import annotations
 
+from typing import get_args
+
+from unet_core.spec import MapName
+
 IMAGE, PROBABILITY, OBJECTS = "0", "probability/0", "labels/objects/0"
 """Full-resolution arrays that get a pyramid, as paths in the OME-Zarr."""
+
+MAPS = {name: f"maps/{name}/0" for name in get_args(MapName)}
+"""Full-resolution arrays of a network's maps by their names, as paths in the OME-Zarr. They get a pyramid too."""
 
 TISSUE, QUALITY = "tissue", "quality"
 """Coarse arrays of the tissue stage, as paths in the OME-Zarr."""
@@ -14,7 +21,14 @@ TISSUE, QUALITY = "tissue", "quality"
 ZARR = "slide.ome.zarr"
 """The OME-Zarr, below the slide's folder."""
 
-ARRAYS = {"image": IMAGE, "probability": PROBABILITY, "objects": OBJECTS, "tissue": TISSUE, "quality": QUALITY}
+ARRAYS = {
+    "image": IMAGE,
+    "probability": PROBABILITY,
+    **{f"maps/{name}": path for name, path in MAPS.items()},
+    "objects": OBJECTS,
+    "tissue": TISSUE,
+    "quality": QUALITY,
+}
 """Arrays by their artifact's name in the stage table, as paths in the OME-Zarr."""
 
 TABLE, GEOJSON, OVERVIEW = "objects.parquet", "objects.geojson.gz", "overview.png"

@@ -28,6 +28,12 @@ def image_attributes(name: str, mpp_um: float, levels: int, omero: Omero) -> dic
     return _plain(ImageAttrs.model_validate({"multiscales": [scales], "omero": omero, "version": "0.5"}))
 
 
+def map_attributes(name: str, mpp_um: float, levels: int) -> dict[str, Any]:
+    """The ``ome`` attributes of the group of a (y, x) map: its levels."""
+    scales = _multiscale(name, mpp_um, levels, channels=False)
+    return _plain(ImageAttrs.model_validate({"multiscales": [scales], "version": "0.5"}))
+
+
 def objects_attributes(mpp_um: float, levels: int) -> dict[str, Any]:
     """The ``ome`` attributes of the group of the objects' (y, x) labels; the image is two groups above."""
     scales = _multiscale("objects", mpp_um, levels, channels=False)

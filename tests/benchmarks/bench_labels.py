@@ -35,6 +35,7 @@ from pipeline.objects.table_writer import MeasureInputs
 from pipeline.stages.label import LabelInputs, label_slide
 from pipeline.stages.measure import measure_slide
 from pipeline.storage.slide_store import ArraySpec
+from unet_core.spec import ObjectSettings
 
 SIDE_PX, GRID, BLOCK_PX, CROP_PX = 10_000, 300, 2048, 4096
 ROUNDS, IN_A_ROW = 5, 3
@@ -83,7 +84,7 @@ def ours(root: Path, number: int) -> int:
         StageContext(root, (SIDE_PX, SIDE_PX), BLOCK_PX, f"{number:08d}{stage}") for stage in "lm"
     )
     info = ImageInfo(MPP, (1.0, 1.0), ("red", "green", "blue"))
-    report = label_slide(label_work, LabelInputs(ObjectsSection(), info, 0.5, 0.0, (), None), serial)
+    report = label_slide(label_work, LabelInputs(ObjectsSection(), info, 0.5, 0.0, (), None, ObjectSettings()), serial)
     measure_slide(measure_work, MeasureInputs(info, ("nucleus",), None), serial)
     return int(report.facts["objects"])
 

@@ -62,23 +62,32 @@ def renumbered(marks: Array) -> Array:
     return number[place].reshape(marks.shape)
 
 
-def basins(mask: Array, connectivity: int, depth: int) -> Array:
-    """Watershed of one object in isolation at dents of ``depth`` / 256 pixels."""
+def distances(mask: Array) -> Array:
+    """Distance to the edge in 1/256 pixel."""
+    return np.asarray(np.rint(256 * ndimage.distance_transform_edt(mask)).astype(np.int64))
+
+
+def basins(mask: Array, height: Array, connectivity: int, depth: int) -> Array:
+    """Watershed of one object in isolation at dents of ``depth`` in its heights."""
     hops = HOPS[connectivity]
-    distance = np.rint(256 * ndimage.distance_transform_edt(mask)).astype(np.int64)
     never = -(10**9)
-    ground, seed = np.where(mask, distance, never), np.where(mask, distance - depth, never)
+    ground, seed = np.where(mask, height, never), np.where(mask, height - depth, never)
     flat = reconstruction(seed, ground, footprint=ndimage.generate_binary_structure(2, hops))
     tops = label(local_maxima(flat, connectivity=hops) & mask, connectivity=hops)
-    return np.asarray(watershed(-distance, tops, connectivity=hops, mask=mask))
+    return np.asarray(watershed(-height, tops, connectivity=hops, mask=mask))
 
 
-def split(labels: Array, connectivity: int, depth: int, largest: int) -> Array:
-    """Split every object with a box of at most ``largest`` in its own box, and number all objects again."""
+def split(labels: Array, connectivity: int, depth: int, largest: int, map_YX: Array | None = None) -> Array:
+    """Split every object with a box of at most ``largest`` in its own box, and number all objects again.
+
+    Heights are those of a map, else distances in 1/256 pixel.
+    """
     marks = labels.astype(np.int64) * 10_000
     for one in regionprops(labels):
         if max(one.image.shape) <= largest:
-            marks[one.slice][one.image] += basins(np.pad(one.image, 1), connectivity, depth)[1:-1, 1:-1][one.image]
+            mask = np.pad(one.image, 1)
+            height = distances(mask) if map_YX is None else np.pad(map_YX[one.slice].astype(np.int64), 1)
+            marks[one.slice][one.image] += basins(mask, height, connectivity, depth)[1:-1, 1:-1][one.image]
     return renumbered(marks)
 
 

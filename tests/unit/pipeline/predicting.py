@@ -43,7 +43,7 @@ def model_of(weights: Path) -> SegmentationNetwork:
 
 
 def whole_pass(weights: Path, image_CYX: Image) -> NDArray[np.uint8]:
-    """One forward pass over the mirrored image, cropped: softmax (or sigmoid) in fp32, foreground as bytes."""
+    """One forward pass over the mirrored image, cropped: softmax (or sigmoid) in fp32, foreground and maps as bytes."""
     model = model_of(weights)
     spec, step = model.spec, 2**model.spec.depth
     around = 6 * step - 4 if spec.padding == "valid" else 12 * step  # same: far beyond what its zeros can reach
@@ -55,9 +55,16 @@ def whole_pass(weights: Path, image_CYX: Image) -> NDArray[np.uint8]:
     x = (padded.astype(np.float32) / np.float32(np.iinfo(image_CYX.dtype).max) - mean) / std
     with torch.inference_mode():
         logits = model(torch.from_numpy(x)[None])[0].double()
-        p = torch.sigmoid(logits) if spec.head == "sigmoid" else torch.softmax(logits, 0)[1:]
+        p = answers(logits, spec)
     start = 0 if spec.padding == "valid" else around
     return np.asarray(np.rint(p.numpy() * 255), np.uint8)[:, start : start + height, start : start + width]
+
+
+def answers(logits_CYX: torch.Tensor, spec: UNetSpec) -> torch.Tensor:
+    """Foreground probabilities, then maps, which are the last channels."""
+    classes, maps = logits_CYX[: len(logits_CYX) - len(spec.maps)], logits_CYX[len(logits_CYX) - len(spec.maps) :]
+    p = torch.sigmoid(classes) if spec.head == "sigmoid" else torch.softmax(classes, 0)[1:]
+    return torch.cat((p, torch.sigmoid(maps)))
 
 
 def assert_equal_to_rounding(found: Image, expected: Image, share: float = 1e-4) -> None:
@@ -95,6 +102,12 @@ class Slide:
     def probability(self) -> NDArray[np.uint8]:
         return self.work.store.read(PROBABILITY)[()]
 
+    @property
+    def outputs(self) -> NDArray[np.uint8]:
+        """Probabilities, then maps (k + m, y, x)."""
+        maps = [self.work.store.read(f"maps/{name}/0")[()][None] for name in self.section.maps]
+        return np.concatenate([self.probability, *maps])
+
 
 def all_tissue(shape_yx: tuple[int, int]) -> NDArray[np.bool_]:
     return np.ones([-(-side // FACTOR) for side in shape_yx], bool)
@@ -111,11 +124,11 @@ def slide(
     work = StageContext(root, image.shape[-2:], block, PLAN)
     put_array(work.store, "0", image, "image", block)
     put_array(work.store, "tissue", all_tissue(image.shape[-2:]), "tissue", block)
-    foreground = model_of(weights).spec.foreground
+    spec = model_of(weights).spec
     inputs = PredictInputs(
         weights=chosen(weights),
         tta="none",
-        foreground=foreground,
+        foreground=spec.foreground,
         step_px=16,
         device="cpu",
         precision=precision,
@@ -123,6 +136,7 @@ def slide(
         tissue_factor=FACTOR,
         cells=None,
         colours=(),
+        maps=spec.maps,
     )
     return Slide(work, inputs)
 

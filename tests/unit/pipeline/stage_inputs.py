@@ -7,7 +7,9 @@ from typing import Any
 from pipeline.config import ObjectsSection
 from pipeline.image_info import ClassInfo, ImageInfo
 from pipeline.inputs.regions import Regions
+from pipeline.objects.method import resolve
 from pipeline.stages.label import LabelInputs
+from unet_core.spec import UNetSpec
 
 RGB = ("red", "green", "blue")
 NUCLEUS = ClassInfo(("nucleus",), ((0, 190, 60),))
@@ -28,7 +30,11 @@ def label_inputs(
     min_area_um2: float = 0.0,
     discs_um: tuple[tuple[float, float], ...] = (),
     regions: Regions | None = None,
+    source: str = "distance",
     **config: Any,
 ) -> LabelInputs:
     """Label objects of any area; ``config`` holds keys of the ``objects`` section."""
-    return LabelInputs(ObjectsSection(**config), image or image_info(), threshold, min_area_um2, discs_um, regions)
+    section = ObjectsSection(**config)
+    how = resolve(section, UNetSpec(maps=("centre", "distance") if section.method == "seeds" else ()))
+    how = how.model_copy(update={"source": source})
+    return LabelInputs(section, image or image_info(), threshold, min_area_um2, discs_um, regions, how)

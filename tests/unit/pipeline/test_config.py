@@ -25,6 +25,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "tiles": {"tile": "auto", "block": 2048},
     "compute": {"device": "auto", "precision": "auto"},
     "objects": {
+        "method": "auto",
         "threshold": None,
         "connectivity": 8,
         "min_area_um2": None,
@@ -35,6 +36,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "split": "none",
         "split_depth_um": 0.75,
         "split_max_um": 200.0,
+        "seed_depth": None,
     },
     "outputs": {
         "image": "keep",

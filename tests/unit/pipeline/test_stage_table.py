@@ -50,13 +50,14 @@ def _upstream(stage: str) -> set[str]:
 
 
 def test_droppable_and_prunable_parts_and_their_stages() -> None:
-    assert dropped_arrays.MAKERS == {"0": "ingest", "probability/0": "predict"}
+    maps = dict.fromkeys(("maps/distance/0", "maps/centre/0", "maps/boundary/0"), "predict")
+    assert dropped_arrays.MAKERS == {"0": "ingest", "probability/0": "predict", **maps}
     assert prune.PARTS == {
         "tables": ("objects.parquet",),
         "overview": ("overview.png",),
         "geojson": ("objects.geojson.gz",),
         "labels": ("slide.ome.zarr/labels",),
-        "probability": ("slide.ome.zarr/probability",),
+        "probability": ("slide.ome.zarr/probability", "slide.ome.zarr/maps"),
         "tissue": ("slide.ome.zarr/tissue", "slide.ome.zarr/quality"),
         "image": ("slide.ome.zarr",),
     }
@@ -68,6 +69,9 @@ def test_droppable_and_prunable_parts_and_their_stages() -> None:
         ("slide.ome.zarr/0/c/0/1/2", "image"),
         ("slide.ome.zarr/1/c/0/1/2", "levels"),
         ("slide.ome.zarr/zarr.json", "levels"),
+        ("slide.ome.zarr/maps/distance/0/c/1/2", "maps/distance"),
+        ("slide.ome.zarr/maps/distance/1/c/1/2", "levels"),
+        ("slide.ome.zarr/maps/zarr.json", "levels"),
         ("slide.ome.zarr/labels/objects/0/zarr.json", "objects"),
         ("slide.ome.zarr/labels/objects/zarr.json", "levels"),
         ("objects.parquet", "table"),

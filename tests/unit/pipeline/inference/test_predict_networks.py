@@ -18,7 +18,16 @@ from pipeline.geometry import TileGrid
 from pipeline.inference import predictor as networks
 from pipeline.inference.predictor import Predictor
 from pipeline.stages.predict import load_network
-from tests.unit.pipeline.predicting import Image, Slide, assert_equal_to_rounding, chosen, cut, slide, weights_of
+from tests.unit.pipeline.predicting import (
+    Image,
+    Slide,
+    answers,
+    assert_equal_to_rounding,
+    chosen,
+    cut,
+    slide,
+    weights_of,
+)
 from unet_core.model_file.checkpoint import load
 from unet_core.shapes import JointShape, ValidShape
 from unet_core.spec import UNetSpec, preset
@@ -28,6 +37,8 @@ BILINEAR = UNetSpec(depth=2, width=4, up="bilinear", mean=(0.7, 0.5, 0.6), std=(
 NESTED = preset("unet++", width=4, growth=1)
 GATED = preset("attention", width=4, depth=3)
 SHALLOW = preset("attention", width=4, depth=1, head="sigmoid")
+MAPPED = UNetSpec(depth=2, width=4, classes=3, maps=("centre", "distance"))
+TWICE = preset("attention", width=4, depth=1, head="sigmoid", classes=3, maps=("centre", "distance"))
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,8 @@ CASES = {
     "attention, turned": Case((SHALLOW,), "d4"),
     "two": Case((BILINEAR, GATED)),
     "two, turned": Case((BILINEAR, SHALLOW), "d4"),
+    "maps, turned": Case((MAPPED,), "d4"),
+    "two with maps": Case((MAPPED, TWICE)),
 }
 LONG = {
     "unet++, turned": Case((NESTED,), "d4"),
@@ -67,12 +80,12 @@ each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 def whole_pass(files: Sequence[Path], image_CYX: Image, turns: Sequence[tuple[int, bool]]) -> NDArray[np.int16]:
     """The mean, over networks and turns, of one forward pass over all of the mirrored image; 0 to 255, rounded."""
-    answers = [one for path in files for one in passes(path, image_CYX, turns)]
-    return np.rint(255 * np.mean(answers, axis=0)).astype(np.int16)
+    each = [one for path in files for one in passes(path, image_CYX, turns)]
+    return np.rint(255 * np.mean(each, axis=0)).astype(np.int16)
 
 
 def passes(path: Path, image_CYX: Image, turns: Sequence[tuple[int, bool]]) -> Iterator[NDArray[np.float64]]:
-    """Probabilities (k, y, x) by one network. The whole mirrored image is a legal size and starts on the step."""
+    """Outputs (k + m, y, x) of one network. The whole mirrored image is a legal size and starts on the step."""
     torch.set_num_threads(1)
     model = load(path)
     spec, step = model.spec, 2**model.spec.depth
@@ -88,7 +101,7 @@ def passes(path: Path, image_CYX: Image, turns: Sequence[tuple[int, bool]]) -> I
         turned = turned[:, :, ::-1] if flip else turned
         with torch.inference_mode():
             logits = model(torch.from_numpy(turned.copy())[None])[0].double()
-            p = (torch.sigmoid(logits) if spec.head == "sigmoid" else torch.softmax(logits, 0)[1:]).numpy()
+            p = answers(logits, spec).numpy()
         p = p[:, :, ::-1] if flip else p
         start = around - lost
         yield np.rot90(p, -quarter, axes=(1, 2))[:, start : start + height, start : start + width]
@@ -117,7 +130,7 @@ def prove(folder: Path, case: Case, image: Image, sizes: Sequence[tuple[int, int
     for tile, block in sizes:
         made = ready(folder / f"{tile} {block}", image, files, case, tile=tile, block=block)
         report = made.run()
-        assert_equal_to_rounding(made.probability, expected, share=1e-3)
+        assert_equal_to_rounding(made.outputs, expected, share=1e-3)
         tiles = sum(len(TileGrid(core.core, tile)) for core in made.work.grid)
         assert report.counts["network_calls"] == tiles, "a tile is a call, in however many passes it is answered"
 
