@@ -26,6 +26,7 @@ from pipeline.errors import ConfigError, DiskError, ModelError, SlideError
 from pipeline.execution.blocks import retry_io
 from pipeline.inference.ensemble import Ensemble
 from pipeline.inputs.discovery import Candidate
+from pipeline.objects.method import resolve
 from pipeline.redaction import Pseudonym, redact_error
 from pipeline.runs.plan import Compute, SlidePlan, plan_slide, resolve_tile
 from pipeline.runs.slide_run import SlideRun, slide_root
@@ -216,6 +217,8 @@ def _resolve_runtimes(config: RunConfig, models: dict[ModelSection, Ensemble]) -
 
     for model in models.values():
         _require_weights(model)
+        if config.objects is not None:
+            resolve(config.objects, model.spec)
     is_remote = config.cluster.is_elsewhere and config.compute.device != "auto"  # the workers check their device
     device = config.compute.device if is_remote else resolve_device(config.compute.device)
     precision = resolve_precision(config.compute.precision, device)

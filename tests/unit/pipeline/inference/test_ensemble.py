@@ -21,7 +21,7 @@ from tests.support.commands import CONTEXT
 from unet_core.model_file.checkpoint import save
 from unet_core.model_file.header import describe, sha256
 from unet_core.networks.factory import build
-from unet_core.spec import UNetSpec, preset
+from unet_core.spec import ObjectSettings, UNetSpec, preset
 
 SPEC = UNetSpec(depth=1, width=2, mpp=0.5, class_names=("cell",), threshold=0.3, min_area_um2=2.0)
 
@@ -75,6 +75,7 @@ def test_ensemble_does_not_depend_on_order_of_members(tmp_path: Path) -> None:
         ({"class_names": ("nucleus",)}, "same class_names"),
         ({"classes": 3, "class_names": ("cell", "debris")}, "same class_names"),
         ({"in_channels": 1, "mean": (0.5,), "std": (0.2,)}, "same in_channels"),
+        ({"maps": ("centre",)}, "same maps .*(found none and centre|found centre and none)"),
     ],
 )
 def test_members_that_disagree_are_refused_by_name(tmp_path: Path, changes: dict[str, object], words: str) -> None:
@@ -82,6 +83,35 @@ def test_members_that_disagree_are_refused_by_name(tmp_path: Path, changes: dict
     with pytest.raises(ModelError, match=words) as caught:
         load_model(ModelSection(weights=files))
     assert all(path in str(caught.value) for path in files)
+
+
+MAPS = ("distance", "centre")
+SEEDS = ObjectSettings(method="seeds", source="centre", depth=0.1, max_area_um2=50.0)
+
+
+@pytest.mark.parametrize(
+    ("objects", "words"),
+    [(None, r"same objects\.method"), (SEEDS.model_copy(update={"source": "distance"}), r"same objects\.source")],
+)
+def test_members_that_make_objects_in_other_ways_are_refused(
+    tmp_path: Path, objects: ObjectSettings | None, words: str
+) -> None:
+    files = (
+        weights(tmp_path, "one", maps=MAPS, objects=SEEDS),
+        weights(tmp_path, "two", maps=MAPS, objects=objects),
+    )
+    with pytest.raises(ModelError, match=words):
+        load_model(ModelSection(weights=files))
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(80.0, 80.0), (20.0, 50.0), (None, None)])
+def test_settings_of_objects_are_averaged(tmp_path: Path, limit: float | None, expected: float | None) -> None:
+    other = SEEDS.model_copy(update={"depth": 0.4, "max_area_um2": limit})
+    files = [weights(tmp_path, name, maps=MAPS, objects=how) for name, how in (("one", SEEDS), ("two", other))]
+    found = load_model(ModelSection(weights=tuple(files))).spec.objects
+    assert found == SEEDS.model_copy(update={"depth": 0.25, "max_area_um2": expected})
+    plain = load_model(ModelSection(weights=(weights(tmp_path, "a"), weights(tmp_path, "b"))))
+    assert plain.spec.objects is None
 
 
 def test_the_same_weights_twice_are_refused(tmp_path: Path) -> None:
