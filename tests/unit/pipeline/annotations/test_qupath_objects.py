@@ -167,7 +167,10 @@ def test_regions_define_the_annotated_parts(tmp_path: Path) -> None:
         ([feature(rectangle(500, 500, 600, 600))], "all 1 regions lie outside"),
         ([feature([[[0, 0], [9, 0], [0, 9], [0, 0]]], "Region*", "ROI")], r"ROI at x 0 to 9.* expected a rectangle"),
         ([feature(rectangle(200, 0, 300, 9), "Region*")], "expected an area of the slide"),
-        ([{**feature([]), "geometry": {"type": "Point", "coordinates": [1, 2]}}], "feature 1: expected a Polygon"),
+        (
+            [{**feature([]), "geometry": {"type": "LineString", "coordinates": [[1, 2], [3, 4]]}}],
+            "feature 1: expected a Polygon",
+        ),
     ],
 )
 def test_invalid_annotations_are_rejected_by_file(tmp_path: Path, features: list[Any], message: str) -> None:
