@@ -43,6 +43,15 @@ def evaluate(  # noqa: PLR0913  one parameter an option
         ),
     ] = None,
     baselines: WithBaselines = False,  # noqa: FBT002  typer's way to declare a flag
+    within_um: Annotated[
+        float,
+        typer.Option(
+            "--within-um",
+            metavar="UM",
+            min=0.01,
+            help="Match predicted to annotated centres within this distance; 8 px where no resolution is known.",
+        ),
+    ] = 4.0,
     device: Annotated[str, typer.Option("--device", help="Device: auto, cpu or cuda.")] = "cpu",
 ) -> None:
     """Score and compare models on annotated images.
@@ -53,4 +62,4 @@ def evaluate(  # noqa: PLR0913  one parameter an option
     from flows.reports.evaluate import evaluate as run
 
     source = Source(images, masks, cases)
-    run(EvaluateRequest(source, out, model or (), folds, settings or (), baselines, device))
+    run(EvaluateRequest(source, out, model or (), folds, settings or (), baselines, device, within_um))

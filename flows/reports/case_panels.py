@@ -7,6 +7,7 @@ is shown.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ SHOWN_PX, GAP_PX = 768, 6
 CORRECT, FALSE_POSITIVE, MISSED = (200, 200, 200), (213, 94, 0), (0, 114, 178)
 """Colours of errors: correct pixels grey, false positives orange, missed pixels blue. They are distinguishable with any
 colour vision."""
+FOUND, DOT_PX = np.array((225, 225, 225), np.uint8), 2
+"""Of an image with dots: colour of predicted objects, and half the side of a drawn dot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +72,21 @@ def png(pixels_YXC: NDArray[np.uint8]) -> bytes:
 def panel(evaluation: Evaluation, number: int) -> NDArray[np.uint8]:
     """Return image, truth, prediction and errors of one case as one picture (y, x, 3)."""
     case, method = evaluation.cases[number].annotated, evaluation.results[0].method
-    scorer = method.judge(case)
+    scorer = evaluation.scorer(number)
     scorer.run()
     box = middle(scorer.shape, SHOWN_PX)
     image = rgb(np.asarray(case.image_CYX[(slice(None), *box.slices)]))
     true_YX, found_YX = case.class_map[box.slices], np.asarray(scorer.found_YX[box.slices])
     true_YX = np.where(true_YX == IGNORED, 0, true_YX)  # drawn as background; no object is predicted there
     colours = np.array([(255, 255, 255), *class_colours(len(method.rules.class_names))], np.uint8)
-    parts = (image, colours[true_YX], colours[found_YX], error(true_YX, found_YX))
+    truth, errors = colours[true_YX], error(true_YX, found_YX)
+    if not scorer.outlined:
+        truth, errors = np.full_like(truth, 255), np.where(found_YX[..., None] > 0, FOUND, np.uint8(255))
+        for kind, match in scorer.matches.items():
+            draw_dots(truth, match.true_M2, box, colours[kind])
+            draw_dots(errors, match.false_positives, box, FALSE_POSITIVE)
+            draw_dots(errors, match.missed, box, MISSED)
+    parts = (image, truth, colours[found_YX], errors)
     gap = np.full((box.shape[0], GAP_PX, 3), 255, np.uint8)
     return np.concatenate([piece for part in parts for piece in (part, gap)][:-1], axis=1)
 
@@ -88,6 +98,13 @@ def error(true_YX: NDArray[np.uint8], found_YX: NDArray[np.uint8]) -> NDArray[np
     picture[(true_YX != found_YX) & (found_YX > 0)] = FALSE_POSITIVE
     picture[(true_YX != found_YX) & (true_YX > 0)] = MISSED
     return picture
+
+
+def draw_dots(picture: NDArray[np.uint8], yx_N2: NDArray[Any], box: Box, colour: Sequence[int]) -> None:
+    """Draw a square around each position (y, x) of the image in a picture of a box, in place."""
+    for y, x in np.rint(yx_N2 - (box.y0, box.x0)).astype(int).tolist():
+        if 0 <= y < picture.shape[0] and 0 <= x < picture.shape[1]:
+            picture[max(0, y - DOT_PX) : y + DOT_PX + 1, max(0, x - DOT_PX) : x + DOT_PX + 1] = colour
 
 
 def rgb(pixels_CYX: NDArray[Any]) -> NDArray[np.uint8]:

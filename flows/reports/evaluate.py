@@ -23,11 +23,13 @@ from pipeline.evaluation.cross_validated import FoldModels, NamedModel, Turns, l
 from pipeline.printable import printable
 from pipeline.storage.atomic_files import write_bytes, write_json
 from unet_core.data.mask_encoding import DataSettings
+from unet_core.metrics.centres import WITHIN_UM
 
 if TYPE_CHECKING:
     from pipeline.evaluation.method_evaluation import EvaluationCase
 
-TABLE_SCORES = ("dice", "iou", "f1_50", "f1_75", "pq", "aji", "v_rand", "v_info", "hd95", "surface_dice", "ece")
+_OUTLINES = ("dice", "iou", "f1_50", "f1_75", "pq", "aji", "v_rand", "v_info", "hd95", "surface_dice", "ece")
+TABLE_SCORES = (*_OUTLINES, "centre_precision", "centre_recall", "centre_f1")
 LENGTHS = ("hd95",)
 KEYS = ("model", "image", "patient", "fold")
 
@@ -66,6 +68,7 @@ class EvaluateRequest:
         settings: Overrides as given with ``--set``.
         baselines: Whether to score the baselines too.
         device: Device of the networks.
+        within_um: Largest distance of matched centres.
     """
 
     source: Source
@@ -75,6 +78,7 @@ class EvaluateRequest:
     settings: Sequence[str]
     baselines: bool
     device: str
+    within_um: float = WITHIN_UM
 
 
 def evaluate(request: EvaluateRequest) -> None:
@@ -106,7 +110,7 @@ def evaluate(request: EvaluateRequest) -> None:
     console = Console()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("evaluating", total=len(methods) * len(scored))
-        evaluation = evaluate_methods(scored, methods, lambda: progress.advance(task))
+        evaluation = evaluate_methods(scored, methods, lambda: progress.advance(task), request.within_um)
         record = record_of(evaluation)
     record["settings"] |= {"folds": request.folds, "tta": options.model.tta, "said": list(data.messages)}
     panels = write_panels(evaluation, request.out / "panels")
@@ -155,7 +159,10 @@ def read_cases(source: Source, models: Sequence[NamedModel], data: DataSettings)
             "Choose them with --set data.classes=[...]"
         )
     rows = dataset.rows
-    cases = [EvaluationCase(case, rows[case.name].patient, rows[case.name].fold) for case in dataset.cases]
+    cases = [
+        EvaluationCase(case, rows[case.name].patient, rows[case.name].fold, dataset.mpp[case.name])
+        for case in dataset.cases
+    ]
     return EvaluationCases(tuple(cases), first.spec.class_names if first else dataset.class_names, dataset.said)
 
 
@@ -242,7 +249,7 @@ def _notes(record: dict[str, Any]) -> list[str]:
     settings = record["settings"]
     lines = [f"{model['name']}: {model['how']}" for model in record["models"]]
     lines += [f"surface dice within {settings['surface_tolerance']:g} {settings['unit']}"]
-    lines += settings["said"]
+    lines += [f"centres: {settings['centres']['rule']}", *settings["said"]]
     if settings["patients"] < settings["bootstrap"]["least"]:
         lines += [f"no intervals: patients: {settings['patients']}, expected {settings['bootstrap']['least']} or more"]
     lines += [pair["conclusion"] for pair in record["comparisons"]]

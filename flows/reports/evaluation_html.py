@@ -39,10 +39,28 @@ NAMES = {
     "aji": "AJI",
     "v_rand": "V_rand",
     "v_info": "V_info",
+    "centre_precision": "Precision of centres",
+    "centre_recall": "Recall of centres",
+    "centre_f1": "F1 of centres",
 }
 """Titles of the scores, in display order; F1 at other IoU thresholds is drawn."""
-MARKS = ("dice", "f1_50", "v_rand", "hd95", "ece")
-IN_ROWS = ("dice", "iou", "precision", "recall", "hd95", "surface_dice", "f1_50", "f1_75", "pq", "aji", "v_rand", "ece")
+MARKS = ("dice", "f1_50", "centre_f1", "v_rand", "hd95", "ece")
+CENTRES = ("centre_precision", "centre_recall", "centre_f1")
+_OUTLINES = (
+    "dice",
+    "iou",
+    "precision",
+    "recall",
+    "hd95",
+    "surface_dice",
+    "f1_50",
+    "f1_75",
+    "pq",
+    "aji",
+    "v_rand",
+    "ece",
+)
+IN_ROWS = (*_OUTLINES, *CENTRES)
 SMALL_PX = 160
 """Images up to this side are enlarged with sharp pixels."""
 PACKAGES = ("overtile", "torch", "monai", "numpy", "scikit-image")
@@ -161,6 +179,9 @@ def headline(model: Mapping[str, Any]) -> str:
     if "f1_50" in pooled:
         f1 = number(pooled["f1_50"], 2)
         sentences.append(f"Counting objects that overlap by at least half (IoU 0.5), the F1 score is {f1}.")
+    if "recall" not in pooled and all(name in pooled for name in CENTRES):
+        recall, precision = percent(pooled["centre_recall"]), percent(pooled["centre_precision"])
+        sentences.append(f"It finds {recall} of the annotated centres; {precision} of its objects have one.")
     if "v_rand" in pooled:
         v_rand = number(pooled["v_rand"], 2)
         sentences.append(f"The regions it separates agree with the annotated regions with a V_rand of {v_rand}.")
@@ -230,6 +251,7 @@ def _notes(settings: Mapping[str, Any]) -> list[str]:
         "Pooled scores are computed from counts summed over all images, not as means over images.",
         f"HD95 and surface Dice compare outlines; surface Dice uses a tolerance of {near}. ECE is the mean "
         "difference between the predicted probability and the observed fraction.",
+        f"Centres: {settings['centres']['rule']}.",
         *settings["said"],
     ]
 
@@ -240,7 +262,7 @@ def _notes(settings: Mapping[str, Any]) -> list[str]:
 def draw_charts(record: Mapping[str, Any]) -> tuple[Picture, ...]:
     """Draw the charts for which there is data: intervals, F1 by IoU, calibration."""
     models = record["models"]
-    scores = [name for name in ("dice", "f1_50", "v_rand") if name in models[0]["pooled"]]
+    scores = [name for name in ("dice", "f1_50", "centre_f1", "v_rand") if name in models[0]["pooled"]]
     charts = []
     if any(model["intervals"] for model in models):
         rows = [(NAMES[name], [_bar(model, name) for model in models if name in model["pooled"]]) for name in scores]
@@ -309,7 +331,7 @@ def _panel(evaluation: Evaluation, row: Mapping[str, Any], same: Sequence[CasePa
         "title": title.capitalize(),
         "case": name,
         "patient": printable(case.patient),
-        "scores": [(NAMES[key], row[key]) for key in ("dice", "f1_50", "v_rand") if key in row],
+        "scores": [(NAMES[key], row[key]) for key in ("dice", "f1_50", "v_rand", "centre_f1") if key in row],
         "cut": max(shape) > SHOWN_PX,
         "small": max(shape) <= SMALL_PX,
         "picture": Picture(

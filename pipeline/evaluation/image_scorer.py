@@ -8,6 +8,9 @@ outlines are tables.
     answer --first pass--> classes (scratch), calibration, pieces --join--> objects
            --second pass--> confusion, overlaps of objects with true ones          --third pass--> outlines
 
+Of an image with dots only the centres of objects are scored: what a dot's object covers is unknown. Of other images the
+centres are scored too, against the centres of the outlined objects.
+
 Only membranes need the whole image, for thinning. Pixels whose class is unknown (``IGNORED``) do not count: objects are
 found in the whole image, and their unknown pixels are removed from both predicted and true objects.
 """
@@ -28,9 +31,10 @@ from pipeline.objects.relabel import Limits, MergedObjects, number_objects
 from unet_core.class_map import IGNORED, class_map
 from unet_core.data.sampler import AnnotatedImage
 from unet_core.metrics.calibration import calibration_sums
+from unet_core.metrics.centres import WITHIN_PX, CentreMatch, PixelSums, match_centres
 from unet_core.metrics.overlap import Overlaps, confusion, object_sums, pixel_sums
 from unet_core.metrics.rand_info import region_sums
-from unet_core.metrics.score_table import CALIBRATION, OBJECTS, PIXELS, ROOMS, ImageSums
+from unet_core.metrics.score_table import CALIBRATION, CENTRES, OBJECTS, PIXELS, ROOMS, ImageSums
 from unet_core.metrics.surface_distance import Distances, outline
 
 Array = NDArray[Any]
@@ -75,6 +79,16 @@ class ImageScores:
     classes: tuple[ImageSums, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """Pixels by class, and by class the overlaps of objects and the pixel sums of predicted and of true ones."""
+
+    pixels: Array
+    overlaps: dict[int, Overlaps]
+    found: dict[int, PixelSums]
+    true: dict[int, PixelSums]
+
+
 @dataclass(slots=True)
 class ImageScorer:
     """Scoring of one image.
@@ -84,16 +98,20 @@ class ImageScorer:
         case: The annotated image.
         rules: Conversion of bytes to objects.
         block_px: Side of a block.
+        within_px: Largest distance of matched centres.
         found_YX: Predicted class of each pixel once ``run`` has returned, small objects removed.
         calibration: Calibration sums of each class.
+        matches: Matched centres of each class once ``run`` has returned; none of membranes.
     """
 
     answer: ProbabilityReader
     case: AnnotatedImage
     rules: ScoringConfig
     block_px: int = BLOCK_PX
+    within_px: float = WITHIN_PX
     found_YX: Array = field(init=False)
     calibration: list[Array] = field(init=False)
+    matches: dict[int, CentreMatch] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.found_YX = _scratch(self.shape, in_memory=len(self.grid) == 1)
@@ -115,8 +133,15 @@ class ImageScorer:
         joined = join(self._pieces(), CONNECTIVITY)
         whole = MergedObjects.of(joined)
         ids = number_objects(whole, Limits(self.rules.least_px).hold(whole.columns["area"])).ids
-        pixels, overlaps = self._compared([ids[start:stop] for start, stop in _pairs(joined.starts)])
-        return ImageScores(pixels, tuple(self._class_sums(number, pixels, overlaps) for number in self.rules.numbers))
+        compared = self._compared([ids[start:stop] for start, stop in _pairs(joined.starts)])
+        self.matches = {number: self._match(number, compared) for number in self._objects()}
+        sums = tuple(self._class_sums(number, compared) for number in self.rules.numbers)
+        return ImageScores(compared.pixels if self.outlined else np.zeros_like(compared.pixels), sums)
+
+    @property
+    def outlined(self) -> bool:
+        """Whether every object of the image has an outline."""
+        return self.case.points_N3 is None
 
     def _pieces(self) -> Iterator[Sequence[BlockPart]]:
         """Predict each block, store its classes, and yield the pieces of each row of blocks."""
@@ -134,40 +159,70 @@ class ImageScorer:
         self.found_YX[core.slices] = classes_YX
         return object_part(label_pieces(classes_YX, CONNECTIVITY), classes_YX, core, self.shape[1])
 
-    def _compared(self, ids_of_block: Sequence[Array]) -> tuple[Array, dict[int, Overlaps]]:
-        """Remove small objects, then count pixels by class and overlaps of objects of one class."""
+    def _compared(self, ids_of_block: Sequence[Array]) -> _Compared:
+        """Remove small objects, then sum pixels by class, by object and by pair of objects of one class."""
         count = len(self.rules.class_names) + 1
         pixels = np.zeros((count, count), np.int64)
         parts: dict[int, list[Overlaps]] = {number: [] for number in self._objects()}
+        found: dict[int, list[PixelSums]] = {number: [] for number in parts}
+        true: dict[int, list[PixelSums]] = {number: [] for number in parts}
         for tile, ids in zip(self.grid, ids_of_block, strict=True):
             core = tile.core
-            pieces = label_pieces(np.asarray(self.found_YX[core.slices]), CONNECTIVITY)
+            classes_YX = np.array(self.found_YX[core.slices])
+            pieces = label_pieces(classes_YX, CONNECTIVITY)
             found_ids_YX = rasterize(pieces, ids[pieces.label - 1], core.shape)
             true_YX, labels_YX = self._true(core), np.asarray(self.case.labels_YX[core.slices])
             known = true_YX != IGNORED
-            found_YX = np.where((found_ids_YX > 0) & known, self.found_YX[core.slices], 0)
+            found_YX = np.where((found_ids_YX > 0) & known, classes_YX, 0)
             self.found_YX[core.slices] = found_YX
             pixels += confusion(found_YX[known], true_YX[known], count)
             for number, seen in parts.items():
                 mine = np.where(found_YX == number, found_ids_YX, 0), np.where(true_YX == number, labels_YX, 0)
                 seen.append(Overlaps.of(*mine))
-        return pixels, {number: Overlaps.added(seen) for number, seen in parts.items()}
+                whole_YX = np.where(classes_YX == number, found_ids_YX, 0)  # unknown pixels do not shift a centre
+                found[number].append(PixelSums.of(whole_YX, (core.y0, core.x0)))
+                true[number].append(PixelSums.of(mine[1], (core.y0, core.x0)))
+        added = ({number: PixelSums.added(seen) for number, seen in one.items()} for one in (found, true))
+        return _Compared(pixels, {number: Overlaps.added(seen) for number, seen in parts.items()}, *added)
+
+    def _match(self, number: int, compared: _Compared) -> CentreMatch:
+        """Match the centres of one class; predicted ones on unknown pixels do not count."""
+        found_N2, true_M2 = self._known(compared.found[number].centres), compared.true[number].centres
+        if self.case.points_N3 is not None:
+            dots = self.case.points_N3[self.case.points_N3[:, 2] == number, :2]
+            true_M2 = np.concatenate((true_M2, dots.astype(np.float64)))
+        return match_centres(found_N2, true_M2, self.within_px)
+
+    def _known(self, centres_N2: Array) -> Array:
+        """Those of the centres whose pixel has a known class."""
+        if self.case.classes_YX is None:
+            return centres_N2
+        y, x = np.rint(centres_N2).astype(np.intp).T
+        known = np.ones(len(y), np.bool_)
+        for core in (tile.core for tile in self.grid):
+            here = np.flatnonzero((y >= core.y0) & (y < core.y1) & (x >= core.x0) & (x < core.x1))
+            if len(here):
+                known[here] = self._true(core)[y[here] - core.y0, x[here] - core.x0] != IGNORED
+        return centres_N2[known]
 
     def _objects(self) -> list[int]:
         return [number for number in self.rules.numbers if not self.rules.is_membrane(number)]
 
-    def _class_sums(self, number: int, pixels: Array, overlaps: dict[int, Overlaps]) -> ImageSums:
-        sums = {PIXELS: pixel_sums(pixels, number)}
+    def _class_sums(self, number: int, compared: _Compared) -> ImageSums:
+        centres = {CENTRES: self.matches[number].sums} if number in self.matches else {}
+        if not self.outlined:
+            return ImageSums(centres, None)
+        sums = {PIXELS: pixel_sums(compared.pixels, number)}
         if self.rules.graded:
             sums[CALIBRATION] = self.calibration[number - 1]
-        if number in overlaps:
-            sums[OBJECTS] = object_sums(overlaps[number])
+        if number in compared.overlaps:
+            sums[OBJECTS] = object_sums(compared.overlaps[number])
         else:
             true_YX = self._true(Box.of_shape(self.shape))
             unknown = true_YX == IGNORED  # counts as membrane in both
             sums[ROOMS] = region_sums((self.found_YX == number) | unknown, (true_YX == number) | unknown)
         found, true = (self._outline(read, number) for read in (self._found, self._true))
-        return ImageSums(sums, Distances.between(found, true))
+        return ImageSums(sums | centres, Distances.between(found, true))
 
     def _found(self, box: Box) -> Array:
         return np.asarray(self.found_YX[box.slices])

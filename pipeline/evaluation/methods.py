@@ -23,6 +23,7 @@ from pipeline.inference.predictor import MirroredRegion, Predictor, load_network
 from pipeline.storage.atomic_files import digest
 from unet_core.data.sampler import AnnotatedImage
 from unet_core.errors import MissingLibraryError
+from unet_core.metrics.centres import WITHIN_PX
 from unet_core.mirror import ArrayLike
 from unet_core.normalisation import fits, sample
 from unet_core.spec import UNetSpec
@@ -58,10 +59,10 @@ class Method:
     sha256: str | None = None
     instead: Mapping[str, Method] = field(default_factory=dict)
 
-    def judge(self, case: AnnotatedImage) -> ImageScorer:
-        """Scorer of an image, by the method that applies to it."""
+    def judge(self, case: AnnotatedImage, within_px: float = WITHIN_PX) -> ImageScorer:
+        """Scorer of an image, by the method that applies to it; centres match within a distance in px."""
         one = self.instead.get(case.name, self)
-        return ImageScorer(one.answers(case.image_CYX), case, one.rules)
+        return ImageScorer(one.answers(case.image_CYX), case, one.rules, within_px=within_px)
 
 
 def networks(models: Sequence[NamedModel], device: str) -> list[Method]:

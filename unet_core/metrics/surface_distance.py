@@ -49,6 +49,11 @@ class Distances:
     alone: Array
 
     @classmethod
+    def none(cls) -> Self:
+        """No outlines."""
+        return cls(np.zeros(0), np.zeros((2, 0)), np.zeros(2))
+
+    @classmethod
     def between(cls, found: Array, true: Array) -> Self:
         """Measure the outlines of one image."""
         if not len(found) or not len(true):

@@ -16,6 +16,7 @@ import torch
 import zarr
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.optimize import linear_sum_assignment
 from skimage import io
 
 from pipeline.config import ModelSection
@@ -339,3 +340,75 @@ def test_tiled_prediction_equals_the_whole_pass(tmp_path: Path) -> None:
     torch.set_num_threads(threads)
     assert np.array_equal(tiled, whole)
     assert set(sizes) == {model.shape.read_px(32)}
+
+
+# ---- dots ------------------------------------------------------------------------------------------------------------
+
+
+def test_images_with_dots_are_scored_by_centres(folder: Path, overtile_alone: Command, tmp_path: Path) -> None:
+    """Dots for four of seven images: centres of all, pixels of the other three, by hand; panels show the dots."""
+    shutil.copytree(folder / "masks", tmp_path / "masks")
+    within, rows, outlined = 1.5 / 0.5, {}, []
+    for name in map(str, range(len(PATIENTS))):
+        found, true = objects_by_hand(folder, name, 4.0), io.imread(folder / "masks" / f"{name}.png")
+        a, b = (np.array(ndimage.center_of_mass(ids > 0, ids, np.unique(ids[ids > 0]))) for ids in (found, true))
+        if int(name) < 4:
+            (tmp_path / "masks" / f"{name}.png").unlink()
+            b = np.rint(b)
+            lines = ["x,y", *(f"{x:.0f},{y:.0f}" for y, x in b)]
+            (tmp_path / "masks" / f"{name}.csv").write_text("\n".join(lines))
+        else:
+            outlined.append((found > 0, true > 0))
+        near = np.hypot(*(a[:, None] - b[None]).transpose(2, 0, 1)) <= within
+        rows[name] = int(near[linear_sum_assignment(~near)].sum()), len(a), len(b)
+    out = tmp_path / "out"
+    arguments = evaluate_arguments(folder, out, "--model", folder / "sharp.safetensors", "--within-um", "1.5")
+    arguments[arguments.index("--masks") + 1] = tmp_path / "masks"
+    ran = overtile_alone.run(*arguments, "--cases", folder / "cases.csv")
+    assert ran.code == 0, ran.said
+    record = json.loads((out / "metrics.json").read_text())
+    for row in record["cases"]:
+        pairs, found, true = rows[row["image"]]
+        assert row["centre_f1"] == pytest.approx(2 * pairs / (found + true))
+        assert row["centre_precision"] == pytest.approx(pairs / found)
+        assert row["centre_recall"] == pytest.approx(pairs / true)
+        assert ("dice" in row) == (int(row["image"]) >= 4)
+    pairs, found, true = map(sum, zip(*rows.values(), strict=True))
+    pooled = record["pooled"]
+    assert pooled["centre_f1"] == pytest.approx(2 * pairs / (found + true))
+    both, total = (
+        sum(values) for values in zip(*((((a & b).sum()), a.sum() + b.sum()) for a, b in outlined), strict=True)
+    )
+    assert pooled["dice"] == pytest.approx(2 * both / total)
+    low, high = record["models"][0]["intervals"]["centre_f1"]
+    assert low <= pooled["centre_f1"] <= high
+    assert record["models"][0]["undefined"] == {}
+    assert record["settings"]["centres"]["images_with_dots"] == 4
+    assert sum(map(sum, record["models"][0]["confusion"]["pixels_true_by_found"])) == 3 * 48 * 56
+    best = max(record["cases"], key=lambda row: row["centre_f1"])
+    worst = min(record["cases"], key=lambda row: row["centre_f1"])
+    assert (record["panels"]["best.png"], record["panels"]["worst.png"]) == (best["image"], worst["image"])
+    with (out / "cases.csv").open(newline="") as file:
+        assert [line["dice"] == "" for line in csv.DictReader(file)] == [True] * 4 + [False] * 3
+    assert "within 1.5 um" in ran.stdout
+    assert "F1 of centres" in (out / "report.html").read_text()
+
+
+def test_dots_alone_have_no_figures_of_pixels(folder: Path, overtile_alone: Command, tmp_path: Path) -> None:
+    """Three images with dots, one of them without an object: the panel's dots are where the table has them."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    for name in "012":
+        shutil.copy(folder / "images" / f"{name}.png", tmp_path / "images")
+        (tmp_path / "masks" / f"{name}.csv").write_text("x,y\n" + "10,20\n" * (name != "2"))
+    arguments = evaluate_arguments(tmp_path, tmp_path / "out", "--model", folder / "sharp.safetensors")
+    ran = overtile_alone.run(*arguments)
+    assert ran.code == 0, ran.said
+    record = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert set(record["pooled"]) == {"centre_precision", "centre_recall", "centre_f1"}
+    assert "annotated centres" in (tmp_path / "out" / "report.html").read_text()
+    truth = io.imread(tmp_path / "out" / "panels" / "best.png")[:, 62:118]
+    marked = (truth != 255).any(axis=2)
+    assert record["panels"]["best.png"] != "2"
+    assert np.array_equal(np.argwhere(marked).min(axis=0), [18, 8])
+    assert np.array_equal(np.argwhere(marked).max(axis=0), [22, 12])

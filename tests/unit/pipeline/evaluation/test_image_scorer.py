@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
+from scipy.optimize import linear_sum_assignment
 from skimage.measure import label
 
 from pipeline.evaluation.image_scorer import ImageScorer, ImageScores, ScoringConfig
@@ -15,7 +17,7 @@ from pipeline.geometry import Box
 from unet_core.class_map import IGNORED
 from unet_core.data.sampler import AnnotatedImage
 from unet_core.metrics.overlap import object_counts
-from unet_core.metrics.score_table import CALIBRATION, OBJECTS, PIXELS, Table
+from unet_core.metrics.score_table import CALIBRATION, CENTRES, OBJECTS, PIXELS, Table
 from unet_core.metrics.surface_distance import outline
 
 Array = np.ndarray[Any, Any]
@@ -180,3 +182,87 @@ def test_calibration_is_defined_for_probabilities_only() -> None:
     )
     assert "ece" in Table.of([graded]).scores()
     assert "ece" not in Table.of([plain]).scores()
+
+
+# ---- centres ---------------------------------------------------------------------------------------------------------
+
+
+def centres_by_hand(ids: Array) -> Array:
+    """Centres of mass (n, 2) of a label image."""
+    numbers = np.unique(ids[ids > 0])
+    return np.array(ndimage.center_of_mass(np.ones(ids.shape), ids, numbers)).reshape(-1, 2)
+
+
+def pairs_by_hand(found: Array, true: Array, within: float) -> int:
+    """The largest number of pairs within a distance."""
+    if not len(found) or not len(true):
+        return 0
+    near = np.hypot(*(found[:, None] - true[None]).transpose(2, 0, 1)) <= within
+    return int(near[linear_sum_assignment(~near)].sum())
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), classes=st.integers(1, 3), block=st.sampled_from([8, 31, 2048]))
+def test_centres_are_those_of_the_objects_of_segment(seed: int, classes: int, block: int) -> None:
+    """By class: centres of whole predicted objects on known pixels, against outlined objects."""
+    probability, objects, kinds = blobs(seed, (37, 50), classes)
+    unknown = np.zeros((37, 50), bool)
+    unknown[20:, 30:] = True
+    case = AnnotatedImage(
+        "a", np.zeros((1, 37, 50), np.uint8), np.where(unknown, 0, objects), np.where(unknown, IGNORED, kinds)
+    )
+    rules = ScoringConfig(tuple("abc")[:classes], 0.4, 12)
+    result, _ = scored(probability, case, rules, block)
+    expected, ids = segmented(probability, rules)
+    for number, sums in enumerate(result.classes, start=1):
+        found = centres_by_hand(np.where(expected == number, ids, 0))
+        found = found[~unknown[tuple(np.rint(found).astype(int).T)]]
+        true = centres_by_hand(np.where((kinds == number) & ~unknown, objects, 0))
+        assert sums.sums[CENTRES].tolist() == [pairs_by_hand(found, true, 8.0), len(found), len(true)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), block=st.sampled_from([8, 2048]), within=st.sampled_from([2.0, 4.5]))
+def test_of_an_image_with_dots_only_centres_are_scored(seed: int, block: int, within: float) -> None:
+    """Dots of two classes beside an outlined object: each class has its own dots, no figure of pixels exists."""
+    probability, _, _ = blobs(seed, (37, 50), 2)
+    rng = np.random.default_rng(seed)
+    dots = np.column_stack((rng.uniform(0, 36, 40), rng.uniform(0, 49, 40), rng.integers(1, 3, 40))).astype(np.float32)
+    labels, kinds = np.zeros((37, 50), np.int32), np.zeros((37, 50), np.uint8)
+    labels[3:8, 3:10], kinds[3:8, 3:10] = 7, 2
+    case = AnnotatedImage("a", np.zeros((1, 37, 50), np.uint8), labels, kinds, dots)
+    rules = ScoringConfig(("a", "b"), 0.5, 12)
+    scorer = ImageScorer(lambda core: probability[(slice(None), *core.slices)], case, rules, block, within)
+    result = scorer.run()
+    expected, ids = segmented(probability, rules)
+    for number, sums in enumerate(result.classes, start=1):
+        found = centres_by_hand(np.where(expected == number, ids, 0))
+        outlined = [[5.0, 6.0]] if number == 2 else []
+        true = np.array([*dots[dots[:, 2] == number, :2].tolist(), *outlined]).reshape(-1, 2)
+        assert set(sums.sums) == {CENTRES}
+        assert sums.distances is None
+        assert sums.sums[CENTRES].tolist() == [pairs_by_hand(found, true, within), len(found), len(true)]
+    assert not result.confusion.any()
+
+
+def test_scores_of_outlines_leave_out_images_with_dots() -> None:
+    """A table of an outlined image and one with dots: Dice is that of the first, undefined for the second."""
+    probability, objects, kinds = blobs(4, (37, 50), 1)
+    blank, dots = np.zeros((37, 50), np.int32), np.array([[5, 5, 1]], np.float32)
+    rules, image = ScoringConfig(("a",), 0.5, 1), np.zeros((1, 37, 50), np.uint8)
+    outlined = scored(probability, AnnotatedImage("a", image, objects, kinds), rules)[0].classes[0]
+    dotted = scored(probability, AnnotatedImage("b", image, blank, None, dots), rules)[0].classes[0]
+    alone = Table.of([outlined]).scores()
+    table = Table.of([dotted, outlined])
+    each, pooled = table.scores(), table.weighted(np.ones((1, 2))).scores()
+    for name in ("dice", "f1_50", "hd95", "ece"):
+        assert np.isnan(each[name][0])
+        assert each[name][1] == pooled[name][0] == alone[name][0]
+        assert table.applies()[name].tolist() == [False, True]
+    centres = centres_by_hand(label(probability[0] > 127, connectivity=2))
+    near = (np.hypot(*(centres - [5, 5]).T) <= 8).any()
+    assert each["centre_precision"][0] == near / len(centres)
+    assert "dice" not in Table.of([dotted]).scores()
+    assert table.empty() == 0
+    nothing = AnnotatedImage("c", image, blank, None, dots[:0])
+    assert Table.of([scored(0 * probability, nothing, rules)[0].classes[0]]).empty() == 1
