@@ -46,21 +46,10 @@ NAMES = {
 """Titles of the scores, in display order; F1 at other IoU thresholds is drawn."""
 MARKS = ("dice", "f1_50", "centre_f1", "v_rand", "hd95", "ece")
 CENTRES = ("centre_precision", "centre_recall", "centre_f1")
-_OUTLINES = (
-    "dice",
-    "iou",
-    "precision",
-    "recall",
-    "hd95",
-    "surface_dice",
-    "f1_50",
-    "f1_75",
-    "pq",
-    "aji",
-    "v_rand",
-    "ece",
+IN_ROWS = (
+    *("dice", "iou", "precision", "recall", "hd95", "surface_dice", "f1_50", "f1_75", "pq", "aji", "v_rand", "ece"),
+    *CENTRES,
 )
-IN_ROWS = (*_OUTLINES, *CENTRES)
 SMALL_PX = 160
 """Images up to this side are enlarged with sharp pixels."""
 PACKAGES = ("overtile", "torch", "monai", "numpy", "scikit-image")

@@ -368,17 +368,14 @@ def test_images_with_dots_are_scored_by_centres(folder: Path, overtile_alone: Co
     assert ran.code == 0, ran.said
     record = json.loads((out / "metrics.json").read_text())
     for row in record["cases"]:
-        pairs, found, true = rows[row["image"]]
-        assert row["centre_f1"] == pytest.approx(2 * pairs / (found + true))
-        assert row["centre_precision"] == pytest.approx(pairs / found)
-        assert row["centre_recall"] == pytest.approx(pairs / true)
+        matched, predicted, annotated = rows[row["image"]]
+        assert row["centre_f1"] == pytest.approx(2 * matched / (predicted + annotated))
+        assert row["centre_precision"] == pytest.approx(matched / predicted)
+        assert row["centre_recall"] == pytest.approx(matched / annotated)
         assert ("dice" in row) == (int(row["image"]) >= 4)
-    pairs, found, true = map(sum, zip(*rows.values(), strict=True))
-    pooled = record["pooled"]
-    assert pooled["centre_f1"] == pytest.approx(2 * pairs / (found + true))
-    both, total = (
-        sum(values) for values in zip(*((((a & b).sum()), a.sum() + b.sum()) for a, b in outlined), strict=True)
-    )
+    pooled, (matched, predicted, annotated) = record["pooled"], map(sum, zip(*rows.values(), strict=True))
+    assert pooled["centre_f1"] == pytest.approx(2 * matched / (predicted + annotated))
+    both, total = sum((a & b).sum() for a, b in outlined), sum(a.sum() + b.sum() for a, b in outlined)
     assert pooled["dice"] == pytest.approx(2 * both / total)
     low, high = record["models"][0]["intervals"]["centre_f1"]
     assert low <= pooled["centre_f1"] <= high
