@@ -1,7 +1,8 @@
 """Score one method on one annotated image, block by block.
 
 An image is scored as ``segment`` would deliver it: probabilities rounded to bytes, the threshold or the largest class,
-8-connected components of the whole image, small ones removed. The result does not depend on blocks. Of an image with
+8-connected components of the whole image, split at the seeds of a map where the model says so, small and large ones
+removed. The result does not depend on blocks. Of an image with
 several blocks no pixels are kept in memory: predicted classes are in a scratch file of one byte a pixel, objects and
 outlines are tables.
 
@@ -17,17 +18,18 @@ found in the whole image, and their unknown pixels are removed from both predict
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.evaluation.seeded_objects import SeededObjects, scratch
 from pipeline.geometry import Box, TileGrid
 from pipeline.objects.components import BlockPart, join, label_pieces, object_part, rasterize
-from pipeline.objects.relabel import Limits, MergedObjects, number_objects
+from pipeline.objects.relabel import Limits, MergedObjects, boxes, number_objects
+from pipeline.objects.watershed import Splitting
 from unet_core.class_map import IGNORED, class_map
 from unet_core.data.sampler import AnnotatedImage
 from unet_core.metrics.calibration import calibration_sums
@@ -39,7 +41,7 @@ from unet_core.metrics.surface_distance import Distances, outline
 
 Array = NDArray[Any]
 ProbabilityReader = Callable[[Box], Array]
-"""Reads probabilities (k, h, w) as bytes of any block of an image."""
+"""Reads probabilities (k, h, w) as bytes of any block of an image; maps may follow them."""
 
 BLOCK_PX = 2048
 CONNECTIVITY = 8
@@ -54,12 +56,23 @@ class ScoringConfig:
         threshold: Threshold of a single class.
         least_px: Smallest area of an object in pixels.
         graded: Whether bytes are probabilities, so that calibration is defined.
+        most_px: Largest area of an object in pixels; None: no limit.
+        splitting: How components are split; None: they are not.
+        seeds: Plane of the map of the seeds.
     """
 
     class_names: tuple[str, ...]
     threshold: float
     least_px: int
     graded: bool = True
+    most_px: int | None = None
+    splitting: Splitting | None = None
+    seeds: int = 0
+
+    @property
+    def limits(self) -> Limits:
+        """Limits of area."""
+        return Limits(self.least_px, self.most_px)
 
     @property
     def numbers(self) -> range:
@@ -114,7 +127,7 @@ class ImageScorer:
     matches: dict[int, CentreMatch] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        self.found_YX = _scratch(self.shape, in_memory=len(self.grid) == 1)
+        self.found_YX = scratch(self.shape, np.uint8, in_memory=len(self.grid) == 1)
         self.calibration = [np.zeros(30) for _ in self.rules.numbers]
 
     @property
@@ -130,10 +143,20 @@ class ImageScorer:
 
     def run(self) -> ImageScores:
         """Score the image."""
-        joined = join(self._pieces(), CONNECTIVITY)
+        seeded = None
+        if self.rules.splitting is not None:
+            map_YX = scratch(self.shape, np.uint8, in_memory=len(self.grid) == 1)
+            seeded = SeededObjects(self.rules.splitting, self.grid, map_YX)
+        joined = join(self._pieces(seeded), CONNECTIVITY)
         whole = MergedObjects.of(joined)
-        ids = number_objects(whole, Limits(self.rules.least_px).hold(whole.columns["area"])).ids
-        compared = self._compared([ids[start:stop] for start, stop in _pairs(joined.starts)])
+        kept = self.rules.limits.hold(whole.columns["area"]) if seeded is None else np.ones(len(whole.group), np.bool_)
+        ids = number_objects(whole, kept).ids
+        blocks = [ids[start:stop] for start, stop in _pairs(joined.starts)]
+        if seeded is not None:
+            for tile, own in zip(self.grid, blocks, strict=True):
+                seeded.ids_YX[tile.core.slices] = self._drawn(tile.core, own)
+            seeded.split(whole, ids)
+        compared = self._compared(blocks, seeded)
         self.matches = {number: self._match(number, compared) for number in self._objects()}
         sums = tuple(self._class_sums(number, compared) for number in self.rules.numbers)
         return ImageScores(compared.pixels if self.outlined else np.zeros_like(compared.pixels), sums)
@@ -143,34 +166,49 @@ class ImageScorer:
         """Whether every object of the image has an outline."""
         return self.case.points_N3 is None
 
-    def _pieces(self) -> Iterator[Sequence[BlockPart]]:
+    def _pieces(self, seeded: SeededObjects | None) -> Iterator[Sequence[BlockPart]]:
         """Predict each block, store its classes, and yield the pieces of each row of blocks."""
         grid = self.grid
         for row in range(grid.rows):
-            yield [self._piece(grid.tile(row, col).core) for col in range(grid.cols)]
+            yield [self._piece(grid.tile(row, col).core, seeded) for col in range(grid.cols)]
 
-    def _piece(self, core: Box) -> BlockPart:
-        probability_KYX, true_YX = self.answer(core), self._true(core)
+    def _piece(self, core: Box, seeded: SeededObjects | None) -> BlockPart:
+        outputs_KYX, true_YX = self.answer(core), self._true(core)
+        probability_KYX = outputs_KYX[: len(self.rules.class_names)]
         if self.rules.graded:
             for number, plane_YX in enumerate(probability_KYX, start=1):
                 known = true_YX != IGNORED
                 self.calibration[number - 1] += calibration_sums(plane_YX[known], true_YX[known] == number)
         classes_YX = class_map(probability_KYX, self.rules.threshold)
         self.found_YX[core.slices] = classes_YX
-        return object_part(label_pieces(classes_YX, CONNECTIVITY), classes_YX, core, self.shape[1])
+        pieces = label_pieces(classes_YX, CONNECTIVITY)
+        part = object_part(pieces, classes_YX, core, self.shape[1])
+        if seeded is None:
+            return part
+        seeded.map_YX[core.slices] = outputs_KYX[self.rules.seeds]
+        return replace(part, columns=part.columns | boxes(pieces, core))
 
-    def _compared(self, ids_of_block: Sequence[Array]) -> _Compared:
-        """Remove small objects, then sum pixels by class, by object and by pair of objects of one class."""
+    def _drawn(self, core: Box, ids: Array) -> Array:
+        """Id at each pixel of a block (y, x) by the ids of its pieces."""
+        pieces = label_pieces(np.asarray(self.found_YX[core.slices]), CONNECTIVITY)
+        return rasterize(pieces, ids[pieces.label - 1], core.shape)
+
+    def _compared(self, ids_of_block: Sequence[Array], seeded: SeededObjects | None) -> _Compared:
+        """Remove small and large objects, then sum pixels by class, by object and by pair of objects of one class."""
         count = len(self.rules.class_names) + 1
         pixels = np.zeros((count, count), np.int64)
         parts: dict[int, list[Overlaps]] = {number: [] for number in self._objects()}
         found: dict[int, list[PixelSums]] = {number: [] for number in parts}
         true: dict[int, list[PixelSums]] = {number: [] for number in parts}
+        kept = None if seeded is None else seeded.kept(self.rules.limits)
         for tile, ids in zip(self.grid, ids_of_block, strict=True):
             core = tile.core
             classes_YX = np.array(self.found_YX[core.slices])
-            pieces = label_pieces(classes_YX, CONNECTIVITY)
-            found_ids_YX = rasterize(pieces, ids[pieces.label - 1], core.shape)
+            if seeded is None or kept is None:
+                found_ids_YX = self._drawn(core, ids)
+            else:
+                found_ids_YX = np.array(seeded.ids_YX[core.slices])
+                found_ids_YX[~kept[found_ids_YX]] = 0
             true_YX, labels_YX = self._true(core), np.asarray(self.case.labels_YX[core.slices])
             known = true_YX != IGNORED
             found_YX = np.where((found_ids_YX > 0) & known, classes_YX, 0)
@@ -245,12 +283,3 @@ class ImageScorer:
 
 def _pairs(starts: Array) -> Iterator[tuple[int, int]]:
     return zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)
-
-
-def _scratch(shape: tuple[int, int], *, in_memory: bool) -> Array:
-    """Zeros (y, x) uint8: in memory, or in an unnamed file that is freed with the array."""
-    if in_memory:
-        return np.zeros(shape, np.uint8)
-    file: BinaryIO
-    with tempfile.TemporaryFile(prefix="overtile-judge-") as file:  # the map keeps it open
-        return np.memmap(file, np.uint8, "w+", shape=shape)

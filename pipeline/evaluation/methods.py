@@ -7,19 +7,23 @@ network that held it back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.config import ObjectsSection
 from pipeline.errors import ConfigError
 from pipeline.evaluation.cross_validated import FoldModels, NamedModel
 from pipeline.evaluation.image_scorer import ImageScorer, ProbabilityReader, ScoringConfig
 from pipeline.geometry import Box
 from pipeline.inference.ensemble import THRESHOLD, Ensemble
 from pipeline.inference.predictor import MirroredRegion, Predictor, load_networks, resolve_device
+from pipeline.objects.method import resolve
+from pipeline.objects.watershed import LARGEST_PX, Splitting
 from pipeline.storage.atomic_files import digest
 from unet_core.data.sampler import AnnotatedImage
 from unet_core.errors import MissingLibraryError
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     from unet_core.training.baselines import Baseline
 
 TILE_PX = 1024
+_ROUNDING = 1e-9
 PRECISION = "fp32"
 """Precision on every device, so that scores do not depend on the hardware."""
 
@@ -97,21 +102,37 @@ def _folds(run: FoldModels, device: str) -> Method:
 def _network(model: Ensemble, device: str) -> Method:
     spec = model.spec
     threshold = spec.threshold or THRESHOLD
-    rules = ScoringConfig(spec.class_names, threshold, least_px(spec))
+    rules = _seeded(ScoringConfig(spec.class_names, threshold, least_px(spec)), spec)
     answers = partial(probability_reader, load_networks(model.weights, device, PRECISION, model.tta))
     return Method(model.name, _how(model, rules, device), rules, answers, spec.mpp, model.sha256)
+
+
+def _seeded(rules: ScoringConfig, spec: UNetSpec) -> ScoringConfig:
+    """The same with the object settings of a model, as ``segment`` applies them by default."""
+    section, mpp = ObjectsSection(), spec.mpp or 1.0  # without a resolution a pixel is 1 um2
+    settings = resolve(section, spec)
+    if settings.max_area_um2 is not None:
+        rules = replace(rules, most_px=math.floor(settings.max_area_um2 / mpp**2 * (1 + _ROUNDING)))
+    if settings.method != "seeds":
+        return rules
+    largest = min(math.floor(section.split_max_um / mpp * (1 + _ROUNDING)), LARGEST_PX)
+    splitting = Splitting(settings.depth, largest, section.connectivity, settings.source)
+    return replace(rules, splitting=splitting, seeds=spec.foreground + spec.maps.index(settings.source))
 
 
 def _how(model: Ensemble, rules: ScoringConfig, device: str) -> str:
     by = f"threshold {rules.threshold:g}" if len(rules.class_names) == 1 else "largest probability"
     mean = [f"{len(model.members)} networks"] if len(model.members) > 1 else []
     mean += [f"{model.passes} flips and quarter turns"] if model.passes > 1 else []
+    if rules.splitting is not None:
+        by += f", split at the seeds of the map {rules.splitting.source} (depth {rules.splitting.dent:g})"
     averaged = f"mean of {' and '.join(mean)}, " if mean else ""
-    return f"{averaged}{by}, objects of at least {rules.least_px} px, {PRECISION} on {device}"
+    most = "" if rules.most_px is None else f" and at most {rules.most_px}"
+    return f"{averaged}{by}, objects of at least {rules.least_px}{most} px, {PRECISION} on {device}"
 
 
 def probability_reader(network: Predictor, image_CYX: ArrayLike, tile_px: int = TILE_PX) -> ProbabilityReader:
-    """Reader of a network's probabilities for blocks that start on a multiple of its step.
+    """Reader of a network's probabilities and maps for blocks that start on a multiple of its step.
 
     Raises:
         ConfigError: The image has other channels.
@@ -126,7 +147,7 @@ def probability_reader(network: Predictor, image_CYX: ArrayLike, tile_px: int = 
 
     def answer(core: Box) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         region = MirroredRegion.read_around(image_CYX, network.grid(core, side), colours)
-        return network.probability(region, core, side)
+        return network.outputs(region, core, side)
 
     return answer
 

@@ -50,8 +50,8 @@ def _upstream(stage: str) -> set[str]:
 
 
 def test_droppable_and_prunable_parts_and_their_stages() -> None:
-    predicted = ("probability/0", "maps/distance/0", "maps/centre/0", "maps/boundary/0")
-    assert {"0": "ingest"} | dict.fromkeys(predicted, "predict") == dropped_arrays.MAKERS
+    maps = dict.fromkeys(("maps/distance/0", "maps/centre/0", "maps/boundary/0"), "predict")
+    assert {"0": "ingest", "probability/0": "predict", **maps} == dropped_arrays.MAKERS
     assert prune.PARTS == {
         "tables": ("objects.parquet",),
         "overview": ("overview.png",),

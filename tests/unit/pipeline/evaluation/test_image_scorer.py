@@ -14,9 +14,11 @@ from skimage.measure import label
 
 from pipeline.evaluation.image_scorer import ImageScorer, ImageScores, ScoringConfig
 from pipeline.geometry import Box
+from pipeline.objects.watershed import Splitting
+from tests.support import whole_objects
 from unet_core.class_map import IGNORED
 from unet_core.data.sampler import AnnotatedImage
-from unet_core.metrics.overlap import object_counts
+from unet_core.metrics.overlap import Overlaps, object_counts, object_sums
 from unet_core.metrics.score_table import CALIBRATION, CENTRES, OBJECTS, PIXELS, Table
 from unet_core.metrics.surface_distance import outline
 
@@ -266,3 +268,50 @@ def test_scores_of_outlines_leave_out_images_with_dots() -> None:
     assert table.empty() == 0
     nothing = AnnotatedImage("c", image, blank, None, dots[:0])
     assert Table.of([scored(0 * probability, nothing, rules)[0].classes[0]]).empty() == 1
+
+
+# ---- objects split at seeds ------------------------------------------------------------------------------------------
+
+
+def field(rng: np.random.Generator, shape: tuple[int, ...], sigma: float, height: int) -> Array:
+    """Smooth noise around 0."""
+    return np.asarray(
+        height * ndimage.gaussian_filter(rng.standard_normal(shape), (0,) * (len(shape) - 2) + (sigma,) * 2)
+    )
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+@pytest.mark.parametrize("block", [37, 64, 2048])
+def test_seeded_objects_are_those_of_the_whole_image(classes: int, block: int) -> None:
+    """Split at the map in the whole image, then limited by area: every score equals that of the finished labels."""
+    rng, shape = np.random.default_rng(7), (150, 170)
+    planes = np.clip((122 + field(rng, (classes, *shape), 4, 1000)) / classes, 0, 255 // classes).astype(np.uint8)
+    map_YX = np.clip(128 + field(rng, shape, 3, 500), 0, 255).astype(np.uint8)
+    plain = ScoringConfig(("a", "b")[:classes], 0.5, 1)
+    class_YX, component_YX = segmented(planes, plain)
+    true = np.roll(component_YX, 2, axis=0).astype(np.int32)
+    case = AnnotatedImage("a", np.zeros((1, *shape), np.uint8), true, np.roll(class_YX, 2, axis=0).astype(np.uint8))
+    rules = ScoringConfig(plain.class_names, 0.5, 20, True, 400, Splitting(20 / 255, 90, 8, "distance"), classes)
+    result, found = scored(np.concatenate((planes, map_YX[None])), case, rules, block)
+    parts = whole_objects.split(component_YX, 8, 20, 90, map_YX)
+    area = np.bincount(parts.ravel())
+    assert len(np.unique(parts)) > len(np.unique(component_YX)), "some objects are split"
+    assert (area > 400).any()
+    ids = np.where(((area >= 20) & (area <= 400))[parts], parts, 0)
+    expected = np.where(ids > 0, class_YX, 0)
+    assert np.array_equal(found, expected)
+    for number, sums in enumerate(result.classes, start=1):
+        mine = np.where(expected == number, ids, 0)
+        own = np.where(case.class_map[:, :] == number, true, 0)
+        assert np.array_equal(sums.sums[OBJECTS], object_sums(Overlaps.of(mine, own)))
+        centres = centres_by_hand(mine), centres_by_hand(own)
+        assert sums.sums[CENTRES].tolist() == [pairs_by_hand(*centres, 8.0), *map(len, centres)]
+
+
+def test_a_map_does_not_count_as_a_class() -> None:
+    """A network with maps whose objects are components has the scores of the same network without maps."""
+    probability, objects, kinds = blobs(9, (37, 50), 2)
+    case = AnnotatedImage("a", np.zeros((1, 37, 50), np.uint8), objects, kinds)
+    rules = ScoringConfig(("a", "b"), 0.5, 1)
+    more = np.concatenate((probability, np.full((1, 37, 50), 255, np.uint8)))
+    assert np.array_equal(scored(probability, case, rules)[1], scored(more, case, rules)[1])
