@@ -23,6 +23,8 @@ import tifffile
 import yaml
 from pydantic import BaseModel
 from skimage.data import immunohistochemistry
+from skimage.io import imread
+from skimage.measure import regionprops
 from typer.main import get_command
 
 from flows.cli.main import app
@@ -81,7 +83,12 @@ def write_inputs(folder: Path) -> None:
     (folder / "small.yaml").write_text("cluster: {kind: serial}\ntiles: {block: 512, tile: 512}\n")
     tiny = "network: {depth: 1, width: 2}\nsampling: {output_px: 32}\nschedule: {steps: 2}\n"
     (folder / "tiny.yaml").write_text(tiny)
-    write_discs(folder)
+    discs = write_discs(folder)
+    (folder / "dots").mkdir()
+    for mask in discs.masks.iterdir():
+        centres = [region.centroid for region in regionprops(imread(mask))]
+        lines = ["x,y,class", *(f"{x:.1f},{y:.1f},nucleus" for y, x in centres)]
+        (folder / "dots" / f"{mask.stem}.csv").write_text("\n".join(lines) + "\n")
     shutil.copytree(ROOT / "configs", folder / "configs")
 
 

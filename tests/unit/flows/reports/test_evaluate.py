@@ -26,6 +26,7 @@ from pipeline.evaluation.methods import Method, networks, probability_reader
 from pipeline.geometry import Box, TileGrid
 from pipeline.inference.ensemble import load_model, names_of
 from pipeline.inference.predictor import LoadedNetwork, Predictor
+from pipeline.runs.segment_image import segment_image
 from tests.support.commands import Command, files_of
 from tests.unit.flows.dark_discs import (
     PATIENTS,
@@ -37,10 +38,12 @@ from tests.unit.flows.dark_discs import (
     save_discs,
 )
 from unet_core.data.sampler import AnnotatedImage
+from unet_core.metrics.score_table import OBJECTS, Table
 from unet_core.model_file.checkpoint import save
 from unet_core.model_file.header import sha256
 from unet_core.networks.unet import UNet
-from unet_core.spec import UNetSpec
+from unet_core.networks.whole_pass import to_input
+from unet_core.spec import ObjectSettings, UNetSpec
 
 
 @pytest.fixture(scope="module")
@@ -340,6 +343,36 @@ def test_tiled_prediction_equals_the_whole_pass(tmp_path: Path) -> None:
     torch.set_num_threads(threads)
     assert np.array_equal(tiled, whole)
     assert set(sizes) == {model.shape.read_px(32)}
+
+
+def test_objects_of_a_model_with_seeds_are_those_of_segment(tmp_path: Path) -> None:
+    """Labels of ``segment`` as annotation, in many blocks: each object is found again to the pixel."""
+    torch.manual_seed(3)
+    seeds = ObjectSettings(method="seeds", source="centre", depth=0.03, max_area_um2=60.0)
+    maps = {"maps": ("distance", "centre"), "objects": seeds, "min_area_um2": 2.5, "threshold": 0.5}
+    model = UNet(UNetSpec(depth=1, width=4, mpp=0.5, class_names=("disc",), **maps)).eval()
+    noise = ndimage.gaussian_filter(np.random.default_rng(4).standard_normal((190, 230, 3)), (2, 2, 0))
+    image = np.clip(128 + 400 * noise, 0, 255).astype(np.uint8)
+    with torch.no_grad():  # logits of about -1 to 1 around the threshold
+        logits = model(to_input(torch.from_numpy(image).permute(2, 0, 1), model.spec))[0]
+        for channel in range(4):
+            model.head.weight[channel] /= logits[channel].std()
+            model.head.bias[channel] = -float(logits[channel].mean() / logits[channel].std())
+        model.head.bias[1] -= 0.5
+    path = tmp_path / "seeds.safetensors"
+    save(path, model, {})
+    labels, components = (
+        np.asarray(segment_image(image, str(path), mpp=0.5, method=method).labels) for method in ("auto", "components")
+    )
+    assert len(np.unique(labels)) > len(np.unique(components)) > 10, "some objects are split"
+    case = AnnotatedImage("a", np.ascontiguousarray(image.transpose(2, 0, 1)), labels.astype(np.int32))
+    (method,) = methods_of(path)
+    scorer = ImageScorer(method.answers(case.image_CYX), case, method.rules, block_px=64)
+    scores = Table.of([scorer.run().classes[0]])
+    assert scores.sums[OBJECTS][0, :2].tolist() == [labels.max(), labels.max()]
+    assert scores.scores()["pq"][0] == scores.scores()["aji"][0] == scores.scores()["centre_f1"][0] == 1
+    assert np.array_equal(scorer.found_YX > 0, labels > 0)
+    assert "split at the seeds of the map centre (depth 0.03), objects of at least 10 and at most 240 px" in method.how
 
 
 # ---- dots ------------------------------------------------------------------------------------------------------------
