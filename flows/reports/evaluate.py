@@ -248,7 +248,8 @@ def _cell(model: dict[str, Any], name: str) -> str:
 def _notes(record: dict[str, Any]) -> list[str]:
     settings = record["settings"]
     lines = [f"{model['name']}: {model['how']}" for model in record["models"]]
-    lines += [f"surface dice within {settings['surface_tolerance']:g} {settings['unit']}"]
+    if any("surface_dice" in model["pooled"] for model in record["models"]):
+        lines += [f"surface dice within {settings['surface_tolerance']:g} {settings['unit']}"]
     lines += [f"centres: {settings['centres']['rule']}", *settings["said"]]
     if settings["patients"] < settings["bootstrap"]["least"]:
         lines += [f"no intervals: patients: {settings['patients']}, expected {settings['bootstrap']['least']} or more"]
