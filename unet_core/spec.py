@@ -35,6 +35,9 @@ distance: distance to the edge of the object over its maximum in the object.
 centre: Gaussian around the centre of each object. boundary: outline of each object.
 """
 
+SEED_MAPS: tuple[MapName, ...] = ("distance", "centre")
+"""Maps that can hold seeds, in the order in which they are chosen where none is stated."""
+
 UNSEEN = ("padding", "up", "skip", "head", "mpp", "mean", "std")
 """Fields that tensors do not determine: a conversion of foreign weights has to state them, defaults included."""
 

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 from pipeline.config import ObjectsSection
 from pipeline.errors import ConfigError
-from unet_core.spec import MapName, ObjectSettings, UNetSpec
-
-SEED_MAPS: tuple[MapName, ...] = ("distance", "centre")
-"""Maps that can hold seeds, in the order in which they are chosen where the model states none."""
+from unet_core.spec import SEED_MAPS, MapName, ObjectSettings, UNetSpec
 
 
 def resolve(section: ObjectsSection, spec: UNetSpec) -> ObjectSettings:

@@ -11,19 +11,15 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 from skimage.measure import label
 
 from unet_core.class_map import IGNORED
 from unet_core.data.sampler import AnnotatedImage
-from unet_core.metrics.centres import centre_counts
+from unet_core.metrics.centres import WITHIN_PX, WITHIN_UM, PixelSums, match_centres
 from unet_core.metrics.overlap import Counts, object_counts, pixel_counts
 from unet_core.object_labels import area_range_px, label_objects, without_sizes
-from unet_core.spec import MapName, ObjectSettings, UNetSpec
+from unet_core.spec import SEED_MAPS, ObjectSettings, UNetSpec
 
-WITHIN_UM, WITHIN_PX = 4.0, 8.0
-"""Distance within which an object has the centre of a dot, with and without a resolution."""
-SEED_MAPS: tuple[MapName, ...] = ("distance", "centre")
 DEPTHS = (0.02, 0.05, 0.08, 0.12, 0.16, 0.22, 0.3)
 LARGEST = 4.0
 """Largest object over the 99.5th percentile of annotated areas."""
@@ -91,18 +87,13 @@ def _score(
         if case.points_N3 is not None:
             dots = case.points_N3[case.points_N3[:, 2] == number, :2]
             within_px = WITHIN_UM / spec.mpp if spec.mpp else WITHIN_PX
-            objects += centre_counts(_centres(mine_YX), dots, within_px)
+            both, found, true = match_centres(PixelSums.of(mine_YX).centres, dots, within_px).sums.astype(int).tolist()
+            objects += Counts(both, found - both, true - both)
         else:
             class_YX = true_YX == number
             pixels += pixel_counts(mine_YX > 0, class_YX)
             objects += object_counts(mine_YX, np.where(class_YX, labels_YX, 0))
     return pixels, objects
-
-
-def _centres(labels_YX: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Centres of mass (n, 2) of objects."""
-    ids = np.unique(labels_YX[labels_YX > 0])
-    return np.array(ndimage.center_of_mass(labels_YX > 0, labels_YX, ids)).reshape(-1, 2)
 
 
 def select_objects(outputs: Sequence[NDArray[np.uint8]], cases: Sequence[AnnotatedImage], spec: UNetSpec) -> UNetSpec:
