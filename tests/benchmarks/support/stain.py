@@ -30,7 +30,7 @@ from unet_core.networks.whole_pass import whole_pass
 from unet_core.normalisation import target_of
 from unet_core.spec import UNetSpec
 from unet_core.training.dataset_spec import moments
-from unet_core.training.model_selection import least_px, score
+from unet_core.training.model_selection import score
 
 SEED, KIND = 0, "he"
 CHANGES = {"as they are": (0.0, 0.0), "recoloured": (0.35, 0.1), "recoloured strongly": (0.7, 0.2)}
@@ -68,7 +68,7 @@ def scores_of(network: SegmentationNetwork, cases: Sequence[AnnotatedImage]) -> 
     spec = network.spec
     normalised = recoloured(cases, spec.normalisation)
     probabilities = (whole_pass(network, case.image_CYX) for case in normalised)
-    ((pixels, objects),) = score(probabilities, cases, [(spec.threshold or 0.5, least_px(spec))])
+    ((pixels, objects),) = score(probabilities, cases, [spec])
     return pixels.f1, objects.f1
 
 

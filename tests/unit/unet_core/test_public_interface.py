@@ -139,7 +139,7 @@ def test_scores_equal_those_by_which_training_selects(name: str) -> None:
     found = unet_core.evaluate(model, images, masks)
     rule = model.spec.threshold or 0.5, least_px(model.spec)
     probabilities = [whole_pass(model, one.image_CYX) for one in recoloured(cases, model.spec.normalisation)]
-    ((pixels, objects),) = score(probabilities, cases, [rule])
+    ((pixels, objects),) = score(probabilities, cases, [model.spec])
     assert (found.dice, found.f1_50) == pytest.approx((pixels.f1, objects.f1))
     assert 0 < found.dice < 1
     predicted = [components(class_map(one, rule[0]) > 0, rule[1]) for one in probabilities]

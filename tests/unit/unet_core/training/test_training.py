@@ -24,7 +24,7 @@ from unet_core.spec import UNetSpec
 from unet_core.training import dataset_spec
 from unet_core.training import validation as validation
 from unet_core.training.config import TrainConfig
-from unet_core.training.model_selection import best_min_area
+from unet_core.training.model_selection import select_objects
 from unet_core.training.trainer import TrainData, TrainJob, train
 from unet_core.training.validation import LARGEST_PX, evenly_spaced, views
 
@@ -216,10 +216,8 @@ def test_half_of_the_windows_of_a_large_image_hold_objects_and_windows_are_read_
     last = chosen[-1]
     assert np.array_equal(last.image_CYX[:, :, :], image[:, 4096:, 3072:])
     assert np.array_equal(last.labels_YX[90:200, 3:], labels[4186:, 3075:])
-    assert (
-        best_min_area([np.zeros((1, 4, 4), np.uint8)], [AnnotatedImage("", image[:, :4, :4], labels[:4, :4])], SPEC)
-        == 0
-    )
+    bare = AnnotatedImage("", image[:, :4, :4], labels[:4, :4])
+    assert select_objects([np.zeros((1, 4, 4), np.uint8)], [bare], SPEC).min_area_um2 == 0
 
 
 def test_normalisation_is_of_each_channel_by_the_range_of_its_type() -> None:
