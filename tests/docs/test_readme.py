@@ -43,7 +43,7 @@ from tests.docs.pages import (
     code_of,
     prose_of,
 )
-from tests.support.commands import Command
+from tests.support.commands import SERVER, Command
 from tests.support.make_discs import write_discs
 from unet_core.spec import UNetSpec
 from unet_core.training.config import TrainConfig
@@ -123,9 +123,11 @@ def segmented(fresh: Path, tmp_path_factory: pytest.TempPathFactory, environment
 
 
 @pytest.fixture(scope="module")
-def environment(overtile: Command) -> Mapping[str, str]:
+def environment(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
     """Environment with the command on PATH and the variables that a deployment reads."""
-    path = f"{Path(sys.executable).parent}:{overtile.environment['PATH']}"
+    folder = tmp_path_factory.mktemp("on-path")
+    SERVER.write_script(folder, overtile.environment)
+    path = f"{folder}:{Path(sys.executable).parent}:{overtile.environment['PATH']}"
     deployment = {"OVERTILE_SLIDES": "slides", "OVERTILE_OUT": "results", "OVERTILE_SHA256": "0" * 64}
     return {**overtile.environment, "PATH": path, **deployment}
 
@@ -153,9 +155,8 @@ def run(block: Block, folder: Path, environment: Mapping[str, str]) -> None:
             **environment,
             "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
         }  # including pandas and similar packages
-        command = [sys.executable, "-c", block.text]
-        done = subprocess.run(command, cwd=folder, env=everything, capture_output=True, text=True)
-        assert done.returncode == 0, f"{block.text}\n{done.stderr}"
+        done = Command(everything, folder).run_code(block.text)
+        assert done.code == 0, f"{block.text}\n{done.said}"
     elif block.text.startswith(TREES):
         root = folder / block.text.partition("/")[0]
         there = {path.name for path in root.rglob("*")} | {root.name}
