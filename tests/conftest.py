@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import mkdtemp
+from threading import Event
+from typing import Any
 
 import pytest
 
@@ -19,6 +23,7 @@ from tests.support.commands import NO_SERVER, Command, is_complete
 from tests.support.faults.pictures import draw, red_and_blue, write
 from tests.support.faults.preload import Preload
 from tests.support.faults.trees import Finished
+from tests.support.prefect_home import with_database
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -44,6 +49,27 @@ class Server:
 
     process: subprocess.Popen[bytes]
     api: str
+    log: Path
+
+    @classmethod
+    def start(cls, home: Path) -> Server:
+        """Start a server whose database is in ``home``, and do not wait for it."""
+        with_database(home)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+        line = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+        with (home / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [*line, "--no-ui"],
+                env={**kept, **quiet, "PREFECT_HOME": str(home)},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return cls(process, f"http://127.0.0.1:{port}/api", home / "log")
 
     def kill(self) -> None:
         """Kill the server and its child processes."""
@@ -55,46 +81,61 @@ class Server:
 @contextmanager
 def serving(home: Path) -> Iterator[Server]:
     """Run a real Prefect server whose database is in ``home`` while the context is open."""
-    home.mkdir(exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
-    line = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (home / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [*line, "--no-ui"],
-            env={**kept, **quiet, "PREFECT_HOME": str(home)},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    server = Server(process, f"http://127.0.0.1:{port}/api")
+    server = Server.start(home)
     try:
-        _await_health(process, f"{server.api}/health", home / "log")
+        _await_health(server.api, server.log, lambda: server.process.poll() is not None)
         yield server
     finally:
         server.kill()
 
 
+SHARED_SERVER = pytest.StashKey[Server]()
+"""In the process that starts the workers of pytest-xdist: the server for all of them."""
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Start one Prefect server for all workers; it boots while they collect the tests."""
+    if session.config.getoption("numprocesses", None) and not hasattr(session.config, "workerinput"):
+        session.config.stash[SHARED_SERVER] = Server.start(Path(mkdtemp(prefix="overtile-prefect-")))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Give a worker the address of the server."""
+    if (server := node.config.stash.get(SHARED_SERVER, None)) is not None:
+        node.workerinput["prefect_server"] = server.api, str(server.log)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the server."""
+    if (server := config.stash.get(SHARED_SERVER, None)) is not None:
+        server.kill()
+        shutil.rmtree(server.log.parent)
+
+
 @pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def prefect_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a real Prefect server, so that commands need not start one each."""
-    with serving(tmp_path_factory.mktemp("prefect-server")) as server:
-        yield server.api
+    if shared := getattr(request.config, "workerinput", {}).get("prefect_server"):
+        api, log = shared
+        _await_health(api, Path(log), lambda: False)
+        yield api
+    else:
+        with serving(tmp_path_factory.mktemp("prefect-server")) as server:
+            yield server.api
 
 
-def _await_health(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def _await_health(api: str, log: Path, has_ended: Callable[[], bool]) -> None:
     for _ in range(600):
         try:
-            urllib.request.urlopen(url, timeout=5).close()
+            urllib.request.urlopen(f"{api}/health", timeout=5).close()
         except OSError:
-            with suppress(subprocess.TimeoutExpired):
-                pytest.fail(f"the Prefect server ended with {server.wait(timeout=0.2)}:\n{log.read_text()}")
+            if has_ended():
+                break
+            Event().wait(0.2)
         else:
             return
-    pytest.fail(f"no Prefect server at {url}:\n{log.read_text()}")
+    pytest.fail(f"no Prefect server at {api}:\n{log.read_text()}")
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import socket
 import stat
 import sys
@@ -57,6 +58,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
     (folder / "tmp").mkdir()
     command = Command.under(folder, None).with_environment(TMPDIR=str(folder / "tmp"))
     command = replace(command, prefix=["sh", "-c", 'umask 077; exec "$@"', "sh"])
+    shutil.rmtree(folder / "prefect")  # the run creates the database
     before = {process.pid for process in family(psutil.Process())}
     settings = ["cluster.kind=local", "cluster.workers=2", "tissue=null", f"outputs.scratch={folder / 'scratch'}"]
     seen: set[Listening] = set()

@@ -21,6 +21,8 @@ from pathlib import Path
 from tempfile import TemporaryFile, mkdtemp
 from typing import Any
 
+from tests.support.prefect_home import with_database
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parents[1] / "exactness" / "golden"
 CONTEXT, CLASSES = GOLDEN / "context.safetensors", GOLDEN / "classes.safetensors"
@@ -170,7 +172,7 @@ class CommandServer:
         return self.prefect_addresses[key]
 
     def _start(self, environment: Mapping[str, str]) -> None:
-        self.environment = dict(environment)
+        self.environment = {name: value for name, value in environment.items() if not name.startswith("OVERTILE_")}
         self.address = str(Path(mkdtemp(prefix="overtile-commands-")) / "socket")
         words = [sys.executable, "-m", "tests.support.command_server", self.address]
         self.process = subprocess.Popen(words, env=self.environment, cwd=REPOSITORY)
@@ -194,6 +196,8 @@ class Command:
     @classmethod
     def under(cls, folder: Path, api_url: str | None) -> Command:
         """Return a command with a clean environment below ``folder``; without ``api_url`` it starts its own server."""
+        if api_url is None:
+            with_database(folder / "prefect")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "OVERTILE_"))}
         environment = {**kept, "PREFECT_HOME": str(folder / "prefect"), "COLUMNS": "200"}
         if api_url is not None:

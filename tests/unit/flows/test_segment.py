@@ -46,7 +46,7 @@ def flow_run(overtile: Command, prefect_server: str, tmp_path_factory: pytest.Te
     (folder / "evening" / "broken.tif").write_bytes(b"II*\0")
     options = ["--mpp", "0.25", "--set", "tiles.block=512", "--set", "cluster.workers=2", "--model", CONTEXT]
     ran = overtile.run("segment", folder / "evening", "--out", folder / "morning", *options, out=folder / "morning")
-    (flow,) = [run for run in records(prefect_server, "flow_runs") if run["name"] == "evening -> morning"]
+    (flow,) = records(prefect_server, "flow_runs", flow_runs={"name": {"any_": ["evening -> morning"]}})
     artifacts = records(
         prefect_server, "artifacts", artifacts={"flow_run_id": {"any_": [flow["id"]]}, "key": {"any_": ["slide"]}}
     )
