@@ -5,6 +5,9 @@ export PYTHONHASHSEED ?= 0
 # What Python compiled is kept: otherwise each of two hundred commands that the tests run compiles all of it anew.
 unexport PYTHONDONTWRITEBYTECODE
 
+# A run syncs two hundred small files: tests write to memory where 4 GB of it are set aside, and to a disk elsewhere.
+IN_MEMORY := $(shell test -w /dev/shm && df -Pk /dev/shm | awk 'NR == 2 && $$4 >= 4000000 {print "PYTEST_DEBUG_TEMPROOT=/dev/shm"}')
+
 .PHONY: demo browser slurm test test-long faults lint prove mutants bench bench-long gpu clean
 
 .venv: pyproject.toml constraints.txt
@@ -17,7 +20,7 @@ demo: .venv  ## segment real tissue and prove the result
 	$(BIN)/overtile demo
 
 test: .venv  ## the proofs that take minutes
-	$(BIN)/python -m pytest -m 'not long and not cuda' -n 3 --dist loadfile --no-loadscope-reorder
+	$(IN_MEMORY) $(BIN)/python -m pytest -m 'not long and not cuda' -n 3 --dist loadfile --no-loadscope-reorder
 
 browser:  ## Chromium, in which the tests open reports: where it is absent and Debian's may be installed
 	@which chromium chromium-browser google-chrome 2>/dev/null | grep -q . || ( [ "$$(id -u)" = 0 ] && apt-get update -qq && \

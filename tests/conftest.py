@@ -96,7 +96,8 @@ SHARED_SERVER = pytest.StashKey[Server]()
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Start one Prefect server for all workers; it boots while they collect the tests."""
     if session.config.getoption("numprocesses", None) and not hasattr(session.config, "workerinput"):
-        session.config.stash[SHARED_SERVER] = Server.start(Path(mkdtemp(prefix="overtile-prefect-")))
+        home = mkdtemp(prefix="overtile-prefect-", dir=os.environ.get("PYTEST_DEBUG_TEMPROOT"))
+        session.config.stash[SHARED_SERVER] = Server.start(Path(home))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -67,9 +67,9 @@ def test_commands_start_among_foreign_modules(among: Among) -> None:
     assert "nuclei@1" in among.overtile("doctor")
 
 
-@pytest.mark.parametrize("cluster", ["cluster.kind=serial", "cluster.workers=1"])
+@pytest.mark.parametrize("cluster", [pytest.param("cluster.kind=serial", marks=pytest.mark.long), "cluster.workers=1"])
 def test_a_run_and_its_child_processes_start_among_foreign_modules(among: Among, tmp_path: Path, cluster: str) -> None:
-    """The run starts a Prefect server of its own, and in the second case a dask worker."""
+    """The run starts a Prefect server of its own, and in the second case, which includes the first, a dask worker."""
     slide = write(tmp_path / "slide.tif", draw((200, 200), red_and_blue((200, 200))))
     settings = ["--set", cluster, "--set", "tiles.block=512"]
     among.overtile("segment", slide, "--out", tmp_path / "out", "--model", CLASSES, *settings)

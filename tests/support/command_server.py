@@ -58,6 +58,7 @@ def main(path: str) -> None:
 
 def _serve(path: str, requested_by: socket.socket | None = None) -> None:
     parent = os.getppid()
+    assert threading.active_count() == 1, "a fork has the calling thread only"
     gc.collect()
     gc.freeze()  # forks share what has been imported, and never search it for garbage
     listener = socket.socket(socket.AF_UNIX)
