@@ -36,6 +36,9 @@ LIBRARIES = (
     *("numcodecs", "tifffile", "imagecodecs", "pyarrow.parquet", "rasterio.features", "shapely", "pydantic", "typer"),
     *("rich.progress", "safetensors.torch", "ome_zarr_models.v05", "PIL.Image", "jinja2", "yaml", "sqlalchemy"),
     *("fastapi", "httpx", "openslide", "pydicom", "simplejpeg", "tornado.ioloop", "tlz", "zict", "sortedcontainers"),
+    *("skimage.measure._label", "skimage.filters.thresholding", "skimage.segmentation._watershed", "scipy.spatial"),
+    *("skimage.morphology.extrema", "skimage.morphology.grayreconstruct", "skimage.color.colorconv", "PIL.ImageDraw"),
+    *("PIL.ImageFont", "PIL.PngImagePlugin", "PIL.JpegImagePlugin", "email.policy"),
     *("h2.connection", "websockets", "jsonschema", "pydantic_settings", "psutil", "importlib_metadata"),
 )
 """Third-party libraries only: what overtile and Prefect read from the environment, they read in the fork."""
