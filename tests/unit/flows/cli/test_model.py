@@ -98,7 +98,7 @@ def test_unknown_model_is_rejected_with_the_known_ones(overtile_alone: Command) 
     assert "nuclei@1" in ran.only_error
 
 
-def test_name_without_version_is_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_without_version_is_the_registered_one_or_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for version in (1, 2, 10):
         shutil.copy(BUILT_IN, tmp_path / f"nuclei@{version}.safetensors")
         shutil.copy(BUILT_IN, tmp_path / f"cells@{version}.safetensors")
@@ -106,6 +106,9 @@ def test_name_without_version_is_the_newest(tmp_path: Path, monkeypatch: pytest.
     assert header.resolve("nuclei").name == "nuclei@10.safetensors"
     assert [header.resolve(f"nuclei@{version}").stem for version in (1, 2, 10)] == ["nuclei@1", "nuclei@2", "nuclei@10"]
     assert [path.stem for path in header.built_in()][2:4] == ["cells@10", "nuclei@1"]
+    (tmp_path / "defaults.json").write_text('{"cells": 2}')
+    assert header.resolve("cells").name == "cells@2.safetensors"
+    assert header.resolve("nuclei").name == "nuclei@10.safetensors"
 
 
 def some_long(cases: Mapping[str, Any], *long: str) -> list[Any]:
