@@ -38,6 +38,7 @@ class TrainOptions:
     out: Path
     config: Path | None
     overrides: Sequence[str]
+    pseudo: str | None = None
 
     def check(self) -> None:
         """Check what needs no heavy import.
@@ -93,13 +94,23 @@ def train(  # noqa: PLR0913  one parameter an option
     dry_run: Annotated[  # noqa: FBT002  typer's way to declare a flag
         bool, typer.Option("--dry-run", help="Check the images and draw some samples without training.")
     ] = False,
+    pseudo: Annotated[
+        str | None,
+        typer.Option(
+            "--pseudo",
+            metavar="NAME_OR_FILE",
+            help="Turn dots into outlines with this model; unclear areas are excluded from training.",
+        ),
+    ] = None,
     settings: Overrides = None,
 ) -> None:
     """Train a network on annotated images, or resume a training.
 
     Run the same command again to resume.
     """
-    words = TrainOptions(images, masks, cases, out, config, [*(settings or ()), *_keys_of(minutes, steps, fold)])
+    words = TrainOptions(
+        images, masks, cases, out, config, [*(settings or ()), *_keys_of(minutes, steps, fold)], pseudo
+    )
     words.check()
     raise typer.Exit(_dry_run(words) if dry_run else _train(words))
 
@@ -128,7 +139,7 @@ def _train(words: TrainOptions) -> int:
     from unet_core.training.trainer import BEST, is_done
 
     recipe = load_as(TrainConfig, words.config, words.overrides)
-    request = TrainRequest(words.images, words.masks, words.cases, words.out, recipe)
+    request = TrainRequest(words.images, words.masks, words.cases, words.out, recipe, words.pseudo)
     console = Console()
     with _command_errors(), open_run(request) as prepared:
         show_summary(prepared.summary, console)
@@ -159,7 +170,7 @@ def _dry_run(words: TrainOptions) -> int:
     from unet_core.training.config import TrainConfig
 
     recipe = load_as(TrainConfig, words.config, words.overrides)
-    request = TrainRequest(words.images, words.masks, words.cases, words.out, recipe)
+    request = TrainRequest(words.images, words.masks, words.cases, words.out, recipe, words.pseudo)
     console = Console()
     with _command_errors():
         _, found, summary = read(request)

@@ -17,6 +17,7 @@ from pipeline.annotations.dataset import Dataset, as_config_errors, open_dataset
 from pipeline.annotations.dataset_checks import DatasetSummary, check_annotations, draw_folds
 from pipeline.annotations.resampling import common_resolution
 from pipeline.errors import ConfigError
+from pipeline.evaluation.dot_outlines import outline_dots
 from pipeline.storage.atomic_files import disk_errors, sweep_partials
 from pipeline.storage.lock import slide_lock
 from unet_core.data.recoloured import recoloured
@@ -32,13 +33,14 @@ FOLDS = "folds.json"
 
 @dataclass(frozen=True, slots=True)
 class TrainRequest:
-    """Arguments of ``overtile train``."""
+    """Arguments of ``overtile train``; ``pseudo`` is the model that turns dots into outlines."""
 
     images: Path
     masks: Path
     cases: Path | None
     out: Path
     recipe: TrainConfig
+    pseudo: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,8 @@ def read(request: TrainRequest) -> tuple[TrainConfig, Dataset, DatasetSummary]:
     if requested is None and not recipe.network.start and (mpp := common_resolution(dataset.mpp.values())):
         recipe = recipe.model_copy(update={"network": recipe.network.model_copy(update={"mpp": mpp})})
         dataset = replace(dataset, said=(*dataset.said, f"network.mpp is {mpp:g} um per pixel, as all images state"))
+    if request.pseudo is not None:
+        dataset = outline_dots(dataset, request.pseudo)
     return recipe, dataset, check_annotations(dataset)
 
 

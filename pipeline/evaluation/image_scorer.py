@@ -18,7 +18,7 @@ found in the whole image, and their unknown pixels are removed from both predict
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -143,6 +143,13 @@ class ImageScorer:
 
     def run(self) -> ImageScores:
         """Score the image."""
+        compared = self._compared(self.found())
+        self.matches = {number: self._match(number, compared) for number in self._objects()}
+        sums = tuple(self._class_sums(number, compared) for number in self.rules.numbers)
+        return ImageScores(compared.pixels if self.outlined else np.zeros_like(compared.pixels), sums)
+
+    def found(self) -> Iterator[tuple[Box, Array]]:
+        """Find the objects of the image; yield each block and the id of each of its pixels (y, x), 0 for none."""
         seeded = None
         if self.rules.splitting is not None:
             map_YX = scratch(self.shape, np.uint8, in_memory=len(self.grid) == 1)
@@ -156,10 +163,13 @@ class ImageScorer:
             for tile, own in zip(self.grid, blocks, strict=True):
                 seeded.ids_YX[tile.core.slices] = self._drawn(tile.core, own)
             seeded.split(whole, ids)
-        compared = self._compared(blocks, seeded)
-        self.matches = {number: self._match(number, compared) for number in self._objects()}
-        sums = tuple(self._class_sums(number, compared) for number in self.rules.numbers)
-        return ImageScores(compared.pixels if self.outlined else np.zeros_like(compared.pixels), sums)
+            within = seeded.kept(self.rules.limits)
+        for tile, own in zip(self.grid, blocks, strict=True):
+            if seeded is None:
+                yield tile.core, self._drawn(tile.core, own)
+            else:
+                drawn_YX = np.array(seeded.ids_YX[tile.core.slices])
+                yield tile.core, np.where(within[drawn_YX], drawn_YX, 0)
 
     @property
     def outlined(self) -> bool:
@@ -193,22 +203,15 @@ class ImageScorer:
         pieces = label_pieces(np.asarray(self.found_YX[core.slices]), CONNECTIVITY)
         return rasterize(pieces, ids[pieces.label - 1], core.shape)
 
-    def _compared(self, ids_of_block: Sequence[Array], seeded: SeededObjects | None) -> _Compared:
-        """Remove small and large objects, then sum pixels by class, by object and by pair of objects of one class."""
+    def _compared(self, blocks: Iterable[tuple[Box, Array]]) -> _Compared:
+        """Remove pixels outside the objects, and sum pixels by class, by object and by pair of objects of one class."""
         count = len(self.rules.class_names) + 1
         pixels = np.zeros((count, count), np.int64)
         parts: dict[int, list[Overlaps]] = {number: [] for number in self._objects()}
         found: dict[int, list[PixelSums]] = {number: [] for number in parts}
         true: dict[int, list[PixelSums]] = {number: [] for number in parts}
-        kept = None if seeded is None else seeded.kept(self.rules.limits)
-        for tile, ids in zip(self.grid, ids_of_block, strict=True):
-            core = tile.core
+        for core, found_ids_YX in blocks:
             classes_YX = np.array(self.found_YX[core.slices])
-            if seeded is None or kept is None:
-                found_ids_YX = self._drawn(core, ids)
-            else:
-                found_ids_YX = np.array(seeded.ids_YX[core.slices])
-                found_ids_YX[~kept[found_ids_YX]] = 0
             true_YX, labels_YX = self._true(core), np.asarray(self.case.labels_YX[core.slices])
             known = true_YX != IGNORED
             found_YX = np.where((found_ids_YX > 0) & known, classes_YX, 0)

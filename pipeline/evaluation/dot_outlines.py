@@ -1,0 +1,105 @@
+"""Outlines for dots: objects of a model that hold exactly one dot become annotated objects.
+
+Pixels of its other objects, and those near a dot without an outline, are excluded from training (``IGNORED``), because
+their class is unknown. All other pixels are background. Outlines that exist are kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.annotations.dataset import Dataset
+from pipeline.errors import ConfigError
+from pipeline.evaluation.cross_validated import load_named
+from pipeline.evaluation.image_scorer import ImageScorer
+from pipeline.evaluation.methods import networks
+from pipeline.evaluation.seeded_objects import scratch
+from pipeline.geometry import Box
+from unet_core.class_map import IGNORED
+from unet_core.data.sampler import AnnotatedImage
+
+NEAR_UM = 7.5
+"""Distance to a dot without an outline within which nothing is learnt."""
+
+
+def outline_dots(dataset: Dataset, model: str) -> Dataset:
+    """Turn the dots of a dataset into outlines.
+
+    Args:
+        dataset: Annotated images at the resolution of the model.
+        model: Name or file of the model.
+
+    Raises:
+        ConfigError: The resolution of an image with dots is unknown or another than the model's.
+        ModelError: The file is not a valid model.
+    """
+    named = load_named(model, "none")
+    (method,) = networks([named], "cpu")
+    cases, dots, outlined = [], 0, 0
+    for case in dataset.cases:
+        if case.points_N3 is None:
+            cases.append(case)
+            continue
+        mpp = dataset.mpp[case.name]
+        if mpp is None or method.mpp is None or abs(mpp / method.mpp - 1) > 0.05:
+            found = "none" if mpp is None else f"{mpp:g}"
+            raise ConfigError(
+                f"--pseudo {model}: expected images of the model's {method.mpp} um per pixel, found {found} in "
+                f"{case.name}. Set network.mpp to the model's, or give the resolution in a column mpp of the cases"
+            )
+        made, count = outlined_case(case, method.judge(case), NEAR_UM / mpp)
+        cases.append(made)
+        dots, outlined = dots + len(case.points_N3), outlined + count
+    remark = f"{outlined} of {dots} dots have an outline by {named.name}; the surroundings of the others are ignored"
+    return replace(dataset, cases=tuple(cases), said=(*dataset.said, remark))
+
+
+def outlined_case(case: AnnotatedImage, scorer: ImageScorer, near_px: float) -> tuple[AnnotatedImage, int]:
+    """Return an image with outlines instead of dots, and the number of dots that have one.
+
+    Args:
+        case: Image with dots.
+        scorer: Finds the objects of the model in it.
+        near_px: Distance to a dot without an outline within which pixels are ignored.
+    """
+    assert case.points_N3 is not None
+    at_N2, kinds = case.points_N3[:, :2], case.points_N3[:, 2].astype(np.uint8)
+    in_memory = len(scorer.grid) == 1
+    labels_YX = scratch(scorer.shape, np.int32, in_memory=in_memory)
+    classes_YX = scratch(scorer.shape, np.uint8, in_memory=in_memory)
+    highest, own = 0, 0
+    for core, ids_YX in scorer.found():
+        labels_YX[core.slices] = ids_YX
+        highest = max(highest, int(ids_YX.max(initial=0)))
+        own = max(own, int(np.asarray(case.labels_YX[core.slices]).max(initial=0)))
+    ids = labels_YX[tuple(np.rint(at_N2).astype(np.intp).T)]
+    alone = (np.bincount(ids, minlength=highest + 1) == 1)[ids] & (ids > 0)
+    class_of = np.full(highest + 1, IGNORED, np.uint8)
+    class_of[0] = 0
+    class_of[ids[alone]] = kinds[alone]
+    for core in (tile.core for tile in scorer.grid):
+        ids_YX, labels = np.array(labels_YX[core.slices]), np.asarray(case.labels_YX[core.slices])
+        classes = class_of[ids_YX]
+        kept = (classes > 0) & (classes != IGNORED)
+        classes[~kept & _near(at_N2[~alone], core, near_px)] = IGNORED
+        drawn = case.class_map[core.slices]  # outlines and ignored pixels that are annotated
+        classes_YX[core.slices] = np.where(drawn > 0, drawn, classes)
+        labels_YX[core.slices] = np.where(labels > 0, labels, np.where(kept & (drawn == 0), ids_YX + own, 0))
+    return replace(case, labels_YX=labels_YX, classes_YX=classes_YX, points_N3=None), int(alone.sum())
+
+
+def _near(at_N2: NDArray[np.float32], core: Box, near_px: float) -> NDArray[np.bool_]:
+    """Mask (y, x) of the pixels of a block within a distance of any position."""
+    found = np.zeros(core.shape, np.bool_)
+    reach = int(near_px) + 1
+    for y, x in at_N2.tolist():
+        top, left = max(core.y0, round(y) - reach), max(core.x0, round(x) - reach)
+        bottom, right = min(core.y1, round(y) + reach + 1), min(core.x1, round(x) + reach + 1)
+        if top < bottom and left < right:
+            rows, columns = np.ogrid[top:bottom, left:right]
+            window = found[top - core.y0 : bottom - core.y0, left - core.x0 : right - core.x0]
+            window |= (rows - y) ** 2 + (columns - x) ** 2 <= near_px**2
+    return found

@@ -1,0 +1,85 @@
+"""Dots become outlines as a search pixel by pixel finds them, for any blocks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from skimage.measure import label
+
+from pipeline.annotations.dataset import open_dataset
+from pipeline.errors import ConfigError
+from pipeline.evaluation.dot_outlines import outline_dots, outlined_case
+from pipeline.evaluation.image_scorer import ImageScorer, ScoringConfig
+from tests.unit.flows.annotating import draw, folders, save_image, save_table
+from unet_core.class_map import IGNORED
+from unet_core.data.sampler import AnnotatedImage
+from unet_core.model_file.checkpoint import save
+from unet_core.networks.unet import UNet
+from unet_core.spec import UNetSpec
+
+SHAPE, NEAR_PX = (70, 90), 5.3
+
+
+@pytest.mark.parametrize("block", [16, 33, 2048])
+@pytest.mark.parametrize("seed", range(4))
+def test_outlines_equal_those_found_pixel_by_pixel(seed: int, block: int) -> None:
+    """Dots on objects, two on one, beside objects and at the border; an outline and an ignored area beside them."""
+    rng = np.random.default_rng(seed)
+    probability = np.clip(128 + 900 * ndimage.gaussian_filter(rng.standard_normal(SHAPE), 2), 0, 255).astype(np.uint8)
+    objects = label(probability >= 153, connectivity=2)
+    objects = np.where((np.bincount(objects.ravel()) >= 10)[objects], objects, 0)
+    numbers = np.unique(objects[objects > 0])
+    chosen = [rng.permutation(np.argwhere(objects == number))[: 1 + (i == 0)] for i, number in enumerate(numbers[:6])]
+    yx = np.concatenate((*chosen, rng.uniform(0, (69, 89), (6, 2))))
+    dots = np.column_stack((yx, rng.integers(1, 3, len(yx)))).astype(np.float32)
+    labels, kinds = np.zeros(SHAPE, np.int32), np.zeros(SHAPE, np.uint8)
+    labels[20:30, 30:45], kinds[20:30, 30:45], kinds[50:60, 10:30] = 3, 2, IGNORED
+    case = AnnotatedImage("a", np.zeros((1, *SHAPE), np.uint8), labels, kinds, dots)
+    scorer = ImageScorer(lambda core: probability[None][:, *core.slices], case, ScoringConfig(("a",), 0.6, 10), block)
+    made, count = outlined_case(case, scorer, NEAR_PX)
+
+    held: dict[int, list[int]] = {}
+    for y, x, kind in dots.tolist():
+        held.setdefault(int(objects[round(y), round(x)]), []).append(int(kind))
+    single = {number: kinds_[0] for number, kinds_ in held.items() if number and len(kinds_) == 1}
+    lost = [(y, x) for y, x, _ in dots.tolist() if objects[round(y), round(x)] not in single]
+    expected, parts = np.zeros(SHAPE, int), np.zeros(SHAPE, int)
+    for y, x in np.ndindex(SHAPE):
+        number = int(objects[y, x])
+        if kinds[y, x]:
+            expected[y, x], parts[y, x] = kinds[y, x], -labels[y, x]
+        elif number in single:
+            expected[y, x], parts[y, x] = single[number], number
+        elif number or any((y - a) ** 2 + (x - b) ** 2 <= NEAR_PX**2 for a, b in lost):
+            expected[y, x] = IGNORED
+    assert single
+    assert max(map(len, held.values())) > 1
+    assert count == len(single)
+    assert made.points_N3 is None
+    assert np.array_equal(made.class_map[:, :], expected)
+    pairs = np.unique(np.stack((parts.ravel(), np.asarray(made.labels_YX).ravel())), axis=1)
+    assert len(set(pairs[0])) == len(set(pairs[1])) == pairs.shape[1], "labels are those of the objects, one to one"
+    assert np.array_equal(np.asarray(made.labels_YX) > 0, parts != 0)
+
+
+def test_a_dataset_needs_the_resolution_of_the_model(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = tmp_path / "model.safetensors"
+    save(path, UNet(UNetSpec(depth=1, width=2, mpp=0.5)).eval(), {})
+    images, masks = folders(tmp_path)
+    save_image(images, "a", draw(1))
+    save_table(masks / "a.csv", "x,y", "5,5")
+    table = save_table(tmp_path / "t.csv", "image,mpp,weight", "a,0.5,3")
+    found = outline_dots(open_dataset(images, masks, table, None, 0.5), str(path))
+    (case,) = found.cases
+    assert (case.points_N3, case.weight) == (None, 3.0)
+    assert "of 1 dots have an outline by model" in found.said[-1]
+    for mpp, message in ((None, "found none in a"), (0.25, "found 0.25 in a")):
+        other = replace(open_dataset(images, masks, table), mpp={"a": mpp})
+        with pytest.raises(ConfigError, match=rf"expected images of the model's 0\.5 um per pixel, {message}"):
+            outline_dots(other, str(path))
