@@ -152,9 +152,10 @@ class CommandServer:
 
     def _address_for(self, request: Mapping[str, Any]) -> str:
         """Of a server that has imported Prefect, from an environment's second command on that imports it."""
-        if request.get("arguments", [])[1:2] not in WITH_PREFECT:
+        key = _prefect_of(request["environment"])
+        if request.get("arguments", [])[1:2] not in WITH_PREFECT or key[1] in ("", NO_SERVER):
             return self.address
-        if (key := _prefect_of(request["environment"])) not in self.prefect_addresses:
+        if key not in self.prefect_addresses:
             self.prefect_addresses[key] = ""
             return self.address
         return self._address_with_prefect(request["environment"])
@@ -162,7 +163,7 @@ class CommandServer:
     def _address_with_prefect(self, environment: Mapping[str, str]) -> str:
         key = _prefect_of(environment)
         if not self.prefect_addresses.get(key):
-            address = f"{self.address}.{len(self.prefect_addresses)}"
+            address = f"{self.address}.{sum(map(bool, self.prefect_addresses.values()))}"
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.connect(self.address)
                 connection.sendall(json.dumps({"server": address, "environment": dict(environment)}).encode())

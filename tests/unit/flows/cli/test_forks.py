@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import SERVER, Command
+from tests.support.faults.pictures import draw, red_and_blue, write
 
 ENDS = {
     "normal": "print('done')",
@@ -54,3 +55,20 @@ def test_code_in_a_fork_has_its_own_folder_and_search_path(overtile_alone: Comma
     environment = {**overtile_alone.environment, "PYTHONPATH": str(elsewhere)}
     ran = Command(environment, tmp_path).run_code("import beside, further; print(beside.VALUE, further.VALUE)")
     assert ran.stdout == "5 7\n", ran.said
+
+
+def test_servers_with_prefect_belong_to_one_environment_each(tmp_path: Path) -> None:
+    """Commands of two environments alternate; each reads the settings of its own."""
+    commands = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        command = Command.under(tmp_path / name, f"http://127.0.0.1:9/{name}")
+        assert SERVER.serves(command.environment)
+        commands.append(command)
+    for number in range(2):
+        for command in commands:
+            api = command.environment["PREFECT_API_URL"]
+            slide = write(command.folder / "slide.tif", draw((64, 64), red_and_blue((64, 64))))
+            ran = command.segment(slide, tmp_path / f"out-{number}")
+            assert ran.code == 4, ran.said
+            assert f"no Prefect server responds at {api} (" in ran.only_error
