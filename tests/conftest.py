@@ -115,15 +115,29 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def prefect_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a real Prefect server, so that commands need not start one each."""
+def served_prefect(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Path]]:
+    """Address of a real Prefect server, and the folder of its database."""
     if shared := getattr(request.config, "workerinput", {}).get("prefect_server"):
         api, log = shared
         _await_health(api, Path(log), lambda: False)
-        yield api
+        yield api, Path(log).parent
     else:
         with serving(tmp_path_factory.mktemp("prefect-server")) as server:
-            yield server.api
+            yield server.api, server.log.parent
+
+
+@pytest.fixture(scope="session")
+def prefect_server(served_prefect: tuple[str, Path]) -> str:
+    """Address of a real Prefect server, so that commands need not start one each."""
+    return served_prefect[0]
+
+
+@pytest.fixture(scope="session")
+def prefect_home(served_prefect: tuple[str, Path]) -> Path:
+    """Folder with the database of that server."""
+    return served_prefect[1]
 
 
 def _await_health(api: str, log: Path, has_ended: Callable[[], bool]) -> None:

@@ -119,13 +119,16 @@ def test_each_slide_equals_a_run_of_it_alone(
     assert result_digests(cases_run.out / key) == result_digests(tmp_path / "out" / key)
 
 
-def test_patient_name_is_in_the_results_and_in_no_log(cases_run: CasesRun, overtile: Command) -> None:
+def test_patient_name_is_in_the_results_and_in_no_log(
+    cases_run: CasesRun, overtile: Command, prefect_home: Path
+) -> None:
     held = {path for path in files_below(cases_run.out) if PATIENT.encode() in path.read_bytes()}
     slides = ("red", "red-fine")
     allowed = {cases_run.out / "results.csv", *(cases_run.out / key / "manifest.json" for key in slides)}
     assert held == allowed | {cases_run.out / key / ".work" / "plan.json" for key in slides}
     assert PATIENT not in cases_run.ran.said
-    databases = [path for path in files_below(overtile.folder.parents[1]) if path.suffix == ".db"]
+    homes = (overtile.folder.parent, prefect_home)
+    databases = [path for home in homes for path in files_below(home) if path.suffix == ".db"]
     assert any(count_flows(path) for path in databases), "no Prefect database was looked into"
     for path in (one for database in databases for one in files_below(database.parent)):
         assert PATIENT.encode() not in path.read_bytes(), path

@@ -98,7 +98,9 @@ def test_unknown_model_is_rejected_with_the_known_ones(overtile_alone: Command) 
     assert "nuclei@1" in ran.only_error
 
 
-def test_name_without_version_is_the_registered_one_or_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_without_version_is_the_registered_one_or_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for version in (1, 2, 10):
         shutil.copy(BUILT_IN, tmp_path / f"nuclei@{version}.safetensors")
         shutil.copy(BUILT_IN, tmp_path / f"cells@{version}.safetensors")

@@ -144,7 +144,7 @@ def test_held_back_cases_are_ranked_by_dice(fold: FoldDiagnostics) -> None:
 
 def test_threshold_scores_are_computed_from_bytes(trained: Trained) -> None:
     network = load(trained.job.folder / BEST)
-    network.spec = network.spec.model_copy(update={"min_area_um2": 0.0})
+    network.spec = network.spec.model_copy(update={"min_area_um2": 0.0, "objects": None})
     cases = validation_images(trained.job)
     found = threshold_scores(network, cases)
     for place, threshold in enumerate(THRESHOLDS):
