@@ -1,5 +1,6 @@
 # What people run. Every target makes .venv when it is missing, with the exact versions that were tested.
 PYTHON ?= python3
+DATA ?= ../shared/data
 BIN := .venv/bin
 export PYTHONHASHSEED ?= 0
 # What Python compiled is kept: otherwise each of two hundred commands that the tests run compiles all of it anew.
@@ -8,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # A run syncs two hundred small files: tests write to memory where 4 GB of it are set aside, and to a disk elsewhere.
 IN_MEMORY := $(shell test -w /dev/shm && df -Pk /dev/shm | awk 'NR == 2 && $$4 >= 4000000 {print "PYTEST_DEBUG_TEMPROOT=/dev/shm"}')
 
-.PHONY: demo browser slurm test test-long faults lint prove mutants bench bench-long gpu clean
+.PHONY: demo browser slurm test test-long faults lint prove mutants bench bench-long models gpu clean
 
 .venv: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -58,8 +59,13 @@ bench: .venv  ## speed and memory against their bars; writes bench.json
 bench-long: .venv  ## a slide of 60,000 px squared in the memory of a small one, 100,000 blocks; 45 minutes, 20 GB of disk
 	$(BIN)/python tests/benchmarks/bench.py long scale_long
 
+models: .venv  ## train nuclei@3 again from the public data in DATA; about 70 minutes on one core
+	$(BIN)/python -m tests.models.nuclei_data $(DATA) models/data
+	$(BIN)/overtile train --images models/data/images --masks models/data/masks --cases models/data/cases.csv \
+	--config configs/train_nuclei.yaml --fold 0 --out models/nuclei
+
 gpu: .venv  ## the CUDA path against the CPU, where there is a device; writes gpu.json
 	$(BIN)/python tests/benchmarks/gpu.py
 
 clean:
-	rm -rf .venv mutants demo-result bench.json gpu.json
+	rm -rf .venv mutants models demo-result bench.json gpu.json

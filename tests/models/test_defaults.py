@@ -13,7 +13,7 @@ import pytest
 from pipeline.annotations.dataset import Dataset, open_dataset
 from tests.models.nuclei_data import main as arrange
 from unet_core.data.recoloured import recoloured
-from unet_core.metrics.bootstrap import Patients
+from unet_core.metrics.bootstrap import LEAST_PATIENTS, Patients
 from unet_core.metrics.overlap import Counts
 from unet_core.model_file.checkpoint import load
 from unet_core.model_file.header import default_versions, resolve
@@ -42,9 +42,15 @@ def f1(counts: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> np.ndarray[
 
 
 def significantly_worse(new: Scored, old: Scored) -> bool:
-    """Whether the interval (95 %) of the difference in pooled F1, over resampled patients, lies below 0."""
+    """Whether the interval (95 %) of the difference in pooled F1, over resampled patients, lies below 0.
+
+    Of images of fewer than six patients nothing is concluded.
+    """
     assert new.patients == old.patients
-    weights = Patients.of(new.patients).resampled()
+    patients = Patients.of(new.patients)
+    if len(patients.names) < LEAST_PATIENTS:
+        return False  # nothing is concluded from so few
+    weights = patients.resampled()
     pooled = [
         f1(weights @ np.array([(one.both, one.found_only, one.true_only) for one in scored.counts], float))
         for scored in (new, old)

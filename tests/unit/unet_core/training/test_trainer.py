@@ -51,6 +51,7 @@ def test_the_smallest_area_drops_specks_and_keeps_what_was_annotated(mpp: float 
     [
         pytest.param("nuclei@1", "he", 0, 0.82, 0.62, marks=pytest.mark.long),  # which it has not seen
         ("nuclei@2", "he", 1, 0.88, 0.75),  # it has seen all of them: what it is worth on others says its card
+        pytest.param("nuclei@3", "he", 0, 0.86, 0.74, marks=pytest.mark.long),  # which it has not seen
         pytest.param("nuclei-fluorescence@1", "fluo", 3, 0.90, 0.80, marks=pytest.mark.long),  # likewise
     ],
 )
