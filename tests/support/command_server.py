@@ -28,7 +28,6 @@ import time
 import types
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 LIBRARIES = (
@@ -48,8 +47,8 @@ OF_PREFECT = ("prefect", "prefect.flow_engine", "prefect.task_engine", "prefect.
 
 _LONGEST_HEAD = 1 << 20
 _FROM_VARIABLE = set(os.environ.get("PYTHONPATH", "").split(os.pathsep))
-_INSTALLED = [entry for entry in sys.path if entry not in _FROM_VARIABLE and entry != str(Path.cwd())]
-"""The search path of an interpreter that is started without PYTHONPATH."""
+_INSTALLED = [entry for entry in sys.path[1:] if entry not in _FROM_VARIABLE]
+"""The search path of an interpreter that is started without PYTHONPATH; the first entry is that of ``python -m``."""
 
 
 def main(path: str) -> None:

@@ -71,4 +71,4 @@ def test_servers_with_prefect_belong_to_one_environment_each(tmp_path: Path) -> 
             slide = write(command.folder / "slide.tif", draw((64, 64), red_and_blue((64, 64))))
             ran = command.segment(slide, tmp_path / f"out-{number}")
             assert ran.code == 4, ran.said
-            assert f"no Prefect server responds at {api} (" in ran.only_error
+            assert f"no Prefect server responds at {api}/ (" in ran.only_error
