@@ -1,6 +1,6 @@
 """Which method turns outputs of a network into objects: the user's choice, else the model's own.
 
-A model without object settings uses connected components.
+A model without object settings uses connected components. So does ``auto`` where objects are split by their distance.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ def resolve(section: ObjectsSection, spec: UNetSpec) -> ObjectSettings:
         ConfigError: The network lacks the map, or splitting by distance is asked for together with seeds.
     """
     own = spec.objects or ObjectSettings()
-    method = own.method if section.method == "auto" else section.method
+    method = section.method
+    if method == "auto":
+        method = own.method if section.split == "none" else "components"
     values: dict[str, object] = {
         "method": method,
         "depth": section.seed_depth or own.depth,
@@ -41,8 +43,8 @@ def _source(section: ObjectsSection, spec: UNetSpec) -> MapName:
     """The map of the seeds: the one that the model states, if it has it, else the first that it has."""
     if section.split != "none":
         raise ConfigError(
-            f"objects.split={section.split}: expected none with objects.method=seeds{_whose(section)}, which splits "
-            "objects too. Use objects.split=none, or objects.method=components"
+            f"objects.split={section.split}: expected none with objects.method=seeds, which splits objects too. Use "
+            "objects.split=none, or objects.method=components"
         )
     stated: tuple[MapName, ...] = () if spec.objects is None else (spec.objects.source,)
     for name in (*stated, *SEED_MAPS):

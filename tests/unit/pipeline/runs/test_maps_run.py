@@ -211,7 +211,6 @@ def test_objects_over_the_size_limit_are_counted_and_kept_whole(plan: Plan, copy
     ("settings", "model", "words"),
     [
         (("objects.method=seeds",), "plain", r"expected a model with a map of distance or centre, found no maps"),
-        (("objects.split=watershed",), "seeds", r"expected none with objects\.method=seeds \(the model's own method\)"),
         (("objects.split=watershed", "objects.method=seeds"), "maps", r"expected none .*Use objects\.split=none"),
         (("objects.method=boundary",), "seeds", "expected components or seeds, found boundary.*Use objects.method"),
     ],
@@ -236,6 +235,7 @@ def test_settings_are_those_of_the_user_then_of_the_model() -> None:
     assert resolve(asked, UNetSpec(maps=("centre",), objects=ObjectSettings())).source == "centre"
     watershed = ObjectsSection(method="components", split="watershed")
     assert resolve(watershed, spec).method == "components"
+    assert resolve(ObjectsSection(split="watershed"), spec).method == "components"
 
 
 # ---- hashes ----------------------------------------------------------------------------------------------------------
