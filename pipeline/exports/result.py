@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,9 @@ import pyarrow as pa
 from pipeline.errors import ConfigError
 from pipeline.exports.vector_formats import CompleteResult
 from pipeline.objects.table_reader import read_groups
-from pipeline.storage.layout import IMAGE, OBJECTS, PROBABILITY, TABLE
+from pipeline.storage.layout import IMAGE, MAPS, OBJECTS, PROBABILITY, TABLE
 from pipeline.storage.slide_store import SlideStore
+from unet_core.spec import MapName
 
 if TYPE_CHECKING:  # dask.array takes half a second to import
     import dask.array
@@ -40,6 +41,15 @@ class Result:
     def probability(self) -> dask.array.Array:
         """Probability of each foreground class (class, y, x), uint8 with 255 for 1. Raises ConfigError if dropped."""
         return self._array(PROBABILITY)
+
+    @property
+    def maps(self) -> dict[str, dask.array.Array]:
+        """Maps of the network by name (y, x), uint8 with 255 for 1; empty without any.
+
+        Raises ConfigError when they were dropped.
+        """
+        names: Sequence[MapName] = self.manifest["plan"]["model"]["spec"].get("maps", ())
+        return {name: self._array(MAPS[name]) for name in names}
 
     @property
     def labels(self) -> dask.array.Array:

@@ -20,6 +20,7 @@ from flows.batch.cost_probe import look, sample
 from flows.batch.disk_quota import at_most_bytes
 from pipeline.config import ObjectsSection, load_config
 from pipeline.errors import ConfigError
+from pipeline.exports.result import open_result
 from pipeline.geometry import Box
 from pipeline.objects.method import resolve
 from pipeline.runs.plan import SlidePlan
@@ -130,6 +131,14 @@ def test_readers_open_every_map(fresh: Callable[..., Path]) -> None:
         pixels = levels[0].astype(int)
         mean = (pixels[::2, ::2] + pixels[1::2, ::2] + pixels[::2, 1::2] + pixels[1::2, 1::2] + 2) // 4
         np.testing.assert_array_equal(levels[1], mean)
+
+
+def test_an_opened_result_has_every_map(fresh: Callable[..., Path]) -> None:
+    opened = open_result(fresh())
+    assert list(opened.maps) == list(SPEC.maps)
+    for name, map_YX in opened.maps.items():
+        np.testing.assert_array_equal(map_YX.compute(), stored(fresh(), f"maps/{name}/0"))
+    assert open_result(fresh(model="plain")).maps == {}
 
 
 def test_manifest_and_verify_know_the_maps(fresh: Callable[..., Path]) -> None:
