@@ -192,6 +192,16 @@ def _stored_as(header: ModelHeader) -> str:
     return ", ".join(sorted({tensor.dtype for tensor in header.tensors.values()}))
 
 
+def _objects(spec: dict[str, Any]) -> Iterator[str]:
+    """The maps of a network, and how its outputs become objects."""
+    if spec.get("maps"):
+        yield f"maps: {', '.join(spec['maps'])}"
+    if objects := spec.get("objects"):
+        seeds = f" of the map {objects['source']}, depth {objects['depth']:g}" if objects["method"] == "seeds" else ""
+        largest = "" if objects["max_area_um2"] is None else f", largest object {objects['max_area_um2']:g} um2"
+        yield f"objects: {objects['method']}{seeds}{largest}"
+
+
 def show(record: dict[str, Any], console: Console) -> None:
     """Print the details of a model."""
     spec, limit = record["spec"], record["operations_per_px"]["limit"]
@@ -205,6 +215,7 @@ def show(record: dict[str, Any], console: Console) -> None:
         f"halo {record['halo_px']} px, step {record['step_px']} px, {limit / 1e6:.3f} MFLOP a pixel at the least",
         f"input = (image / its largest value - {spec['mean']}) / {spec['std']}",
         *_colours(spec),
+        *_objects(spec),
     ]
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False)

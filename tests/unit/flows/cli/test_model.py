@@ -92,6 +92,13 @@ def test_info_shows_colour_normalisation(network: UNet, tmp_path: Path) -> None:
     assert "equalis" not in said["plain"]
 
 
+def test_maps_and_object_settings_are_shown(overtile_alone: Command) -> None:
+    ran = overtile_alone.run("model", "info", "nuclei@3")
+    assert "maps: distance, centre" in ran.stdout
+    assert "objects: seeds of the map centre, depth 0.3, largest object 1534 um2" in ran.stdout
+    assert "objects:" not in overtile_alone.run("model", "info", "nuclei@2").stdout
+
+
 def test_unknown_model_is_rejected_with_the_known_ones(overtile_alone: Command) -> None:
     ran = overtile_alone.run("model", "info", "nuclei@99")
     assert ran.code == 2
