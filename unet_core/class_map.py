@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 MAX_CLASSES = 255
+THRESHOLD = 0.5
+"""Threshold of a model that states none."""
 IGNORED = 255
 """Class of a pixel without a known class: it is neither trained on nor scored."""
 

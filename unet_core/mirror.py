@@ -58,12 +58,16 @@ def mirrored_indices(start: int, stop: int, length: int) -> NDArray[np.intp]:
 
     As numpy's "reflect": the edge pixel is not repeated, so the pattern has period 2 * (length - 1).
     """
-    indices = np.arange(start, stop, dtype=np.intp)
+    return mirrored(np.arange(start, stop, dtype=np.intp), length)
+
+
+def mirrored(positions: NDArray[Any], length: int) -> NDArray[Any]:
+    """Return the positions in an axis of `length` pixels of positions on the repeatedly mirrored axis."""
     if length == 1:
-        return np.zeros_like(indices)
+        return np.zeros_like(positions)
     period = 2 * (length - 1)
-    indices %= period
-    return np.minimum(indices, period - indices)
+    inside = positions % period
+    return np.asarray(np.minimum(inside, period - inside))
 
 
 def read_mirrored(array: ArrayLike, box: BoxLike) -> NDArray[Any]:

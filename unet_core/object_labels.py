@@ -16,13 +16,11 @@ from skimage.measure import label
 from skimage.morphology import local_maxima, reconstruction
 from skimage.segmentation import watershed
 
-from unet_core.class_map import class_map
+from unet_core.class_map import THRESHOLD, class_map
 from unet_core.spec import ObjectSettings, UNetSpec
 
 Array = NDArray[Any]
 
-THRESHOLD = 0.5
-"""Threshold of a model that states none."""
 LARGEST_PX = 1024
 """Objects with a longer box are not split."""
 
@@ -54,9 +52,8 @@ def area_range_px(spec: UNetSpec) -> tuple[int, float]:
     """Return the smallest and the largest area in pixels; without a resolution a pixel is 1 um2."""
     pixel_um2 = (spec.mpp or 1.0) ** 2
     largest_um2 = spec.objects.max_area_um2 if spec.objects else None
-    return max(
-        1, math.ceil(spec.min_area_um2 / pixel_um2)
-    ), math.inf if largest_um2 is None else largest_um2 / pixel_um2
+    most_px = math.inf if largest_um2 is None else largest_um2 / pixel_um2
+    return max(1, math.ceil(spec.min_area_um2 / pixel_um2)), most_px
 
 
 def without_sizes(labels_YX: Array, least_px: int, most_px: float = math.inf) -> Array:

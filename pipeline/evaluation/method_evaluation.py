@@ -34,7 +34,7 @@ from unet_core.metrics.bootstrap import (
     interval,
 )
 from unet_core.metrics.calibration import reliability
-from unet_core.metrics.centres import WITHIN_PX, WITHIN_UM
+from unet_core.metrics.centres import WITHIN_PX, WITHIN_UM, within_px
 from unet_core.metrics.overlap import Array, Scores
 from unet_core.metrics.score_table import CALIBRATION, LENGTHS, Table, class_mean
 
@@ -57,7 +57,7 @@ class EvaluationCase:
 
     def within_px(self, within_um: float) -> float:
         """Largest distance of matched centres in px."""
-        return WITHIN_PX if self.mpp is None else within_um / self.mpp
+        return within_px(self.mpp, within_um)
 
 
 @dataclass(frozen=True)

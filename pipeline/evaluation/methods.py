@@ -20,11 +20,12 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation.cross_validated import FoldModels, NamedModel
 from pipeline.evaluation.image_scorer import ImageScorer, ProbabilityReader, ScoringConfig
 from pipeline.geometry import Box
-from pipeline.inference.ensemble import THRESHOLD, Ensemble
+from pipeline.inference.ensemble import Ensemble
 from pipeline.inference.predictor import MirroredRegion, Predictor, load_networks, resolve_device
 from pipeline.objects.method import resolve
-from pipeline.objects.watershed import LARGEST_PX, Splitting
+from pipeline.objects.watershed import ROUNDING, Splitting, largest_box_px
 from pipeline.storage.atomic_files import digest
+from unet_core.class_map import THRESHOLD
 from unet_core.data.sampler import AnnotatedImage
 from unet_core.errors import MissingLibraryError
 from unet_core.metrics.centres import WITHIN_PX
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from unet_core.training.baselines import Baseline
 
 TILE_PX = 1024
-_ROUNDING = 1e-9
 PRECISION = "fp32"
 """Precision on every device, so that scores do not depend on the hardware."""
 
@@ -112,10 +112,10 @@ def _seeded(rules: ScoringConfig, spec: UNetSpec) -> ScoringConfig:
     section, mpp = ObjectsSection(), spec.mpp or 1.0  # without a resolution a pixel is 1 um2
     settings = resolve(section, spec)
     if settings.max_area_um2 is not None:
-        rules = replace(rules, most_px=math.floor(settings.max_area_um2 / mpp**2 * (1 + _ROUNDING)))
+        rules = replace(rules, most_px=math.floor(settings.max_area_um2 / mpp**2 * (1 + ROUNDING)))
     if settings.method != "seeds":
         return rules
-    largest = min(math.floor(section.split_max_um / mpp * (1 + _ROUNDING)), LARGEST_PX)
+    largest = largest_box_px(section.split_max_um, mpp)
     splitting = Splitting(settings.depth, largest, section.connectivity, settings.source)
     return replace(rules, splitting=splitting, seeds=spec.foreground + spec.maps.index(settings.source))
 

@@ -18,6 +18,7 @@ from typing import Any
 from pipeline.config import ModelSection
 from pipeline.errors import ModelError
 from pipeline.storage.atomic_files import digest
+from unet_core.class_map import THRESHOLD
 from unet_core.errors import NetworkError
 from unet_core.model_file.header import Weights, describe, resolve, sha256
 from unet_core.normalisation import Normalisation
@@ -27,8 +28,6 @@ from unet_core.tta import SYMMETRIES
 
 COMMON = ("mpp", "in_channels", "class_names", "maps")
 """Fields of the spec in which members must agree."""
-THRESHOLD = 0.5
-"""Threshold of a model that does not state its own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.config import ObjectsSection, RunConfig
 from pipeline.errors import ConfigError, SlideError
 from pipeline.image_info import ClassInfo, ImageInfo
-from pipeline.inference.ensemble import THRESHOLD, Ensemble
+from pipeline.inference.ensemble import Ensemble
 from pipeline.inputs.discovery import Candidate
 from pipeline.inputs.regions import Regions, find_regions
 from pipeline.inputs.tissue_mask_file import MaskFile, find_mask
@@ -29,6 +29,7 @@ from pipeline.slides.read_timeout import with_timeout
 from pipeline.slides.resample import Resolution, resolution
 from pipeline.stage_table import MAPS, STAGE
 from pipeline.storage.atomic_files import digest
+from unet_core.class_map import THRESHOLD
 from unet_core.normalisation import FIT_VERSION
 from unet_core.spec import ObjectSettings
 

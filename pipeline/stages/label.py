@@ -42,7 +42,7 @@ from pipeline.objects.relabel import (
     number_objects,
 )
 from pipeline.objects.run_length import EDGES, LOOKUP, PARTS, RUNS, object_runs, save_edges, save_runs
-from pipeline.objects.watershed import LARGEST_PX, Splitting
+from pipeline.objects.watershed import ROUNDING, Splitting, largest_box_px
 from pipeline.stages.split_objects import WHOLES, AllParts, lookup_tables, split_block, too_large, whole_tables
 from pipeline.storage.atomic_files import fsync_dir
 from pipeline.storage.layout import OBJECTS, PROBABILITY
@@ -54,7 +54,6 @@ Array = NDArray[Any]
 
 STAGE = "label"
 HOLES, FILL, PIECES = "label/holes", "label/fill", "label/pieces"
-_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,7 @@ class LabelInputs:
     @property
     def splitting(self) -> Splitting | None:
         """How objects are split, in pixels; None when they are not."""
-        largest = min(math.floor(self.config.split_max_um / self.image.mpp * (1 + _ROUNDING)), LARGEST_PX)
+        largest = largest_box_px(self.config.split_max_um, self.image.mpp)
         if self.method.method == "seeds":
             return Splitting(self.method.depth, largest, self.connectivity, self.method.source)
         if self.config.split == "none":
@@ -107,7 +106,7 @@ class LabelInputs:
     @property
     def limits(self) -> Limits:
         """Area limits in pixels; a limit that is an integer up to rounding is that integer."""
-        smallest = math.ceil(self._px(self.min_area_um2) * (1 - _ROUNDING))
+        smallest = math.ceil(self._px(self.min_area_um2) * (1 - ROUNDING))
         largest_um2 = self.method.max_area_um2
         return Limits(smallest, None if largest_um2 is None else self._at_most(largest_um2))
 
@@ -123,7 +122,7 @@ class LabelInputs:
         return area_um2 / self.image.mpp**2
 
     def _at_most(self, area_um2: float) -> int:
-        return math.floor(self._px(area_um2) * (1 + _ROUNDING))
+        return math.floor(self._px(area_um2) * (1 + ROUNDING))
 
 
 def hole_block(context: StageContext, inputs: LabelInputs, index: Index) -> Counts:

@@ -25,6 +25,7 @@ from skimage.segmentation import find_boundaries
 from torch import Tensor
 
 from unet_core.data.weight_map import part_touching
+from unet_core.mirror import mirrored
 from unet_core.spec import MapName
 
 Array = NDArray[Any]
@@ -91,18 +92,9 @@ class DotField:
             step = float(np.hypot(*np.diff(at, axis=2)).mean())
         if not len(points_N3):
             return cls(np.full(at.shape[1:], np.inf), np.zeros(at.shape[1:], np.int32))
-        source = np.stack([_folded(at[axis] + corner_yx[axis], shape[axis]) for axis in (0, 1)], axis=-1)
+        source = np.stack([mirrored(at[axis] + corner_yx[axis], shape[axis]) for axis in (0, 1)], axis=-1)
         distance, nearest = cKDTree(points_N3[:, :2]).query(source)
         return cls(distance / step, points_N3[nearest, 2].astype(np.int32))
-
-
-def _folded(positions: Array, length: int) -> Array:
-    """Positions mirrored into an axis of `length` pixels, as `mirrored_indices` does for whole numbers."""
-    if length == 1:
-        return np.zeros_like(positions)
-    period = 2 * (length - 1)
-    inside = np.mod(positions, period)
-    return np.asarray(np.minimum(inside, period - inside))
 
 
 def map_targets(

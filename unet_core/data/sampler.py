@@ -270,9 +270,9 @@ def draw_place(
 
 def _draw_case(cases: Sequence[AnnotatedImage], generator: Generator) -> AnnotatedImage:
     """Draw an image, each as often as its weight states."""
-    totals = list(itertools.accumulate(case.weight for case in cases))
     if len({case.weight for case in cases}) == 1:
         return cases[below(len(cases), generator)]
+    totals = list(itertools.accumulate(case.weight for case in cases))
     return cases[min(bisect.bisect_right(totals, uniform(0, totals[-1], generator)), len(cases) - 1)]
 
 

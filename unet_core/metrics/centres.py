@@ -23,6 +23,11 @@ WITHIN_UM, WITHIN_PX = 4.0, 8.0
 """Largest distance of a pair: in um, and in px for images without a resolution."""
 
 
+def within_px(mpp: float | None, within_um: float = WITHIN_UM) -> float:
+    """Return the largest distance of a pair in pixels of ``mpp`` um; None: the resolution is not known."""
+    return WITHIN_PX if mpp is None else within_um / mpp
+
+
 @dataclass(frozen=True, slots=True)
 class PixelSums:
     """Number of pixels and sums of their coordinates, by object in ascending order of ids: (n,) each."""

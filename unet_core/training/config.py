@@ -194,6 +194,10 @@ class TrainConfig(TrainSection):
     stopping: StoppingSection = StoppingSection()
     compute: TrainComputeSection = TrainComputeSection()
 
+    def with_maps_of(self, spec: UNetSpec) -> Self:
+        """Return the configuration for the maps that a network has; a model to start from has its own."""
+        return self.model_copy(update={"maps": self.maps.model_copy(update={"names": spec.maps})})
+
     @model_serializer(mode="wrap")
     def _without_maps_as_before(self, fields_of: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = fields_of(self)

@@ -45,8 +45,8 @@ def samples(order: TrainJob, spec: UNetSpec) -> SampleBatch:
     """Return the first tiles that training draws."""
     sampling = order.recipe.sampling.model_copy(update={"batch": SAMPLES})
     shown = recoloured(order.material.training, spec.normalisation)
-    maps = order.recipe.maps.model_copy(update={"names": spec.maps})
-    sampler = Sampler(shown, sizes_px(spec, order.recipe), sampling, order.recipe.augment, maps=maps)
+    recipe = order.recipe.with_maps_of(spec)
+    sampler = Sampler(shown, sizes_px(spec, recipe), sampling, recipe.augment, maps=recipe.maps)
     return sampler.draw(generator_from_seed(order.recipe))
 
 
@@ -63,12 +63,11 @@ def skip_gradient_norms(
 ) -> tuple[SkipGradient, ...]:
     """Return gradient norms of the training's loss at each skip, on one batch without augmentation."""
     spec = model.spec
-    maps = order.recipe.maps.model_copy(update={"names": spec.maps})
-    recipe = order.recipe.model_copy(update={"maps": maps})
+    recipe = order.recipe.with_maps_of(spec)
     loss = loss_for(recipe.loss, spec, class_frequencies(order.material.training, spec.classes))
     learner = TrainState.of(model, loss, recipe)
     device = resolve_device(recipe.compute.device)
     shown = recoloured(cases, spec.normalisation)
-    sampler = Sampler(shown, sizes_px(spec, recipe), recipe.sampling, Augmentation.off(), device, maps)
+    sampler = Sampler(shown, sizes_px(spec, recipe), recipe.sampling, Augmentation.off(), device, recipe.maps)
     batch = sampler.draw(generator_from_seed(recipe))
     return skip_gradients(model, lambda: learner.loss_of(batch))

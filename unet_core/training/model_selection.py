@@ -11,11 +11,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.measure import label
 
 from unet_core.class_map import IGNORED
 from unet_core.data.sampler import AnnotatedImage
-from unet_core.metrics.centres import WITHIN_PX, WITHIN_UM, PixelSums, match_centres
+from unet_core.metrics.centres import PixelSums, match_centres, within_px
 from unet_core.metrics.overlap import Counts, object_counts, pixel_counts
 from unet_core.object_labels import area_range_px, label_objects, without_sizes
 from unet_core.spec import SEED_MAPS, ObjectSettings, UNetSpec
@@ -26,11 +25,6 @@ LARGEST = 4.0
 
 Scores = tuple[Counts, Counts]
 """Pixels of outlined images; objects of outlined images and, of images with dots, centres."""
-
-
-def components(mask_YX: NDArray[np.bool_], least_px: int = 1) -> NDArray[np.integer]:
-    """Label the 8-connected components of a mask (y, x); those below `least_px` pixels become background."""
-    return without_sizes(label(mask_YX, connectivity=2), least_px)
 
 
 def least_px(spec: UNetSpec) -> int:
@@ -86,8 +80,8 @@ def _score(
         mine_YX = np.where(classes_YX == number, found_YX, 0)
         if case.points_N3 is not None:
             dots = case.points_N3[case.points_N3[:, 2] == number, :2]
-            within_px = WITHIN_UM / spec.mpp if spec.mpp else WITHIN_PX
-            both, found, true = match_centres(PixelSums.of(mine_YX).centres, dots, within_px).sums.astype(int).tolist()
+            match = match_centres(PixelSums.of(mine_YX).centres, dots, within_px(spec.mpp))
+            both, found, true = match.sums.astype(int).tolist()
             objects += Counts(both, found - both, true - both)
         else:
             class_YX = true_YX == number

@@ -150,7 +150,7 @@ class Trainer:
         start = load(resolve(recipe.network.start)) if recipe.network.start else None
         spec = start.spec if start else order.spec()
         frequencies = class_frequencies(material.training, spec.classes)
-        recipe = recipe.model_copy(update={"maps": recipe.maps.model_copy(update={"names": spec.maps})})
+        recipe = recipe.with_maps_of(spec)
         learner = TrainState.of(start or build(spec), loss_for(recipe.loss, spec, frequencies), recipe)
         shown = material.shown(spec)
         sizes, device = sizes_px(spec, recipe), learner.device.type

@@ -23,7 +23,7 @@ from unet_core.model_file.header import describe, resolve
 from unet_core.networks.unet import UNet
 from unet_core.networks.whole_pass import whole_pass
 from unet_core.spec import UNetSpec
-from unet_core.training.model_selection import components, least_px, score
+from unet_core.training.model_selection import least_px, score
 from unet_core.training.trainer import TrainData
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,6 +34,12 @@ Arrays = list[NDArray[Any]]
 def discs(count: int) -> tuple[Arrays, Arrays]:
     pairs = [drawn(seed) for seed in range(count)]
     return [image for image, _ in pairs], [labels for _, labels in pairs]
+
+
+def components(mask_YX: NDArray[np.bool_], least: int = 1) -> NDArray[np.integer]:
+    """8-connected components, those below a number of pixels left out."""
+    labels_YX: NDArray[np.integer] = label(mask_YX, connectivity=2)
+    return np.where((np.bincount(labels_YX.ravel()) >= least)[labels_YX], labels_YX, 0)
 
 
 # ---- names ---------------------------------------------------------------------------------------------------------
