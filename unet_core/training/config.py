@@ -22,7 +22,7 @@ from pydantic import (
 
 from unet_core.data.augmentation import Augmentation
 from unet_core.data.folds import FoldSettings
-from unet_core.data.map_targets import MapSettings
+from unet_core.data.map_targets import NO_MAPS, MapSettings
 from unet_core.data.mask_encoding import DataSettings
 from unet_core.data.sampler import Sampling
 from unet_core.model_file.header import describe, resolve
@@ -201,6 +201,6 @@ class TrainConfig(TrainSection):
     @model_serializer(mode="wrap")
     def _without_maps_as_before(self, fields_of: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = fields_of(self)
-        if not self.maps.names and not self.network.start:
+        if self.maps == NO_MAPS:
             fields.pop("maps", None)
         return fields

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.unit.unet_core.training_runs import assert_equal_runs, lines, material, recipe, run, state
+from unet_core.data.map_targets import NO_MAPS
 from unet_core.errors import RecipeError
 from unet_core.model_file import checkpoint
 from unet_core.model_file.checkpoint import load
@@ -210,6 +211,19 @@ def test_a_run_without_maps_and_average_is_stored_as_before_them() -> None:
     stored = recipe(maps={"names": []}, optimiser={"average": 0.0}).model_dump(mode="json")
     assert "maps" not in stored
     assert "average" not in stored["optimiser"]
+
+
+def test_a_run_that_starts_from_a_model_is_the_same_run_as_before_maps(tmp_path: Path) -> None:
+    """Its stored configuration has no maps, so one that adds them would be refused as another run."""
+    run(tmp_path / "first", recipe(maps={"names": []}))
+    given = recipe(network={"start": str(tmp_path / "first" / "last.safetensors")}, optimiser={"average": 0.0})
+    run(tmp_path / "second", given.model_copy(update={"maps": NO_MAPS}))
+    assert "maps" not in state(tmp_path / "second")[0]["asked"]["recipe"]
+    run(tmp_path / "second", continued(tmp_path / "second", given))  # not refused
+
+
+def test_settings_of_dots_are_stored_without_maps_too() -> None:
+    assert recipe(maps={"names": [], "dot_px": 5.0}).model_dump()["maps"]["dot_px"] == 5.0
 
 
 def test_a_run_that_was_started_without_maps_continues_without_them(tmp_path: Path) -> None:
