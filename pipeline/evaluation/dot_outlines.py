@@ -1,7 +1,7 @@
 """Outlines for dots: objects of a model that hold exactly one dot become annotated objects.
 
-Pixels of its other objects, and those near a dot without an outline, are excluded from training (``IGNORED``), because
-their class is unknown. All other pixels are background. Outlines that exist are kept.
+All other dots stay dots. The model's objects without a dot are excluded from training (``IGNORED``), because their
+class is unknown. Outlines that exist are kept.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.annotations.dataset import Dataset
 from pipeline.errors import ConfigError
@@ -17,12 +16,8 @@ from pipeline.evaluation.cross_validated import load_named
 from pipeline.evaluation.image_scorer import ImageScorer
 from pipeline.evaluation.methods import networks
 from pipeline.evaluation.seeded_objects import scratch
-from pipeline.geometry import Box
 from unet_core.class_map import IGNORED
 from unet_core.data.sampler import AnnotatedImage
-
-NEAR_UM = 7.5
-"""Distance to a dot without an outline within which nothing is learnt."""
 
 
 def outline_dots(dataset: Dataset, model: str) -> Dataset:
@@ -50,20 +45,19 @@ def outline_dots(dataset: Dataset, model: str) -> Dataset:
                 f"--pseudo {model}: expected images of the model's {method.mpp} um per pixel, found {found} in "
                 f"{case.name}. Set network.mpp to the model's, or give the resolution in a column mpp of the cases"
             )
-        made, count = outlined_case(case, method.judge(case), NEAR_UM / mpp)
+        made, count = outlined_case(case, method.judge(case))
         cases.append(made)
         dots, outlined = dots + len(case.points_N3), outlined + count
-    remark = f"{outlined} of {dots} dots have an outline by {named.name}; the surroundings of the others are ignored"
+    remark = f"{outlined} of {dots} dots have an outline by {named.name}; the others stay dots"
     return replace(dataset, cases=tuple(cases), said=(*dataset.said, remark))
 
 
-def outlined_case(case: AnnotatedImage, scorer: ImageScorer, near_px: float) -> tuple[AnnotatedImage, int]:
-    """Return an image with outlines instead of dots, and the number of dots that have one.
+def outlined_case(case: AnnotatedImage, scorer: ImageScorer) -> tuple[AnnotatedImage, int]:
+    """Return an image with outlines instead of dots where there is one, and the number of dots that have one.
 
     Args:
         case: Image with dots.
         scorer: Finds the objects of the model in it.
-        near_px: Distance to a dot without an outline within which pixels are ignored.
     """
     assert case.points_N3 is not None
     at_N2, kinds = case.points_N3[:, :2], case.points_N3[:, 2].astype(np.uint8)
@@ -76,30 +70,17 @@ def outlined_case(case: AnnotatedImage, scorer: ImageScorer, near_px: float) -> 
         highest = max(highest, int(ids_YX.max(initial=0)))
         own = max(own, int(np.asarray(case.labels_YX[core.slices]).max(initial=0)))
     ids = labels_YX[tuple(np.rint(at_N2).astype(np.intp).T)]
-    alone = (np.bincount(ids, minlength=highest + 1) == 1)[ids] & (ids > 0)
-    class_of = np.full(highest + 1, IGNORED, np.uint8)
+    held = np.bincount(ids, minlength=highest + 1)
+    alone = (held == 1)[ids] & (ids > 0)
+    class_of = np.where(held == 0, IGNORED, 0).astype(np.uint8)
     class_of[0] = 0
     class_of[ids[alone]] = kinds[alone]
     for core in (tile.core for tile in scorer.grid):
         ids_YX, labels = np.array(labels_YX[core.slices]), np.asarray(case.labels_YX[core.slices])
         classes = class_of[ids_YX]
-        kept = (classes > 0) & (classes != IGNORED)
-        classes[~kept & _near(at_N2[~alone], core, near_px)] = IGNORED
         drawn = case.class_map[core.slices]  # outlines and ignored pixels that are annotated
         classes_YX[core.slices] = np.where(drawn > 0, drawn, classes)
-        labels_YX[core.slices] = np.where(labels > 0, labels, np.where(kept & (drawn == 0), ids_YX + own, 0))
-    return replace(case, labels_YX=labels_YX, classes_YX=classes_YX, points_N3=None), int(alone.sum())
-
-
-def _near(at_N2: NDArray[np.float32], core: Box, near_px: float) -> NDArray[np.bool_]:
-    """Mask (y, x) of the pixels of a block within a distance of any position."""
-    found = np.zeros(core.shape, np.bool_)
-    reach = int(near_px) + 1
-    for y, x in at_N2.tolist():
-        top, left = max(core.y0, round(y) - reach), max(core.x0, round(x) - reach)
-        bottom, right = min(core.y1, round(y) + reach + 1), min(core.x1, round(x) + reach + 1)
-        if top < bottom and left < right:
-            rows, columns = np.ogrid[top:bottom, left:right]
-            window = found[top - core.y0 : bottom - core.y0, left - core.x0 : right - core.x0]
-            window |= (rows - y) ** 2 + (columns - x) ** 2 <= near_px**2
-    return found
+        kept = (classes > 0) & (classes != IGNORED) & (drawn == 0)
+        labels_YX[core.slices] = np.where(labels > 0, labels, np.where(kept, ids_YX + own, 0))
+    others = None if alone.all() else case.points_N3[~alone]
+    return replace(case, labels_YX=labels_YX, classes_YX=classes_YX, points_N3=others), int(alone.sum())

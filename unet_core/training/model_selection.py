@@ -78,15 +78,17 @@ def _score(
     pixels, objects = Counts(), Counts()
     for number in range(1, spec.classes):
         mine_YX = np.where(classes_YX == number, found_YX, 0)
+        class_YX = true_YX == number
+        true_mine_YX = np.where(class_YX, labels_YX, 0)
         if case.points_N3 is not None:
             dots = case.points_N3[case.points_N3[:, 2] == number, :2]
-            match = match_centres(PixelSums.of(mine_YX).centres, dots, within_px(spec.mpp))
+            annotated_N2 = np.concatenate((PixelSums.of(true_mine_YX).centres, dots))
+            match = match_centres(PixelSums.of(mine_YX).centres, annotated_N2, within_px(spec.mpp))
             both, found, true = match.sums.astype(int).tolist()
             objects += Counts(both, found - both, true - both)
         else:
-            class_YX = true_YX == number
             pixels += pixel_counts(mine_YX > 0, class_YX)
-            objects += object_counts(mine_YX, np.where(class_YX, labels_YX, 0))
+            objects += object_counts(mine_YX, true_mine_YX)
     return pixels, objects
 
 

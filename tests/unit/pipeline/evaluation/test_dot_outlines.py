@@ -22,7 +22,7 @@ from unet_core.model_file.checkpoint import save
 from unet_core.networks.unet import UNet
 from unet_core.spec import UNetSpec
 
-SHAPE, NEAR_PX = (70, 90), 5.3
+SHAPE = (70, 90)
 
 
 @pytest.mark.parametrize("block", [16, 33, 2048])
@@ -41,13 +41,13 @@ def test_outlines_equal_those_found_pixel_by_pixel(seed: int, block: int) -> Non
     labels[20:30, 30:45], kinds[20:30, 30:45], kinds[50:60, 10:30] = 3, 2, IGNORED
     case = AnnotatedImage("a", np.zeros((1, *SHAPE), np.uint8), labels, kinds, dots)
     scorer = ImageScorer(lambda core: probability[None][:, *core.slices], case, ScoringConfig(("a",), 0.6, 10), block)
-    made, count = outlined_case(case, scorer, NEAR_PX)
+    made, count = outlined_case(case, scorer)
 
     held: dict[int, list[int]] = {}
     for y, x, kind in dots.tolist():
         held.setdefault(int(objects[round(y), round(x)]), []).append(int(kind))
     single = {number: kinds_[0] for number, kinds_ in held.items() if number and len(kinds_) == 1}
-    lost = [(y, x) for y, x, _ in dots.tolist() if objects[round(y), round(x)] not in single]
+    others = [dot for dot in dots.tolist() if objects[round(dot[0]), round(dot[1])] not in single]
     expected, parts = np.zeros(SHAPE, int), np.zeros(SHAPE, int)
     for y, x in np.ndindex(SHAPE):
         number = int(objects[y, x])
@@ -55,12 +55,13 @@ def test_outlines_equal_those_found_pixel_by_pixel(seed: int, block: int) -> Non
             expected[y, x], parts[y, x] = kinds[y, x], -labels[y, x]
         elif number in single:
             expected[y, x], parts[y, x] = single[number], number
-        elif number or any((y - a) ** 2 + (x - b) ** 2 <= NEAR_PX**2 for a, b in lost):
+        elif number and number not in held:
             expected[y, x] = IGNORED
     assert single
     assert max(map(len, held.values())) > 1
     assert count == len(single)
-    assert made.points_N3 is None
+    assert made.points_N3 is not None
+    assert made.points_N3.tolist() == others
     assert np.array_equal(made.class_map[:, :], expected)
     pairs = np.unique(np.stack((parts.ravel(), np.asarray(made.labels_YX).ravel())), axis=1)
     assert len(set(pairs[0])) == len(set(pairs[1])) == pairs.shape[1], "labels are those of the objects, one to one"
@@ -77,8 +78,10 @@ def test_a_dataset_needs_the_resolution_of_the_model(tmp_path: Path) -> None:
     table = save_table(tmp_path / "t.csv", "image,mpp,weight", "a,0.5,3")
     found = outline_dots(open_dataset(images, masks, table, None, 0.5), str(path))
     (case,) = found.cases
-    assert (case.points_N3, case.weight) == (None, 3.0)
-    assert "of 1 dots have an outline by model" in found.said[-1]
+    assert case.weight == 3.0
+    outlined = 0 if case.points_N3 is None else 1 - len(case.points_N3)
+    assert f"{outlined} of 1 dots" in found.said[-1]
+    assert "of 1 dots have an outline by model; the others stay dots" in found.said[-1]
     for mpp, message in ((None, "found none in a"), (0.25, "found 0.25 in a")):
         other = replace(open_dataset(images, masks, table), mpp={"a": mpp})
         with pytest.raises(ConfigError, match=rf"expected images of the model's 0\.5 um per pixel, {message}"):
