@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.measure import label
 from skimage.morphology import local_maxima, reconstruction
-from skimage.segmentation import watershed
+from skimage.segmentation import relabel_sequential, watershed
 
 from unet_core.class_map import THRESHOLD, class_map
 from unet_core.spec import ObjectSettings, UNetSpec
@@ -70,39 +70,30 @@ def depth_units(depth: float) -> int:
 def split_by_map(labels_YX: Array, map_YX: Array, depth: int) -> Array:
     """Split each object at the dents between the extended maxima of a map.
 
-    Each object is processed in its own box, without its surroundings. A dent must lie more than `depth` below both
-    maxima. Pixels are flooded from the maxima downwards (scikit-image's `watershed`).
+    A dent must lie more than `depth` below both maxima. Pixels are flooded from the maxima downwards (scikit-image's
+    `watershed`), each object in its own box: the order of equal pixels would else depend on other objects. Objects with
+    a longer box than `LARGEST_PX` are not split.
 
     Args:
-        labels_YX: Objects (y, x), 0 is background.
+        labels_YX: 8-connected objects (y, x), 0 is background.
         map_YX: Bytes (y, x).
         depth: In units of the bytes.
 
     Returns:
         New labels (y, x).
     """
-    parts_YX = np.zeros(labels_YX.shape, np.int32)
-    count = 0
+    inside_YX = np.pad(labels_YX > 0, 1)
+    height_YX = np.where(inside_YX, np.pad(map_YX, 1).astype(np.int32) + 1, 0)  # all maps lie above the background
+    rounded_YX = reconstruction(height_YX - depth, np.where(inside_YX, height_YX, -depth), footprint=np.ones((3, 3)))
+    maxima_YX = label((local_maxima(rounded_YX) & inside_YX)[1:-1, 1:-1], connectivity=2)
+    parts_YX, count = labels_YX.copy(), int(labels_YX.max())
     for number, box in enumerate(ndimage.find_objects(labels_YX), start=1):
-        if box is None:
+        if box is None or max(side.stop - side.start for side in box) > LARGEST_PX:
             continue
-        inside = np.pad(labels_YX[box] == number, 1)
-        basins = _basins(np.pad(map_YX[box], 1).astype(np.int32), inside, depth)[1:-1, 1:-1]
-        parts_YX[box] += np.where(basins > 0, basins + count, 0)
-        count += int(basins.max())
-    return parts_YX
-
-
-def _basins(height_YX: Array, inside: Array, depth: int) -> Array:
-    """Parts of one object, numbered from 1."""
-    whole = inside.astype(np.int32)
-    if max(inside.shape) - 2 > LARGEST_PX:
-        return whole
-    height_YX = np.where(inside, height_YX + 1, 0)  # pixels outside lie below the lowest pixel inside
-    if label(local_maxima(height_YX) & inside, connectivity=2).max() <= 1:
-        return whole
-    rounded = reconstruction(height_YX - depth, np.where(inside, height_YX, -depth), footprint=np.ones((3, 3)))
-    maxima = label(local_maxima(rounded) & inside, connectivity=2)
-    if maxima.max() <= 1:
-        return whole
-    return np.asarray(watershed(-height_YX, maxima, connectivity=2, mask=inside))
+        own_YX = labels_YX[box] == number
+        seeds_YX = np.where(own_YX, maxima_YX[box], 0)
+        if np.any((seeds_YX > 0) & (seeds_YX != seeds_YX.max())):
+            basins_YX = watershed(-map_YX[box].astype(np.int32), seeds_YX, connectivity=2, mask=own_YX)
+            parts_YX[box][own_YX] = basins_YX[own_YX] + count
+    numbered_YX: Array = relabel_sequential(parts_YX)[0]
+    return numbered_YX
