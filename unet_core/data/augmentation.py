@@ -9,11 +9,20 @@ device of the image.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from skimage.color import rgb_from_hed
 from torch import Generator, Tensor
 from torch.nn import functional
@@ -28,7 +37,7 @@ class Augmentation(BaseModel):
     """Strength of each augmentation; 0, or a scale of 1 to 1, disables it.
 
     Scale is the size of an object in the tile divided by its size in the image, drawn log-uniformly. Images with three
-    channels are treated as stained sections; for others set `stain`, `stain_shift` and `counterstain` to 0.
+    channels are treated as stained sections; for others set `stain`, `stain_shift`, `counterstain` and `dab` to 0.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -40,6 +49,7 @@ class Augmentation(BaseModel):
     stain: NonNegativeFloat = 0.35  # each stain's density times exp(+-this)
     stain_shift: NonNegativeFloat = 0.06  # and +- this
     counterstain: Annotated[float, Field(ge=0, lt=1)] = 0.0  # probability of a layer of tissue, and of each further one
+    dab: Share = 0.0  # probability that the section is shown as one stained with haematoxylin and DAB
     gain: Share = 0.15  # each channel times 1 +- this
     contrast: NonNegativeFloat = 0.0  # each channel's distance from its mean times exp(+-this)
     brightness: Share = 0.0  # all channels +- this, image range 1
@@ -53,6 +63,13 @@ class Augmentation(BaseModel):
         if self.scale[0] > self.scale[1]:
             raise ValueError(f"scale: expected the smallest first, found {list(self.scale)}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_dab_as_before(self, fields_of: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = fields_of(self)
+        if not self.dab:
+            fields.pop("dab", None)
+        return fields
 
     @classmethod
     def off(cls) -> Self:
@@ -178,6 +195,43 @@ def lay_counterstain(rgb_3YX: Tensor, generator: Generator) -> Tensor:
     return rgb_3YX * torch.exp(-torch.tensor(absorbed, device=rgb_3YX.device)[:, None, None] * density)
 
 
+def _between(amount_YX: Tensor, low: float, high: float) -> Tensor:
+    """Scale amounts linearly so that these quantiles, those of every fifth pixel, become 0 and 1, and clip."""
+    bounds = torch.quantile(amount_YX.flatten()[::5], torch.tensor([low, high], device=amount_YX.device))
+    return amount_YX.sub(bounds[0]).div_((bounds[1] - bounds[0]).clamp_min(0.05)).clamp_(0, 1)
+
+
+def show_in_dab(rgb_3YX: Tensor, generator: Generator) -> Tensor:
+    """Show a section stained with haematoxylin and eosin as one with haematoxylin and DAB; RGB in 0..1.
+
+    Haematoxylin becomes paler and eosin disappears. DAB lies either around the nuclei, as clouds and fibres and as the
+    contours of the smoothed haematoxylin (cytoplasm and membranes), or in some of them (nuclear markers). Stains are
+    those of Ruifrok and Johnston 2001.
+    """
+    size = (rgb_3YX.shape[1], rgb_3YX.shape[2])
+    stains = torch.from_numpy(STAINS).float().to(rgb_3YX.device)
+    density = rgb_3YX.clamp_min(1 / 256).log().neg_()
+    haematoxylin, eosin, rest = torch.einsum("cs,cyx->syx", torch.linalg.inv(stains), density).clamp_min_(0)
+    nucleus = torch.sigmoid(12 * (_between(soften(haematoxylin[None], generator)[0], 0.3, 0.98) - 0.45))
+    if uniform(0, 1, generator) < 0.65:
+        smooth = functional.avg_pool2d(haematoxylin[None, None], 7, 1, 3, count_include_pad=False)
+        distant = _between(functional.avg_pool2d(smooth, 5, 1, 2, count_include_pad=False)[0, 0], 0.02, 0.95)
+        width = uniform(0.04, 0.15, generator)
+        contours = torch.exp(-(((distant - uniform(0.15, 0.5, generator)) / width) ** 2))
+        everywhere = uniform(0.1, 0.6, generator)
+        texture = fibres(size, generator, rgb_3YX.device) + everywhere
+        texture += uniform(0, 1.5, generator) * contours + uniform(0, 1, generator) * _between(eosin, 0.1, 0.98)
+        leak = uniform(0.05, 0.4, generator)
+        dab = uniform(0.2, 1.2, generator) * texture * (1 - (1 - leak) * nucleus)
+        pale: Tensor | float = uniform(0.3, 0.9, generator)
+    else:
+        positive = fibres(size, generator, rgb_3YX.device)
+        dab = uniform(0.5, 2.0, generator) * positive * haematoxylin
+        pale = 1 - uniform(0.2, 0.9, generator) * positive
+    kept = torch.stack([haematoxylin * pale, eosin * uniform(0, 0.3, generator), rest * uniform(0, 1, generator) + dab])
+    return torch.einsum("sc,syx->cyx", stains, kept).neg_().exp_()
+
+
 # ---- camera --------------------------------------------------------------------------------------------------------
 
 
@@ -225,6 +279,8 @@ def jitter_colour(image_CYX: Tensor, settings: Augmentation, generator: Generato
             image_CYX = jitter_stains(image_CYX, settings, generator)
         while uniform(0, 1, generator) < settings.counterstain:
             image_CYX = lay_counterstain(image_CYX, generator)
+        if settings.dab and uniform(0, 1, generator) < settings.dab:
+            image_CYX = show_in_dab(image_CYX, generator)
     image_CYX = jitter_light(image_CYX, settings, generator)
     if uniform(0, 1, generator) < settings.blur:
         image_CYX = soften(image_CYX, generator)

@@ -23,6 +23,7 @@ from unet_core.data.augmentation import (
     lay_counterstain,
     nearest_at,
     overdraw,
+    show_in_dab,
     source_offsets,
 )
 
@@ -154,7 +155,7 @@ def test_disabled_augmentation_returns_equal_bits(channels: int) -> None:
     "changes",
     [
         *({name: 0.5} for name in ("stain", "stain_shift", "gain", "contrast", "brightness", "gamma")),
-        *({name: 0.99} for name in ("counterstain", "blur", "sharpen", "noise")),
+        *({name: 0.99} for name in ("counterstain", "dab", "blur", "sharpen", "noise")),
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -231,6 +232,41 @@ def test_a_counterstain_absorbs_most_in_green_and_only_darkens() -> None:
         assert float(stained.max()) <= 0.9
 
 
+def test_dab_replaces_eosin_and_leaves_nuclei_in_haematoxylin_or_brown() -> None:
+    """Nuclei of haematoxylin 1.2 on eosin 0.4: eosin goes, brown comes around the nuclei or in some of them."""
+    amounts = torch.zeros(3, 60, 60)
+    amounts[1] = 0.4
+    amounts[0, 10:20, 10:20] = amounts[0, 35:50, 30:45] = 1.2
+    nuclei = amounts[0] > 0
+    stains = torch.from_numpy(STAINS).float()
+    image = torch.exp(-torch.einsum("sc,syx->cyx", stains, amounts))
+    around = 0
+    for seed in range(30):
+        shown = show_in_dab(image, seeded(seed))
+        assert shown.shape == image.shape
+        assert 0 <= float(shown.min()) <= float(shown.max()) <= 1
+        haematoxylin, eosin, dab = torch.einsum("cs,cyx->syx", torch.linalg.inv(stains), -shown.log())
+        assert float(eosin.max()) < 0.3 * 0.4 + 1e-4
+        assert float(haematoxylin[nuclei].max()) < 1.2 + 1e-4
+        assert float((haematoxylin + dab)[nuclei].min()) > 0.3
+        assert float(haematoxylin[~nuclei].max()) < 1e-4
+        assert float(dab.min()) > -1e-4
+        around += bool(dab[~nuclei].max() > 0.02)
+    assert 10 < around < 29, "DAB lies around the nuclei in about two of three images"
+
+
+def test_a_setting_without_effect_is_not_stored() -> None:
+    """So that a training that was started before it is the same run."""
+    assert "dab" not in Augmentation().model_dump(mode="json")
+    assert Augmentation.model_validate(Augmentation(dab=0.2).model_dump(mode="json")) == Augmentation(dab=0.2)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (40, 25)])
+def test_dab_is_laid_on_tiles_of_any_size(size: tuple[int, int]) -> None:
+    for seed in range(6):
+        assert bool(show_in_dab(torch.rand(3, *size, generator=seeded()), seeded(seed)).isfinite().all())
+
+
 @pytest.mark.parametrize("size", [(1, 1), (16, 16), (40, 25)])
 def test_fibres_are_a_texture_in_range(size: tuple[int, int]) -> None:
     texture = fibres(size, seeded(2))
@@ -285,7 +321,8 @@ def test_colours_are_computed_on_the_device_of_the_image(channels: int) -> None:
         pytest.skip("no CUDA device")
     image = torch.rand(channels, 64, 64, generator=seeded())
     for seed in range(6):
-        here = jitter_colour(image, Augmentation(contrast=0.2, brightness=0.1), seeded(seed))
-        there = jitter_colour(image.cuda(), Augmentation(contrast=0.2, brightness=0.1), seeded(seed))
+        settings = Augmentation(contrast=0.2, brightness=0.1, counterstain=0.5, dab=0.5)
+        here = jitter_colour(image, settings, seeded(seed))
+        there = jitter_colour(image.cuda(), settings, seeded(seed))
         assert there.is_cuda
         assert torch.allclose(here, there.cpu(), atol=1e-4)
