@@ -80,7 +80,7 @@ def _train(run: PreparedRun) -> list[Path]:
     keep_freed_memory()
     exact_gpu_arithmetic()
     use_threads(run.request.recipe.compute.threads)
-    jobs = run.prepared.orders
+    jobs = run.prepared.jobs
     models = [train_fold(printable(job.folder.name), _hidden((job, run.listener))) for job in jobs]
     report(_hidden((run.request, run.prepared)))
     return models
@@ -137,7 +137,7 @@ def _row(step: int, scores: Mapping[str, float]) -> str:
 class _NoListener:
     """Ignores progress."""
 
-    def begun(self, order: TrainJob, position: Position) -> None: ...
+    def begun(self, job: TrainJob, position: Position) -> None: ...
 
     def stepped(self, record: Mapping[str, Any], progress: float) -> None: ...
 

@@ -172,7 +172,7 @@ def finished(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> Fin
     discs = [replace(disc, radius=disc.radius - number % 3) for number, disc in enumerate(red_and_blue((300, 1100)))]
     slide = write(folder / "slides" / "slide.tif", draw((300, 1100), discs))
     ran = overtile.segment(slide, folder / "out")
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     assert is_complete(folder / "out" / "slide")
     return Finished(slide, folder / "out" / "slide")
 

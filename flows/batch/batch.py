@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, PlainSerializer
 
 from flows.batch.array_job import ArrayJob
 from flows.batch.deadline import Deadline
-from flows.batch.history import STRIKES, BatchHistory, FailureCount
+from flows.batch.history import MOST_FAILURES, BatchHistory, FailureCount
 from flows.batch.outcome import NOT_FAILED, Outcome
 from flows.batch.selection import SelectedSlide, models_of, select_slides
 from pipeline.config import ModelSection, RunConfig
@@ -108,27 +108,27 @@ class Batch:
 
     Attributes:
         request: The request.
-        equipment: Each model once, by its configuration section.
+        runtimes: Each model once, by its configuration section.
         outcomes: One per requested slide.
         plans: Plans by key, of slides that could be planned.
         cases: Columns of the cases table by key.
-        strikes: Slides that failed in previous runs.
+        failures: Slides that failed in previous runs.
         deadline: The time after which no block is started.
         files: File states at planning, by key, where ``input.settle_s`` is set.
         aliases: Pseudonyms of the slides, where ``outputs.redact`` is set.
-        everything: Paths by key of the slides of all array jobs.
+        all_paths: Paths by key of the slides of all array jobs.
     """
 
     request: BatchRequest
-    equipment: dict[ModelSection, ModelRuntime]
+    runtimes: dict[ModelSection, ModelRuntime]
     outcomes: list[Outcome] = field(default_factory=list)
     plans: dict[str, SlidePlan] = field(default_factory=dict)
     cases: dict[str, Mapping[str, str]] = field(default_factory=dict)
-    strikes: Mapping[str, FailureCount] = field(default_factory=dict)
+    failures: Mapping[str, FailureCount] = field(default_factory=dict)
     deadline: Deadline = field(default_factory=Deadline)
     files: dict[str, tuple[FileState, ...]] = field(default_factory=dict)
     aliases: tuple[Pseudonym, ...] = ()
-    everything: dict[str, Path] = field(default_factory=dict)
+    all_paths: dict[str, Path] = field(default_factory=dict)
 
     def redact(self, text: str) -> str:
         """The text with slide names replaced by their pseudonyms."""
@@ -193,7 +193,7 @@ def plan_batch(request: BatchRequest, *, writing: bool = True) -> Batch:
         if request.config.outputs.scratch is not None:
             _require_writable(Path(request.config.outputs.scratch), "scratch folder", "outputs.scratch")
     batch = Batch(request, _resolve_runtimes(request.config, models))
-    batch.strikes, batch.deadline, batch.everything = BatchHistory.read(request.out).strikes(), deadline, everything
+    batch.failures, batch.deadline, batch.all_paths = BatchHistory.read(request.out).failures(), deadline, everything
     batch.aliases = tuple(slide.candidate.alias for slide in selected if slide.candidate.alias)
     for slide in selected:
         _plan(batch, slide)
@@ -256,7 +256,7 @@ def _plan(batch: Batch, selected: SelectedSlide) -> None:
     try:
         if candidate.refused is not None:
             raise candidate.refused
-        runtime = batch.equipment[selected.config.model]
+        runtime = batch.runtimes[selected.config.model]
         outcome.attempt = _unplanned_attempt(selected, runtime.model)
         if _is_left_alone(batch, outcome, candidate):
             return
@@ -281,11 +281,16 @@ def _unplanned_attempt(selected: SelectedSlide, model: Ensemble) -> str:
 def _is_left_alone(batch: Batch, outcome: Outcome, candidate: Candidate) -> bool:
     """Whether the slide is skipped: it is still being written, or it failed too often unchanged."""
     key, path, settle_s = candidate.key, candidate.path, batch.request.config.input.settle_s
-    strikes = batch.strikes.get(key)
+    failures = batch.failures.get(key)
     if settle_s and (why := recently_modified(path, settle_s)):
         outcome.deferred(candidate.redact(why))
-    elif strikes and strikes.count >= STRIKES and strikes.attempt == outcome.attempt and not batch.request.forces(key):
-        outcome.quarantined(strikes, shlex.join(["overtile", "retry", str(batch.request.out), key]))
+    elif (
+        failures
+        and failures.count >= MOST_FAILURES
+        and failures.attempt == outcome.attempt
+        and not batch.request.forces(key)
+    ):
+        outcome.quarantined(failures, shlex.join(["overtile", "retry", str(batch.request.out), key]))
     elif settle_s:
         batch.files.setdefault(key, file_states(path))
     return outcome.state != "waiting"

@@ -26,7 +26,7 @@ from typing import Any, Literal
 from pipeline.storage.atomic_files import append_json, read_json_lines
 
 NAME = "history.jsonl"
-STRIKES = 3
+MOST_FAILURES = 3
 """A slide that failed in so many consecutive runs with the same plan is not tried again."""
 
 Line = Mapping[str, Any]
@@ -71,7 +71,7 @@ class BatchHistory:
         ended = {line["run"]: line for line in self._of("ended")}
         return [Run(line, ended.get(line["run"])) for line in self._of("began")]
 
-    def strikes(self) -> dict[str, FailureCount]:
+    def failures(self) -> dict[str, FailureCount]:
         """Failure counts by key, of slides that failed when they were last tried. Forcing or retrying resets them."""
         counts: dict[str, FailureCount] = {}
         for line in self.lines:

@@ -77,7 +77,7 @@ class Outcome:
         """Leave the slide for the next run."""
         self.state, self.cause = "deferred", " ".join(why.split())
 
-    def quarantined(self, strikes: FailureCount, remedy: str) -> None:
+    def quarantined(self, failures: FailureCount, remedy: str) -> None:
         """Do not try the slide again until it changes or is released."""
-        self.state, self.stage = "quarantined", strikes.stage
-        self.cause = f"not tried, for it failed in {strikes.count} runs: {strikes.cause}. To try again: {remedy}"
+        self.state, self.stage = "quarantined", failures.stage
+        self.cause = f"not tried, for it failed in {failures.count} runs: {failures.cause}. To try again: {remedy}"

@@ -161,7 +161,7 @@ def make_executor(batch: Batch) -> Iterator[Executor]:
         return
     from pipeline.execution.cluster import open_worker_pool
 
-    on_gpu = any(runtime.compute.device == "cuda" for runtime in batch.equipment.values())
+    on_gpu = any(runtime.compute.device == "cuda" for runtime in batch.runtimes.values())
     shared = [request.out, *(() if scratch is None else (Path(scratch),))]
     with open_worker_pool(cluster, shared, on_gpu=on_gpu) as pool:
         pool.map_for(0, PREDICT).prepare("pipeline.runs.stage_runner")

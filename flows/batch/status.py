@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from flows.batch.history import NAME, STRIKES, BatchHistory, FailureCount, Run
+from flows.batch.history import MOST_FAILURES, NAME, BatchHistory, FailureCount, Run
 from flows.batch.result_records import read_record, slide_stores
 from pipeline.errors import ConfigError, StoreError
 from pipeline.printable import printable
@@ -93,11 +93,11 @@ class _HistoryView:
     out: Path
     runs: Sequence[Run]
     words: Mapping[str, tuple[Run, Mapping[str, Any]]]
-    strikes: Mapping[str, FailureCount]
+    failures: Mapping[str, FailureCount]
 
     @classmethod
     def of(cls, out: Path, history: BatchHistory) -> _HistoryView:
-        return cls(out, history.runs(), history.last_words(), history.strikes())
+        return cls(out, history.runs(), history.last_words(), history.failures())
 
     def is_current(self, key: str) -> bool:
         """Whether a slide without folder is still listed: it was in the last run, or its file exists."""
@@ -131,12 +131,12 @@ class _HistoryView:
         """The status of a slide by the history alone."""
         _, entry = self.words[key]
         state, stage, cause, cure = entry["state"], entry["stage"], entry["cause"], self._command(key)
-        strikes = self.strikes.get(key)
+        failures = self.failures.get(key)
         if _has_vanished(key, entry):
             return SlideStatus(key, "vanished", stage, f"{entry['slide']} does not exist any more")
-        if state == "quarantined" and strikes is None:
+        if state == "quarantined" and failures is None:
             return SlideStatus(key, "waiting", "", "the next run tries it again", cure)
-        if state == "quarantined" or (strikes and strikes.count >= STRIKES):
+        if state == "quarantined" or (failures and failures.count >= MOST_FAILURES):
             cure = shlex.join(["overtile", "retry", str(self.out), key])
             return SlideStatus(key, "quarantined", stage, cause, cure)
         if state == "kept" and cure:

@@ -19,7 +19,7 @@ def show_summary(summary: DatasetSummary, console: Console) -> None:
     if len(summary.cases) > MOST_SHOWN:
         console.print(f"  and {len(summary.cases) - MOST_SHOWN} more images", highlight=False)
     console.print(_class_table(summary))
-    for remark in summary.said:
+    for remark in summary.remarks:
         console.print(f"  note: {escape(printable(remark))}", soft_wrap=True, highlight=False)
 
 

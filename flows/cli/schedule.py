@@ -58,9 +58,9 @@ def retry(
 
     A slide that failed in three runs in a row is not tried again until it is released or its plan changes.
     """
-    strikes = BatchHistory.read(out).strikes()
-    if unknown := [key for key in keys if key not in strikes]:
-        known = ", ".join(sorted(strikes)[:10]) or "no failed slide"
+    failures = BatchHistory.read(out).failures()
+    if unknown := [key for key in keys if key not in failures]:
+        known = ", ".join(sorted(failures)[:10]) or "no failed slide"
         raise ConfigError(f"{unknown[0]}: expected the key of a slide that failed in {out}, found {known}")
     note(out, "retry", {"keys": keys, **process_facts()})
     typer.echo(f"the next run tries again: {printable(', '.join(keys))}")

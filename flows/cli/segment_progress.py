@@ -62,7 +62,7 @@ class SegmentProgress(Bar):
 
 def _compute_text(batch: Batch) -> str:
     """Models, device, precision and tiles."""
-    runtimes = list(batch.equipment.values())
+    runtimes = list(batch.runtimes.values())
     names = ", ".join(dict.fromkeys(f"model {runtime.model.name}" for runtime in runtimes))
     computes = (
         f"{runtime.compute.device} in {runtime.compute.precision}, tiles of {runtime.compute.tile_px} px"

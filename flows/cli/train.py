@@ -143,13 +143,13 @@ def _train(words: TrainOptions) -> int:
     console = Console()
     with _command_errors(), open_run(request) as prepared:
         show_summary(prepared.summary, console)
-        if all(map(is_done, prepared.orders)) and (words.out / PAGE).exists():
+        if all(map(is_done, prepared.jobs)) and (words.out / PAGE).exists():
             console.print("nothing to do: the training is complete")
         else:
             with used(server):
                 _run(request, prepared, console)
-    for order in prepared.orders:
-        model = printable(str(order.folder / BEST))
+    for job in prepared.jobs:
+        model = printable(str(job.folder / BEST))
         console.print(f"trained: {escape(model)}", soft_wrap=True, highlight=False)
     console.print(f"report: {escape(printable(str(words.out / PAGE)))}", soft_wrap=True, highlight=False)
     return 0

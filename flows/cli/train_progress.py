@@ -26,14 +26,14 @@ class TrainProgress(Bar):
         super().__init__(console)
         self.loss: float | None = None
 
-    def begun(self, order: TrainJob, position: Position) -> None:
+    def begun(self, job: TrainJob, position: Position) -> None:
         """Print that a training starts or resumes."""
-        spec = order.material
+        spec = job.material
         self.loss = None
         self.begin()
         state = f"resumes after step {position.step}" if position.step else "starts"
         counts = f"{len(spec.training)} training images, {len(spec.held_back)} held back"
-        self.say(f"{escape(printable(str(order.folder)))} {state}: {counts}")
+        self.say(f"{escape(printable(str(job.folder)))} {state}: {counts}")
 
     def stepped(self, record: Mapping[str, Any], progress: float) -> None:
         """Move the bar, or log a line when the last one is old enough."""

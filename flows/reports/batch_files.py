@@ -104,7 +104,7 @@ class Report:
     def write(self) -> None:
         """Write the files from the current slide folders and the outcomes of all slides."""
         if self.batch.request.share is not None:
-            self.outcomes = outcomes_of_all_jobs(self.batch.request.out, self.batch.outcomes, self.batch.everything)
+            self.outcomes = outcomes_of_all_jobs(self.batch.request.out, self.batch.outcomes, self.batch.all_paths)
         self._read_records()
         self._write(running=False)
         write_json(self.batch.request.out / "batch.json", self._batch_json())
@@ -223,7 +223,7 @@ def _exit_code_of(error: BaseException) -> int:
 def _request_summary(batch: Batch) -> dict[str, Any]:
     request = batch.request
     return {
-        "models": [f"{runtime.model.name} {runtime.model.sha256[:12]}" for runtime in batch.equipment.values()],
+        "models": [f"{runtime.model.name} {runtime.model.sha256[:12]}" for runtime in batch.runtimes.values()],
         "batch": digest({key: dict(plan.hashes) for key, plan in batch.plans.items()}),
         "slides": len(batch.outcomes),
         "force": True if request.force_all else list(request.force),
@@ -241,5 +241,5 @@ def _outcome_summary(batch: Batch) -> dict[str, Any]:
             for outcome in outcomes
             if not outcome.is_up_to_date
         },
-        "recovered": [outcome.key for outcome in outcomes if outcome.is_up_to_date and outcome.key in batch.strikes],
+        "recovered": [outcome.key for outcome in outcomes if outcome.is_up_to_date and outcome.key in batch.failures],
     }

@@ -78,7 +78,7 @@ def panel(evaluation: Evaluation, number: int) -> NDArray[np.uint8]:
     image = rgb(np.asarray(case.image_CYX[(slice(None), *box.slices)]))
     true_YX, found_YX = case.class_map[box.slices], np.asarray(scorer.found_YX[box.slices])
     true_YX = np.where(true_YX == IGNORED, 0, true_YX)  # drawn as background; no object is predicted there
-    colours = np.array([(255, 255, 255), *class_colours(len(method.rules.class_names))], np.uint8)
+    colours = np.array([(255, 255, 255), *class_colours(len(method.config.class_names))], np.uint8)
     truth, errors = colours[true_YX], error(true_YX, found_YX)
     if not scorer.outlined:
         truth, errors = np.full_like(truth, 255), np.where(found_YX[..., None] > 0, FOUND, np.uint8(255))

@@ -163,7 +163,7 @@ def read_cases(source: Source, models: Sequence[NamedModel], data: DataSettings)
         EvaluationCase(case, rows[case.name].patient, rows[case.name].fold, dataset.mpp[case.name])
         for case in dataset.cases
     ]
-    return EvaluationCases(tuple(cases), first.spec.class_names if first else dataset.class_names, dataset.said)
+    return EvaluationCases(tuple(cases), first.spec.class_names if first else dataset.class_names, dataset.remarks)
 
 
 def _raise_for_resolutions(resolutions: Mapping[float, str]) -> NoReturn:

@@ -31,8 +31,8 @@ def write_training_report(request: TrainRequest, prepared: PreparedTraining) -> 
     Returns:
         Path of the page, and a summary in Markdown.
     """
-    folds = [diagnose(job, request.out) for job in prepared.orders]
-    first = prepared.orders[0]
+    folds = [diagnose(job, request.out) for job in prepared.jobs]
+    first = prepared.jobs[0]
     tiles = io.BytesIO()
     draw_panel(samples(first, folds[0].spec), first.material.class_names, folds[0].spec.maps).save(tiles, format="PNG")
     sample_picture = Picture("figures/samples", "Augmented tiles, their targets and weights", tiles.getvalue())
@@ -75,7 +75,7 @@ def content_of(request: TrainRequest, prepared: PreparedTraining, folds: Sequenc
         "tensorboard": printable(f"tensorboard --logdir {request.out}"),
         "recipe": [(key, json.dumps(value)) for key, value in config_keys(recipe).items()],
         "shares": list(parts),
-        "messages": [printable(message) for message in summary.said],
+        "messages": [printable(message) for message in summary.remarks],
         "folds": [_fold(fold) for fold in folds],
         "colours": error_colours(),
         "classes": class_key(names),

@@ -47,7 +47,7 @@ class TrainRequest:
 class PreparedTraining:
     """The training jobs of a run and the summary of its data."""
 
-    orders: tuple[TrainJob, ...]
+    jobs: tuple[TrainJob, ...]
     summary: DatasetSummary
 
 
@@ -71,11 +71,11 @@ def prepare(request: TrainRequest) -> PreparedTraining:
         ConfigError: If the data cannot be used for training; it names the file and the remedy.
     """
     recipe, dataset, summary = read(request)
-    orders = (
+    jobs = (
         TrainJob(folder, _train_data(dataset, *names), continued(folder, recipe))
         for folder, *names in _splits(request, dataset, summary)
     )
-    return PreparedTraining(tuple(orders), summary)
+    return PreparedTraining(tuple(jobs), summary)
 
 
 def read(request: TrainRequest) -> tuple[TrainConfig, Dataset, DatasetSummary]:
@@ -94,7 +94,9 @@ def read(request: TrainRequest) -> tuple[TrainConfig, Dataset, DatasetSummary]:
     dataset = open_dataset(request.images, request.masks, request.cases, recipe.data, requested)
     if requested is None and not recipe.network.start and (mpp := common_resolution(dataset.mpp.values())):
         recipe = recipe.model_copy(update={"network": recipe.network.model_copy(update={"mpp": mpp})})
-        dataset = replace(dataset, said=(*dataset.said, f"network.mpp is {mpp:g} um per pixel, as all images state"))
+        dataset = replace(
+            dataset, remarks=(*dataset.remarks, f"network.mpp is {mpp:g} um per pixel, as all images state")
+        )
     if request.pseudo is not None:
         dataset = outline_dots(dataset, request.pseudo)
     return recipe, dataset, check_annotations(dataset)

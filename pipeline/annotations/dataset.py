@@ -1,7 +1,7 @@
 """Open folders of images and masks as a dataset of annotated images that are read on demand.
 
 All problems of a dataset are found before the first training step and raised as ConfigError, with the file and a fix.
-Assumptions are recorded in ``said`` and displayed.
+Assumptions are recorded in ``remarks`` and displayed.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ class Dataset:
         class_names: Foreground classes in order.
         rows: Metadata by name of case.
         mpp: Resolution in um per pixel, as the file states it or as resampled, by name of case.
-        said: Assumptions and remarks for the user.
+        remarks: Assumptions and remarks for the user.
     """
 
     cases: tuple[AnnotatedImage, ...]
     class_names: tuple[str, ...]
     rows: Mapping[str, AnnotationRow]
     mpp: Mapping[str, float | None]
-    said: tuple[str, ...]
+    remarks: tuple[str, ...]
 
 
 @contextmanager
@@ -112,7 +112,7 @@ def open_dataset(
         class_names=names,
         rows={name: of_image[key] for name, key in owner.items()},
         mpp={name: mpp if scales[key] else known[key].mpp for name, key in owner.items()},
-        said=(*_of_table(len(found), len(chosen), rows), *remarks, *_of_scales(pairs, scales, mpp)),
+        remarks=(*_of_table(len(found), len(chosen), rows), *remarks, *_of_scales(pairs, scales, mpp)),
     )
 
 
@@ -168,7 +168,7 @@ def _sources(
     if meaning is not None:
         shapes = {pair.key: pair.shape_yx for pair in pairs}
         sources |= {key: _of_mask(one, meaning, shapes[key]) for key, one in values.items()}
-        remarks = (*remarks, meaning.said)
+        remarks = (*remarks, meaning.remark)
     points = {key: one.numbered(names) for key, one in dots.items()}
     sources |= {pair.key: _Source(no_objects, None) for pair in pairs if pair.dotted}
     sources |= {key: replace(sources[key], points_N3=one) for key, one in points.items()}

@@ -52,12 +52,12 @@ class CaseFacts:
 
 @dataclass(frozen=True, slots=True)
 class DatasetSummary:
-    """Counts of a dataset. ``said`` are assumptions and unusual findings."""
+    """Counts of a dataset. ``remarks`` are assumptions and unusual findings."""
 
     cases: tuple[CaseFacts, ...]
     class_names: tuple[str, ...]
     patients: int
-    said: tuple[str, ...]
+    remarks: tuple[str, ...]
 
     @property
     def class_px(self) -> tuple[int, ...]:
@@ -95,7 +95,7 @@ def check_annotations(annotations: Dataset) -> DatasetSummary:
     with as_config_errors():
         facts = tuple(_facts(case, annotations) for case in annotations.cases)
     patients = {row.patient for row in annotations.rows.values()}
-    summary = DatasetSummary(facts, annotations.class_names, len(patients), (*annotations.said, *_odd(facts)))
+    summary = DatasetSummary(facts, annotations.class_names, len(patients), (*annotations.remarks, *_odd(facts)))
     _demand_classes(summary)
     if not any(summary.std):
         raise ConfigError(

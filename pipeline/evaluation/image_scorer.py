@@ -109,7 +109,7 @@ class ImageScorer:
     Attributes:
         answer: Reads predicted probabilities.
         case: The annotated image.
-        rules: Conversion of bytes to objects.
+        config: Conversion of bytes to objects.
         block_px: Side of a block.
         within_px: Largest distance of matched centres.
         found_YX: Predicted class of each pixel once ``run`` has returned, small objects removed.
@@ -119,7 +119,7 @@ class ImageScorer:
 
     answer: ProbabilityReader
     case: AnnotatedImage
-    rules: ScoringConfig
+    config: ScoringConfig
     block_px: int = BLOCK_PX
     within_px: float = WITHIN_PX
     found_YX: Array = field(init=False)
@@ -128,7 +128,7 @@ class ImageScorer:
 
     def __post_init__(self) -> None:
         self.found_YX = scratch(self.shape, np.uint8, in_memory=len(self.grid) == 1)
-        self.calibration = [np.zeros(30) for _ in self.rules.numbers]
+        self.calibration = [np.zeros(30) for _ in self.config.numbers]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -145,25 +145,25 @@ class ImageScorer:
         """Score the image."""
         compared = self._compared(self.found())
         self.matches = {number: self._match(number, compared) for number in self._objects()}
-        sums = tuple(self._class_sums(number, compared) for number in self.rules.numbers)
+        sums = tuple(self._class_sums(number, compared) for number in self.config.numbers)
         return ImageScores(compared.pixels if self.outlined else np.zeros_like(compared.pixels), sums)
 
     def found(self) -> Iterator[tuple[Box, Array]]:
         """Find the objects of the image; yield each block and the id of each of its pixels (y, x), 0 for none."""
         seeded = None
-        if self.rules.splitting is not None:
+        if self.config.splitting is not None:
             map_YX = scratch(self.shape, np.uint8, in_memory=len(self.grid) == 1)
-            seeded = SeededObjects(self.rules.splitting, self.grid, map_YX)
+            seeded = SeededObjects(self.config.splitting, self.grid, map_YX)
         joined = join(self._pieces(seeded), CONNECTIVITY)
         whole = MergedObjects.of(joined)
-        kept = self.rules.limits.hold(whole.columns["area"]) if seeded is None else np.ones(len(whole.group), np.bool_)
+        kept = self.config.limits.hold(whole.columns["area"]) if seeded is None else np.ones(len(whole.group), np.bool_)
         ids = number_objects(whole, kept).ids
         blocks = [ids[start:stop] for start, stop in _pairs(joined.starts)]
         if seeded is not None:
             for tile, own in zip(self.grid, blocks, strict=True):
                 seeded.ids_YX[tile.core.slices] = self._drawn(tile.core, own)
             seeded.split(whole, ids)
-            within = seeded.kept(self.rules.limits)
+            within = seeded.kept(self.config.limits)
         for tile, own in zip(self.grid, blocks, strict=True):
             if seeded is None:
                 yield tile.core, self._drawn(tile.core, own)
@@ -184,18 +184,18 @@ class ImageScorer:
 
     def _piece(self, core: Box, seeded: SeededObjects | None) -> BlockPart:
         outputs_KYX, true_YX = self.answer(core), self._true(core)
-        probability_KYX = outputs_KYX[: len(self.rules.class_names)]
-        if self.rules.graded:
+        probability_KYX = outputs_KYX[: len(self.config.class_names)]
+        if self.config.graded:
             for number, plane_YX in enumerate(probability_KYX, start=1):
                 known = true_YX != IGNORED
                 self.calibration[number - 1] += calibration_sums(plane_YX[known], true_YX[known] == number)
-        classes_YX = class_map(probability_KYX, self.rules.threshold)
+        classes_YX = class_map(probability_KYX, self.config.threshold)
         self.found_YX[core.slices] = classes_YX
         pieces = label_pieces(classes_YX, CONNECTIVITY)
         part = object_part(pieces, classes_YX, core, self.shape[1])
         if seeded is None:
             return part
-        seeded.map_YX[core.slices] = outputs_KYX[self.rules.seeds]
+        seeded.map_YX[core.slices] = outputs_KYX[self.config.seeds]
         return replace(part, columns=part.columns | boxes(pieces, core))
 
     def _drawn(self, core: Box, ids: Array) -> Array:
@@ -205,7 +205,7 @@ class ImageScorer:
 
     def _compared(self, blocks: Iterable[tuple[Box, Array]]) -> _Compared:
         """Remove pixels outside the objects, and sum pixels by class, by object and by pair of objects of one class."""
-        count = len(self.rules.class_names) + 1
+        count = len(self.config.class_names) + 1
         pixels = np.zeros((count, count), np.int64)
         parts: dict[int, list[Overlaps]] = {number: [] for number in self._objects()}
         found: dict[int, list[PixelSums]] = {number: [] for number in parts}
@@ -247,14 +247,14 @@ class ImageScorer:
         return centres_N2[known]
 
     def _objects(self) -> list[int]:
-        return [number for number in self.rules.numbers if not self.rules.is_membrane(number)]
+        return [number for number in self.config.numbers if not self.config.is_membrane(number)]
 
     def _class_sums(self, number: int, compared: _Compared) -> ImageSums:
         centres = {CENTRES: self.matches[number].sums} if number in self.matches else {}
         if not self.outlined:
             return ImageSums(centres, None)
         sums = {PIXELS: pixel_sums(compared.pixels, number)}
-        if self.rules.graded:
+        if self.config.graded:
             sums[CALIBRATION] = self.calibration[number - 1]
         if number in compared.overlaps:
             sums[OBJECTS] = object_sums(compared.overlaps[number])

@@ -198,7 +198,7 @@ def _centres(evaluation: Evaluation) -> dict[str, Any]:
 
 def _model(evaluation: Evaluation, result: MethodResult, scored: ScoredMethod) -> dict[str, Any]:
     method, own = result.method, result.scores(np.eye(len(evaluation.cases)))
-    names = ("background", *method.rules.class_names)
+    names = ("background", *method.config.class_names)
     intervals = {name: interval(drawn) for name, drawn in scored.resampled.items()}
     applies = result.applies
     undefined = {name: int((np.isnan(values) & applies[name]).sum()) for name, values in own.items()}
@@ -214,7 +214,8 @@ def _model(evaluation: Evaluation, result: MethodResult, scored: ScoredMethod) -
         "undefined": {name: count for name, count in undefined.items() if count},
         "empty": max(table.empty() for table in result.tables),
         "classes": {
-            name: _class(evaluation, table) for name, table in zip(method.rules.class_names, result.tables, strict=True)
+            name: _class(evaluation, table)
+            for name, table in zip(method.config.class_names, result.tables, strict=True)
         },
         "confusion": {
             "classes": list(names),

@@ -49,7 +49,7 @@ class Method:
     Attributes:
         name: Name in tables.
         how: Description.
-        rules: Conversion of bytes to objects.
+        config: Conversion of bytes to objects.
         answers: Makes the reader of probabilities of an image.
         mpp: Resolution in um per pixel, if any.
         sha256: Hash of the weights, if any.
@@ -58,7 +58,7 @@ class Method:
 
     name: str
     how: str
-    rules: ScoringConfig
+    config: ScoringConfig
     answers: Callable[[ArrayLike], ProbabilityReader]
     mpp: float | None = None
     sha256: str | None = None
@@ -67,7 +67,7 @@ class Method:
     def judge(self, case: AnnotatedImage, within_px: float = WITHIN_PX) -> ImageScorer:
         """Scorer of an image, by the method that applies to it; centres match within a distance in px."""
         one = self.instead.get(case.name, self)
-        return ImageScorer(one.answers(case.image_CYX), case, one.rules, within_px=within_px)
+        return ImageScorer(one.answers(case.image_CYX), case, one.config, within_px=within_px)
 
 
 def networks(models: Sequence[NamedModel], device: str) -> list[Method]:
@@ -96,39 +96,39 @@ def _folds(run: FoldModels, device: str) -> Method:
     instead = {name: method for method, names in zip(each, run.held_back, strict=True) for name in names}
     how = f"{len(each)} networks, each on the images it was not trained on: " + "; ".join(one.how for one in each)
     sha256 = digest([model.sha256 for model in run.models])
-    return Method(run.name, how, each[0].rules, each[0].answers, run.spec.mpp, sha256, instead)
+    return Method(run.name, how, each[0].config, each[0].answers, run.spec.mpp, sha256, instead)
 
 
 def _network(model: Ensemble, device: str) -> Method:
     spec = model.spec
     threshold = spec.threshold or THRESHOLD
-    rules = _seeded(ScoringConfig(spec.class_names, threshold, least_px(spec)), spec)
+    config = _seeded(ScoringConfig(spec.class_names, threshold, least_px(spec)), spec)
     answers = partial(probability_reader, load_networks(model.weights, device, PRECISION, model.tta))
-    return Method(model.name, _how(model, rules, device), rules, answers, spec.mpp, model.sha256)
+    return Method(model.name, _how(model, config, device), config, answers, spec.mpp, model.sha256)
 
 
-def _seeded(rules: ScoringConfig, spec: UNetSpec) -> ScoringConfig:
+def _seeded(config: ScoringConfig, spec: UNetSpec) -> ScoringConfig:
     """The same with the object settings of a model, as ``segment`` applies them by default."""
     section, mpp = ObjectsSection(), spec.mpp or 1.0  # without a resolution a pixel is 1 um2
     settings = resolve(section, spec)
     if settings.max_area_um2 is not None:
-        rules = replace(rules, most_px=math.floor(settings.max_area_um2 / mpp**2 * (1 + ROUNDING)))
+        config = replace(config, most_px=math.floor(settings.max_area_um2 / mpp**2 * (1 + ROUNDING)))
     if settings.method != "seeds":
-        return rules
+        return config
     largest = largest_box_px(section.split_max_um, mpp)
     splitting = Splitting(settings.depth, largest, section.connectivity, settings.source)
-    return replace(rules, splitting=splitting, seeds=spec.foreground + spec.maps.index(settings.source))
+    return replace(config, splitting=splitting, seeds=spec.foreground + spec.maps.index(settings.source))
 
 
-def _how(model: Ensemble, rules: ScoringConfig, device: str) -> str:
-    by = f"threshold {rules.threshold:g}" if len(rules.class_names) == 1 else "largest probability"
+def _how(model: Ensemble, config: ScoringConfig, device: str) -> str:
+    by = f"threshold {config.threshold:g}" if len(config.class_names) == 1 else "largest probability"
     mean = [f"{len(model.members)} networks"] if len(model.members) > 1 else []
     mean += [f"{model.passes} flips and quarter turns"] if model.passes > 1 else []
-    if rules.splitting is not None:
-        by += f", split at the seeds of the map {rules.splitting.source} (depth {rules.splitting.dent:g})"
+    if config.splitting is not None:
+        by += f", split at the seeds of the map {config.splitting.source} (depth {config.splitting.dent:g})"
     averaged = f"mean of {' and '.join(mean)}, " if mean else ""
-    most = "" if rules.most_px is None else f" and at most {rules.most_px}"
-    return f"{averaged}{by}, objects of at least {rules.least_px}{most} px, {PRECISION} on {device}"
+    most = "" if config.most_px is None else f" and at most {config.most_px}"
+    return f"{averaged}{by}, objects of at least {config.least_px}{most} px, {PRECISION} on {device}"
 
 
 def probability_reader(network: Predictor, image_CYX: ArrayLike, tile_px: int = TILE_PX) -> ProbabilityReader:
@@ -176,5 +176,5 @@ def baselines(class_names: Sequence[str], training: Sequence[AnnotatedImage]) ->
 
 
 def _baseline(baseline: Baseline, class_names: tuple[str, ...]) -> Method:
-    rules = ScoringConfig(class_names, 0.5, 1, graded=baseline.graded)
-    return Method(baseline.name, f"{baseline.how}; every component is kept", rules, baseline.of_image)
+    config = ScoringConfig(class_names, 0.5, 1, graded=baseline.graded)
+    return Method(baseline.name, f"{baseline.how}; every component is kept", config, baseline.of_image)

@@ -83,7 +83,7 @@ def test_four_concurrent_jobs_with_one_killed_and_repeated(overtile: Command, tm
     (tmp_path / "slides" / "slide-7.tif").write_bytes(b"II*\0")  # of the last share
     sound = [name for name in names if name != "slide-7"]
     alone = overtile.segment([tmp_path / "slides" / f"{name}.tif" for name in sound], tmp_path / "alone")
-    assert alone.code == 0, alone.said
+    assert alone.code == 0, alone.transcript
 
     out = tmp_path / "out"
     own = Command.under(tmp_path, None)  # each starts a server, with a database of its own
@@ -107,7 +107,7 @@ def test_four_concurrent_jobs_with_one_killed_and_repeated(overtile: Command, tm
     assert "**6 of 9 slides complete**" in (out / "summary.md").read_text()
 
     again = own.segment(tmp_path / "slides", out, *settings, "--array", "2/4")
-    assert again.code == 0, again.said
+    assert again.code == 0, again.transcript
     assert states() == dict.fromkeys(sound, "complete") | {"slide-7": "failed"}
     assert "**8 of 9 slides complete**, 1 failed" in (out / "summary.md").read_text()
     found = rows(out / "results.csv")

@@ -37,7 +37,7 @@ def test_workers_under_tls_give_the_bytes_of_one_process(overtile: Command, fini
     with machines(tmp_path, "one") as there:
         slide, out = (Path(os.path.relpath(path, overtile.folder)) for path in (finished.slide, tmp_path / "out"))
         ran = overtile.segment(slide, out, *there.settings)
-        assert ran.code == 0, ran.said
+        assert ran.code == 0, ran.transcript
         listening = [
             connection.laddr.ip
             for process in there.processes.values()
@@ -128,7 +128,7 @@ def test_fault_6_19_twelve_slides_half_of_them_damaged_while_workers_die_leave_a
     for name in DAMAGED:
         shutil.copy(made[name][0], slides / f"{name}.tif")
     alone = overtile.segment([slides / f"{name}.tif" for name in SOUND], tmp_path / "alone")
-    assert alone.code == 0, alone.said
+    assert alone.code == 0, alone.transcript
     out = tmp_path / "out"
     with machines(tmp_path, "one", "two") as there:
         running = Running(overtile, slides, out, there.settings)
@@ -154,7 +154,7 @@ def test_fault_6_19_twelve_slides_half_of_them_damaged_while_workers_die_leave_a
         assert all(f"error: {name}: failed" in said for name in DAMAGED)
 
         again = overtile.segment(slides, out, *there.settings)
-        assert again.code == 3, again.said
+        assert again.code == 3, again.transcript
         assert all(again.computed(name) == {} for name in (*SOUND, *DAMAGED))
         assert set(again.states().values()) == {"complete before", "failed"}
 
@@ -166,7 +166,7 @@ def test_fault_7_a_scheduler_that_is_killed_costs_blocks_in_flight_and_counts_ag
 ) -> None:
     slides, out = sound_slides(tmp_path / "slides", "a", "b", "c"), tmp_path / "out"
     alone = overtile.segment(slides, tmp_path / "alone")
-    assert alone.code == 0, alone.said
+    assert alone.code == 0, alone.transcript
     (tmp_path / "first").mkdir()
     with machines(tmp_path / "first", "one") as there:
         running = Running(overtile, slides, out, there.settings)
@@ -182,7 +182,7 @@ def test_fault_7_a_scheduler_that_is_killed_costs_blocks_in_flight_and_counts_ag
     (tmp_path / "second").mkdir()
     with machines(tmp_path / "second", "one") as there:
         again = overtile.segment(slides, out, *there.settings)
-    assert again.code == 0, again.said
+    assert again.code == 0, again.transcript
     for name in ("a", "b", "c"):
         assert result_digests(out / name) == result_digests(tmp_path / "alone" / name), name
         assert sum(line["computed"] for line in history(out / name) if line["stage"] == "predict") <= 12
@@ -202,7 +202,7 @@ def test_only_the_network_runs_on_gpu_workers(overtile: Command, tmp_path: Path)
         seen = {"CUDA_VISIBLE_DEVICES": "", "OVERTILE_NOTES": str(noted)}
         there.start_worker("plain", "--preload", str(NOTES), environment=seen)
         ran = overtile.segment(slides, tmp_path / "out", *there.settings)
-        assert ran.code == 0, ran.said
+        assert ran.code == 0, ran.transcript
     ran_on = {path.name: set(path.read_text().split()) for path in noted.iterdir()}
     assert set(ran_on) == {"gpu-0", "gpu-1", "gpu-2", "gpu-3", "plain"}
     assert {name: found for name, found in ran_on.items() if name != "plain"} == {
@@ -222,11 +222,11 @@ def test_unusable_scheduler_is_rejected_before_anything_starts(
         refused = overtile_alone.segment(
             finished.slide, tmp_path / "out", "cluster.kind=address", f"cluster.address={plain}"
         )
-        assert refused.code == 2, refused.said
+        assert refused.code == 2, refused.transcript
         assert "no dask scheduler answers there" in refused.only_error
         (there.tls / "key.pem").chmod(0o644)
         refused = overtile_alone.segment(finished.slide, tmp_path / "out", *there.settings)
-        assert refused.code == 2, refused.said
+        assert refused.code == 2, refused.transcript
         assert "chmod 600" in refused.only_error
 
 
@@ -245,7 +245,7 @@ def test_workers_in_networks_of_their_own_give_the_bytes_of_one_process(
         for name in ("a", "b"):
             there.start_worker(name, "--host", addresses[name], within=inside(name))
         ran = overtile.segment(finished.slide, tmp_path / "out", *there.settings)
-        assert ran.code == 0, ran.said
+        assert ran.code == 0, ran.transcript
         logs = [(tmp_path / f"{name}.log").read_text() for name in ("a", "b")]
     assert all(f"tls://{addresses[name]}:" in log for name, log in zip(("a", "b"), logs, strict=True))
     assert result_digests(tmp_path / "out" / "slide") == result_digests(finished.result)

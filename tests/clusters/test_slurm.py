@@ -107,7 +107,7 @@ def test_slurm_jobs_give_the_same_bytes(
     settings = ["cluster.kind=slurm", "cluster.workers=2", "cluster.address=tls://127.0.0.1:0"]
     settings += [f"cluster.tls={make_certificates(tmp_path)}", "cluster.sbatch=[--mem=2G, --time=00:10:00]"]
     ran = overtile.with_environment(**slurm).segment(finished.slide, tmp_path / "out", *settings)
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     assert result_digests(tmp_path / "out" / "slide") == result_digests(finished.result)
     jobs = subprocess.run(["scontrol", "show", "jobs"], env=os.environ | slurm, capture_output=True, text=True).stdout
     assert jobs.count("JobName=overtile") == 2, jobs

@@ -156,7 +156,7 @@ def run(block: Block, folder: Path, environment: Mapping[str, str]) -> None:
             "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
         }  # including pandas and similar packages
         done = Command(everything, folder).run_code(block.text)
-        assert done.code == 0, f"{block.text}\n{done.said}"
+        assert done.code == 0, f"{block.text}\n{done.transcript}"
     elif block.text.startswith(TREES):
         root = folder / block.text.partition("/")[0]
         there = {path.name for path in root.rglob("*")} | {root.name}

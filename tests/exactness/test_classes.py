@@ -48,7 +48,7 @@ def ran(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     folder = tmp_path_factory.mktemp("classes")
     slide = write(folder / "discs.tif", picture(), MPP)
     ran = overtile.segment(slide, folder / "out", model=CLASSES)
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     return ran
 
 

@@ -50,7 +50,7 @@ def scored(ran: Ran, shared_data: Path, kind: str) -> float:
 
 @pytest.mark.long
 def test_f1_on_the_trained_stain_exceeds_its_minimum(ran: Ran, shared_data: Path) -> None:
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     assert scored(ran, shared_data, "he") >= 0.5
 
 

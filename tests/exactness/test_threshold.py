@@ -50,12 +50,12 @@ def runs(overtile: Command, tmp_path_factory: pytest.TempPathFactory, request: p
     else:
         slide = write_tiff(folder / "slide.tif", enlarged, Recipe(mpp=0.25))
     first = overtile.segment(slide, folder / "out", *more, model=CONTEXT)
-    assert first.code == 0, first.said
+    assert first.code == 0, first.transcript
     before = files_of(folder / "out" / "slide")
     changed = overtile.segment(slide, folder / "out", NEXT, *more, model=CONTEXT)
-    assert changed.code == 0, changed.said
+    assert changed.code == 0, changed.transcript
     fresh = overtile.segment(slide, folder / "fresh", NEXT, *more, model=CONTEXT)
-    assert fresh.code == 0, fresh.said
+    assert fresh.code == 0, fresh.transcript
     return Runs(before, changed, fresh)
 
 

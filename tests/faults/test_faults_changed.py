@@ -58,7 +58,7 @@ def test_fault_15_17_replaced_slides_are_noticed_and_held_ones_refused(
         ran = overtile.segment(slides, out)
         states, computed = ran.states(), ran.computed("begun")
         alone = overtile.segment(slides / "held.tif", out)
-    assert ran.code == 3, ran.said
+    assert ran.code == 3, ran.transcript
     assert states == {"begun": "complete", "complete": "kept", "held": "locked"}
     kept = ran.error_of("complete")
     assert "the slide, its resolution or the block" in kept
@@ -68,7 +68,7 @@ def test_fault_15_17_replaced_slides_are_noticed_and_held_ones_refused(
     assert (computed["ingest"], computed["predict"]) == (3, 3), "no block of the other slide's is kept"
     image = np.asarray(zarr.open_array(out / "begun" / "slide.ome.zarr" / "0", mode="r")[:])
     assert np.array_equal(image, draw((300, 1100), [Disc(150, 500, 40, BLUE)]).transpose(2, 0, 1))
-    assert alone.code == 75, alone.said
+    assert alone.code == 75, alone.transcript
     for error in (ran.error_of("held"), alone.error_of("held")):
         assert f"process {os.getpid()} on {os.uname().nodename} since " in error
     for name, files in before.items():
@@ -76,6 +76,6 @@ def test_fault_15_17_replaced_slides_are_noticed_and_held_ones_refused(
         same = {path for path in files if "/lock" not in path and "/plan.json" not in path}
         assert {path: now[path] for path in same} == {path: files[path] for path in same}
     after = overtile.segment(slides / "held.tif", out)
-    assert after.code == 0, after.said
+    assert after.code == 0, after.transcript
     assert after.computed("held")["predict"] == 1
     record_property("recomputed", f"replaced after it was begun {computed}; held, then freed {after.computed('held')}")

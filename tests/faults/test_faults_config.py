@@ -37,7 +37,7 @@ def test_fault_60_bad_yaml_is_refused_with_one_line(overtile_alone: Command, tmp
     config = tmp_path / "config.yaml"
     config.write_bytes(text.encode(errors="surrogateescape"))
     ran = overtile_alone.run("segment", "slide.tif", "--out", tmp_path / "out", "--config", config)
-    assert ran.code == 2, ran.said
+    assert ran.code == 2, ran.transcript
     assert phrase in ran.only_error
     assert str(config) in ran.only_error
     assert not (tmp_path / "out").exists()
@@ -59,7 +59,7 @@ def test_fault_60_bad_options_are_refused_with_one_line(
     overtile_alone: Command, tmp_path: Path, arguments: list[str], phrase: str
 ) -> None:
     ran = overtile_alone.run("segment", "slide.tif", "--out", tmp_path / "out", *arguments)
-    assert ran.code == 2, ran.said
+    assert ran.code == 2, ran.transcript
     assert phrase in ran.only_error
     assert not (tmp_path / "out").exists()
 

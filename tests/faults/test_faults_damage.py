@@ -95,7 +95,7 @@ def test_fault_31_the_command_says_which_files_of_which_slide(repair: Repair) ->
 
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_fault_31_the_next_run_makes_just_those_files_again(repair: Repair, kind: str) -> None:
-    assert repair.ran.code == 0, repair.ran.said
+    assert repair.ran.code == 0, repair.ran.transcript
     root = repair.ran.out / kind
     files = json.loads((root / "manifest.json").read_text())["files"]
     assert files | {NAMED: 0} == repair.manifest["files"] | {NAMED: 0}
@@ -111,7 +111,7 @@ def test_fault_31_the_next_run_makes_just_those_files_again(repair: Repair, kind
 
 
 def test_fault_31_what_was_repaired_is_sound(repair: Repair) -> None:
-    assert repair.after.code == 0, repair.after.said
+    assert repair.after.code == 0, repair.after.transcript
     assert repair.after.stdout.count("sound") == len(DAMAGES)
 
 
@@ -234,7 +234,7 @@ def found(finished: Finished, overtile: Command, tmp_path_factory: pytest.TempPa
 
 @pytest.mark.parametrize("name", UNFINISHED)
 def test_fault_32_33_damage_in_unfinished_results_is_named_not_read_as_zeros(found: DamagedRun, name: str) -> None:
-    assert found.first.code == 3, found.first.said
+    assert found.first.code == 3, found.first.transcript
     line = found.first.error_of(name)
     assert line.startswith(f"{name}: failed at {UNFINISHED[name][1]}: "), line
     assert str(found.damaged[name]) in line
@@ -244,7 +244,7 @@ def test_fault_32_33_damage_in_unfinished_results_is_named_not_read_as_zeros(fou
 
 @pytest.mark.parametrize("name", UNFINISHED)
 def test_fault_32_33_next_run_recomputes_damaged_shards_only(found: DamagedRun, finished: Finished, name: str) -> None:
-    assert found.second.code == 0, found.second.said
+    assert found.second.code == 0, found.second.transcript
     assert result_digests(found.second.out / name) | {NAMED: ""} == result_digests(finished.result) | {NAMED: ""}
     computed = found.second.outcome(name)["computed"]
     assert tuple(computed[stage] for stage in ("ingest", "predict", "label")) == UNFINISHED[name][2]
@@ -274,5 +274,5 @@ def test_what_lies_in_work_is_not_needed_once_complete(
         if path.is_file():
             DAMAGES["zeroed"](path)
     ran = overtile_alone.segment(slides, out)
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     assert set(ran.states().values()) == {"complete before"}

@@ -44,7 +44,7 @@ def test_fault_27_the_disk_is_full_at_the_nth_write(
     rules = [Rule("write", f"/out/n{number}/", errno.ENOSPC, number, number) for number in numbers]
     command, counters = preload.under(overtile, *rules)
     ran = command.segment(slides, out)
-    assert ran.code == 74, ran.said
+    assert ran.code == 74, ran.transcript
     assert all(times(counter) >= number for counter, number in zip(counters, numbers, strict=True))
     failed = [key for key, state in ran.states().items() if state == "failed"]
     assert len(failed) >= len(numbers) - 2, "a failed heartbeat of the lock does not fail the slide"
@@ -56,7 +56,7 @@ def test_fault_27_the_disk_is_full_at_the_nth_write(
         assert not is_complete(out / key)
     states = {key: DiskState.of(Slide(out / key)) for key in failed}
     again = overtile.segment(slides, out)
-    assert again.code == 0, again.said
+    assert again.code == 0, again.transcript
     totals = {line["stage"]: line["blocks"] for line in Slide(finished.result).history()}
     for key in failed:
         assert_no_block_twice(states[key], Slide(out / key), totals)
@@ -78,9 +78,9 @@ def test_fault_27_a_disk_that_is_really_full(overtile: Command, finished: Finish
         f'"$@"; code=$?; echo "second $code"; cp -r "$0" {kept}; exit $code'
     )
     ran = Command(overtile.environment, overtile.folder, (*mount, script, str(out))).segment(finished.slide, out)
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     _, _, second = ran.stdout.partition("first 74\n")
-    assert second, ran.said
+    assert second, ran.transcript
     assert "manifest.json" not in second.partition("second 0")[0].splitlines()
     (line,) = ran.errors
     assert line.startswith("slide: failed at ")
@@ -93,7 +93,7 @@ def test_fault_27_a_disk_that_is_really_full(overtile: Command, finished: Finish
 def test_fault_30_few_open_files(overtile: Command, finished: Finished, tmp_path: Path) -> None:
     few = Command(overtile.environment, overtile.folder, ("sh", "-c", 'ulimit -n 64 && exec "$@"', "sh"))
     ran = few.segment(finished.slide, tmp_path / "out")
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     assert_equals(tmp_path / "out" / "slide", finished)
 
 
@@ -103,7 +103,7 @@ def test_fault_37_a_clock_that_runs_backwards(
 ) -> None:
     backwards = overtile.with_environment(LD_PRELOAD=str(preload.library), FAULT_CLOCK="backwards")
     ran = backwards.segment(finished.slide, tmp_path / "out")
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     assert_equals(tmp_path / "out" / "slide", finished)
     again: Ran = overtile.segment(finished.slide, tmp_path / "out")
     assert again.states() == {"slide": "complete before"}

@@ -65,7 +65,7 @@ def watched(
     noting, journal = preload.watched(overtile, root)
     copying, counters = preload.under(noting, *(Rule(shape, "/out/slide/", "copy") for shape in SHAPES))
     ran = copying.segment(finished.slide, folder / "out")
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     lefts = {left.number: left for counter in counters for left in _lefts(counter)}
     assert len(lefts) > 120
     whole = read_journal(journal)
@@ -124,7 +124,7 @@ def assert_survived(command: Command, finished: Finished, trees: Sequence[Path])
     states = {tree: DiskState.of(Slide(tree)) for tree in trees}
     stages = {tree: unfinished(Slide(tree)) for tree in trees}
     ran = command.segment([slides / f"{tree.name}.tif" for tree in trees], trees[0].parent)
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     totals = {line["stage"]: line["blocks"] for line in Slide(finished.result).history()}
     computed = dict.fromkeys(stages.values(), 0)
     for tree in trees:

@@ -67,7 +67,7 @@ def masked(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> Maske
 
 
 def test_fault_42_a_slide_goes_on_without_a_tile_and_one_without_any_fails(masked: Masked) -> None:
-    assert masked.ran.code == 3, masked.ran.said
+    assert masked.ran.code == 3, masked.ran.transcript
     assert masked.ran.states() == {"lost": "failed", "sound": "complete", "torn": "complete"}
     assert "none of its 1 tiles can be decoded" in masked.ran.error_of("lost")
     assert not is_complete(masked.ran.out / "lost")
@@ -125,7 +125,7 @@ def test_fault_42_what_was_masked_stays_listed_through_a_repair(
     (out / "torn" / "slide.ome.zarr/0/c/0/0/0").unlink()
     slide = masked.slides / "torn.tif"
     again = overtile.segment(slide, out, "input.on_bad_tile=mask", "tissue=null")
-    assert again.code == 0, again.said
+    assert again.code == 0, again.transcript
     assert result_digests(out / "torn") == result_digests(masked.ran.out / "torn")
     manifest = json.loads((out / "torn" / "manifest.json").read_text())
     assert manifest["stages"]["ingest"]["facts"] == masked.facts("torn", "ingest")

@@ -44,9 +44,9 @@ def test_fault_12_out_of_memory_halves_the_tile_and_changes_no_byte(
 ) -> None:
     """Tiles of 512 px are read as 700, of 256 px as 444; the memory is enough for the latter."""
     whole = overtile.segment(finished.slide, tmp_path / "whole", *WORKERS, model=wide)
-    assert whole.code == 0, whole.said
+    assert whole.code == 0, whole.transcript
     ran = scarce(overtile, 500).segment(finished.slide, tmp_path / "halved", *WORKERS, model=wide)
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     assert predicted(tmp_path / "whole" / "slide") == {"network_calls": 3, "halved": 0}
     counts = predicted(tmp_path / "halved" / "slide")
     assert counts["halved"] == 3, "blocks with a smaller tile than requested"
@@ -58,14 +58,14 @@ def test_fault_12_where_nothing_fits_the_slide_fails_and_is_no_background(
     overtile: Command, finished: Finished, tmp_path: Path
 ) -> None:
     ran = scarce(overtile, 0).segment(finished.slide, tmp_path / "out", *WORKERS)
-    assert ran.code == 4, ran.said
+    assert ran.code == 4, ran.transcript
     assert "predict" in ran.error_of("slide")
     assert "out of memory even for the smallest tile" in ran.error_of("slide")
-    assert "Traceback" not in ran.said
+    assert "Traceback" not in ran.transcript
     result = tmp_path / "out" / "slide"
     assert not is_complete(result)
     assert not list(result.glob("slide.ome.zarr/probability/0/c/**/[0-9]")), "no block of zeros"
     again = overtile.segment(finished.slide, tmp_path / "out", *WORKERS)
-    assert again.code == 0, again.said
+    assert again.code == 0, again.transcript
     assert "ingest" not in again.computed("slide")
     assert again.computed("slide")["predict"] == 3

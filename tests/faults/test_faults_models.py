@@ -64,7 +64,7 @@ def test_fault_55_a_pickle_is_refused_and_its_payload_not_run(
     model, witness = tmp_path / "model.safetensors", tmp_path / "witness"
     make(model, witness)
     ran = overtile_alone.segment(finished.slide, tmp_path / "out", model=model)
-    assert ran.code == 2, ran.said
+    assert ran.code == 2, ran.transcript
     assert "found a pickle" in ran.only_error
     assert not witness.exists()
     assert not (tmp_path / "out").exists()
@@ -119,7 +119,7 @@ def test_fault_56_57_weights_that_cannot_be_right_are_refused_with_both_sides_na
     model = tmp_path / "model.safetensors"
     phrase = make(model)
     ran = overtile_alone.segment(finished.slide, tmp_path / "out", model=model)
-    assert ran.code == 2, ran.said
+    assert ran.code == 2, ran.transcript
     assert phrase in ran.only_error
     assert str(model) in ran.only_error
     assert nothing_in(tmp_path / "out")
@@ -131,7 +131,7 @@ def test_fault_56_a_model_for_other_channels_fails_the_slide_with_both_numbers(
     model = tmp_path / "four-channels.safetensors"
     save(model, UNet(UNetSpec(depth=1, width=2, in_channels=4, mpp=0.5)), {})
     ran = overtile_alone.segment(finished.slide, tmp_path / "out", model=model)
-    assert ran.code == 4, ran.said
+    assert ran.code == 4, ran.transcript
     assert "expected 4 channels for model four-channels, found 3" in ran.error_of("slide")
     assert not is_complete(tmp_path / "out" / "slide")
 
@@ -140,7 +140,7 @@ def test_fault_59_a_tile_off_the_step_grid_is_refused_with_the_nearest_legal_siz
     finished: Finished, overtile_alone: Command, tmp_path: Path
 ) -> None:
     ran = overtile_alone.segment(finished.slide, tmp_path / "out", "tiles.tile=388", model=CONTEXT)
-    assert ran.code == 2, ran.said
+    assert ran.code == 2, ran.transcript
     assert "a multiple of the network's step 16" in ran.only_error
     assert "Nearest: 384 or 400" in ran.only_error
     assert nothing_in(tmp_path / "out")
@@ -158,7 +158,7 @@ def test_fault_57_an_output_that_overflows_fails_its_slide_and_is_never_backgrou
     write(tmp_path / "slides" / "coloured.tif", draw((200, 700), [Disc(100, 600, 20, RED)], ground=BLACK))
     write(tmp_path / "slides" / "black.tif", draw((200, 700), [], ground=BLACK))
     ran = overtile.segment(tmp_path / "slides", tmp_path / "out", model=tmp_path / "overflowing.safetensors")
-    assert ran.code == 3, ran.said
+    assert ran.code == 3, ran.transcript
     assert len(ran.errors) == 1
     assert ran.error_of("coloured").startswith("coloured: failed at predict: ")
     assert "the network's output is not finite" in ran.error_of("coloured")
@@ -184,7 +184,7 @@ def test_fault_16_58_changed_weights_are_noticed_and_never_mixed(
     save(tmp_path / "classes.safetensors", model, {})
     before = {path: path.stat().st_ino for path in (out / "complete").rglob("*") if path.is_file()}
     ran = overtile.segment(slides, out, model=tmp_path / "classes.safetensors")
-    assert ran.code == 3, ran.said
+    assert ran.code == 3, ran.transcript
     assert ran.states() == {"begun": "complete", "complete": "kept"}
     (kept,) = ran.errors
     assert kept.startswith("complete: kept at plan: ")

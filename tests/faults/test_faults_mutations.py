@@ -64,8 +64,8 @@ def test_fault_42_43_mutated_real_slides_end_as_results_or_by_name(
         "0.5",
         "outputs.overview=false",
     )
-    assert ran.code in (0, 3, 4), ran.said
-    assert "Traceback" not in ran.said
+    assert ran.code in (0, 3, 4), ran.transcript
+    assert "Traceback" not in ran.transcript
     states = ran.states()
     assert len(states) == ROUNDS
     for key, state in states.items():

@@ -72,11 +72,11 @@ def printable(name: str) -> str:
 
 
 def test_fault_35_colliding_keys_fail_by_name_and_the_others_go_on(names: Ran) -> None:
-    assert names.code == 3, names.said
+    assert names.code == 3, names.transcript
     collided = {"twin": 2, "Case": 1, "case": 1, "nest": 1, "nest/inside": 1}
     for key, count in collided.items():
         lines = [line for line in names.errors if line.startswith(f"{key}: failed at plan: ")]
-        assert len(lines) == count, names.said
+        assert len(lines) == count, names.transcript
         assert all("its output would be" in line for line in lines)
         assert not is_complete(names.out / key)
     (case,) = (line for line in names.errors if line.startswith("Case: "))
@@ -97,7 +97,7 @@ def test_fault_35_batch_of_colliding_keys_only_is_a_usage_error(
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_fault_37_66_a_slide_of_any_name_is_complete(names: Ran, kind: str) -> None:
-    assert names.outcome(HOSTILE[kind])["state"] == "complete", names.said
+    assert names.outcome(HOSTILE[kind])["state"] == "complete", names.transcript
     assert is_complete(names.out / HOSTILE[kind])
 
 
@@ -156,8 +156,8 @@ def test_fault_66_inspect_verify_and_status_escape_names(names: Ran, overtile_al
     inspected = overtile_alone.run("inspect", names.out)
     verified = overtile_alone.run("verify", names.out)
     status = overtile_alone.run("status", names.out)
-    assert verified.code == 0, verified.said
+    assert verified.code == 0, verified.transcript
     for ran in (inspected, verified, status):
-        assert "\x1b" not in ran.said
+        assert "\x1b" not in ran.transcript
         assert printable(HOSTILE["escape"]) in ran.stdout
         assert HOSTILE["rich"] in ran.stdout

@@ -48,7 +48,7 @@ def test_fault_6_11_13_workers_die_once_and_always(
     )
     command, counters = preload.under(overtile, *rules)
     ran = command.segment(slides, out, "cluster.kind=local", "cluster.workers=2")
-    assert ran.code == 3, ran.said
+    assert ran.code == 3, ran.transcript
     assert ran.states() == {"aborts": "failed", "neighbour": "complete", "once": "complete"}
     line = ran.error_of("aborts")
     assert line.startswith("aborts: failed at ingest: ")
@@ -61,7 +61,7 @@ def test_fault_6_11_13_workers_die_once_and_always(
     for name in ("once", "neighbour"):
         assert result_digests(out / name) | {NAMED: ""} == result_digests(finished.result) | {NAMED: ""}
     again = overtile.segment(slides, out)
-    assert again.code == 0, again.said
+    assert again.code == 0, again.transcript
     assert again.computed("once") == again.computed("neighbour") == {}
     record_property("recomputed", f"after the decoder was mended {again.computed('aborts')}, of the others nothing")
 
@@ -108,7 +108,7 @@ def unreliable(
     assert is_complete(out / "slide")
     before = DiskState.of(Slide(out / "slide"))
     again = overtile.run(*arguments, out=out)
-    assert again.code == 0, again.said
+    assert again.code == 0, again.transcript
     assert result_digests(out / "slide") == result_digests(finished.result)
     totals = {line["stage"]: line["blocks"] for line in Slide(finished.result).history()}
     assert_no_block_twice(before, Slide(out / "slide"), totals)
@@ -137,7 +137,7 @@ def test_a_server_that_is_not_there_is_named_before_anything_is_begun(overtile: 
     slide = write(tmp_path / "slide.tif", draw((64, 64), red_and_blue((64, 64))))
     command = overtile.with_environment(PREFECT_API_URL=NO_SERVER, PREFECT_CLIENT_MAX_RETRIES="0")
     ran = command.segment(slide, tmp_path / "out")
-    assert ran.code == 4, ran.said
+    assert ran.code == 4, ran.transcript
     assert ran.only_error.startswith(f"no Prefect server responds at {NO_SERVER}/")
     assert "unset PREFECT_API_URL" in ran.only_error
     assert not (tmp_path / "out" / "slide").exists()

@@ -115,7 +115,7 @@ def test_server_of_the_readme_requires_its_password(tmp_path: Path) -> None:
             urlopen(posted, timeout=60)
         client_settings = {name: value for name, value in settings.items() if "SERVER" not in name}
         ran = Command.under(tmp_path, api).with_environment(**client_settings).segment(slide, tmp_path / "out")
-        assert ran.code == 0, ran.said
+        assert ran.code == 0, ran.transcript
 
 
 def test_fault_66_nothing_is_kept_as_a_pickle(watched: Watched) -> None:
@@ -142,14 +142,14 @@ def test_what_a_run_writes_obeys_its_umask(watched: Watched) -> None:
 
 
 def test_fault_65_no_personal_data_of_slides_is_written(watched: Watched) -> None:
-    assert watched.ran.states() == dict.fromkeys(WHOLE, "complete") | {"damaged": "failed"}, watched.ran.said
+    assert watched.ran.states() == dict.fromkeys(WHOLE, "complete") | {"damaged": "failed"}, watched.ran.transcript
     slides = watched.ran.out.parent / "slides"
     assert {name.partition("/")[0].partition(".")[0] for name, _ in words_held(slides, [WORD])} == {*WHOLE, "damaged"}
     assert "damaged.svs: level 0, tile (0, 0)" in watched.ran.error_of("damaged")
     for folder in watched.written:
         assert words_held(folder, [WORD, DATE, "2001-02-03"]) == set()
-    assert WORD not in watched.ran.said
-    assert "DateTime" not in watched.ran.said, "a library warned about a tag"
+    assert WORD not in watched.ran.transcript
+    assert "DateTime" not in watched.ran.transcript, "a library warned about a tag"
     assert list(watched.home.rglob("*.db")), "no Prefect database was searched"
 
 

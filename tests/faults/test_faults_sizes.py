@@ -45,7 +45,7 @@ def sizes(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> Ran:
 
 
 def test_fault_51_52_every_size_is_complete(sizes: Ran) -> None:
-    assert sizes.code == 0, sizes.said
+    assert sizes.code == 0, sizes.transcript
     assert sizes.stderr == ""
     assert sizes.states() == dict.fromkeys(sorted(SIZES), "complete")
 
@@ -77,7 +77,7 @@ def test_fault_18_a_rerun_computes_nothing_and_starts_no_flow(sizes: Ran, overti
     slides = sizes.out.parent / "slides"
     before = {name: files_of(sizes.out / name) for name in SIZES}
     again = overtile_alone.segment(slides, sizes.out, *SETTINGS, model=CONTEXT)
-    assert again.code == 0, again.said
+    assert again.code == 0, again.transcript
     assert again.states() == dict.fromkeys(sorted(SIZES), "complete before")
     assert "0 blocks computed, 0 network calls" in again.stdout
     assert all(again.outcome(name)["computed"] == {} for name in SIZES)

@@ -91,10 +91,10 @@ def bad(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> Batch:
 
 
 def test_every_bad_slide_is_named_and_every_sound_one_complete(bad: Batch) -> None:
-    assert bad.ran.code == 3, bad.ran.said
+    assert bad.ran.code == 3, bad.ran.transcript
     states = {name: "failed" for name in bad.phrases} | {name: "complete" for name in SOUND}
-    assert bad.ran.states() == states, bad.ran.said
-    assert "Traceback" not in bad.ran.said
+    assert bad.ran.states() == states, bad.ran.transcript
+    assert "Traceback" not in bad.ran.transcript
     assert len(bad.ran.errors) == len(bad.phrases) == bad.ran.stderr.count("\n"), "exactly one line per slide"
     bad.assert_refused(*bad.phrases)
     for name in SOUND:
@@ -204,7 +204,7 @@ def test_fault_46_49_a_lying_directory_costs_neither_time_nor_memory(
 
 
 def test_fault_19_the_exit_code_is_4_when_every_slide_fails(false_directories: tuple[Ran, float, float]) -> None:
-    assert false_directories[0].code == 4, false_directories[0].said
+    assert false_directories[0].code == 4, false_directories[0].transcript
     assert [line.split(":")[0] for line in false_directories[0].errors] == [
         "directories_100000",
         "huge",
@@ -231,7 +231,7 @@ def test_fault_19_rerun_computes_only_the_repaired_slide(bad: Batch, overtile: C
         shutil.copy2(bad.slides / slide.name, slide)
     SOUND["sound"](slides[0])
     ran = overtile.segment(slides, bad.ran.out)
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     before = dict.fromkeys(("sound", "sound_rgba"), "complete before")
     assert ran.states() == {"jpeg_scan_damaged": "complete", **before}
     assert ran.computed("jpeg_scan_damaged")["predict"] == 1

@@ -63,7 +63,7 @@ def reading(overtile: Command, preload: Preload, tmp_path_factory: pytest.TempPa
 @pytest.mark.parametrize("name", ONCE)
 def test_fault_28_transient_read_error_is_retried(reading: Reading, name: str) -> None:
     assert reading.met[name] >= ONCE[name].first, "the fault did not occur"
-    assert reading.states[name] == "complete", reading.ran.said
+    assert reading.states[name] == "complete", reading.ran.transcript
     assert reading.complete[name]
     assert result_digests(reading.ran.out / name) | {"overview.png": ""} == result_digests(
         reading.ran.out / "neighbour"
@@ -72,7 +72,7 @@ def test_fault_28_transient_read_error_is_retried(reading: Reading, name: str) -
 
 @pytest.mark.parametrize(("name", "stage"), [("slide_always", "plan"), ("shard_always", "tissue")])
 def test_fault_28_permanent_read_error_fails_only_its_slide(reading: Reading, name: str, stage: str) -> None:
-    assert reading.ran.code == 3, reading.ran.said
+    assert reading.ran.code == 3, reading.ran.transcript
     assert len(reading.ran.errors) == len(ALWAYS)
     line = reading.ran.error_of(name)
     assert line.startswith(f"{name}: failed at {stage}: "), line
@@ -88,7 +88,7 @@ def test_fault_28_read_error_names_file_and_position(reading: Reading) -> None:
 
 
 def test_fault_28_the_run_after_computes_only_what_is_missing(reading: Reading) -> None:
-    assert reading.after.code == 0, reading.after.said
+    assert reading.after.code == 0, reading.after.transcript
     assert reading.after.states()["shard_always"] == "complete"
     computed = reading.after.computed("shard_always")
     assert "ingest" not in computed, "all of its blocks existed"
@@ -100,7 +100,7 @@ def test_fault_28_the_run_after_computes_only_what_is_missing(reading: Reading) 
 
 
 def _refused(ran: Ran, out: Path) -> None:
-    assert ran.code == 74, ran.said
+    assert ran.code == 74, ran.transcript
     assert f"the output folder {out}" in ran.only_error
     assert "Choose another --out" in ran.only_error
     assert "network calls" not in ran.stdout
@@ -211,7 +211,7 @@ def test_fault_22_kill_after_removing_the_manifest_is_incomplete(forced: Forced)
 
 @pytest.mark.long
 def test_fault_22_the_same_command_ends_it_and_repeats_no_block(forced: Forced, overtile_alone: Command) -> None:
-    assert forced.ended.code == 0, forced.ended.said
+    assert forced.ended.code == 0, forced.ended.transcript
     assert forced.ended.computed("slide")["predict"] == 2, "the first of three blocks was finished before the kill"
     assert "ingest" not in forced.ended.computed("slide"), "its plan did not change"
     after = result_digests(forced.ended.out / "slide")
@@ -246,7 +246,7 @@ def test_fault_36_hanging_reads_time_out_with_the_slides_name(
     rules = Rule("read", "/never_opens.tif", "hang"), Rule("worker read", "/never_reads.tif", "hang")
     command, _ = preload.under(overtile, *rules)
     ran = command.segment(slides, out, "cluster.kind=local", "cluster.workers=2", "input.patience_s=20")
-    assert ran.code == 3, ran.said
+    assert ran.code == 3, ran.transcript
     assert ran.states() == {"neighbour": "complete", "never_opens": "failed", "never_reads": "failed"}
     for name, stage in (("never_opens", "plan"), ("never_reads", "ingest")):
         line = ran.error_of(name)
@@ -254,5 +254,5 @@ def test_fault_36_hanging_reads_time_out_with_the_slides_name(
         assert f"{name}.tif: expected to be read within 20 s" in line
         assert not is_complete(out / name)
     again = overtile.segment(slides, out)
-    assert again.code == 0, again.said
+    assert again.code == 0, again.transcript
     assert again.computed("neighbour") == {}

@@ -101,12 +101,12 @@ def formats_run(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_readable_slides_complete_and_bad_ones_fail_by_name(formats_run: FormatsRun) -> None:
-    assert formats_run.ran.code == 3, formats_run.ran.said
+    assert formats_run.ran.code == 3, formats_run.ran.transcript
     expected = {formats_run.key(name): "complete" for name in (*LOSSLESS, *LOSSY)} | {
         formats_run.key(name): "failed" for name in BAD
     }
-    assert formats_run.ran.states() == expected, formats_run.ran.said
-    assert "Traceback" not in formats_run.ran.said
+    assert formats_run.ran.states() == expected, formats_run.ran.transcript
+    assert "Traceback" not in formats_run.ran.transcript
     with (formats_run.ran.out / "failures.csv").open(newline="") as file:
         causes = [(row["slide"], row["cause"]) for row in csv.DictReader(file)]
     assert len(causes) == len(BAD)
@@ -145,7 +145,7 @@ def by_place(result: Path) -> list[tuple[tuple[int, int], str, float]]:
 @pytest.mark.long
 def test_second_run_computes_nothing_with_output_among_slides(formats_run: FormatsRun, overtile: Command) -> None:
     again = overtile.segment(formats_run.slides, formats_run.ran.out, *QUICK)
-    assert again.code == 3, again.said
+    assert again.code == 3, again.transcript
     assert set(again.states()) == set(formats_run.ran.states()), "no result was taken for a slide"
     for name in (*LOSSLESS, *LOSSY):
         assert again.outcome(formats_run.key(name))["state"] == "complete before", name
@@ -162,7 +162,7 @@ def test_sixteen_bit_channels_in_other_order_give_same_result(
     )
     slide = write_zarr(tmp_path / "stack.zarr", stack, "0.5", names=("DAPI", "blue", "red", "junk", "green"))
     ran = overtile.segment(slide, tmp_path / "out", "input.channels=[red, 5, 2]")
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     stored, expected = (
         np.asarray(zarr.open_array(root / "slide.ome.zarr" / "probability" / "0", mode="r"))
         for root in (tmp_path / "out" / "stack", formats_run.result("tiff.tif"))
@@ -182,7 +182,7 @@ def test_changed_channel_selection_is_another_image(formats_run: FormatsRun, ove
     slide = write_zarr(tmp_path / "a.zarr", PLANES)
     assert overtile.segment(slide, tmp_path / "out").code == 0
     ran = overtile.segment(slide, tmp_path / "out", "input.channels=[3, 2, 1]")
-    assert ran.states() == {"a": "kept"}, ran.said
+    assert ran.states() == {"a": "kept"}, ran.transcript
 
 
 def test_missing_chunk_is_a_warning_in_the_plan(tmp_path: Path) -> None:

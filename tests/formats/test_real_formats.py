@@ -43,7 +43,7 @@ def ran(overtile: Command, shared_data: Path, tmp_path_factory: pytest.TempPathF
 
 
 def test_all_slides_complete(ran: Ran) -> None:
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     states = ran.states()
     assert len(states) == 10
     assert set(states.values()) == {"complete"}

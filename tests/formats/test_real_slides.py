@@ -37,7 +37,7 @@ def ran(overtile: Command, shared_data: Path, tmp_path_factory: pytest.TempPathF
 
 
 def test_all_slides_complete_and_verify(ran: Ran, overtile: Command) -> None:
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     assert set(ran.states().values()) == {"complete"}
     assert overtile.run("verify", ran.out).code == 0
 

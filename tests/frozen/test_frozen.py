@@ -85,11 +85,11 @@ def test_result_is_complete_and_verified(frozen: Frozen, overtile_alone: Command
     results = {name: (frozen.out / name).read_bytes() for name in BATCH_FILES}
     before = {key: files_of(frozen.out / key) for key in KEYS}
     ran = frozen.segment(overtile_alone)
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     assert "5 of 5 slides complete; 0 blocks computed, 0 network calls" in " ".join(ran.stdout.split())
     assert ran.states() == dict.fromkeys(KEYS, "complete before")
     verified = overtile_alone.run("verify", frozen.out)
-    assert verified.code == 0, verified.said
+    assert verified.code == 0, verified.transcript
     assert {key: files_of(frozen.out / key) for key in KEYS} == before
     assert {name: (frozen.out / name).read_bytes() for name in BATCH_FILES} == results
 
@@ -101,8 +101,8 @@ def test_damage_is_found(frozen: Frozen, overtile_alone: Command) -> None:
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
     verified = overtile_alone.run("verify", frozen.out)
-    assert verified.code == 3, verified.said
-    assert "probability/0/c/0/0/1" in verified.said
+    assert verified.code == 3, verified.transcript
+    assert "probability/0/c/0/0/1" in verified.transcript
 
 
 def test_cases_table_reaches_each_slide(unpacked: Frozen) -> None:
@@ -127,7 +127,7 @@ def test_stages_after_prediction_give_the_same_bytes(frozen: Frozen, overtile: C
     for key in KEYS:
         stopped_after_prediction(frozen.out / key)
     ran = frozen.segment(overtile)
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     for key in KEYS:
         assert not {"ingest", "tissue", "predict"} & set(ran.computed(key)), ran.computed(key)
         assert ran.outcome(key)["network_calls"] == 0
@@ -162,7 +162,7 @@ def stopped_after_prediction(slide: Path) -> None:
 
 def test_a_run_from_scratch_gives_the_same_result(unpacked: Frozen, overtile: Command) -> None:
     ran = unpacked.segment(overtile, out="again")
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     assert ran.states() == dict.fromkeys(KEYS, "complete")
     for key in KEYS:
         frozen, again = unpacked.out / key, ran.out / key
@@ -221,7 +221,7 @@ def test_a_stopped_training_continues_to_the_same_model(tmp_path: Path, overtile
     resumed = command.run(*command_words("train", out="stopped"))
     earlier = ("--set", "maps.names=[]", "--set", "optimiser.average=0")
     whole = command.run(*command_words("train", out="whole"), *earlier)
-    assert (resumed.code, whole.code) == (0, 0), resumed.said + whole.said
+    assert (resumed.code, whole.code) == (0, 0), resumed.transcript + whole.transcript
     assert list(steps(folder / "stopped")) == list(range(1, 61)), "each step once"
     frozen_losses = list(steps(folder / "finished").values())
     assert list(steps(folder / "stopped").values())[:25] == frozen_losses[:25], "kept, not computed again"
@@ -242,7 +242,7 @@ def test_a_finished_training_has_nothing_to_do(tmp_path: Path, overtile_alone: C
     (folder / "finished" / "report.html").touch()  # left out of the archive
     before = files_of(folder / "finished")
     ran = at(overtile_alone, folder).run(*command_words("train", out="finished"))
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     assert "nothing to do" in ran.stdout
     after = files_of(folder / "finished")
     assert {name: after[name] for name in before} == before
@@ -278,7 +278,7 @@ def identity(run: Path) -> Any:
 def test_a_built_in_model_is_the_same_file_and_network(name: str, overtile_alone: Command) -> None:
     """`model info` reports the frozen facts. The path and the sentence of the card may change."""
     ran = overtile_alone.run("model", "info", name, "--json")
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     found = json.loads(ran.stdout)
     assert hashlib.sha256(Path(found["file"]).read_bytes()).hexdigest() == MODELS[name]["sha256"]
     assert {key: found[key] for key in MODELS[name]} == MODELS[name]

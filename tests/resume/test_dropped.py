@@ -282,12 +282,12 @@ def test_the_command_drops_verifies_and_tells(overtile: Command, tmp_path: Path)
     tifffile.imwrite(tmp_path / "discs.tif", draw(SHAPE, red_and_blue(SHAPE)), photometric="rgb", **scale)
     out = tmp_path / "out"
     ran = overtile.segment(tmp_path / "discs.tif", out, *BOTH)
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     again = overtile.segment(tmp_path / "discs.tif", out, *BOTH)
     assert again.code == 0
     assert "0 blocks computed, 0 network calls" in again.stdout
     changed = overtile.segment(tmp_path / "discs.tif", out, *BOTH, LARGER)
-    assert changed.code == 3, changed.said
+    assert changed.code == 3, changed.transcript
     assert changed.states() == {"discs": "kept"}
     assert "the network runs again" in changed.error_of("discs")
     assert overtile.run("verify", out).code == 0

@@ -185,13 +185,13 @@ def test_a_deleted_slide_is_computed_again_and_forgotten(plan: Plan, root: Path)
 def test_prune_and_delete_commands(plan: Plan, root: Path, overtile_alone: Command) -> None:
     out = root.parent
     ran = overtile_alone.run("prune", out, "--older-than", "0d", "--keep", "tables,overview")
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     assert "pruned  discs  " in ran.stdout
     ran = overtile_alone.segment(plan().slide, out, model=CLASSES)
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     assert "1 of 1 slides complete; 0 blocks computed, 0 network calls" in ran.stdout
     ran = overtile_alone.run("delete", out, "discs", "--dry-run")
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     assert "would be removed; 0 left alone" in ran.stdout
     assert is_complete(root)
     ran = overtile_alone.run("prune", out, "--older-than", "30", "--keep", "tables")

@@ -71,7 +71,7 @@ def test_rows_are_there_when_their_slide_is_and_survive_a_kill(overtile: Command
     assert all(int(line.split(",")[7]) > 0 for line in kept)
 
     resumed = overtile.run(*arguments, "--out", out, out=out)
-    assert resumed.code == 0, resumed.said
+    assert resumed.code == 0, resumed.transcript
     assert overtile.run(*arguments, "--out", undisturbed, out=undisturbed).code == 0
     assert results.read_bytes() == (undisturbed / "results.csv").read_bytes()
     assert kept == [line for line in results.read_text().splitlines() if line.startswith(f"{first},")]

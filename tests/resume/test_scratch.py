@@ -181,12 +181,12 @@ def test_a_full_scratch_disk_is_named(overtile: Command, preload: Preload, slide
     out = slide.parent / "out"
     command, _ = preload.under(overtile, Rule("rename", "/scratch/overtile-", errno.ENOSPC, 12))
     ran = command.segment(slide, out, on(scratch))
-    assert ran.code == 74, ran.said
+    assert ran.code == 74, ran.transcript
     assert str(scratch) in ran.error_of("slide")
     assert "No space left on device" in ran.error_of("slide")
     assert not is_complete(out / "slide")
     ended = overtile.segment(slide, out, on(scratch))
-    assert ended.code == 0, ended.said
+    assert ended.code == 0, ended.transcript
     assert empty(scratch)
     plain = overtile.segment(slide, slide.parent / "plain")
     assert plain.code == 0
@@ -199,7 +199,7 @@ def test_a_scratch_that_cannot_be_written_is_refused_at_the_start(
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
     ran = overtile_alone.segment(slide, tmp_path / "out", on(tmp_path / "file"))
-    assert ran.code == 74, ran.said
+    assert ran.code == 74, ran.transcript
     assert f"the scratch folder {tmp_path / 'file'}" in ran.only_error
     assert "outputs.scratch" in ran.only_error
 

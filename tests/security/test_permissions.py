@@ -87,21 +87,21 @@ def test_two_users_resume_each_others_slides(overtile: Command, tmp_path: Path) 
     first, second = (as_user(overtile, tmp_path / str(user), user) for user in (54001, 54002))
     shared = ["tissue=null", "outputs.group_writable=true"]
     ran = first.segment(slides, out, *shared)
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     write(slides / "two.tif", draw(SHAPE, red_and_blue(SHAPE)))
     ran = second.segment(slides, out, *shared, "objects.min_area_um2=20.0")
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     assert ran.computed("one").keys() >= {"label", "measure"}, "the other's slide was changed"
     assert "predict" not in ran.computed("one")
     owners = {path.stat().st_uid for path in out.rglob("*")}
     assert owners == {54001, 54002}
     ran = first.segment(slides, out, *shared)
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     alone = tmp_path / "alone"
     alone.mkdir()
     os.chown(alone, 54001, 54001)
     refused = second.segment(slides, alone, *shared)
-    assert refused.code == 2, refused.said
+    assert refused.code == 2, refused.transcript
     assert "chmod g+rwxs" in refused.only_error
 
 

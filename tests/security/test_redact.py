@@ -92,7 +92,9 @@ def test_slides_have_pseudonyms_and_the_key_file_maps_them(redacted: Redacted) -
         name: redacted.ran.states()[found] for name, found in redacted.ids().items() if found.startswith("slide-")
     }
     complete = {NAMES["whole"], NAMES["drawn"]}
-    assert states == {name: "complete" if name in complete else "failed" for name in NAMES.values()}, redacted.ran.said
+    assert states == {name: "complete" if name in complete else "failed" for name in NAMES.values()}, (
+        redacted.ran.transcript
+    )
     assert all(is_complete(redacted.out / redacted.id_of(kind)) for kind in ("whole", "drawn"))
     assert stat.S_IMODE(redacted.file.stat().st_mode) == 0o600
     paths = [json.loads(line).get("path", "") for line in redacted.file.read_text().splitlines()]
@@ -101,7 +103,7 @@ def test_slides_have_pseudonyms_and_the_key_file_maps_them(redacted: Redacted) -
 
 def test_no_file_or_message_contains_a_name(redacted: Redacted, overtile: Command, prefect_home: Path) -> None:
     assert words_held(redacted.out, SECRETS) == set()
-    assert [word for word in SECRETS if word in redacted.ran.said] == []
+    assert [word for word in SECRETS if word in redacted.ran.transcript] == []
     homes = [overtile.folder.parent, prefect_home]
     assert any(list(home.rglob("*.db")) for home in homes), "no Prefect database was looked into"
     assert [held for home in homes for held in words_held(home, SECRETS)] == []
@@ -128,15 +130,15 @@ def test_pseudonyms_are_stable_and_accepted_by_commands(redacted: Redacted, over
     """Rerun, status and retry without a flow and without names."""
     before, options = redacted.ids(), redacted.options[2:]
     again = overtile_alone.segment(redacted.slides, redacted.out, *options, "tissue=null", "input.pattern=['bio*.tif']")
-    assert again.code == 0, again.said
+    assert again.code == 0, again.transcript
     assert again.computed(redacted.id_of("whole")) == {}
     assert redacted.ids() == before
     status = overtile_alone.run("status", redacted.out, "--json")
     states = {slide["key"]: slide["state"] for slide in json.loads(status.stdout)["slides"]}
     assert states[redacted.id_of("damaged")] == "failed", "it did not vanish; its path is unknown"
     retried = overtile_alone.run("retry", redacted.out, redacted.id_of("damaged"))
-    assert retried.code == 0, retried.said
-    said = (redacted.out / "history.jsonl").read_text() + again.said + status.said + retried.said
+    assert retried.code == 0, retried.transcript
+    said = (redacted.out / "history.jsonl").read_text() + again.transcript + status.transcript + retried.transcript
     assert [word for word in SECRETS if word in said] == []
 
 
@@ -146,8 +148,8 @@ def test_read_only_commands_print_no_name(redacted: Redacted, overtile_alone: Co
     ran = [overtile_alone.run(command, redacted.out) for command in ("status", "inspect", "verify")]
     ran.append(overtile_alone.segment(drawn, redacted.out, *redacted.options[2:], "--dry-run"))
     for one in ran:
-        assert redacted.id_of("drawn") in one.stdout, one.said
-        assert [word for word in SECRETS if word in one.said] == []
+        assert redacted.id_of("drawn") in one.stdout, one.transcript
+        assert [word for word in SECRETS if word in one.transcript] == []
 
 
 @pytest.mark.parametrize(

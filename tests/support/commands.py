@@ -55,15 +55,15 @@ class Ran:
         return [line.removeprefix("error: ") for line in self.stderr.splitlines() if line.startswith("error: ")]
 
     @property
-    def said(self) -> str:
+    def transcript(self) -> str:
         """Exit code and both streams, for messages of failed assertions."""
         return f"exit {self.code}\n{self.stdout}\n{self.stderr}"
 
     @property
     def only_error(self) -> str:
         """The only line of stderr, which must be an error line."""
-        assert self.stderr.count("\n") == 1, self.said
-        assert len(self.errors) == 1, self.said
+        assert self.stderr.count("\n") == 1, self.transcript
+        assert len(self.errors) == 1, self.transcript
         return self.errors[0]
 
     def error_of(self, key: str) -> str:

@@ -125,11 +125,11 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """How to read every mask of a set. `said` is the report for the user."""
+    """How to read every mask of a set. `remark` is the report for the user."""
 
     kind: Kind
     class_names: tuple[str, ...]
-    said: str
+    remark: str
     colours: tuple[int, ...] = ()
 
     def classes_of(self, values_YX: NDArray[Any]) -> NDArray[np.uint8]:

@@ -52,7 +52,7 @@ class SegmentationScores:
 class NoListener:
     """A listener that does nothing."""
 
-    def begun(self, order: TrainJob, position: Position) -> None:
+    def begun(self, job: TrainJob, position: Position) -> None:
         """Ignore the start."""
 
     def stepped(self, record: Mapping[str, Any], progress: float) -> None:

@@ -36,18 +36,18 @@ class ThresholdScores:
     f1: tuple[float, ...]
 
 
-def validation_images(order: TrainJob) -> list[AnnotatedImage]:
+def validation_images(job: TrainJob) -> list[AnnotatedImage]:
     """Return the validation images, windows of large ones; without any, training images."""
-    return views(order.material.held_back or order.material.training, order.recipe.stopping.images)
+    return views(job.material.held_back or job.material.training, job.recipe.stopping.images)
 
 
-def samples(order: TrainJob, spec: UNetSpec) -> SampleBatch:
+def samples(job: TrainJob, spec: UNetSpec) -> SampleBatch:
     """Return the first tiles that training draws."""
-    sampling = order.recipe.sampling.model_copy(update={"batch": SAMPLES})
-    shown = recoloured(order.material.training, spec.normalisation)
-    recipe = order.recipe.with_maps_of(spec)
+    sampling = job.recipe.sampling.model_copy(update={"batch": SAMPLES})
+    shown = recoloured(job.material.training, spec.normalisation)
+    recipe = job.recipe.with_maps_of(spec)
     sampler = Sampler(shown, sizes_px(spec, recipe), sampling, recipe.augment, maps=recipe.maps)
-    return sampler.draw(generator_from_seed(order.recipe))
+    return sampler.draw(generator_from_seed(job.recipe))
 
 
 def threshold_scores(model: SegmentationNetwork, cases: Sequence[AnnotatedImage]) -> ThresholdScores:
@@ -59,12 +59,12 @@ def threshold_scores(model: SegmentationNetwork, cases: Sequence[AnnotatedImage]
 
 
 def skip_gradient_norms(
-    order: TrainJob, model: SegmentationNetwork, cases: Sequence[AnnotatedImage]
+    job: TrainJob, model: SegmentationNetwork, cases: Sequence[AnnotatedImage]
 ) -> tuple[SkipGradient, ...]:
     """Return gradient norms of the training's loss at each skip, on one batch without augmentation."""
     spec = model.spec
-    recipe = order.recipe.with_maps_of(spec)
-    loss = loss_for(recipe.loss, spec, class_frequencies(order.material.training, spec.classes))
+    recipe = job.recipe.with_maps_of(spec)
+    loss = loss_for(recipe.loss, spec, class_frequencies(job.material.training, spec.classes))
     learner = TrainState.of(model, loss, recipe)
     device = resolve_device(recipe.compute.device)
     shown = recoloured(cases, spec.normalisation)

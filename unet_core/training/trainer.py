@@ -112,7 +112,7 @@ class TrainJob:
 class TrainListener(Protocol):
     """Receives the progress of a run."""
 
-    def begun(self, order: TrainJob, position: Position) -> None:
+    def begun(self, job: TrainJob, position: Position) -> None:
         """The run starts or resumes at this position."""
 
     def stepped(self, record: Mapping[str, Any], progress: float) -> None:
@@ -126,7 +126,7 @@ class TrainListener(Protocol):
 class Trainer:
     """One run in one folder."""
 
-    order: TrainJob
+    job: TrainJob
     learner: TrainState
     sampler: Sampler
     batches: Batches
@@ -138,17 +138,17 @@ class Trainer:
     began: float = 0.0
 
     @classmethod
-    def of(cls, order: TrainJob, watcher: TrainListener) -> Self:
+    def of(cls, job: TrainJob, watcher: TrainListener) -> Self:
         """Build network and optimiser, or restore the state of an earlier call.
 
         Raises:
             RecipeError: The folder holds another run, or the configuration does not fit the images.
         """
-        order.check()
-        recipe, material = order.recipe, order.material
+        job.check()
+        recipe, material = job.recipe, job.material
         torch.manual_seed(recipe.compute.seed)
         start = load(resolve(recipe.network.start)) if recipe.network.start else None
-        spec = start.spec if start else order.spec()
+        spec = start.spec if start else job.spec()
         frequencies = class_frequencies(material.training, spec.classes)
         recipe = recipe.with_maps_of(spec)
         learner = TrainState.of(start or build(spec), loss_for(recipe.loss, spec, frequencies), recipe)
@@ -156,14 +156,14 @@ class Trainer:
         sizes, device = sizes_px(spec, recipe), learner.device.type
         sampler = Sampler(shown.training, sizes, recipe.sampling, recipe.augment, device, recipe.maps)
         generator = generator_from_seed(recipe)
-        identity = order.identity(spec)
+        identity = job.identity(spec)
         seen = views(shown.held_back, recipe.stopping.images)
         position = Position()
-        if saved := resume_checkpoint.read(order.folder, identity):
+        if saved := resume_checkpoint.read(job.folder, identity):
             learner.restore(saved.tensors)
             generator.set_state(saved.tensors[TILES])
             position = saved.position
-        return cls(order, learner, sampler, Batches(sampler, generator), identity, seen, watcher, position)
+        return cls(job, learner, sampler, Batches(sampler, generator), identity, seen, watcher, position)
 
     # ---- the loop --------------------------------------------------------------------------------------------------
 
@@ -184,8 +184,8 @@ class Trainer:
     def _train(self) -> None:
         self.began = time.monotonic() - self.position.seconds
         self.saved = (self.position.step, self.position.seconds)
-        self.watcher.begun(self.order, self.position)
-        with MetricsLog(self.order.folder, self.position.log_bytes, self.position.step) as journal:
+        self.watcher.begun(self.job, self.position)
+        with MetricsLog(self.job.folder, self.position.log_bytes, self.position.step) as journal:
             if self.position.step:
                 self._write_models()  # a kill may have prevented it
             else:
@@ -195,9 +195,9 @@ class Trainer:
                 self._step(journal)
             self._judge(journal)
             self._save(journal)
-        choose(self.order.folder / BEST, self._choosing(), self.order)
+        choose(self.job.folder / BEST, self._choosing(), self.job)
         self.position = replace(self.position, done=True)
-        resume_checkpoint.write(self.order.folder, self.identity, self.position, self._tensors())
+        resume_checkpoint.write(self.job.folder, self.identity, self.position, self._tensors())
 
     @property
     def seconds(self) -> float:
@@ -205,19 +205,19 @@ class Trainer:
         return time.monotonic() - self.began
 
     def _progress(self) -> float:
-        return self.order.recipe.schedule.progress(self.position.step, self.seconds, self.position.reserve_s)
+        return self.job.recipe.schedule.progress(self.position.step, self.seconds, self.position.reserve_s)
 
     def _is_over(self) -> bool:
-        return self._progress() >= 1 or self.position.watch.is_over(self.order.recipe.stopping.patience)
+        return self._progress() >= 1 or self.position.watch.is_over(self.job.recipe.stopping.patience)
 
     def _step(self, journal: MetricsLog) -> None:
-        recipe, step, progress = self.order.recipe, self.position.step, self._progress()
+        recipe, step, progress = self.job.recipe, self.position.step, self._progress()
         rate = rate_at(recipe, step, progress, self.position.watch)
         loss, norms = self._learn(rate)
         self.position = replace(self.position, step=step + 1, seconds=self.seconds)
         record = {
             "step": step + 1,
-            "epoch": (step + 1) * recipe.sampling.batch // len(self.order.material.training),
+            "epoch": (step + 1) * recipe.sampling.batch // len(self.job.material.training),
             "seconds": round(self.position.seconds, 3),
             "loss": loss,
             "rate": rate,
@@ -237,14 +237,14 @@ class Trainer:
         except DivergedError as error:
             kept = self.position.watch.best_step or self.saved[0]
             raise DivergedError(
-                f"{self.order.folder}: training diverged at step {self.position.step + 1}: {error}. Kept are {BEST} of "
+                f"{self.job.folder}: training diverged at step {self.position.step + 1}: {error}. Kept are {BEST} of "
                 f"step {kept} and {LAST} of step {self.saved[0]}. Lower optimiser.rate or set optimiser.clip, and name "
                 "another --out"
             ) from error
 
     def _judge(self, journal: MetricsLog) -> None:
         """Validate the network, at most once per step."""
-        step, watch, recipe = self.position.step, self.position.watch, self.order.recipe
+        step, watch, recipe = self.position.step, self.position.watch, self.job.recipe
         if not self.seen or self.position.judged == step:
             return
         before = time.monotonic()
@@ -275,7 +275,7 @@ class Trainer:
     def _save(self, journal: MetricsLog) -> None:
         """Write the resume state, then the model files."""
         self.position = replace(self.position, seconds=self.seconds, log_bytes=journal.sync())
-        resume_checkpoint.write(self.order.folder, self.identity, self.position, self._tensors())
+        resume_checkpoint.write(self.job.folder, self.identity, self.position, self._tensors())
         self.saved = (self.position.step, self.position.seconds)
         self._write_models()
 
@@ -285,10 +285,10 @@ class Trainer:
     def _write_models(self) -> None:
         """Write the latest model, and the best one if it is of this step or none was validated."""
         model, step = self.learner.judged, self.position.step
-        provenance = self.order.provenance(step)
-        save(self.order.folder / LAST, model, provenance)
+        provenance = self.job.provenance(step)
+        save(self.job.folder / LAST, model, provenance)
         if self.position.watch.best_step in (None, step):
-            save(self.order.folder / BEST, model, provenance, precision="half")
+            save(self.job.folder / BEST, model, provenance, precision="half")
 
 
 def sizes_px(spec: UNetSpec, recipe: TrainConfig) -> tuple[int, int]:
@@ -303,7 +303,7 @@ def generator_from_seed(recipe: TrainConfig) -> torch.Generator:
     return torch.Generator().manual_seed(recipe.compute.seed)
 
 
-def choose(path: Path, cases: Sequence[AnnotatedImage], order: TrainJob) -> None:
+def choose(path: Path, cases: Sequence[AnnotatedImage], job: TrainJob) -> None:
     """Select threshold, object settings, areas and stain on training images and store them in a model file.
 
     A network for several classes has no threshold; the largest probability decides.
@@ -311,10 +311,10 @@ def choose(path: Path, cases: Sequence[AnnotatedImage], order: TrainJob) -> None
     Args:
         path: Model file to update.
         cases: Training images in the network's colours, for threshold and smallest area.
-        order: The run; the stain is that of its original images.
+        job: The run; the stain is that of its original images.
     """
-    model = load(path).to(resolve_device(order.recipe.compute.device))
-    spec = with_stain(model.spec, views(order.material.training, CHOOSE_IMAGES), order.recipe)
+    model = load(path).to(resolve_device(job.recipe.compute.device))
+    spec = with_stain(model.spec, views(job.material.training, CHOOSE_IMAGES), job.recipe)
     if spec.foreground == 1 or spec.maps:
         spec = select_objects([whole_outputs(model, case.image_CYX) for case in cases], cases, spec)
     save(path, with_spec(model, spec), describe(path).provenance, precision="half")
@@ -324,11 +324,11 @@ def _pixels(cases: Sequence[AnnotatedImage]) -> int:
     return sum(case.labels_YX.shape[0] * case.labels_YX.shape[1] for case in cases)
 
 
-def train(order: TrainJob, watcher: TrainListener) -> Position:
+def train(job: TrainJob, watcher: TrainListener) -> Position:
     """Train into an existing folder, or resume the same call.
 
     Args:
-        order: Folder, images and configuration.
+        job: Folder, images and configuration.
         watcher: Receives the progress.
 
     Returns:
@@ -338,16 +338,16 @@ def train(order: TrainJob, watcher: TrainListener) -> Position:
         RecipeError: The folder holds another run, or the configuration does not fit the images.
         DivergedError: Loss or gradient is not finite.
     """
-    return Trainer.of(order, watcher).run()
+    return Trainer.of(job, watcher).run()
 
 
-def is_done(order: TrainJob) -> bool:
+def is_done(job: TrainJob) -> bool:
     """Return whether an earlier call finished the run.
 
     Raises:
         RecipeError: The folder holds another run.
     """
-    if not (order.folder / resume_checkpoint.NAME).exists():
+    if not (job.folder / resume_checkpoint.NAME).exists():
         return False
-    saved = resume_checkpoint.read(order.folder, order.identity(order.spec()))
+    saved = resume_checkpoint.read(job.folder, job.identity(job.spec()))
     return saved is not None and saved.position.done

@@ -52,7 +52,7 @@ def test_a_batch_runs_without_prefect_in_the_bytes_of_the_flow(
             f"{key}: complete",
         ]
     by_flow = overtile.segment(slides, tmp_path / "flow")
-    assert by_flow.code == 0, by_flow.said
+    assert by_flow.code == 0, by_flow.transcript
     for key in ("a", "b"):
         assert is_complete(tmp_path / "plain" / key)
         assert result_digests(tmp_path / "plain" / key) == result_digests(tmp_path / "flow" / key)

@@ -91,7 +91,7 @@ def test_server_that_cannot_start_is_reported_with_a_remedy(tmp_path: Path) -> N
     nowhere = f"sqlite+aiosqlite:///{tmp_path}/no/such/folder/prefect.db"
     overtile = Command.under(tmp_path, None).with_environment(PREFECT_API_DATABASE_CONNECTION_URL=nowhere)
     ran = overtile.segment(slide, tmp_path / "out")
-    assert ran.code == 4, ran.said
+    assert ran.code == 4, ran.transcript
     assert "the temporary Prefect server did not start (" in ran.only_error
     assert "prefect server start" in ran.only_error
 
@@ -100,7 +100,7 @@ def test_invalid_batch_leaves_no_server(tmp_path: Path) -> None:
     """The server starts before the slides are planned."""
     overtile = Command.under(tmp_path, None).with_environment(OVERTILE_MARK=str(tmp_path))
     ran = overtile.segment(tmp_path / "missing", tmp_path / "out")
-    assert ran.code == 2, ran.said
+    assert ran.code == 2, ran.transcript
     assert [one for one in psutil.process_iter() if _marked(one, str(tmp_path))] == []
 
 

@@ -73,7 +73,7 @@ def test_invalid_options_are_rejected_before_anything_starts(
     overtile_alone: Command, tmp_path: Path, words: list[str], phrase: str
 ) -> None:
     ran = overtile_alone.run("schedule", tmp_path, "--out", tmp_path / "out", *words)
-    assert ran.code == 2, ran.said
+    assert ran.code == 2, ran.transcript
     assert phrase in ran.only_error
 
 

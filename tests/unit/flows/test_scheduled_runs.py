@@ -145,7 +145,7 @@ def test_quarantine_ends_when_slide_or_plan_changes(tmp_path: Path, night: Night
         path.write_bytes(b"II*\0more")
     settings = ["objects.threshold=0.4"] if changed == "configuration" else []
     assert states(night(*settings, force=("broken",) if changed == "force" else ())) == {"broken": "failed"}
-    assert BatchHistory.read(tmp_path / "out").strikes()["broken"].count == 1
+    assert BatchHistory.read(tmp_path / "out").failures()["broken"].count == 1
 
 
 def test_quarantine_of_a_planned_slide_depends_on_its_hashes(tmp_path: Path, night: Night) -> None:

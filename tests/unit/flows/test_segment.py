@@ -65,7 +65,7 @@ def settled_tasks(api: str, flow_id: str) -> dict[str, dict[str, Any]]:
 
 
 def test_failed_slide_does_not_stop_the_others(flow_run: FlowRun) -> None:
-    assert flow_run.ran.code == 3, flow_run.ran.said
+    assert flow_run.ran.code == 3, flow_run.ran.transcript
     assert flow_run.ran.states() == {"first": "complete", "second": "complete", "broken": "failed"}
 
 

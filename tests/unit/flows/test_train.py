@@ -76,7 +76,7 @@ def kill_at(command: Command, line: Sequence[str], record: Path, steps: int) -> 
 
 
 def test_training_writes_model_record_and_folds(trained: Trained) -> None:
-    assert trained.ran.code == 0, trained.ran.said
+    assert trained.ran.code == 0, trained.ran.transcript
     spec = describe(trained.out / "best.safetensors").spec
     assert (spec.class_names, spec.mpp) == (("disc",), None)
     assert spec.threshold is not None
@@ -110,11 +110,11 @@ def test_model_with_stain_normalisation_trains_and_segments(overtile: Command, t
     run, out = tmp_path / "run", tmp_path / "out"
     asked = ("--set", "network.stain_normalisation=macenko", "--set", "network.equalise=true")
     trained = overtile.run(*words(write_discs(tmp_path), run, *asked))
-    assert trained.code == 0, trained.said
+    assert trained.code == 0, trained.transcript
     image, _ = drawn(3, (200, 240))
     tifffile.imwrite(tmp_path / "slide.tif", image, photometric="rgb", tile=(64, 64))
     ran = overtile.segment(tmp_path / "slide.tif", out, "tissue=null", model=run / "best.safetensors")
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     facts = json.loads((out / "slide" / "manifest.json").read_text())["stages"]["tissue"]["facts"]
     (fitted,) = facts["normalisation"]
     assert (fitted["kept"], len(fitted["matrix"]), len(fitted["ranks"])) == ([], 3, 3)
@@ -125,7 +125,7 @@ def test_complete_training_is_not_repeated(trained: Trained, overtile_alone: Com
     """It does not wait for Prefect either."""
     before = (trained.out / "resume.safetensors").stat().st_mtime_ns
     ran = overtile_alone.run(*words(trained.discs, trained.out))
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     assert "nothing to do" in ran.stdout
     assert "best.safetensors" in ran.stdout
     assert (trained.out / "resume.safetensors").stat().st_mtime_ns == before
@@ -141,7 +141,7 @@ def test_fault_25_sigkill_inside_an_epoch_changes_no_weight(
     line = words(trained.discs, tmp_path / "run")
     kill_at(overtile, line, tmp_path / "run" / "metrics.jsonl", step)
     ran = overtile.run(*line)
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     assert_equal_runs(tmp_path / "run", trained.out)
 
 
@@ -154,13 +154,13 @@ def test_fault_25_five_sigkills_change_no_weight(trained: Trained, overtile: Com
     for step in steps:
         kill_at(overtile, line, tmp_path / "run" / "metrics.jsonl", step)
     ran = overtile.run(*line)
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     assert_equal_runs(tmp_path / "run", trained.out)
 
 
 def test_dry_run_prints_summary_and_draws_samples(trained: Trained, overtile_alone: Command, tmp_path: Path) -> None:
     ran = overtile_alone.run(*words(trained.discs, tmp_path / "run", "--dry-run"))
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     assert "6 images of 6 patients" in ran.stdout
     with Image.open(tmp_path / "run" / "samples.png") as picture:
         assert picture.size[0] > 600
@@ -217,7 +217,7 @@ def test_fault_61_diverged_training_exits_with_4_and_names_what_is_kept(
 @pytest.mark.long
 def test_fold_all_trains_every_fold(trained: Trained, overtile: Command, tmp_path: Path) -> None:
     ran = overtile.run(*words(trained.discs, tmp_path / "run", "--fold", "all", "--steps", "3"))
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     held = [
         describe(tmp_path / "run" / f"fold-{fold}" / "best.safetensors").provenance["held_back"] for fold in range(3)
     ]

@@ -31,8 +31,8 @@ def request(tmp_path: Path, *settings: str) -> BatchRequest:
 def outcomes(*states: State, disk: bool = False) -> Batch:
     """A batch whose slides ended in these states."""
     found = [Outcome(str(number), Path("x"), state, disk_failed=disk) for number, state in enumerate(states)]
-    equipment = {ModelSection(weights="context"): ModelRuntime(MODEL, Compute("cpu", "fp32", 512))}
-    return Batch(BatchRequest(inputs=(), out=Path("out")), equipment, found)
+    runtimes = {ModelSection(weights="context"): ModelRuntime(MODEL, Compute("cpu", "fp32", 512))}
+    return Batch(BatchRequest(inputs=(), out=Path("out")), runtimes, found)
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def segment(overtile: Command, folder: Path, table: Path, *more: str) -> Ran:
 
 
 def test_table_selects_and_orders_slides_and_missing_ones_are_named(cases_run: CasesRun) -> None:
-    assert cases_run.ran.code == 3, cases_run.ran.said
+    assert cases_run.ran.code == 3, cases_run.ran.transcript
     assert list(cases_run.ran.states().items()) == [
         ("deep/dots", "complete"),
         ("red", "complete"),
@@ -115,7 +115,7 @@ def test_each_slide_equals_a_run_of_it_alone(
     shutil.copy((cases_run.folder / "slides" / key).with_suffix(".tif"), slide)
     resolution = [] if mpp is None else ["--mpp", mpp]
     ran = overtile.segment(tmp_path / "slides", tmp_path / "out", *resolution, *OPTIONS, model=model)
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     assert result_digests(cases_run.out / key) == result_digests(tmp_path / "out" / key)
 
 
@@ -126,7 +126,7 @@ def test_patient_name_is_in_the_results_and_in_no_log(
     slides = ("red", "red-fine")
     allowed = {cases_run.out / "results.csv", *(cases_run.out / key / "manifest.json" for key in slides)}
     assert held == allowed | {cases_run.out / key / ".work" / "plan.json" for key in slides}
-    assert PATIENT not in cases_run.ran.said
+    assert PATIENT not in cases_run.ran.transcript
     homes = (overtile.folder.parent, prefect_home)
     databases = [path for home in homes for path in files_below(home) if path.suffix == ".db"]
     assert any(count_flows(path) for path in databases), "no Prefect database was looked into"
@@ -259,12 +259,12 @@ def test_changed_metadata_reaches_the_results_without_computing(
     table.write_text(TABLE.replace("IHC, weak", "IHC, strong").replace("gone/away.svs", "not-asked"), "utf-8")
     before = {key: result_digests(folder / "out" / key) for key in ("red", "red-fine", "deep/dots", "drawn")}
     ran = segment(overtile, folder, table)
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     assert {key: sum(ran.computed(key).values()) for key in before} == dict.fromkeys(before, 0)
     assert {key: result_digests(folder / "out" / key) for key in before} == before
     assert overtile.run("verify", folder / "out").code == 0
     again = overtile.segment(folder / "slides" / "red.tif", folder / "out", *OPTIONS)
-    assert again.code == 0, again.said
+    assert again.code == 0, again.transcript
     rows = CasesRun(folder, again).results().groupby("slide", sort=False).first()
     others = ["deep/dots", "drawn", "not-asked", "red-fine"]
     assert list(rows.index) == ["red", *others], "asked for first, then what lies there"
@@ -305,7 +305,7 @@ def test_invalid_table_starts_nothing(
     table = tmp_path / "wrong.csv"
     table.write_text(text)
     ran = overtile_alone.segment(cases_run.folder / "slides", tmp_path / "out", "--cases", table, *OPTIONS)
-    assert ran.code == 2, ran.said
+    assert ran.code == 2, ran.transcript
     for word in ("wrong.csv", *words):
         assert word in ran.only_error
     assert not (tmp_path / "out").exists()
@@ -314,6 +314,6 @@ def test_invalid_table_starts_nothing(
 def test_dry_run_writes_nothing(cases_run: CasesRun, overtile_alone: Command, tmp_path: Path) -> None:
     table = cases_run.folder / "tables" / "tonight.csv"
     ran = overtile_alone.segment(cases_run.folder / "slides", tmp_path / "out", "--cases", table, "--dry-run", *OPTIONS)
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     assert "deep/dots" in ran.stdout
     assert not (tmp_path / "out").exists()

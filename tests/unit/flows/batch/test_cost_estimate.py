@@ -184,9 +184,9 @@ def test_fault_27_dry_run_prints_the_estimate_and_writes_nothing(overtile_alone:
         write(slides / f"{name}.tif", draw((700, 600), red_and_blue((700, 600))))
     (slides / "bad.tif").write_bytes(b"no slide")
     ran = overtile_alone.with_environment(TMPDIR=str(temporary)).segment(slides, out, "--dry-run")
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     for words in ("time:", "disk:", "GB when complete", "memory:", "free on the disk of", "2 slides sampled", "bad"):
-        assert words in ran.stdout, ran.said
+        assert words in ran.stdout, ran.transcript
     assert not out.parent.exists(), "nothing of OUT is made"
     assert list(temporary.iterdir()) == []
     assert sorted(path.name for path in slides.iterdir()) == ["a.tif", "b.tif", "bad.tif"]

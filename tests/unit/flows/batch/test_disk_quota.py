@@ -94,7 +94,7 @@ def test_slides_beyond_the_quota_wait_and_run_once_there_is_space(
     left = sum(map(len, tree_bytes(out / "a").values()))
     limit = f"outputs.max_gb={(at_most_bytes(plans['b']) + 1.5 * left) / GB}"
     first = overtile.segment(source, out, limit)
-    assert first.code == 3, first.said
+    assert first.code == 3, first.transcript
     assert first.states() == {"a": "complete before", "b": "complete", "c": "waiting"}
     line = first.error_of("c")
     assert "outputs.max_gb is" in line
@@ -104,5 +104,5 @@ def test_slides_beyond_the_quota_wait_and_run_once_there_is_space(
     assert again.code == 3
     assert all(again.computed(name) == {} for name in NAMES)
     dropped = overtile.segment(source, out, limit, "outputs.image=drop")
-    assert dropped.code == 0, dropped.said
+    assert dropped.code == 0, dropped.transcript
     assert is_complete(out / "c")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flows.batch.history import NAME, STRIKES, BatchHistory, note
+from flows.batch.history import MOST_FAILURES, NAME, BatchHistory, note
 
 WRITERS, LINES = 4, 200
 
@@ -33,7 +33,7 @@ def nights(out: Path, *ends: dict[str, Any]) -> None:
 
 
 def count(out: Path, key: str) -> int:
-    found = BatchHistory.read(out).strikes().get(key)
+    found = BatchHistory.read(out).failures().get(key)
     return found.count if found else 0
 
 
@@ -85,7 +85,7 @@ def test_failures_are_counted_consecutively_and_per_attempt(tmp_path: Path) -> N
     nights(tmp_path, ended("c", slide="changed"))
     assert count(tmp_path, "slide") == 1
     nights(tmp_path, ended("d", slide="changed"), ended("e", slide="changed"))
-    assert count(tmp_path, "slide") == STRIKES == 3
+    assert count(tmp_path, "slide") == MOST_FAILURES == 3
 
 
 def test_success_force_and_retry_reset_the_failure_count(tmp_path: Path) -> None:
@@ -109,4 +109,4 @@ def test_disk_errors_and_locks_count_no_failure(tmp_path: Path) -> None:
     end = ended("a", full="", locked="p")
     end["not_complete"]["locked"]["state"] = "locked"
     nights(tmp_path, end)
-    assert BatchHistory.read(tmp_path).strikes() == {}
+    assert BatchHistory.read(tmp_path).failures() == {}

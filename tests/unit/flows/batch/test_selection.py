@@ -92,4 +92,4 @@ def test_command_with_redaction_quotes_nothing(slides: Path, tmp_path: Path, ove
     ran = overtile_alone.segment(slides, tmp_path / "out", *options)
     assert ran.code == 2
     assert "cases.csv, line 3: " in ran.only_error
-    assert OTHER not in ran.said
+    assert OTHER not in ran.transcript

@@ -200,7 +200,7 @@ def test_command_prints_causes_remedies_and_runs_and_writes_nothing(out: Path, o
         run(out, name, **{"x\x1b[31m": "failed", "ok": "deferred"})
     before = sorted((path, path.stat().st_mtime_ns) for path in out.rglob("*"))
     shown = overtile_alone.run("status", out)
-    assert shown.code == 3, shown.said
+    assert shown.code == 3, shown.transcript
     assert "1 of 3 slides complete, 1 deferred, 1 quarantined" in shown.stdout
     assert "overtile retry" in shown.stdout
     assert "\x1b" not in shown.stdout
@@ -217,12 +217,12 @@ def test_retry_appends_to_the_history_and_rejects_slides_that_never_failed(out: 
     for name in "abc":
         run(out, name, slide="failed")
     refused = overtile_alone.run("retry", out, "slid")
-    assert refused.code == 2, refused.said
+    assert refused.code == 2, refused.transcript
     assert "slid: expected the key of a slide that failed in " in refused.only_error
     assert ", found slide" in refused.only_error
     done = overtile_alone.run("retry", out, "slide")
-    assert done.code == 0, done.said
+    assert done.code == 0, done.transcript
     last = BatchHistory.read(out).lines[-1]
     assert (last["event"], last["keys"]) == ("retry", ["slide"])
     assert Path(last["command"][0]).name == "overtile"
-    assert BatchHistory.read(out).strikes() == {}
+    assert BatchHistory.read(out).failures() == {}

@@ -54,7 +54,7 @@ def test_code_in_a_fork_has_its_own_folder_and_search_path(overtile_alone: Comma
     assert SERVER.serves(overtile_alone.environment)
     environment = {**overtile_alone.environment, "PYTHONPATH": str(elsewhere)}
     ran = Command(environment, tmp_path).run_code("import beside, further; print(beside.VALUE, further.VALUE)")
-    assert ran.stdout == "5 7\n", ran.said
+    assert ran.stdout == "5 7\n", ran.transcript
 
 
 def test_servers_with_prefect_belong_to_one_environment_each(tmp_path: Path) -> None:
@@ -70,5 +70,5 @@ def test_servers_with_prefect_belong_to_one_environment_each(tmp_path: Path) -> 
             api = command.environment["PREFECT_API_URL"]
             slide = write(command.folder / "slide.tif", draw((64, 64), red_and_blue((64, 64))))
             ran = command.segment(slide, tmp_path / f"out-{number}")
-            assert ran.code == 4, ran.said
+            assert ran.code == 4, ran.transcript
             assert f"no Prefect server responds at {api}/ (" in ran.only_error

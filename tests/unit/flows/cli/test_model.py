@@ -47,7 +47,7 @@ def spec_file(tmp_path: Path) -> Path:
 
 def test_list_shows_every_built_in_model(overtile_alone: Command) -> None:
     ran = overtile_alone.run("model", "list", "--json")
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     found = {f"{one['name']}@{one['version']}": one for one in json.loads(ran.stdout)}
     assert set(found) == {path.stem for path in header.WEIGHTS.glob("*.safetensors")}
     model, network = found["nuclei@1"], load(BUILT_IN)
@@ -70,7 +70,7 @@ def test_info_shows_the_content_of_the_file(overtile_alone: Command) -> None:
     assert set(told["memory_bytes"]) == {"fp32", "bf16 or fp16"}
     assert told["operations_per_px"]["1024"] > told["operations_per_px"]["limit"]
     shown = overtile_alone.run("model", "info", BUILT_IN)
-    assert shown.code == 0, shown.said
+    assert shown.code == 0, shown.transcript
     for words in ("halo 92 px", "join.3.2", "sha256", "0.35", "provenance"):
         assert words in shown.stdout
 
@@ -163,7 +163,7 @@ def test_converted_file_equals_a_saved_one(tmp_path: Path, overtile_alone: Comma
         part for key, value in SPEC.model_dump(mode="json").items() for part in ("--set", f"{key}={json.dumps(value)}")
     ]
     ran = overtile_alone.run("model", "convert", source, target, *settings)
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     assert ran.stdout.startswith("note: took the entry 'state_dict'\n")
     save(ours, network, header.describe(target).provenance)
     assert target.read_bytes() == ours.read_bytes()
@@ -213,7 +213,7 @@ def test_malicious_pickle_is_rejected_and_not_run(
     source, target, witness = tmp_path / "in.pt", tmp_path / "out.safetensors", tmp_path / "witness"
     torch.save({"state_dict": Payload(witness)}, source, _use_new_zipfile_serialization=zipped)
     ran = overtile_alone.run("model", "convert", source, target, "--spec", spec_file)
-    assert ran.code == 2, ran.said
+    assert ran.code == 2, ran.transcript
     assert "system" in ran.only_error
     assert "not run" in ran.only_error
     assert not witness.exists()
@@ -275,6 +275,6 @@ def test_file_that_is_no_checkpoint_is_rejected(overtile_alone: Command, tmp_pat
             convert(source, target, SPEC)
     source.write_bytes(b"weights")
     ran = overtile_alone.run("model", "convert", source, target, "--spec", spec_file)
-    assert ran.code == 2, ran.said
+    assert ran.code == 2, ran.transcript
     assert "saved by torch.save" in ran.only_error
     assert not target.exists()

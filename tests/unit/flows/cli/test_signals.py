@@ -46,7 +46,7 @@ def test_fault_10_signal_stops_the_run_soon_and_it_is_resumable(
         assert done < written(shards), "what was done was done again"
         done = written(shards)
     again = overtile.run(*line, "cluster.kind=serial", out=out)
-    assert again.code == 0, again.said
+    assert again.code == 0, again.transcript
     assert again.computed("slide")["predict"] == 12 - len(done)
 
 

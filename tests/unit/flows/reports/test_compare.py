@@ -126,7 +126,7 @@ def test_command_writes_a_self_contained_page_and_a_table(
     two: TwoResults, overtile_alone: Command, tmp_path: Path
 ) -> None:
     ran = overtile_alone.run("compare", *two.outs, "--to", tmp_path)
-    assert ran.code == 3, ran.said
+    assert ran.code == 3, ran.transcript
     assert "same  Dice 1.0000" in ran.stdout
     assert f"pruned  labels pruned in {two.outs[1]}" in ran.stdout
     page = assert_alone(tmp_path / "report.html")

@@ -56,7 +56,7 @@ def compared(folder: Path, overtile_alone: Command) -> tuple[dict[str, Any], str
     out = folder / "report"
     models = (folder / "sharp.safetensors", folder / "dull.safetensors")
     ran = overtile_alone.run(*evaluate_arguments(folder, out, "--model", *models, "--cases", folder / "cases.csv"))
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     return json.loads((out / "metrics.json").read_text()), ran.stdout, out
 
 
@@ -141,7 +141,7 @@ def test_same_command_writes_identical_bytes(
             folder, tmp_path, "--model", *models, "--cases", folder / "cases.csv", "--set", "data.memory_gb=0"
         )
     )
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     first, second = ({name: state.sha256 for name, state in files_of(folder).items()} for folder in (out, tmp_path))
     assert first == second
     assert {name for name in first if not name.startswith(("figures/", "maps/"))} == {
@@ -164,7 +164,7 @@ def test_folds_select_scored_images_and_training_images_of_baselines(
         "--baselines",
     )
     ran = overtile_alone.run(*evaluate_arguments(folder, tmp_path, *more))
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     record = json.loads((tmp_path / "metrics.json").read_text())
     assert [model["name"] for model in record["models"]] == ["sharp", "otsu", "random forest", "linear SVM"]
     assert {row["image"] for row in record["cases"]} == set("01245")
@@ -180,7 +180,7 @@ def test_folds_select_scored_images_and_training_images_of_baselines(
 def test_unknown_folds_are_rejected(folder: Path, overtile_alone: Command, tmp_path: Path) -> None:
     more = ("--model", folder / "sharp.safetensors", "--cases", folder / "cases.csv", "--folds", "7")
     ran = overtile_alone.run(*evaluate_arguments(folder, tmp_path / "out", *more))
-    assert ran.code == 2, ran.said
+    assert ran.code == 2, ran.transcript
     assert "expected existing folds: 0, 1, 2" in ran.only_error
     assert not (tmp_path / "out").exists()
 
@@ -235,19 +235,19 @@ def test_mask_equals_the_mask_of_segment(
     ensemble = f"{pair[0]}+{pair[1]}"
     out = tmp_path / "report"
     ran = overtile_alone.run(*evaluate_arguments(tmp_path, out, "--model", ensemble, pair[0], "--set", "model.tta=d4"))
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     assert "mean of 2 networks and 8 flips and quarter turns, threshold 0.45, objects of at least 6 px" in ran.stdout
     picture = io.imread(out / "panels" / "best.png")[:, 2 * (56 + 6) :][:, :56]
     found = (picture != 255).any(axis=2)
     weights = ["--model", pair[1], "model.tta=d4", "tissue=null"]
     segmented = overtile.segment(tmp_path / "images" / "a.tif", tmp_path / "out", *weights, model=pair[0])
-    assert segmented.code == 0, segmented.said
+    assert segmented.code == 0, segmented.transcript
     objects = zarr.open_array(tmp_path / "out" / "a" / "slide.ome.zarr" / "labels" / "objects" / "0", mode="r")[:]
     assert np.array_equal(found, objects > 0)
 
     case = AnnotatedImage("a", np.ascontiguousarray(image.transpose(2, 0, 1)), labels.astype(np.int32))
     for (method,) in (methods_of(ensemble), methods_of(pair[0], tta="d4")):
-        scorer = ImageScorer(method.answers(case.image_CYX), case, method.rules)
+        scorer = ImageScorer(method.answers(case.image_CYX), case, method.config)
         scorer.run()
         assert not np.array_equal(scorer.found_YX > 0, found), "the setting makes no difference here"
 
@@ -266,7 +266,7 @@ def test_enlarged_image_with_resolution_is_scored_as_the_original(
         tifffile.imwrite(root / "images" / "a.tif", image, photometric="rgb", **resolution)
         io.imsave(root / "masks" / "a.png", labels, check_contrast=False)
         ran = overtile_alone.run(*evaluate_arguments(root, root / "out", "--model", folder / "sharp.safetensors"))
-        assert ran.code == 0, ran.said
+        assert ran.code == 0, ran.transcript
         records.append(json.loads((root / "out" / "metrics.json").read_text()))
     assert records[0]["cases"] == records[1]["cases"]
     assert "resampled to the network's 0.5" in " ".join(records[1]["settings"]["said"])
@@ -275,7 +275,7 @@ def test_enlarged_image_with_resolution_is_scored_as_the_original(
     ran = overtile_alone.run(
         *evaluate_arguments(tmp_path / "1", tmp_path / "o", "--model", folder / "sharp.safetensors", other)
     )
-    assert ran.code == 2, ran.said
+    assert ran.code == 2, ran.transcript
     assert "expected networks of one resolution" in ran.only_error
 
 
@@ -303,13 +303,13 @@ def test_invalid_evaluation_requests_are_rejected(
     folder: Path, overtile_alone: Command, tmp_path: Path, more: tuple[str, ...], message: str
 ) -> None:
     ran = overtile_alone.run(*evaluate_arguments(folder, tmp_path / "out", *more))
-    assert ran.code == 2, ran.said
+    assert ran.code == 2, ran.transcript
     assert re.search(message, ran.only_error)
 
 
 def test_otsu_needs_no_model(folder: Path, overtile_alone: Command, tmp_path: Path) -> None:
     ran = overtile_alone.run(*evaluate_arguments(folder, tmp_path, "--baselines"))
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     record = json.loads((tmp_path / "metrics.json").read_text())
     assert [(model["name"], model["pooled"]["dice"] > 0.9) for model in record["models"]] == [("otsu", True)]
     assert len(record["cases"]) == len(PATIENTS)

@@ -58,7 +58,7 @@ def test_objects_of_a_model_with_seeds_are_those_of_segment(tmp_path: Path) -> N
     assert len(np.unique(labels)) > len(np.unique(components)) > 10, "some objects are split"
     case = AnnotatedImage("a", np.ascontiguousarray(image.transpose(2, 0, 1)), labels.astype(np.int32))
     (method,) = networks([load_model(ModelSection(weights=(str(path),)))], "cpu")
-    scorer = ImageScorer(method.answers(case.image_CYX), case, method.rules, block_px=64)
+    scorer = ImageScorer(method.answers(case.image_CYX), case, method.config, block_px=64)
     scores = Table.of([scorer.run().classes[0]])
     assert scores.sums[OBJECTS][0, :2].tolist() == [labels.max(), labels.max()]
     assert scores.scores()["pq"][0] == scores.scores()["aji"][0] == scores.scores()["centre_f1"][0] == 1
@@ -86,7 +86,7 @@ def test_images_with_dots_are_scored_by_centres(folder: Path, overtile_alone: Co
     arguments = evaluate_arguments(folder, out, "--model", folder / "sharp.safetensors", "--within-um", "1.5")
     arguments[arguments.index("--masks") + 1] = tmp_path / "masks"
     ran = overtile_alone.run(*arguments, "--cases", folder / "cases.csv")
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     record = json.loads((out / "metrics.json").read_text())
     for row in record["cases"]:
         matched, predicted, annotated = rows[row["image"]]
@@ -121,7 +121,7 @@ def test_dots_alone_have_no_figures_of_pixels(folder: Path, overtile_alone: Comm
         (tmp_path / "masks" / f"{name}.csv").write_text("x,y\n" + "10,20\n" * (name != "2"))
     arguments = evaluate_arguments(tmp_path, tmp_path / "out", "--model", folder / "sharp.safetensors")
     ran = overtile_alone.run(*arguments)
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     record = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert set(record["pooled"]) == {"centre_precision", "centre_recall", "centre_f1"}
     assert "annotated centres" in (tmp_path / "out" / "report.html").read_text()

@@ -30,7 +30,7 @@ from tests.unit.pipeline.make_result import finished_slide
 
 def test_doctor_lists_models_and_cuda_status(overtile_alone: Command) -> None:
     ran = overtile_alone.run("doctor")
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     assert "nuclei@1" in ran.stdout
     assert "CUDA path last verified" in ran.stdout
     assert "ready" in ran.stdout
@@ -48,7 +48,7 @@ def test_inspect_reports_complete_and_incomplete_slides(
     root = tmp_path / "out" / "slide"
     shutil.copytree(finished.result, root)
     ran = overtile_alone.run("inspect", tmp_path / "out", "--json")
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     (record,) = json.loads(ran.stdout)
     _assert_arrays_are_as_zarr_finds_them(record, root / "slide.ome.zarr")
     _assert_classes_are_as_the_table_counts_them(record, pq.read_table(root / "objects.parquet"))

@@ -54,7 +54,7 @@ class Trained:
 
     @property
     def job(self) -> TrainJob:
-        return self.prepared.orders[0]
+        return self.prepared.jobs[0]
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +68,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     request = TrainRequest(discs.images, discs.masks, discs.cases, root / "a run", config)
     request.out.mkdir()
     every = prepare(request)
-    prepared = PreparedTraining(every.orders[: len(FOLDS)], every.summary)
-    for job in prepared.orders:
+    prepared = PreparedTraining(every.jobs[: len(FOLDS)], every.summary)
+    for job in prepared.jobs:
         job.folder.mkdir(parents=True)
         train(job, Silent())
     return Trained(request, prepared, *write_training_report(request, prepared))

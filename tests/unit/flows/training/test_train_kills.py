@@ -82,7 +82,7 @@ def reference(overtile: Command, preload: Preload, tmp_path_factory: pytest.Temp
     discs = write_discs(folder)
     counting, counters = preload.under(overtile, *(Rule(call, ".safetensors", 0) for call in CALLS))
     ran = counting.run(*line(discs, folder / "run"))
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     calls = dict(zip(CALLS, map(times, counters), strict=True))
     assert calls["rename"] == calls["fsync"] == 11, calls
     assert calls["write"] >= 11, calls
@@ -93,7 +93,7 @@ def killed_at(preload: Preload, command: Command, call: str, number: int, words:
     """Run the command and kill it in its n-th such call on a checkpoint; return whether the kill happened."""
     striking, _ = preload.under(command, Rule(call, ".safetensors", "kill", number, number))
     ran = striking.run(*words)
-    assert ran.code in (0, -signal.SIGKILL), ran.said
+    assert ran.code in (0, -signal.SIGKILL), ran.transcript
     return ran.code != 0
 
 
@@ -113,7 +113,7 @@ def test_fault_25_kill_at_each_rename_keeps_a_complete_checkpoint_and_resumes(
         assert killed_at(preload, overtile, "rename", number, line(reference.discs, out))
         seen.look(out)
         ran = overtile.run(*line(reference.discs, out))
-        assert ran.code == 0, ran.said
+        assert ran.code == 0, ran.transcript
         assert_same(out, reference)
 
 

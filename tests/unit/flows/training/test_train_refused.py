@@ -104,11 +104,11 @@ def assert_refused(command: Command, folder: Path, make_invalid: MakeInvalid, ex
     cases = ("--cases", discs.cases) if discs.cases.exists() else ()
     given = ("--images", discs.images, "--masks", discs.masks, *cases, "--out", out)
     ran = command.run("train", *given, "--steps", "3", *more)
-    assert ran.code == 2, ran.said
+    assert ran.code == 2, ran.transcript
     for words in expected:
-        assert re.search(words, ran.only_error), ran.said
-    assert "Traceback" not in ran.said
-    assert {path.name for path in out.iterdir()} <= {".work"}, ran.said
+        assert re.search(words, ran.only_error), ran.transcript
+    assert "Traceback" not in ran.transcript
+    assert {path.name for path in out.iterdir()} <= {".work"}, ran.transcript
 
 
 LONG = pytest.mark.long

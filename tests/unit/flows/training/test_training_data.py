@@ -37,7 +37,7 @@ def words(images: Path, masks: Path, out: Path, *more: str) -> list[str]:
 def segmented(overtile: Command, slide: Path, model: Path, out: Path) -> NDArray[Any]:
     """Objects that a model finds in a slide."""
     ran = overtile.segment(slide, out, "tissue=null", model=model)
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     objects = zarr.open_array(out / slide.stem / "slide.ome.zarr" / "labels" / "objects" / "0", mode="r")
     return np.asarray(objects[:])
 
@@ -67,7 +67,7 @@ def test_network_is_trained_on_a_qupath_annotated_slide(overtile: Command, tmp_p
     save_geojson(masks / "slide.geojson", *nuclei, *regions)
     out = tmp_path / "run"
     ran = overtile.run(*words(images, masks, out, "--steps", "250", "--fold", "none", "optimiser.rate=0.01"))
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     header = describe(out / "best.safetensors")
     assert header.spec.class_names == ("nucleus",)
     assert header.provenance["trained_on"] == ["slide#1", "slide#2"]
@@ -133,7 +133,7 @@ def test_other_architectures_are_trained_and_run(overtile: Command, tmp_path: Pa
     more = (f"network.preset={preset}", "network.width=2", "network.growth=1", depth, "data.mask=labels")
     out = tmp_path / "run"
     ran = overtile.run(*words(discs.images, discs.masks, out, *more, "--steps", "3", "--fold", "none"))
-    assert ran.code == 0, ran.said
+    assert ran.code == 0, ran.transcript
     assert describe(out / "best.safetensors").spec.architecture == preset
     image, _ = drawn(5, (96, 96))
     slide = save_slide(tmp_path / "slide.tif", image, 0.5)

@@ -41,7 +41,7 @@ def test_ignore_areas_are_neither_object_nor_background(tmp_path: Path) -> None:
         classes[50:80, 40:70] = IGNORED
         assert np.array_equal(read_all(case.class_map), classes)
         assert np.array_equal(read_all(case.labels_YX), classes == 1)
-    assert "1 areas of class Ignore*" in " ".join(found.said)
+    assert "1 areas of class Ignore*" in " ".join(found.remarks)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_an_ignored_value_of_masks_has_no_class_and_no_object(
         assert np.array_equal(read_all(case.class_map), classes)
         assert not read_all(case.labels_YX)[unknown].any()
     summary = check_annotations(found)
-    assert f"{unknown.mean():.1%} of all pixels are ignored" in " ".join(summary.said)
+    assert f"{unknown.mean():.1%} of all pixels are ignored" in " ".join(summary.remarks)
     assert sum(summary.class_px) == 3 * (~unknown).sum()
 
 

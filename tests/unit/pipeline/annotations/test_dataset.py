@@ -77,7 +77,7 @@ def test_masks_of_two_classes_in_any_format(
 
 def test_assumptions_about_masks_are_reported(tmp_path: Path) -> None:
     images, masks, _ = dataset(tmp_path, "0/255")
-    message = " ".join(open_dataset(images, masks).said)
+    message = " ".join(open_dataset(images, masks).remarks)
     assert "0 and one more number; 8-connected components are the objects" in message
     assert "every image counts as a patient of its own" in message
 
@@ -181,7 +181,7 @@ def test_each_annotated_region_becomes_a_case(tmp_path: Path) -> None:
         assert (read_all(first.labels_YX) == 1).sum() == 150
         assert second.image_CYX.shape == (3, 50, 40)
         assert not read_all(second.labels_YX).any()
-    assert "2 areas of class Region*" in " ".join(found.said)
+    assert "2 areas of class Region*" in " ".join(found.remarks)
 
 
 # ---- faults ----------------------------------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ def test_the_table_selects_images_and_their_patients(tmp_path: Path) -> None:
     assert [case.name for case in found.cases] == ["case 1", "case 3"]
     row = found.rows["case 3"]
     assert (row.patient, str(row.date), row.stratum, row.fold) == ("ann", "2024-05-31", "low", 1)
-    assert "1 of 3 images are not in the table" in found.said[0]
+    assert "1 of 3 images are not in the table" in found.remarks[0]
     refused(r"t\.csv, line 4: no image 'other\.png' .*data\.only=", images, masks, table)
 
 
@@ -342,7 +342,7 @@ def test_shared_label_images_are_read_unchanged(shared_data: Path) -> None:
     folder = shared_data / "dsb2018"
     settings = DataSettings(only={"kind": "he"})
     found = open_dataset(folder / "he" / "images", folder / "he" / "labels", folder / "groups.csv", settings)
-    assert any("a number for each object" in message for message in found.said)
+    assert any("a number for each object" in message for message in found.remarks)
     case = found.cases[0]
     stored = np.asarray(Image.open(folder / "he" / "labels" / f"{case.name}.png"))
     assert np.array_equal(case.labels_YX, stored)

@@ -99,7 +99,7 @@ def test_unusual_data_are_reported_and_tables_displayed(tmp_path: Path) -> None:
     for path in masks.glob("case*"):
         Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
     summary = check_annotations(open_dataset(images, masks, None, DataSettings(memory_gb=0)))
-    message = " ".join(summary.said)
+    message = " ".join(summary.remarks)
     for words in (
         "1 images have one value throughout: [bold]blank",
         "1 images have no object: [bold]blank",
@@ -127,7 +127,7 @@ def test_different_resolutions_are_reported(tmp_path: Path) -> None:
         save_mask(masks, f"{number}", "0/1", draw(number))
     summary = check_annotations(open_dataset(images, masks))
     assert [case.mpp for case in summary.cases] == pytest.approx([0.25, 0.5])
-    assert any("images state 0.25 to 0.5 um per pixel" in message for message in summary.said)
+    assert any("images state 0.25 to 0.5 um per pixel" in message for message in summary.remarks)
 
 
 # ---- folds -----------------------------------------------------------------------------------------------------------

@@ -172,7 +172,7 @@ def test_all_dots_are_of_one_class_unless_classes_are_named(tmp_path: Path) -> N
     lines = ("x,y,class", "1,2,stroma", "3,4,tumour", "5,6,")
     found = dotted(tmp_path / "one", *lines)
     assert points_of(found)[0][:, 2].tolist() == [1, 1, 1]
-    assert any("dots of class stroma, tumour all count as 'object'" in one for one in found.said)
+    assert any("dots of class stroma, tumour all count as 'object'" in one for one in found.remarks)
     found = dotted(tmp_path / "two", *lines[:3], settings=TWO)
     assert points_of(found)[0].tolist() == [[2, 1, 2], [4, 3, 1]]
     summary = check_annotations(found)

@@ -50,7 +50,7 @@ def test_a_twofold_enlarged_image_is_resampled_to_the_original(tmp_path: Path) -
         window = slice(17, 55), slice(30, 31)
         assert np.array_equal(case.labels_YX[window], drawing.objects[window])
     assert found.mpp == {"a": 0.5}
-    assert "1 images of 0.25 to 0.25 um per pixel are resampled to the network's 0.5" in " ".join(found.said)
+    assert "1 images of 0.25 to 0.25 um per pixel are resampled to the network's 0.5" in " ".join(found.remarks)
     (masks / "a.tif").unlink()
     areas = [
         (rectangle(21, 30, 61, 90), "Region*"),
@@ -126,10 +126,10 @@ def test_network_and_images_have_one_resolution(
     settings += [] if requested is None else [f"network.mpp={requested}"]
     request = TrainRequest(images, masks, None, tmp_path / "run", load_as(TrainConfig, None, settings))
     prepared = prepare(request)
-    (order,) = prepared.orders
+    (order,) = prepared.jobs
     assert order.spec().mpp == expected
     assert order.recipe.network.resolution() == expected
     assert order.material.training[0].labels_YX.shape[0] == side
-    message = " ".join(prepared.summary.said)
+    message = " ".join(prepared.summary.remarks)
     assert ("as all images state" in message) == (requested is None and expected is not None)
     assert ("1 images state no resolution and are taken for 0.5" in message) == (None in stated)

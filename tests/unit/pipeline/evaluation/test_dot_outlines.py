@@ -80,8 +80,8 @@ def test_a_dataset_needs_the_resolution_of_the_model(tmp_path: Path) -> None:
     (case,) = found.cases
     assert case.weight == 3.0
     outlined = 0 if case.points_N3 is None else 1 - len(case.points_N3)
-    assert f"{outlined} of 1 dots" in found.said[-1]
-    assert "of 1 dots have an outline by model; the others stay dots" in found.said[-1]
+    assert f"{outlined} of 1 dots" in found.remarks[-1]
+    assert "of 1 dots have an outline by model; the others stay dots" in found.remarks[-1]
     for mpp, message in ((None, "found none in a"), (0.25, "found 0.25 in a")):
         other = replace(open_dataset(images, masks, table), mpp={"a": mpp})
         with pytest.raises(ConfigError, match=rf"expected images of the model's 0\.5 um per pixel, {message}"):

@@ -40,24 +40,24 @@ def blobs(seed: int, shape: tuple[int, int], classes: int) -> tuple[Array, Array
 
 
 def scored(
-    probability: Array, case: AnnotatedImage, rules: ScoringConfig, block_px: int = 2048
+    probability: Array, case: AnnotatedImage, config: ScoringConfig, block_px: int = 2048
 ) -> tuple[ImageScores, Array]:
     def answer(core: Box) -> Array:
         return probability[(slice(None), *core.slices)]
 
-    scorer = ImageScorer(answer, case, rules, block_px)
+    scorer = ImageScorer(answer, case, config, block_px)
     return scorer.run(), np.asarray(scorer.found_YX)
 
 
-def segmented(probability: Array, rules: ScoringConfig) -> tuple[Array, Array]:
+def segmented(probability: Array, config: ScoringConfig) -> tuple[Array, Array]:
     """Class and id of each pixel, from the whole image."""
     if len(probability) == 1:
-        classes = (probability[0] >= np.ceil(255 * rules.threshold)).astype(int)
+        classes = (probability[0] >= np.ceil(255 * config.threshold)).astype(int)
     else:
         background = np.maximum(0, 255 - probability.astype(int).sum(axis=0))
         classes = np.argmax(np.concatenate([background[None], probability.astype(int)]), axis=0)
     ids = label(classes, connectivity=2)
-    ids = np.where((np.bincount(ids.ravel()) >= rules.least_px)[ids], ids, 0)
+    ids = np.where((np.bincount(ids.ravel()) >= config.least_px)[ids], ids, 0)
     return np.where(ids > 0, classes, 0), ids
 
 
@@ -66,8 +66,8 @@ def segmented(probability: Array, rules: ScoringConfig) -> tuple[Array, Array]:
 def test_scores_do_not_depend_on_block_size(seed: int, classes: int, block: int) -> None:
     probability, objects, kinds = blobs(seed, (37, 50), classes)
     case = AnnotatedImage("a", np.zeros((1, 37, 50), np.uint8), objects, kinds)
-    rules = ScoringConfig(tuple("abc")[:classes], 0.5, 12)
-    (whole, whole_found), (cut, cut_found) = (scored(probability, case, rules, side) for side in (2048, block))
+    config = ScoringConfig(tuple("abc")[:classes], 0.5, 12)
+    (whole, whole_found), (cut, cut_found) = (scored(probability, case, config, side) for side in (2048, block))
     assert np.array_equal(whole_found, cut_found)
     assert np.array_equal(whole.confusion, cut.confusion)
     for one, other in zip(whole.classes, cut.classes, strict=True):
@@ -82,9 +82,9 @@ def test_objects_are_those_of_segment(seed: int, classes: int) -> None:
     """For each class: Dice, and F1 of components of the whole image without small ones."""
     probability, objects, kinds = blobs(seed, (37, 50), classes)
     case = AnnotatedImage("a", np.zeros((1, 37, 50), np.uint8), objects, kinds)
-    rules = ScoringConfig(tuple("abc")[:classes], 0.4, 12)
-    result, found = scored(probability, case, rules, 16)
-    expected, ids = segmented(probability, rules)
+    config = ScoringConfig(tuple("abc")[:classes], 0.4, 12)
+    result, found = scored(probability, case, config, 16)
+    expected, ids = segmented(probability, config)
     assert np.array_equal(found, expected)
     for number, sums in enumerate(result.classes, start=1):
         scores = Table.of([sums]).scores()
@@ -117,9 +117,9 @@ def test_ignored_pixels_do_not_count(seed: int, classes: int, block: int) -> Non
     case = AnnotatedImage(
         "a", np.zeros((1, 37, 50), np.uint8), np.where(unknown, 0, objects), np.where(unknown, IGNORED, kinds)
     )
-    rules = ScoringConfig(tuple("abc")[:classes], 0.4, 12)
-    result, found = scored(probability, case, rules, block)
-    expected, ids = segmented(probability, rules)
+    config = ScoringConfig(tuple("abc")[:classes], 0.4, 12)
+    result, found = scored(probability, case, config, block)
+    expected, ids = segmented(probability, config)
     assert np.array_equal(found, np.where(unknown, 0, expected))
     pairs = np.zeros((classes + 1, classes + 1), int)
     np.add.at(pairs, (kinds[~unknown], expected[~unknown]), 1)
@@ -213,9 +213,9 @@ def test_centres_are_those_of_the_objects_of_segment(seed: int, classes: int, bl
     case = AnnotatedImage(
         "a", np.zeros((1, 37, 50), np.uint8), np.where(unknown, 0, objects), np.where(unknown, IGNORED, kinds)
     )
-    rules = ScoringConfig(tuple("abc")[:classes], 0.4, 12)
-    result, _ = scored(probability, case, rules, block)
-    expected, ids = segmented(probability, rules)
+    config = ScoringConfig(tuple("abc")[:classes], 0.4, 12)
+    result, _ = scored(probability, case, config, block)
+    expected, ids = segmented(probability, config)
     for number, sums in enumerate(result.classes, start=1):
         found = centres_by_hand(np.where(expected == number, ids, 0))
         found = found[~unknown[tuple(np.rint(found).astype(int).T)]]
@@ -233,10 +233,10 @@ def test_of_an_image_with_dots_only_centres_are_scored(seed: int, block: int, wi
     labels, kinds = np.zeros((37, 50), np.int32), np.zeros((37, 50), np.uint8)
     labels[3:8, 3:10], kinds[3:8, 3:10] = 7, 2
     case = AnnotatedImage("a", np.zeros((1, 37, 50), np.uint8), labels, kinds, dots)
-    rules = ScoringConfig(("a", "b"), 0.5, 12)
-    scorer = ImageScorer(lambda core: probability[(slice(None), *core.slices)], case, rules, block, within)
+    config = ScoringConfig(("a", "b"), 0.5, 12)
+    scorer = ImageScorer(lambda core: probability[(slice(None), *core.slices)], case, config, block, within)
     result = scorer.run()
-    expected, ids = segmented(probability, rules)
+    expected, ids = segmented(probability, config)
     for number, sums in enumerate(result.classes, start=1):
         found = centres_by_hand(np.where(expected == number, ids, 0))
         outlined = [[5.0, 6.0]] if number == 2 else []
@@ -251,9 +251,9 @@ def test_scores_of_outlines_leave_out_images_with_dots() -> None:
     """A table of an outlined image and one with dots: Dice is that of the first, undefined for the second."""
     probability, objects, kinds = blobs(4, (37, 50), 1)
     blank, dots = np.zeros((37, 50), np.int32), np.array([[5, 5, 1]], np.float32)
-    rules, image = ScoringConfig(("a",), 0.5, 1), np.zeros((1, 37, 50), np.uint8)
-    outlined = scored(probability, AnnotatedImage("a", image, objects, kinds), rules)[0].classes[0]
-    dotted = scored(probability, AnnotatedImage("b", image, blank, None, dots), rules)[0].classes[0]
+    config, image = ScoringConfig(("a",), 0.5, 1), np.zeros((1, 37, 50), np.uint8)
+    outlined = scored(probability, AnnotatedImage("a", image, objects, kinds), config)[0].classes[0]
+    dotted = scored(probability, AnnotatedImage("b", image, blank, None, dots), config)[0].classes[0]
     alone = Table.of([outlined]).scores()
     table = Table.of([dotted, outlined])
     each, pooled = table.scores(), table.weighted(np.ones((1, 2))).scores()
@@ -267,7 +267,7 @@ def test_scores_of_outlines_leave_out_images_with_dots() -> None:
     assert "dice" not in Table.of([dotted]).scores()
     assert table.empty() == 0
     nothing = AnnotatedImage("c", image, blank, None, dots[:0])
-    assert Table.of([scored(0 * probability, nothing, rules)[0].classes[0]]).empty() == 1
+    assert Table.of([scored(0 * probability, nothing, config)[0].classes[0]]).empty() == 1
 
 
 # ---- objects split at seeds ------------------------------------------------------------------------------------------
@@ -291,8 +291,8 @@ def test_seeded_objects_are_those_of_the_whole_image(classes: int, block: int) -
     class_YX, component_YX = segmented(planes, plain)
     true = np.roll(component_YX, 2, axis=0).astype(np.int32)
     case = AnnotatedImage("a", np.zeros((1, *shape), np.uint8), true, np.roll(class_YX, 2, axis=0).astype(np.uint8))
-    rules = ScoringConfig(plain.class_names, 0.5, 20, True, 400, Splitting(20 / 255, 90, 8, "distance"), classes)
-    result, found = scored(np.concatenate((planes, map_YX[None])), case, rules, block)
+    config = ScoringConfig(plain.class_names, 0.5, 20, True, 400, Splitting(20 / 255, 90, 8, "distance"), classes)
+    result, found = scored(np.concatenate((planes, map_YX[None])), case, config, block)
     parts = whole_objects.split(component_YX, 8, 20, 90, map_YX)
     area = np.bincount(parts.ravel())
     assert len(np.unique(parts)) > len(np.unique(component_YX)), "some objects are split"
@@ -312,6 +312,6 @@ def test_a_map_does_not_count_as_a_class() -> None:
     """A network with maps whose objects are components has the scores of the same network without maps."""
     probability, objects, kinds = blobs(9, (37, 50), 2)
     case = AnnotatedImage("a", np.zeros((1, 37, 50), np.uint8), objects, kinds)
-    rules = ScoringConfig(("a", "b"), 0.5, 1)
+    config = ScoringConfig(("a", "b"), 0.5, 1)
     more = np.concatenate((probability, np.full((1, 37, 50), 255, np.uint8)))
-    assert np.array_equal(scored(probability, case, rules)[1], scored(more, case, rules)[1])
+    assert np.array_equal(scored(probability, case, config)[1], scored(more, case, config)[1])

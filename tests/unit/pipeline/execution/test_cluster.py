@@ -153,7 +153,7 @@ def test_lost_workers_leave_slide_resumable(tmp_path: Path) -> None:
     outcome.failed("predict", ClusterError("gone"))
     assert (outcome.state, outcome.stage, outcome.cause, outcome.attempt) == ("resumable", "predict", "gone", "")
     assert not outcome.is_up_to_date
-    assert BatchHistory.read(tmp_path).strikes() == {}
+    assert BatchHistory.read(tmp_path).failures() == {}
     outcome.attempt = "asked for like this"
     outcome.failed("predict", WorkerError("bad"))
     assert (outcome.state, outcome.attempt) == ("failed", "asked for like this")

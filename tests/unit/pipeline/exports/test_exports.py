@@ -56,7 +56,7 @@ def exported(finished: Finished, overtile_alone: Command, tmp_path_factory: pyte
     (root.parent / "begun" / ".work").mkdir(parents=True)
     arguments = [word for name in FORMATS for word in ("--to", name)]
     ran = overtile_alone.run("export", root.parent, *arguments)
-    assert ran.code == 3, ran.said
+    assert ran.code == 3, ran.transcript
     assert f"not complete, left out: {root.parent / 'begun'}" in ran.stderr
     assert ran.stdout.splitlines() == [str(root / "exports" / name) for files in FORMATS.values() for name in files]
     assert {name: state for name, state in files_of(root).items() if not name.startswith("exports/")} == before

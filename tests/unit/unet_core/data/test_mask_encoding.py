@@ -46,7 +46,7 @@ def test_kinds_of_masks_are_distinguished(contents: list[Content], chosen: DataS
     meaning = meaning_of(contents, chosen)
     assert meaning.kind == kind
     assert meaning.class_names == chosen.class_names
-    assert meaning.said.startswith("masks: ")
+    assert meaning.remark.startswith("masks: ")
 
 
 @pytest.mark.parametrize(

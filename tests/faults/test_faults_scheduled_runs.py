@@ -69,7 +69,7 @@ def scheduled(overtile: Command, overtile_alone: Command, tmp_path_factory: pyte
 @pytest.mark.long
 def test_fault_24_what_still_grows_is_deferred_with_a_notice(scheduled: ScheduledRuns) -> None:
     first = scheduled.ran[0]
-    assert first.code == 3, first.said
+    assert first.code == 3, first.transcript
     assert set(scheduled.states[0].values()) == {"deferred"}, (
         "not even the broken one is opened before it is old enough"
     )
@@ -82,7 +82,7 @@ def test_fault_24_what_still_grows_is_deferred_with_a_notice(scheduled: Schedule
 @pytest.mark.long
 def test_fault_24_deferred_slide_is_segmented_once_unchanged(scheduled: ScheduledRuns) -> None:
     last = scheduled.ran[-1]
-    assert scheduled.states[-1]["young"] == "complete", last.said
+    assert scheduled.states[-1]["young"] == "complete", last.transcript
     assert is_complete(scheduled.out / "young")
 
 
@@ -92,7 +92,7 @@ def test_a_slide_that_failed_three_times_is_named_and_not_tried(scheduled: Sched
     assert (second.code, scheduled.states[1]) == (4, {"broken": "failed"})
     assert scheduled.status[2]["broken"] == "quarantined"
     assert last.code == 3
-    assert scheduled.states[2]["broken"] == "quarantined", last.said
+    assert scheduled.states[2]["broken"] == "quarantined", last.transcript
     assert f"To try again: overtile retry {scheduled.out} broken" in last.error_of("broken")
     assert "1 of 2 slides complete**, 1 quarantined" in (scheduled.out / "summary.md").read_text()
     assert scheduled.status[3] == {"broken": "quarantined", "young": "complete"}
@@ -106,7 +106,7 @@ def test_fault_10_run_stopped_by_until_is_resumed_by_the_next(overtile: Command,
     soon = (datetime.now() + timedelta(seconds=15)).strftime("%H:%M:%S")
     slow = ["tiles.tile=64", "input.order=newest"]
     stopped = overtile.segment(slide, tmp_path / "out", *slow, "--until", soon)
-    assert stopped.code == 3, stopped.said
+    assert stopped.code == 3, stopped.transcript
     assert stopped.states() == {"slide": "resumable"}
     assert soon in (tmp_path / "out" / "summary.md").read_text()
     assert not is_complete(tmp_path / "out" / "slide")
@@ -116,6 +116,6 @@ def test_fault_10_run_stopped_by_until_is_resumed_by_the_next(overtile: Command,
 
     before = shards()
     again = overtile.segment(slide, tmp_path / "out", *slow)
-    assert again.code == 0, again.said
+    assert again.code == 0, again.transcript
     after = shards()
     assert {name: after[name] for name in before} == before

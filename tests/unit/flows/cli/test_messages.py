@@ -101,7 +101,7 @@ def test_bare_command_and_version_start_quickly(overtile_alone: Command) -> None
     """The bare command prints help and the version without importing heavy libraries."""
     for words, answer in (((), "Segment whole-slide images with a U-Net."), (("--version",), "overtile 0.")):
         ran = overtile_alone.run(*words)
-        assert answer in ran.stdout, ran.said
+        assert answer in ran.stdout, ran.transcript
         assert ran.stderr.strip() == ""
 
 
