@@ -22,6 +22,7 @@ from pipeline.storage.atomic_files import disk_errors, sweep_partials
 from pipeline.storage.lock import slide_lock
 from unet_core.data.recoloured import recoloured
 from unet_core.data.sampler import Sampler
+from unet_core.model_file.header import resolve, sha256
 from unet_core.training.config import TrainConfig
 from unet_core.training.dataset_spec import with_target
 from unet_core.training.diagnostics import SAMPLES
@@ -71,8 +72,9 @@ def prepare(request: TrainRequest) -> PreparedTraining:
         ConfigError: If the data cannot be used for training; it names the file and the remedy.
     """
     recipe, dataset, summary = read(request)
+    pseudo = None if request.pseudo is None else sha256(resolve(request.pseudo))
     jobs = (
-        TrainJob(folder, _train_data(dataset, *names), continued(folder, recipe))
+        TrainJob(folder, replace(_train_data(dataset, *names), pseudo=pseudo), continued(folder, recipe))
         for folder, *names in _splits(request, dataset, summary)
     )
     return PreparedTraining(tuple(jobs), summary)

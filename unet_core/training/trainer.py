@@ -50,16 +50,20 @@ SCORING = 2.0  # time of the selection per pixel, as a multiple of validation
 
 @dataclass(frozen=True, slots=True)
 class TrainData:
-    """Training images, held-back images for validation, and names of the classes."""
+    """Training images, held-back images for validation, and names of the classes.
+
+    ``pseudo``: SHA-256 of the model that outlined dots.
+    """
 
     training: Sequence[AnnotatedImage]
     held_back: Sequence[AnnotatedImage] = ()
     class_names: Sequence[str] = ("object",)
+    pseudo: str | None = None
 
     def shown(self, spec: UNetSpec) -> TrainData:
         """Return the images in a network's colours; each image is normalised as a slide would be."""
         training, held_back = (recoloured(cases, spec.normalisation) for cases in (self.training, self.held_back))
-        return TrainData(training, held_back, self.class_names)
+        return replace(self, training=training, held_back=held_back)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +91,14 @@ class TrainJob:
 
     def identity(self, spec: UNetSpec) -> dict[str, Any]:
         """Return the identity of the run as JSON-compatible data."""
-        return {
+        identity: dict[str, Any] = {
             "recipe": self.recipe.model_dump(mode="json"),
             "network": spec.model_dump(mode="json"),
             "trained on": [[case.name, *case.labels_YX.shape] for case in self.material.training],
             "held back": [[case.name, *case.labels_YX.shape] for case in self.material.held_back],
             "share of each class": list(class_frequencies(self.material.training, spec.classes)),
         }
+        return identity if self.material.pseudo is None else identity | {"pseudo": self.material.pseudo}
 
     def provenance(self, step: int) -> dict[str, Any]:
         """Return the provenance for the model file."""
@@ -104,6 +109,8 @@ class TrainJob:
             "trained_on": [case.name for case in self.material.training],
             "held_back": [case.name for case in self.material.held_back],
         }
+        if self.material.pseudo is not None:
+            provenance["pseudo"] = self.material.pseudo
         if start := self.recipe.network.start:
             provenance["start"] = {"sha256": sha256(resolve(start)), **describe(resolve(start)).provenance}
         return provenance

@@ -11,7 +11,9 @@ import torch
 from scipy import ndimage
 from skimage.measure import label
 
+from flows.training.training_data import TrainRequest, prepare
 from pipeline.annotations.dataset import open_dataset
+from pipeline.config import load_as
 from pipeline.errors import ConfigError
 from pipeline.evaluation.dot_outlines import outline_dots, outlined_case
 from pipeline.evaluation.image_scorer import ImageScorer, ScoringConfig
@@ -19,8 +21,10 @@ from tests.unit.flows.annotating import draw, folders, save_image, save_table
 from unet_core.class_map import IGNORED
 from unet_core.data.sampler import AnnotatedImage
 from unet_core.model_file.checkpoint import save
+from unet_core.model_file.header import sha256
 from unet_core.networks.unet import UNet
 from unet_core.spec import UNetSpec
+from unet_core.training.config import TrainConfig
 
 SHAPE = (70, 90)
 
@@ -86,3 +90,19 @@ def test_a_dataset_needs_the_resolution_of_the_model(tmp_path: Path) -> None:
         other = replace(open_dataset(images, masks, table), mpp={"a": mpp})
         with pytest.raises(ConfigError, match=rf"expected images of the model's 0\.5 um per pixel, {message}"):
             outline_dots(other, str(path))
+
+
+def test_the_model_that_outlines_dots_is_part_of_the_run_and_of_its_model(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = tmp_path / "model.safetensors"
+    save(path, UNet(UNetSpec(depth=1, width=2, mpp=0.5)).eval(), {})
+    images, masks = folders(tmp_path)
+    save_image(images, "a", draw(1))
+    save_table(masks / "a.csv", "x,y", "5,5")
+    table = save_table(tmp_path / "t.csv", "image,mpp", "a,0.5")
+    config = load_as(
+        TrainConfig, None, ["network.depth=1", "network.width=2", "network.mpp=0.5", "folds.hold_back=null"]
+    )
+    for model, expected in ((str(path), sha256(path)), (None, None)):
+        (job,) = prepare(TrainRequest(images, masks, table, tmp_path / "run", config, model)).jobs
+        assert job.identity(job.spec()).get("pseudo") == job.provenance(1).get("pseudo") == expected
