@@ -1,4 +1,4 @@
-"""Stain normalisation and histogram equalisation: a colour map fitted once per slide.
+"""Stain normalisation, histogram equalisation and rescaling: a colour map fitted once per slide.
 
 Every fit results in one map from a pixel's value to another of the same type, so tiles do not matter. It is fitted on a
 thumbnail that skips pixels instead of averaging them: the average of a nucleus and its surroundings is a colour that
@@ -18,6 +18,9 @@ the density of each stain where it is strongest (rows S and T), so densities bec
 
 Histogram equalisation: a value becomes its rank among the slide's (mid-rank of equals), by 64 quantiles and linear
 interpolation.
+
+Rescaling, for fluorescence: Otsu's threshold divides the values of a channel in background and signal. A linear map
+brings their medians to 0.05 and 0.4 of the largest value, so bit depth, offset and exposure do not matter.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
+from skimage.filters import threshold_otsu
 
 from unet_core.mirror import ArrayLike
 from unet_core.optical_density import LEAST_DENSITY, optical_density
@@ -45,6 +49,10 @@ LEAST_ANGLE = 0.1
 """Least angle between two stains, in radians; haematoxylin and eosin differ by 0.4."""
 LEAST_DEVIATION = 0.005
 EXTREMES = 0.01, 0.99
+RESCALED = 0.05, 0.4
+"""Median of the background and of the signal after rescaling, as shares of the largest value."""
+LEAST_CONTRAST = 4.0
+"""Least difference of these medians, in deviations of the background (1.4826 times its median absolute deviation)."""
 QUANTILES = 64
 _AXES = np.array([[1, 1, 1], [1, 1, -2], [1, -1, 0]]) / np.sqrt([[3], [6], [2]])
 _READ_PX = 2048
@@ -64,11 +72,13 @@ class Normalisation:
         target: Two rows of three numbers. Reinhard: mean and deviation along the axes l, alpha and beta of density;
             Macenko: density of haematoxylin and of eosin where each is strongest.
         equalise: Whether histograms are equalised.
+        rescale: Whether intensities are rescaled, instead of the others.
     """
 
     stain: StainMethod
     target: Rows | None
     equalise: bool
+    rescale: bool = False
 
 
 class ColourMap(BaseModel):
@@ -78,7 +88,7 @@ class ColourMap(BaseModel):
         found: The slide's own rows, as in ``Normalisation.target``.
         matrix: Matrix on densities; None: densities stay unchanged.
         offset: Offset on densities.
-        ranks: For each channel (value, rank 0..1), ascending.
+        ranks: For each channel (value, rank 0..1), ascending; linear between, and constant beyond the ends.
         kept: Reasons why colours stay unchanged.
     """
 
@@ -87,7 +97,7 @@ class ColourMap(BaseModel):
     found: Rows | None = None
     matrix: tuple[Row, Row, Row] | None = None
     offset: Row = (0.0, 0.0, 0.0)
-    ranks: tuple[tuple[tuple[int, float], ...], ...] | None = None
+    ranks: tuple[tuple[tuple[int | float, float], ...], ...] | None = None
     kept: tuple[str, ...] = ()
 
     def density(self, density_CN: Numbers) -> Numbers:
@@ -131,6 +141,8 @@ def _piece(image_CYX: ArrayLike, y: int, x: int) -> NDArray[Any]:
 def fit(picture_CYX: NDArray[Any], wanted: Normalisation) -> ColourMap:
     """Fit the map that brings the colours of a thumbnail (c, y, x) of unsigned integers to a network's."""
     pixels_CN = picture_CYX.reshape(len(picture_CYX), -1)
+    if wanted.rescale:
+        return _rescaled(pixels_CN)
     density_CN = optical_density(pixels_CN)
     density_CN = density_CN[:, density_CN.mean(axis=0) >= LEAST_DENSITY]
     colours = _towards(wanted, source(pixels_CN, wanted.stain)) if wanted.stain != "none" else ColourMap()
@@ -200,6 +212,24 @@ def _equalised(colours: ColourMap, density_CN: Numbers, dtype: np.dtype[Any]) ->
     if min(len(one) for one in ranks) < 2:
         return colours.model_copy(update={"kept": (*colours.kept, "equalise: one value")})
     return ColourMap.model_validate(colours.model_dump() | {"ranks": ranks})
+
+
+def _rescaled(pixels_CN: NDArray[Any]) -> ColourMap:
+    """Return the map that brings background and signal of each channel to their places."""
+    ranks = []
+    for number, values_N in enumerate(pixels_CN):
+        bright_N = values_N > threshold_otsu(values_N)
+        if not bright_N.any():
+            return ColourMap(kept=(f"rescale: channel {number} has one value",))
+        dark = float(np.median(values_N[~bright_N]))
+        difference = float(np.median(values_N[bright_N])) - dark
+        deviation = 1.4826 * float(np.median(np.abs(values_N[~bright_N] - dark)))
+        if difference < LEAST_CONTRAST * deviation:
+            return ColourMap(kept=(f"rescale: channel {number} has no signal above its background",))
+        low, high = RESCALED
+        step = difference / (high - low)
+        ranks.append(((round(dark - low * step, 6), 0.0), (round(dark + (1 - low) * step, 6), 1.0)))
+    return ColourMap(ranks=tuple(ranks))
 
 
 def _ranks(values_N: NDArray[np.int64]) -> list[tuple[int, float]]:

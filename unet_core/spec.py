@@ -47,7 +47,7 @@ _NO_CHOICE: dict[str, dict[str, Any]] = {
 }
 """Fields for which an architecture has only one value."""
 
-_LATER = ("architecture", "stain_normalisation", "stain_target", "equalise", "maps", "objects")
+_LATER = ("architecture", "stain_normalisation", "stain_target", "equalise", "rescale", "maps", "objects")
 """Fields that are stored only if they differ from their defaults."""
 
 
@@ -109,6 +109,7 @@ class UNetSpec(BaseModel):
         stain_normalisation: Method that brings a slide to the colours of the training images, by a map that is fitted
             once per slide (`unet_core.normalisation`, which defines `stain_target`).
         equalise: Whether histograms are equalised too.
+        rescale: Whether the intensities of each channel are rescaled per slide, for fluorescence.
         maps: Output maps beside the foreground: a channel of logits each, after those of the classes.
         objects: How outputs become objects; None: connected components of the foreground.
     """
@@ -139,6 +140,7 @@ class UNetSpec(BaseModel):
     stain_normalisation: StainMethod = "none"
     stain_target: Rows | None = None
     equalise: bool = False
+    rescale: bool = False
     maps: tuple[MapName, ...] = ()
     objects: ObjectSettings | None = None
 
@@ -205,6 +207,12 @@ class UNetSpec(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _intensities_are_mapped_once(self) -> Self:
+        if self.rescale and (self.equalise or self.stain_normalisation != "none"):
+            raise ValueError("rescale: expected neither equalise nor stain_normalisation beside it, found one of them")
+        return self
+
+    @model_validator(mode="after")
     def _objects_have_their_map(self) -> Self:
         """Reject a map that is named twice, and a method whose map the network does not compute."""
         if len(set(self.maps)) < len(self.maps):
@@ -236,9 +244,9 @@ class UNetSpec(BaseModel):
     @property
     def normalisation(self) -> Normalisation | None:
         """Normalisation of a slide's colours; None if they stay unchanged."""
-        if self.stain_normalisation == "none" and not self.equalise:
+        if self.stain_normalisation == "none" and not self.equalise and not self.rescale:
             return None
-        return Normalisation(self.stain_normalisation, self.stain_target, self.equalise)
+        return Normalisation(self.stain_normalisation, self.stain_target, self.equalise, self.rescale)
 
     @property
     def foreground(self) -> int:

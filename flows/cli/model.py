@@ -233,6 +233,8 @@ def _colours(spec: dict[str, Any]) -> list[str]:
         lines += [f"stains are normalised to {spec['stain_target']} ({spec['stain_normalisation']}), fitted per slide"]
     if "equalise" in spec:
         lines += ["each channel's values are then replaced by their ranks in the slide (histogram equalisation)"]
+    if "rescale" in spec:
+        lines += ["each channel's intensities are rescaled by the medians of background and signal, fitted per slide"]
     return lines
 
 

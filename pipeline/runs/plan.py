@@ -295,7 +295,10 @@ def _hashes(source: Mapping[str, Any], plan: SlidePlan) -> dict[str, str]:
     chain.add("ingest", [source])
     tissue = _dump(config.tissue) | ({} if plan.mask is None else {"method": plan.mask.sha256})
     stain = [model.spec.stain_mean, model.spec.stain_covariance]
-    fits = [fit and [FIT_VERSION, fit.stain, fit.target, fit.equalise] for fit in model.normalisations]
+    fits = [
+        fit and [FIT_VERSION, fit.stain, fit.target, fit.equalise, *(["rescale"] if fit.rescale else [])]
+        for fit in model.normalisations
+    ]
     chain.add("tissue", [tissue, mpp, model.shape.halo, stain, *drawn, *fits])
     chain.add("predict", [*model.pixels_depend_on, compute.device, compute.precision])
     if config.objects is not None:

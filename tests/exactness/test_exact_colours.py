@@ -49,13 +49,16 @@ class Normalisation:
 
     stain: str
     equalise: bool = False
+    rescale: bool = False
 
     @property
     def fields(self) -> dict[str, Any]:
-        return {"stain_normalisation": self.stain, "stain_target": TARGETS[self.stain], "equalise": self.equalise}
+        chosen = {"equalise": self.equalise, "rescale": self.rescale}
+        return {"stain_normalisation": self.stain, "stain_target": TARGETS[self.stain]} | chosen
 
     def normalised(self, image: NDArray[np.uint8], whole: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-        return colours.shown(image, self.stain, TARGETS[self.stain], equalise=self.equalise, whole=whole)
+        chosen = {"equalise": self.equalise, "rescale": self.rescale}
+        return colours.shown(image, self.stain, TARGETS[self.stain], **chosen, whole=whole)
 
 
 NORMALISATIONS = [
@@ -63,6 +66,7 @@ NORMALISATIONS = [
     Normalisation("macenko"),
     Normalisation("none", equalise=True),
     Normalisation("macenko", equalise=True),
+    Normalisation("none", rescale=True),
 ]
 HEIGHT, WIDTH = 523, 1061  # more than 2^18 pixels, so that only every second pixel is used for the fit
 
@@ -236,7 +240,9 @@ def test_normalisation_settings_are_part_of_the_stage_hashes(tmp_path: Path, mon
     )
     monkeypatch.setattr(plans, "FIT_VERSION", plans.FIT_VERSION + 1)
     later = [hashes(slide, tmp_path / "out", one) for one in files]
-    assert [one["predict"] != other["predict"] for one, other in zip(every, later, strict=True)] == [False] + [True] * 4
+    assert [one["predict"] != other["predict"] for one, other in zip(every, later, strict=True)] == [False] + [
+        True
+    ] * len(NORMALISATIONS)
 
 
 def test_another_normalisation_is_fitted_anew(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ CONFIGURABLE: tuple[str, ...] = (
     "head",
     "dropout",
 )
-CONFIGURABLE += ("mpp", "stain_normalisation", "equalise")
+CONFIGURABLE += ("mpp", "stain_normalisation", "equalise", "rescale")
 """Fields of a network's spec that can be configured; the rest follows from the images."""
 
 ANY_TARGET: Rows = ((0.6, 0.7, 0.4), (0.2, 0.8, 0.5))

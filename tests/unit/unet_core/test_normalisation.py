@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from skimage.data import immunohistochemistry
 
 from tests.support import oracle_colours as oracle
+from unet_core.colour_transform import recolour
 from unet_core.normalisation import ColourMap, Normalisation, fit, fits, sample, sample_step, source, target_of
 
 TARGETS: dict[Any, Any] = {
@@ -170,6 +172,52 @@ def test_images_without_stains_can_be_equalised(name: str) -> None:
     assert found.ranks is not None
     assert len(found.ranks) == len(picture)
     assert len(found.kept) == 1
+
+
+RESCALE = Normalisation("none", None, equalise=False, rescale=True)
+
+
+def fluorescence(seed: int = 0) -> NDArray[np.uint16]:
+    """Dim nuclei of 180 to 400 grey levels over a background of 100 with noise, 12 bits."""
+    rng = np.random.default_rng(seed)
+    picture = rng.normal(100, 4, (200, 240))
+    for y, x in rng.uniform(10, 190, (25, 2)):
+        rows, columns = np.ogrid[:200, :240]
+        picture[(rows - y) ** 2 + (columns - x) ** 2 < 36] += rng.uniform(80, 300)
+    return np.rint(picture).clip(0, 4095).astype(np.uint16)[None]
+
+
+@pytest.mark.parametrize("picture", [fluorescence(), (fluorescence() // 4).astype(np.uint8)])
+def test_rescaling_equals_its_definition(picture: NDArray[Any]) -> None:
+    found = fit(picture, RESCALE)
+    most = np.iinfo(picture.dtype).max
+    expected = [np.rint(most * oracle.rescaled(plane, plane.astype(float))) for plane in picture]
+    made = recolour(torch.from_numpy(picture), found).numpy()
+    assert found.kept == ()
+    assert np.abs(made.astype(int) - np.stack(expected)).max() <= 1
+
+
+@pytest.mark.parametrize(("factor", "offset"), [(1, 0), (2, 0), (16, 0), (1, 300), (9, 1000)])
+def test_bit_depth_exposure_and_offset_do_not_matter(factor: int, offset: int) -> None:
+    plain = fluorescence()
+    changed = (plain * factor + offset).astype(np.uint16)
+    one, other = (
+        recolour(torch.from_numpy(image), fit(image, RESCALE)).numpy().astype(int) for image in (plain, changed)
+    )
+    assert np.abs(one - other).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("picture", "why"),
+    [
+        (np.full((1, 30, 30), 7, np.uint8), "channel 0 has one value"),
+        (np.random.default_rng(0).normal(100, 4, (1, 99, 99)).astype(np.uint8), "no signal above its background"),
+    ],
+)
+def test_images_without_signal_are_not_rescaled(picture: NDArray[Any], why: str) -> None:
+    found = fit(picture, RESCALE)
+    assert found.ranks is None
+    assert why in found.kept[0]
 
 
 # ---- the picture ---------------------------------------------------------------------------------------------------

@@ -107,10 +107,22 @@ def test_a_u_net_is_stored_without_fields_of_later_versions() -> None:
     assert UNetSpec.model_validate_json(preset("unet++").model_dump_json()) == preset("unet++")
 
 
+def test_intensities_are_mapped_once() -> None:
+    target = ((1.1, 1.4, 0.8), (0.2, 0.8, 0.5))
+    for fields in ({"equalise": True}, {"stain_normalisation": "macenko", "stain_target": target}):
+        with pytest.raises(ValidationError, match="rescale: expected neither equalise nor stain_normalisation"):
+            UNetSpec.model_validate(fields | {"rescale": True})
+
+
 def test_normalisation_is_stored_only_if_it_is_set() -> None:
     target = ((1.1, 1.4, 0.8), (0.2, 0.8, 0.5))
-    for fields in ({}, {"stain_normalisation": "macenko", "stain_target": target}, {"equalise": True}):
+    for fields in (
+        {},
+        {"stain_normalisation": "macenko", "stain_target": target},
+        {"equalise": True},
+        {"rescale": True},
+    ):
         spec = UNetSpec.model_validate(fields)
         assert UNetSpec.model_validate_json(spec.model_dump_json()) == spec
-        assert {"stain_normalisation", "stain_target", "equalise"} & set(spec.model_dump()) == set(fields)
+        assert {"stain_normalisation", "stain_target", "equalise", "rescale"} & set(spec.model_dump()) == set(fields)
         assert (spec.normalisation is None) == (fields == {})
