@@ -21,7 +21,7 @@ from pipeline.errors import OvertileError
 from pipeline.geometry import Box
 from pipeline.inference.ensemble import load_model
 from pipeline.runs.verify import verify_slide
-from pipeline.storage.layout import IMAGE, PROBABILITY, TISSUE
+from pipeline.storage.layout import IMAGE, MAPS, PROBABILITY, TISSUE
 from pipeline.storage.manifest import read_manifest
 from pipeline.storage.slide_store import SlideStore
 
@@ -124,5 +124,6 @@ def _different_from_one_pass(store: SlideStore, manifest: dict[str, Any]) -> int
     network = load_networks(model.weights, compute["device"], compute["precision"], model.tta)
     expected = single_pass(network, store.read(IMAGE), WINDOW, colours_of(facts))
     tissue = cell_pixels(tissue_cells(store.read(TISSUE), WINDOW, factor), WINDOW)
-    stored = store.read(PROBABILITY).read(WINDOW)
+    maps = [store.read(MAPS[name]).read(WINDOW)[None] for name in network.spec.maps]
+    stored = np.concatenate((store.read(PROBABILITY).read(WINDOW), *maps))
     return int((stored != np.where(tissue, expected, 0)).any(axis=0).sum())

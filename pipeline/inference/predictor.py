@@ -284,9 +284,9 @@ def exact_gpu_arithmetic() -> None:
 
 
 def single_pass(network: Predictor, image: ArrayLike, box: Box, colours: Colours = ()) -> Array:
-    """Probabilities of a box in one network call, which tiles must equal; the box must start on the step grid."""
+    """Outputs of a box in one network call, which tiles must equal; the box must start on the step grid."""
     side = -(-max(box.shape) // network.shape.step) * network.shape.step
-    return network.probability(MirroredRegion.read_around(image, network.grid(box, side), colours), box, side)
+    return network.outputs(MirroredRegion.read_around(image, network.grid(box, side), colours), box, side)
 
 
 def resolve_device(device: str) -> str:

@@ -17,7 +17,7 @@ from unet_core.colour_transform import recolour
 from unet_core.model_file.checkpoint import load, save
 from unet_core.model_file.header import Weights, resolve, sha256
 from unet_core.networks.factory import build
-from unet_core.networks.whole_pass import whole_pass
+from unet_core.networks.whole_pass import whole_outputs, whole_pass
 from unet_core.normalisation import ColourMap, fit, sample
 from unet_core.spec import UNetSpec
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SIDE_PX = 256
 GOLDEN = Path(__file__).parents[3] / "exactness" / "golden"
 FILES = {
-    **{name: resolve(name) for name in ("nuclei@1", "nuclei@2", "nuclei-fluorescence@1")},
+    **{name: resolve(name) for name in ("nuclei@1", "nuclei@2", "nuclei@3", "nuclei-fluorescence@1")},
     "two classes": GOLDEN / "classes.safetensors",
 }
 UNEVEN = {"mean": (0.71, 0.43, 0.62), "std": (0.13, 0.21, 0.17)}
@@ -34,6 +34,7 @@ SPECS = {
     "three classes": UNetSpec(depth=2, width=4, classes=4, **UNEVEN),
     "three classes, sigmoid": UNetSpec(depth=2, width=4, classes=4, head="sigmoid", **UNEVEN),
     "one class, sigmoid": UNetSpec(depth=2, width=4, head="sigmoid", **UNEVEN),
+    "maps": UNetSpec(depth=2, width=4, maps=("distance", "boundary"), **UNEVEN),
     "batch norm": UNetSpec(depth=2, width=4, padding="same", norm="batch", **UNEVEN),
     "unet++": UNetSpec(architecture="unet++", width=4, padding="same", norm="batch", **UNEVEN),
     "attention": UNetSpec(architecture="attention", depth=2, width=4, padding="same", norm="batch", **UNEVEN),
@@ -63,7 +64,7 @@ def assert_equal_bytes(path: Path) -> None:
     for kind, image_CYX in images(model.spec.in_channels).items():
         colours = fit(sample(image_CYX), model.spec.normalisation) if model.spec.normalisation else None
         shown = image_CYX if colours is None else recolour(torch.from_numpy(image_CYX), colours).numpy()
-        found, expected = whole_pass(model, shown), stored(path, image_CYX, colours)
+        found, expected = whole_outputs(model, shown), stored(path, image_CYX, colours)
         assert len(np.unique(expected)) > 4, f"{kind}: too few grey levels to compare"
         np.testing.assert_array_equal(found, expected, err_msg=kind)
 
