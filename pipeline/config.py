@@ -130,7 +130,7 @@ class ObjectsSection(Section):
         split: Whether touching objects are split by watershed.
         split_depth_um: Objects are split where they narrow by this much on either side.
         split_max_um: Longer objects are not split.
-        seed_depth: With seeds, the depth of the dent in the map between two objects, in 0..1.
+        seed_depth: With seeds or boundary, the depth of the dent in the map between two objects, in 0..1.
     """
 
     method: Literal["auto", "components", "boundary", "seeds"] = "auto"

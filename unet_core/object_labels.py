@@ -17,7 +17,7 @@ from skimage.morphology import local_maxima, reconstruction
 from skimage.segmentation import relabel_sequential, watershed
 
 from unet_core.class_map import THRESHOLD, class_map
-from unet_core.spec import ObjectSettings, UNetSpec
+from unet_core.spec import MapName, ObjectSettings, UNetSpec
 
 Array = NDArray[Any]
 
@@ -41,9 +41,9 @@ def label_objects(outputs_CYX: Array, spec: UNetSpec) -> tuple[Array, Array]:
     classes_YX = class_map(outputs_CYX[: spec.foreground], spec.threshold or THRESHOLD)
     labels_YX = label(classes_YX, connectivity=2)
     settings = spec.objects or ObjectSettings()
-    if settings.method == "seeds":
-        map_YX = outputs_CYX[spec.foreground + spec.maps.index(settings.source)]
-        labels_YX = split_by_map(labels_YX, map_YX, depth_units(settings.depth))
+    if (name := settings.map_name) is not None:
+        heights_YX = split_heights(name, outputs_CYX[spec.foreground + spec.maps.index(name)])
+        labels_YX = split_by_map(labels_YX, heights_YX, depth_units(settings.depth))
     labels_YX = without_sizes(labels_YX, *area_range_px(spec))
     return labels_YX, np.where(labels_YX > 0, classes_YX, 0)
 
@@ -62,6 +62,11 @@ def without_sizes(labels_YX: Array, least_px: int, most_px: float = math.inf) ->
     return np.where(((areas_px >= least_px) & (areas_px <= most_px))[labels_YX], labels_YX, 0)
 
 
+def split_heights(name: MapName | None, map_: Array) -> Array:
+    """Return the heights by which objects are split: bytes of a map, for boundaries inverted."""
+    return 255 - map_ if name == "boundary" else map_
+
+
 def depth_units(depth: float) -> int:
     """Return a depth (0..1) in units of a byte, at least 1."""
     return max(1, round(255 * depth))
@@ -76,7 +81,7 @@ def split_by_map(labels_YX: Array, map_YX: Array, depth: int) -> Array:
 
     Args:
         labels_YX: 8-connected objects (y, x), 0 is background.
-        map_YX: Bytes (y, x).
+        map_YX: Heights (y, x) as bytes.
         depth: In units of the bytes.
 
     Returns:

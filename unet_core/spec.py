@@ -69,10 +69,11 @@ class ObjectSettings(BaseModel):
     """How the outputs of a network become objects, as chosen on training images.
 
     Attributes:
-        method: `components`: connected components of the foreground. `boundary`: components of the foreground without
-            the boundary map, grown back. `seeds`: each component is split by a watershed of a map.
+        method: `components`: connected components of the foreground. `seeds`: each component is split by a watershed
+            of a map. `boundary`: the same with the inverted map of boundaries, so the insides of the outlines are
+            grown back to the foreground.
         source: The map of `seeds`.
-        depth: Depth of a dent between two maxima of the map that splits an object, 0..1.
+        depth: Depth of a dent between two maxima of the (inverted) map that splits an object, 0..1.
         max_area_um2: Largest object that is kept; None: no limit.
     """
 

@@ -197,7 +197,8 @@ def _objects(spec: dict[str, Any]) -> Iterator[str]:
     if spec.get("maps"):
         yield f"maps: {', '.join(spec['maps'])}"
     if objects := spec.get("objects"):
-        seeds = f" of the map {objects['source']}, depth {objects['depth']:g}" if objects["method"] == "seeds" else ""
+        source = {"components": None, "seeds": objects["source"], "boundary": "boundary"}[objects["method"]]
+        seeds = "" if source is None else f" of the map {source}, depth {objects['depth']:g}"
         largest = "" if objects["max_area_um2"] is None else f", largest object {objects['max_area_um2']:g} um2"
         yield f"objects: {objects['method']}{seeds}{largest}"
 

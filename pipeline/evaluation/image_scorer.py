@@ -38,6 +38,7 @@ from unet_core.metrics.overlap import Overlaps, confusion, object_sums, pixel_su
 from unet_core.metrics.rand_info import region_sums
 from unet_core.metrics.score_table import CALIBRATION, CENTRES, OBJECTS, PIXELS, ROOMS, ImageSums
 from unet_core.metrics.surface_distance import Distances, outline
+from unet_core.object_labels import split_heights
 
 Array = NDArray[Any]
 ProbabilityReader = Callable[[Box], Array]
@@ -195,7 +196,7 @@ class ImageScorer:
         part = object_part(pieces, classes_YX, core, self.shape[1])
         if seeded is None:
             return part
-        seeded.map_YX[core.slices] = outputs_KYX[self.config.seeds]
+        seeded.map_YX[core.slices] = split_heights(seeded.splitting.source, outputs_KYX[self.config.seeds])
         return replace(part, columns=part.columns | boxes(pieces, core))
 
     def _drawn(self, core: Box, ids: Array) -> Array:

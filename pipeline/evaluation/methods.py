@@ -113,11 +113,11 @@ def _seeded(config: ScoringConfig, spec: UNetSpec) -> ScoringConfig:
     settings = resolve(section, spec)
     if settings.max_area_um2 is not None:
         config = replace(config, most_px=math.floor(settings.max_area_um2 / mpp**2 * (1 + ROUNDING)))
-    if settings.method != "seeds":
+    if settings.map_name is None:
         return config
     largest = largest_box_px(section.split_max_um, mpp)
-    splitting = Splitting(settings.depth, largest, section.connectivity, settings.source)
-    return replace(config, splitting=splitting, seeds=spec.foreground + spec.maps.index(settings.source))
+    splitting = Splitting(settings.depth, largest, section.connectivity, settings.map_name)
+    return replace(config, splitting=splitting, seeds=spec.foreground + spec.maps.index(settings.map_name))
 
 
 def _how(model: Ensemble, config: ScoringConfig, device: str) -> str:
@@ -125,7 +125,7 @@ def _how(model: Ensemble, config: ScoringConfig, device: str) -> str:
     mean = [f"{len(model.members)} networks"] if len(model.members) > 1 else []
     mean += [f"{model.passes} flips and quarter turns"] if model.passes > 1 else []
     if config.splitting is not None:
-        by += f", split at the seeds of the map {config.splitting.source} (depth {config.splitting.dent:g})"
+        by += f", split by the map {config.splitting.source} (depth {config.splitting.dent:g})"
     averaged = f"mean of {' and '.join(mean)}, " if mean else ""
     most = "" if config.most_px is None else f" and at most {config.most_px}"
     return f"{averaged}{by}, objects of at least {config.least_px}{most} px, {PRECISION} on {device}"

@@ -18,7 +18,7 @@ def resolve(section: ObjectsSection, spec: UNetSpec) -> ObjectSettings:
         spec: Spec of the network or ensemble.
 
     Raises:
-        ConfigError: The network lacks the map, or splitting by distance is asked for together with seeds.
+        ConfigError: The network lacks the map, or splitting by distance is asked for together with a map.
     """
     own = spec.objects or ObjectSettings()
     method = section.method
@@ -29,32 +29,29 @@ def resolve(section: ObjectsSection, spec: UNetSpec) -> ObjectSettings:
         "depth": section.seed_depth or own.depth,
         "max_area_um2": section.max_area_um2 or own.max_area_um2,
     }
-    if method == "boundary":
+    if method != "components" and section.split != "none":
         raise ConfigError(
-            f"objects.method={section.method}: expected components or seeds, found boundary{_whose(section)}, which is "
-            "not available. Use objects.method=components, or seeds where the model has a map for them"
+            f"objects.split={section.split}: expected none with objects.method={method}, which splits objects too. Use "
+            "objects.split=none, or objects.method=components"
         )
+    if method == "boundary" and "boundary" not in spec.maps:
+        raise _lacks(method, "boundary", spec)
     if method == "seeds":
-        values["source"] = _source(section, spec)
+        values["source"] = _source(spec)
     return own.model_copy(update=values)
 
 
-def _source(section: ObjectsSection, spec: UNetSpec) -> MapName:
+def _source(spec: UNetSpec) -> MapName:
     """The map of the seeds: the one that the model states, if it has it, else the first that it has."""
-    if section.split != "none":
-        raise ConfigError(
-            f"objects.split={section.split}: expected none with objects.method=seeds, which splits objects too. Use "
-            "objects.split=none, or objects.method=components"
-        )
     stated: tuple[MapName, ...] = () if spec.objects is None else (spec.objects.source,)
     for name in (*stated, *SEED_MAPS):
         if name in spec.maps:
             return name
-    raise ConfigError(
-        f"objects.method=seeds: expected a model with a map of {' or '.join(SEED_MAPS)}, found "
-        f"{', '.join(spec.maps) or 'no maps'}. Use objects.method=components, or another model"
+    raise _lacks("seeds", " or ".join(SEED_MAPS), spec)
+
+
+def _lacks(method: str, maps: str, spec: UNetSpec) -> ConfigError:
+    return ConfigError(
+        f"objects.method={method}: expected a model with a map of {maps}, found {', '.join(spec.maps) or 'no maps'}. "
+        "Use objects.method=components, or another model"
     )
-
-
-def _whose(section: ObjectsSection) -> str:
-    return " (the model's own method)" if section.method == "auto" else ""

@@ -318,8 +318,8 @@ def _resolved_objects(section: ObjectsSection, plan: SlidePlan) -> dict[str, Any
     resolved = _dump(section) | {"threshold": plan.threshold, "min_area_um2": plan.min_area_um2}
     resolved |= {"open_um": None, "close_um": None, "discs_um": plan.discs_um, "max_area_um2": how.max_area_um2}
     del resolved["method"], resolved["seed_depth"]
-    if how.method == "seeds":
-        return resolved | {"split_depth_um": None, "seeds": [how.source, how.depth]}
+    if how.map_name is not None:
+        return resolved | {"split_depth_um": None, "seeds": [how.map_name, how.depth]}
     if section.split == "none":
         resolved |= {"split_depth_um": None, "split_max_um": None}
     return resolved

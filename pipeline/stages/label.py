@@ -92,8 +92,8 @@ class LabelInputs:
     def splitting(self) -> Splitting | None:
         """How objects are split, in pixels; None when they are not."""
         largest = largest_box_px(self.config.split_max_um, self.image.mpp)
-        if self.method.method == "seeds":
-            return Splitting(self.method.depth, largest, self.connectivity, self.method.source)
+        if self.method.map_name is not None:
+            return Splitting(self.method.depth, largest, self.connectivity, self.method.map_name)
         if self.config.split == "none":
             return None
         return Splitting(self.config.split_depth_um / self.image.mpp, largest, self.connectivity)

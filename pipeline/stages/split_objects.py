@@ -28,6 +28,8 @@ from pipeline.objects.run_length import PARTS, load_runs
 from pipeline.objects.watershed import Splitting, split_objects
 from pipeline.storage.layout import MAPS
 from pipeline.storage.slide_store import Index, StoredArray
+from unet_core.object_labels import split_heights
+from unet_core.spec import MapName
 
 Array = NDArray[Any]
 
@@ -39,7 +41,7 @@ def split_block(context: StageContext, splitting: Splitting, index: Index) -> Co
     """Write the parts of the objects whose root is in a block."""
     table = context.store.load_result(WHOLES, context.plan_hash, index)
     gathered = list(_gathered(context, index, table))
-    values = None if splitting.source is None else _values(context, MAPS[splitting.source], gathered)
+    values = None if splitting.source is None else _values(context, splitting.source, gathered)
     parts = split_objects(_joined([runs for _, runs in gathered]), splitting, values)
     runs = parts.runs
     columns = {
@@ -71,10 +73,10 @@ def _joined(several: Sequence[RunLengths]) -> RunLengths:
     return RunLengths(*(np.concatenate([getattr(one, name) for one in several]) for name in RunLengths.__slots__))
 
 
-def _values(context: StageContext, path: str, gathered: Iterable[tuple[Box, RunLengths]]) -> Array:
-    """Values of a map at the pixels of the runs, one run after the other; the map of one block is in memory."""
-    stored = context.store.read(path)
-    return np.concatenate([_along(runs, core, stored) for core, runs in gathered])
+def _values(context: StageContext, name: MapName, gathered: Iterable[tuple[Box, RunLengths]]) -> Array:
+    """Heights by a map at the pixels of the runs, one run after the other; the map of one block is in memory."""
+    stored = context.store.read(MAPS[name])
+    return split_heights(name, np.concatenate([_along(runs, core, stored) for core, runs in gathered]))
 
 
 def _along(runs: RunLengths, core: Box, stored: StoredArray) -> Array:

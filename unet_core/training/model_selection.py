@@ -33,9 +33,8 @@ def least_px(spec: UNetSpec) -> int:
 
 
 def unselected(spec: UNetSpec) -> UNetSpec:
-    """Return the spec with the settings that apply before the selection: threshold 0.5, seeds where there is a map."""
-    source = next((name for name in SEED_MAPS if name in spec.maps), None)
-    settings = None if source is None else ObjectSettings(method="seeds", source=source)
+    """Return the spec with the settings that apply before the selection: threshold 0.5, its first map."""
+    settings = next(iter(_methods(spec)), None)
     return spec.model_copy(update={"threshold": None, "min_area_um2": 0.0, "objects": settings})
 
 
@@ -119,9 +118,13 @@ def select_objects(outputs: Sequence[NDArray[np.uint8]], cases: Sequence[Annotat
 
 def _settings(spec: UNetSpec) -> list[ObjectSettings | None]:
     """The settings that are tried."""
-    sources = [name for name in SEED_MAPS if name in spec.maps]
-    seeds = [ObjectSettings(method="seeds", source=one, depth=depth) for one in sources for depth in DEPTHS]
-    return [None, *seeds]
+    return [None, *(one.model_copy(update={"depth": depth}) for one in _methods(spec) for depth in DEPTHS)]
+
+
+def _methods(spec: UNetSpec) -> list[ObjectSettings]:
+    """The methods that split objects by a map of the network."""
+    seeds = [ObjectSettings(method="seeds", source=name) for name in SEED_MAPS if name in spec.maps]
+    return [*seeds, *([ObjectSettings(method="boundary")] if "boundary" in spec.maps else [])]
 
 
 def _best(outputs: Sequence[NDArray[np.uint8]], cases: Sequence[AnnotatedImage], tried: Sequence[UNetSpec]) -> UNetSpec:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
+from skimage.segmentation import find_boundaries
 
 from tests.unit.unet_core.training_runs import case
 from unet_core.object_labels import LARGEST_PX, label_objects, split_by_map
@@ -130,6 +131,22 @@ def test_components_are_chosen_where_seeds_only_break_objects() -> None:
     chosen = select_objects([planes], [type(one)(one.name, one.image_CYX, joined)], spec)
     assert chosen.objects is not None
     assert chosen.objects.method == "components"
+
+
+def test_outlines_separate_what_is_annotated() -> None:
+    true = case(1).labels_YX[:, :]
+    edge = find_boundaries(true, mode="inner") & (true > 0)
+    planes = np.stack([np.where(true > 0, 255, 0), np.where(edge, 255, 0)]).astype(np.uint8)
+    spec = UNetSpec(maps=("boundary",))
+    assert unselected(spec).objects == ObjectSettings(method="boundary")
+    chosen = select_objects([planes], [case(1)], spec)
+    assert chosen.objects is not None
+    assert chosen.objects.method == "boundary"
+    inside = [np.unique(label_objects(planes, chosen)[0][(true == number) & ~edge]) for number in np.unique(true)[1:]]
+    whole = [one for one in inside if len(one)]  # a thin object is outline alone
+    assert len(whole) > 8
+    assert all(len(one) == 1 for one in whole)
+    assert len({int(one[0]) for one in whole}) == len(whole)
 
 
 @pytest.mark.parametrize("maps", [(), ("centre",)])

@@ -47,10 +47,13 @@ AFTER = {"label", "measure", "pyramid", "export", "overlay"}
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Random networks with maps and seeds of their own, with maps alone, and without maps."""
+    """Random networks with maps and seeds of their own, with maps alone, with boundaries, and without maps."""
     specs = {"seeds": SPEC, "maps": SPEC.model_copy(update={"objects": None})}
+    by_outline = ObjectSettings(method="boundary", depth=0.02, max_area_um2=2000.0)
+    outlines = PLAIN.model_copy(update={"maps": ("boundary",), "objects": by_outline, "threshold": 102 / 255})
     specs["plain"] = PLAIN
-    return {name: weights_of(tmp_path_factory.mktemp(name), spec) for name, spec in specs.items()}
+    made = {name: weights_of(tmp_path_factory.mktemp(name), spec) for name, spec in specs.items()}
+    return made | {"boundary": weights_of(tmp_path_factory.mktemp("boundary"), outlines, seed=5)}
 
 
 def blurred() -> Array:
@@ -107,7 +110,8 @@ def stored(root: Path, path: str) -> Array:
 def expected(root: Path, depth: int, source: str, threshold: int = BYTE, largest_px: int = 400) -> Array:
     """Objects of the stored bytes of a whole result."""
     labels = whole_objects.numbered((stored(root, "probability/0")[0] >= threshold).astype(np.uint8), 8)
-    return whole_objects.split(labels, 8, depth, largest_px, stored(root, f"maps/{source}/0"))
+    heights = stored(root, f"maps/{source}/0")
+    return whole_objects.split(labels, 8, depth, largest_px, 255 - heights if source == "boundary" else heights)
 
 
 # ---- what is stored --------------------------------------------------------------------------------------------------
@@ -176,6 +180,15 @@ def test_auto_takes_the_methods_and_limits_of_the_model(fresh: Callable[..., Pat
     assert (facts["split"]["map"], facts["split"]["depth_byte"]) == ("centre", 5)
 
 
+def test_boundaries_split_objects_as_on_the_whole_image(fresh: Callable[..., Path]) -> None:
+    root = fresh("objects.max_area_um2=100000", model="boundary")
+    labels = stored(root, "labels/objects/0")
+    np.testing.assert_array_equal(labels, expected(root, 5, "boundary", threshold=102))
+    facts = SlideStore(root).facts("label")["split"]
+    assert facts["map"] == "boundary"
+    assert facts["parts"] > facts["objects"] > 10
+
+
 @pytest.mark.parametrize(
     ("settings", "depth", "source", "threshold"),
     [
@@ -221,7 +234,7 @@ def test_objects_over_the_size_limit_are_counted_and_kept_whole(plan: Plan, copy
     [
         (("objects.method=seeds",), "plain", r"expected a model with a map of distance or centre, found no maps"),
         (("objects.split=watershed", "objects.method=seeds"), "maps", r"expected none .*Use objects\.split=none"),
-        (("objects.method=boundary",), "seeds", "expected components or seeds, found boundary.*Use objects.method"),
+        (("objects.method=boundary",), "seeds", "expected a model with a map of boundary, found distance, centre"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_anything_starts(
