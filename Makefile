@@ -59,10 +59,12 @@ bench: .venv  ## speed and memory against their bars; writes bench.json
 bench-long: .venv  ## a slide of 60,000 px squared in the memory of a small one, 100,000 blocks; 45 minutes, 20 GB of disk
 	$(BIN)/python tests/benchmarks/bench.py long scale_long
 
-models: .venv  ## train nuclei@3 again from the public data in DATA; about 70 minutes on one core
+models: .venv  ## train the default models again from the public data in DATA; about two hours on one core
 	$(BIN)/python -m tests.models.nuclei_data $(DATA) models/data
 	$(BIN)/overtile train --images models/data/images --masks models/data/masks --cases models/data/cases.csv \
-	--config configs/train_nuclei.yaml --fold 0 --out models/nuclei
+	--config configs/train_nuclei.yaml --pseudo nuclei@3 --fold 0 --out models/nuclei
+	$(BIN)/overtile train --images $(DATA)/dsb2018/fluo/images --masks $(DATA)/dsb2018/fluo/labels \
+	--cases $(DATA)/dsb2018/groups.csv --config configs/train_fluorescence.yaml --fold 0 --out models/fluorescence
 
 gpu: .venv  ## the CUDA path against the CPU, where there is a device; writes gpu.json
 	$(BIN)/python tests/benchmarks/gpu.py
