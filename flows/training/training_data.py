@@ -134,7 +134,10 @@ def _splits(
 
 
 def _train_data(dataset: Dataset, training: Sequence[str], held_back: Sequence[str]) -> TrainData:
-    by_name = {case.name: case for case in dataset.cases}
+    by_name, given = ({case.name: case for case in cases} for cases in (dataset.cases, dataset.given or dataset.cases))
     return TrainData(
-        tuple(by_name[name] for name in training), tuple(by_name[name] for name in held_back), dataset.class_names
+        tuple(by_name[name] for name in training),
+        tuple(given[name] for name in held_back),
+        dataset.class_names,
+        annotated=None if dataset.given is None else tuple(given[name] for name in training),
     )

@@ -53,6 +53,7 @@ class Dataset:
         rows: Metadata by name of case.
         mpp: Resolution in um per pixel, as the file states it or as resampled, by name of case.
         remarks: Assumptions and remarks for the user.
+        given: The images as they are annotated, where dots were turned into outlines since.
     """
 
     cases: tuple[AnnotatedImage, ...]
@@ -60,6 +61,7 @@ class Dataset:
     rows: Mapping[str, AnnotationRow]
     mpp: Mapping[str, float | None]
     remarks: tuple[str, ...]
+    given: tuple[AnnotatedImage, ...] | None = None
 
 
 @contextmanager

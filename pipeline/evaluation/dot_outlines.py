@@ -49,7 +49,7 @@ def outline_dots(dataset: Dataset, model: str) -> Dataset:
         cases.append(made)
         dots, outlined = dots + len(case.points_N3), outlined + count
     remark = f"{outlined} of {dots} dots have an outline by {named.name}; the others stay dots"
-    return replace(dataset, cases=tuple(cases), remarks=(*dataset.remarks, remark))
+    return replace(dataset, cases=tuple(cases), given=dataset.cases, remarks=(*dataset.remarks, remark))
 
 
 def outlined_case(case: AnnotatedImage, scorer: ImageScorer) -> tuple[AnnotatedImage, int]:

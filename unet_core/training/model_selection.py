@@ -92,17 +92,18 @@ def _score(
 
 
 def select_objects(outputs: Sequence[NDArray[np.uint8]], cases: Sequence[AnnotatedImage], spec: UNetSpec) -> UNetSpec:
-    """Return the spec with the threshold, object settings and areas of the highest sum of object F1 and pixel Dice.
+    """Return the spec with the object settings, threshold and areas of the highest sum of object F1 and pixel Dice.
 
-    Each is chosen with those before it. A network for several classes has no threshold and no smallest area; the
+    Each is chosen with those before it, at first with a threshold of 0.5: a threshold that is chosen first, with seeds
+    that split too much, becomes too high. A network for several classes has no threshold and no smallest area; the
     largest probability decides. The smallest area is 0 or 1 to 20 hundredths of the median annotated area; of equals
     the first is chosen. A network with maps also gets a largest area.
     """
     spec = unselected(spec)
+    spec = _best(outputs, cases, [spec.model_copy(update={"objects": one}) for one in _settings(spec)])
     if spec.foreground == 1:
         tried = [round(0.05 * step, 2) for step in range(4, 17)]
         spec = _best(outputs, cases, [spec.model_copy(update={"threshold": one}) for one in tried])
-    spec = _best(outputs, cases, [spec.model_copy(update={"objects": one}) for one in _settings(spec)])
     areas_px = np.concatenate([_areas_px(np.asarray(case.labels_YX[:, :])) for case in cases])
     pixel_um2 = (spec.mpp or 1.0) ** 2
     if spec.foreground == 1:

@@ -52,18 +52,21 @@ SCORING = 2.0  # time of the selection per pixel, as a multiple of validation
 class TrainData:
     """Training images, held-back images for validation, and names of the classes.
 
-    ``pseudo``: SHA-256 of the model that outlined dots.
+    ``pseudo``: SHA-256 of the model that outlined dots. ``annotated``: training images as they are annotated, by which
+    settings are chosen; None: the training images.
     """
 
     training: Sequence[AnnotatedImage]
     held_back: Sequence[AnnotatedImage] = ()
     class_names: Sequence[str] = ("object",)
     pseudo: str | None = None
+    annotated: Sequence[AnnotatedImage] | None = None
 
     def shown(self, spec: UNetSpec) -> TrainData:
         """Return the images in a network's colours; each image is normalised as a slide would be."""
         training, held_back = (recoloured(cases, spec.normalisation) for cases in (self.training, self.held_back))
-        return replace(self, training=training, held_back=held_back)
+        annotated = None if self.annotated is None else recoloured(self.annotated, spec.normalisation)
+        return replace(self, training=training, held_back=held_back, annotated=annotated)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,7 @@ class Trainer:
     batches: Batches
     identity: dict[str, Any]
     seen: list[AnnotatedImage]
+    choosing: list[AnnotatedImage]
     watcher: TrainListener
     position: Position = field(default_factory=Position)
     saved: tuple[int, float] = (0, 0.0)  # step and second of the latest save
@@ -165,12 +169,13 @@ class Trainer:
         generator = generator_from_seed(recipe)
         identity = job.identity(spec)
         seen = views(shown.held_back, recipe.stopping.images)
+        choosing = views(shown.annotated or shown.training, CHOOSE_IMAGES)
         position = Position()
         if saved := resume_checkpoint.read(job.folder, identity):
             learner.restore(saved.tensors)
             generator.set_state(saved.tensors[TILES])
             position = saved.position
-        return cls(job, learner, sampler, Batches(sampler, generator), identity, seen, watcher, position)
+        return cls(job, learner, sampler, Batches(sampler, generator), identity, seen, choosing, watcher, position)
 
     # ---- the loop --------------------------------------------------------------------------------------------------
 
@@ -202,7 +207,7 @@ class Trainer:
                 self._step(journal)
             self._judge(journal)
             self._save(journal)
-        choose(self.job.folder / BEST, self._choosing(), self.job)
+        choose(self.job.folder / BEST, self.choosing, self.job)
         self.position = replace(self.position, done=True)
         resume_checkpoint.write(self.job.folder, self.identity, self.position, self._tensors())
 
@@ -263,7 +268,7 @@ class Trainer:
         self.watcher.validated(step, scores)
         if step:  # an untrained network is never the best
             watch = watch.after(scores[recipe.stopping.monitor], step, recipe)
-        reserve_s = SCORING * pace * _pixels(self._choosing())
+        reserve_s = SCORING * pace * _pixels(self.choosing)
         self.position = replace(self.position, judged=step, watch=watch, reserve_s=reserve_s)
 
     def _loss_held_back(self) -> float:
@@ -273,9 +278,6 @@ class Trainer:
         with torch.inference_mode():
             losses = [float(self.learner.loss_of(sampler.draw(generator))) for _ in self.seen]
         return sum(losses) / len(losses)
-
-    def _choosing(self) -> list[AnnotatedImage]:
-        return views(self.sampler.cases, CHOOSE_IMAGES)
 
     # ---- outputs ---------------------------------------------------------------------------------------------------
 

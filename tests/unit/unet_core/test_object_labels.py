@@ -11,6 +11,7 @@ from scipy import ndimage
 from skimage.segmentation import find_boundaries
 
 from tests.unit.unet_core.training_runs import case
+from unet_core.data.sampler import AnnotatedImage
 from unet_core.object_labels import LARGEST_PX, label_objects, split_by_map
 from unet_core.spec import ObjectSettings, UNetSpec
 from unet_core.training.model_selection import select_objects, unselected
@@ -120,6 +121,26 @@ def test_seeds_are_chosen_where_they_separate_what_is_annotated() -> None:
     assert chosen.objects.method == "seeds"
     assert chosen.objects.max_area_um2 is not None
     assert unselected(spec.model_copy(update={"objects": None})).objects == ObjectSettings(method="seeds")
+
+
+def test_a_threshold_is_chosen_with_seeds_that_fit() -> None:
+    """Shallow dents within objects split them at low thresholds only; deeper seeds make the lower one the better."""
+    true = np.zeros((60, 60), np.int32)
+    planes = np.zeros((2, 60, 60), np.uint8)
+    for number, (y, x) in enumerate(itertools.product((2, 22, 42), repeat=2), start=1):
+        true[y : y + 14, x : x + 14] = number
+        planes[0, y : y + 14, x : x + 14] = 140
+        planes[0, y + 1 : y + 13, x + 1 : x + 11] = (
+            250  # above 0.55 three fifths of the object are left, without a dent
+        )
+        planes[1, y : y + 14, x : x + 14] = 200
+        planes[1, y : y + 14, x + 11] = 160
+    case_ = AnnotatedImage("a", np.zeros((1, 60, 60), np.uint8), true)
+    chosen = select_objects([planes], [case_], UNetSpec(maps=("distance",)))
+    assert chosen.threshold is not None
+    assert chosen.threshold < 0.56
+    np.testing.assert_array_equal(label_objects(planes, chosen)[0] > 0, true > 0)
+    assert label_objects(planes, chosen)[0].max() == 9
 
 
 def test_components_are_chosen_where_seeds_only_break_objects() -> None:

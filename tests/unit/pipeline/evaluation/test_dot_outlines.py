@@ -105,4 +105,8 @@ def test_the_model_that_outlines_dots_is_part_of_the_run_and_of_its_model(tmp_pa
     )
     for model, expected in ((str(path), sha256(path)), (None, None)):
         (job,) = prepare(TrainRequest(images, masks, table, tmp_path / "run", config, model)).jobs
+        shown = job.material.shown(job.spec())
+        chosen_by = shown.training if shown.annotated is None else shown.annotated
+        (one,) = chosen_by
+        assert one.points_N3 is not None, "settings are chosen by the dots, not by outlines of a model"
         assert job.identity(job.spec()).get("pseudo") == job.provenance(1).get("pseudo") == expected

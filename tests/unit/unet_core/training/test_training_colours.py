@@ -35,7 +35,7 @@ def test_training_and_validation_use_the_normalised_colours(tmp_path: Path, stai
     pixels = np.concatenate([expected_pixels[one.name].reshape(3, -1) for one in data.training], axis=1) / 255
     assert spec.mean == pytest.approx(pixels.mean(axis=1), abs=1e-4)
     assert spec.std == pytest.approx(pixels.std(axis=1), abs=1e-4)
-    for one in (*training.sampler.cases, *training.seen, *training._choosing()):
+    for one in (*training.sampler.cases, *training.seen, *training.choosing):
         assert np.array_equal(one.image_CYX[:, :, :], expected_pixels[one.name])
     assert any((expected_pixels[one.name] != one.image_CYX).any() for one in data.training)
     assert run(tmp_path, asked, data).done
