@@ -2,7 +2,7 @@
 
     python -m tests.models.card_fields DATA MODEL OUT.png
 
-DATA is the folder of the public data. The images are the first by name: nobody chose them.
+DATA is the folder of the public data. The images are the first by name, so they are not selected.
 """
 
 from __future__ import annotations

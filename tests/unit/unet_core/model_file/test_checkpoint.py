@@ -249,7 +249,7 @@ def test_names_resolve_to_the_newest_version(saved: Path, monkeypatch: pytest.Mo
 
 def test_the_built_in_model_is_small_and_described() -> None:
     path = resolve("nuclei")
-    assert path == resolve("nuclei@3")
+    assert path == resolve("nuclei@4")
     assert path.stat().st_size < 5_000_000
     spec = describe(path).spec
     assert (spec.mpp, spec.in_channels, spec.classes, spec.padding, spec.norm) == (0.5, 3, 2, "valid", "batch")

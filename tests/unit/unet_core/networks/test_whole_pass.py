@@ -26,7 +26,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SIDE_PX = 256
 GOLDEN = Path(__file__).parents[3] / "exactness" / "golden"
 FILES = {
-    **{name: resolve(name) for name in ("nuclei@1", "nuclei@2", "nuclei@3", "nuclei-fluorescence@1")},
+    **{
+        name: resolve(name)
+        for name in ("nuclei@1", "nuclei@2", "nuclei@4", "nuclei-fluorescence@1", "nuclei-fluorescence@2")
+    },
     "two classes": GOLDEN / "classes.safetensors",
 }
 UNEVEN = {"mean": (0.71, 0.43, 0.62), "std": (0.13, 0.21, 0.17)}
