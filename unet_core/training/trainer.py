@@ -45,7 +45,7 @@ BEST, LAST = "best.safetensors", "last.safetensors"
 TILES = "chance/tiles"
 SAVE_EVERY_S = 60.0
 CHOOSE_IMAGES = 64  # for the selection of threshold and smallest area
-SCORING = 2.0  # time of the selection per pixel, as a multiple of validation
+SCORING, SCORING_MAPS = 2.0, 10.0  # time of the selection per pixel, as a multiple of validation; where there are maps
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +268,8 @@ class Trainer:
         self.watcher.validated(step, scores)
         if step:  # an untrained network is never the best
             watch = watch.after(scores[recipe.stopping.monitor], step, recipe)
-        reserve_s = SCORING * pace * _pixels(self.choosing)
+        scoring = SCORING_MAPS if judged.spec.maps else SCORING
+        reserve_s = scoring * pace * _pixels(self.choosing)
         self.position = replace(self.position, judged=step, watch=watch, reserve_s=reserve_s)
 
     def _loss_held_back(self) -> float:
