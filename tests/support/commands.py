@@ -87,7 +87,9 @@ class Ran:
         return {stage: blocks for stage, blocks in self.outcome(key)["computed"].items() if blocks}
 
 
-MAY_DIFFER = {"PREFECT_HOME", "PREFECT_API_URL", "COLUMNS", "PYTEST_CURRENT_TEST"}
+OF_SKLEARN = {"KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"}
+"""Variables that scikit-learn sets in a test process that imports it."""
+MAY_DIFFER = {"PREFECT_HOME", "PREFECT_API_URL", "COLUMNS", "PYTEST_CURRENT_TEST", *OF_SKLEARN}
 """Variables of which a fork reads its own value: they are read after the libraries have been imported."""
 WITH_PREFECT = (["segment"], ["train"])
 """First words of commands that import Prefect."""
@@ -173,7 +175,10 @@ class CommandServer:
         return self.prefect_addresses[key]
 
     def _start(self, environment: Mapping[str, str]) -> None:
-        self.environment = {name: value for name, value in environment.items() if not name.startswith("OVERTILE_")}
+        """Start it in the environment of this process, whatever variables the first command adds."""
+        own = {name: environment[name] for name in {*MAY_DIFFER, "PYTHONPATH"} & {*environment}}
+        kept = {name: os.environ[name] for name in environment if name in os.environ}
+        self.environment = {name: kept[name] for name in kept if not name.startswith(("PREFECT_", "OVERTILE_"))} | own
         self.address = str(Path(mkdtemp(prefix="overtile-commands-")) / "socket")
         words = [sys.executable, "-m", "tests.support.command_server", self.address]
         self.process = subprocess.Popen(words, env=self.environment, cwd=REPOSITORY)

@@ -63,7 +63,7 @@ def test_objects_of_a_model_with_seeds_are_those_of_segment(tmp_path: Path) -> N
     assert scores.sums[OBJECTS][0, :2].tolist() == [labels.max(), labels.max()]
     assert scores.scores()["pq"][0] == scores.scores()["aji"][0] == scores.scores()["centre_f1"][0] == 1
     assert np.array_equal(scorer.found_YX > 0, labels > 0)
-    assert "split at the seeds of the map centre (depth 0.03), objects of at least 10 and at most 240 px" in method.how
+    assert "split by the map centre (depth 0.03), objects of at least 10 and at most 240 px" in method.how
 
 
 def test_images_with_dots_are_scored_by_centres(folder: Path, overtile_alone: Command, tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def test_used_time_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """A stopped run keeps its used minutes, on a clock that advances when read."""
     ticks = count(0.0, 0.02)
     monkeypatch.setattr("unet_core.training.trainer.time", SimpleNamespace(monotonic=lambda: next(ticks)))
-    given = recipe(schedule={"steps": None, "minutes": 0.03})
+    given = recipe(schedule={"steps": None, "minutes": 0.03}, maps={"names": []})
     with killed_at(monkeypatch, 7, before=True):
         run(tmp_path, given)
     with (tmp_path / "resume.safetensors").open("rb") as file:
