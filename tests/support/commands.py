@@ -87,9 +87,12 @@ class Ran:
         return {stage: blocks for stage, blocks in self.outcome(key)["computed"].items() if blocks}
 
 
-OF_SKLEARN = {"KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"}
-"""Variables that scikit-learn sets in a test process that imports it."""
-MAY_DIFFER = {"PREFECT_HOME", "PREFECT_API_URL", "COLUMNS", "PYTEST_CURRENT_TEST", *OF_SKLEARN}
+OF_LIBRARIES = {
+    *("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_CACHE_DIR"),
+    *("GDAL_CURL_CA_BUNDLE", "PROJ_CURL_CA_BUNDLE"),
+}
+"""Variables that scikit-learn, MONAI, torch and rasterio set in a test process that imports them."""
+MAY_DIFFER = {"PREFECT_HOME", "PREFECT_API_URL", "COLUMNS", "PYTEST_CURRENT_TEST"}
 """Variables of which a fork reads its own value: they are read after the libraries have been imported."""
 WITH_PREFECT = (["segment"], ["train"])
 """First words of commands that import Prefect."""
@@ -204,7 +207,8 @@ class Command:
         """Return a command with a clean environment below ``folder``; without ``api_url`` it starts its own server."""
         if api_url is None:
             with_database(folder / "prefect")
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "OVERTILE_"))}
+        kept = {name: value for name, value in os.environ.items() if name not in OF_LIBRARIES}
+        kept = {name: value for name, value in kept.items() if not name.startswith(("PREFECT_", "OVERTILE_"))}
         environment = {**kept, "PREFECT_HOME": str(folder / "prefect"), "COLUMNS": "200"}
         if api_url is not None:
             environment["PREFECT_API_URL"] = api_url
