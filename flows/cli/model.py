@@ -27,7 +27,7 @@ from unet_core.errors import NetworkError
 from unet_core.model_file.header import ModelHeader, built_in, describe, resolve, sha256
 from unet_core.networks.model_summary import layers, operations_per_px, parameters, tile_bytes
 from unet_core.shapes import ValidShape
-from unet_core.spec import UNSEEN, UNetSpec
+from unet_core.spec import UNSEEN, ObjectSettings, UNetSpec
 
 TILES_PX = (384, 512, 1024, 2048)
 """Sides of the tiles for which costs are shown."""
@@ -197,7 +197,7 @@ def _objects(spec: dict[str, Any]) -> Iterator[str]:
     if spec.get("maps"):
         yield f"maps: {', '.join(spec['maps'])}"
     if objects := spec.get("objects"):
-        source = {"components": None, "seeds": objects["source"], "boundary": "boundary"}[objects["method"]]
+        source = ObjectSettings.model_validate(objects).map_name
         seeds = "" if source is None else f" of the map {source}, depth {objects['depth']:g}"
         largest = "" if objects["max_area_um2"] is None else f", largest object {objects['max_area_um2']:g} um2"
         yield f"objects: {objects['method']}{seeds}{largest}"

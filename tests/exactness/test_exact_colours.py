@@ -240,9 +240,8 @@ def test_normalisation_settings_are_part_of_the_stage_hashes(tmp_path: Path, mon
     )
     monkeypatch.setattr(plans, "FIT_VERSION", plans.FIT_VERSION + 1)
     later = [hashes(slide, tmp_path / "out", one) for one in files]
-    assert [one["predict"] != other["predict"] for one, other in zip(every, later, strict=True)] == [False] + [
-        True
-    ] * len(NORMALISATIONS)
+    differ = [one["predict"] != other["predict"] for one, other in zip(every, later, strict=True)]
+    assert differ == [False, *[True] * len(NORMALISATIONS)]
 
 
 def test_another_normalisation_is_fitted_anew(tmp_path: Path) -> None:

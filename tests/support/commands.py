@@ -207,8 +207,8 @@ class Command:
         """Return a command with a clean environment below ``folder``; without ``api_url`` it starts its own server."""
         if api_url is None:
             with_database(folder / "prefect")
-        kept = {name: value for name, value in os.environ.items() if name not in OF_LIBRARIES}
-        kept = {name: value for name, value in kept.items() if not name.startswith(("PREFECT_", "OVERTILE_"))}
+        own = {name for name in os.environ if name.startswith(("PREFECT_", "OVERTILE_"))}
+        kept = {name: value for name, value in os.environ.items() if name not in own | OF_LIBRARIES}
         environment = {**kept, "PREFECT_HOME": str(folder / "prefect"), "COLUMNS": "200"}
         if api_url is not None:
             environment["PREFECT_API_URL"] = api_url

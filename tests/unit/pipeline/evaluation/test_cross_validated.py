@@ -44,7 +44,7 @@ def test_each_image_is_scored_by_the_network_that_held_it_back(
     ran = overtile_alone.run(
         *evaluate_arguments(folder, tmp_path / "out", "--model", run, "--cases", folder / "cases.csv")
     )
-    assert ran.code == 0, ran.remarks
+    assert ran.code == 0, ran.transcript
     record = json.loads((tmp_path / "out" / "metrics.json").read_text())
     both = total = 0
     for row, patient in zip(record["cases"], PATIENTS, strict=True):
@@ -64,8 +64,8 @@ def test_an_image_that_no_network_held_back_is_rejected(
     shutil.copytree(run, tmp_path / "short")
     shutil.rmtree(tmp_path / "short" / "fold-1")
     ran = overtile_alone.run(*evaluate_arguments(folder, tmp_path / "out", "--model", tmp_path / "short"))
-    assert ran.code == 2, ran.remarks
+    assert ran.code == 2, ran.transcript
     assert ran.only_error.startswith("2: expected images that one of the networks of short held back")
     ran = overtile_alone.run(*evaluate_arguments(folder, tmp_path / "out", "--model", tmp_path))
-    assert ran.code == 2, ran.remarks
+    assert ran.code == 2, ran.transcript
     assert "train with --fold all" in ran.only_error

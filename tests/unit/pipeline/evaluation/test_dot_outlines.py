@@ -72,13 +72,19 @@ def test_outlines_equal_those_found_pixel_by_pixel(seed: int, block: int) -> Non
     assert np.array_equal(np.asarray(made.labels_YX) > 0, parts != 0)
 
 
-def test_a_dataset_needs_the_resolution_of_the_model(tmp_path: Path) -> None:
+def model_and_dot(folder: Path) -> tuple[Path, Path, Path]:
+    """A random network at 0.5 um per pixel, and the folders of an image and of its only dot."""
     torch.manual_seed(0)
-    path = tmp_path / "model.safetensors"
+    path = folder / "model.safetensors"
     save(path, UNet(UNetSpec(depth=1, width=2, mpp=0.5)).eval(), {})
-    images, masks = folders(tmp_path)
+    images, masks = folders(folder)
     save_image(images, "a", draw(1))
     save_table(masks / "a.csv", "x,y", "5,5")
+    return path, images, masks
+
+
+def test_a_dataset_needs_the_resolution_of_the_model(tmp_path: Path) -> None:
+    path, images, masks = model_and_dot(tmp_path)
     table = save_table(tmp_path / "t.csv", "image,mpp,weight", "a,0.5,3")
     found = outline_dots(open_dataset(images, masks, table, None, 0.5), str(path))
     (case,) = found.cases
@@ -93,12 +99,7 @@ def test_a_dataset_needs_the_resolution_of_the_model(tmp_path: Path) -> None:
 
 
 def test_the_model_that_outlines_dots_is_part_of_the_run_and_of_its_model(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    path = tmp_path / "model.safetensors"
-    save(path, UNet(UNetSpec(depth=1, width=2, mpp=0.5)).eval(), {})
-    images, masks = folders(tmp_path)
-    save_image(images, "a", draw(1))
-    save_table(masks / "a.csv", "x,y", "5,5")
+    path, images, masks = model_and_dot(tmp_path)
     table = save_table(tmp_path / "t.csv", "image,mpp", "a,0.5")
     config = load_as(
         TrainConfig, None, ["network.depth=1", "network.width=2", "network.mpp=0.5", "folds.hold_back=null"]
