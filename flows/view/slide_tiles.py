@@ -28,11 +28,11 @@ from pipeline.rendering.contrast import Rgb, Window, class_colours, compose, is_
 from pipeline.slides.bad_tiles import BadTile
 from pipeline.stages.pyramid import halve_mean, halve_nearest, level_shapes
 from pipeline.storage.atomic_files import read_json
-from pipeline.storage.layout import IMAGE, OBJECTS, PROBABILITY, TABLE, TISSUE, tissue_factor
+from pipeline.storage.layout import IMAGE, MAPS, OBJECTS, PROBABILITY, TABLE, TISSUE, tissue_factor
 from pipeline.storage.manifest import previous_plan, read_manifest
 from pipeline.storage.slide_store import SlideStore, StoredArray, shard_path
 
-LAYERS = ("image", "fills", "heat", "threshold", "tissue", "left-out", "grid", "outlines")
+LAYERS = ("image", "fills", "heat", *MAPS, "threshold", "tissue", "left-out", "grid", "outlines")
 """The layers in drawing order, bottom first."""
 FINER_LEVELS = 3
 """Number of finer levels from which a missing level is computed: at most 64 chunks per tile."""
@@ -137,6 +137,7 @@ class Slide:
         image, probability, objects = (self.finest(path) for path in (IMAGE, PROBABILITY, OBJECTS))
         tissue = 0 if self.has(TISSUE) else None
         finest = {"image": image, "fills": objects, "heat": probability, "threshold": probability, "tissue": tissue}
+        finest |= {name: self.finest(path) for name, path in MAPS.items()}
         finest |= {"left-out": tissue, "grid": 0, "outlines": objects}
         return {name: level for name in LAYERS if (level := finest[name]) is not None}
 
@@ -208,6 +209,8 @@ class Slide:
         self, layer: str, position: tile_renderer.PyramidTile, threshold: float, objects_filter: Filter
     ) -> tuple[tile_renderer.Indices | None, tile_renderer.Palette]:
         """Return the palette indices of a tile and the palette; None for the indices if there is nothing to show."""
+        if layer in MAPS:
+            return self.cell(MAPS[layer], position), tile_renderer.heat_palette()
         match layer:
             case "heat" | "threshold":
                 p = self.cell(PROBABILITY, position)

@@ -57,6 +57,13 @@ FORMATS: dict[str, dict[str, Write]] = {
 }
 """Files of each format, and the function that writes each."""
 
+
+def files_of(result: CompleteResult, name: str) -> dict[str, Write]:
+    """Return the files of a format for one result: those of ``FORMATS``, and for ``ome-tiff`` one for each map."""
+    maps = result.map_names if name == "ome-tiff" else ()
+    return FORMATS[name] | {f"{one}.ome.tif": _tiff(f"maps/{one}") for one in maps}
+
+
 NEEDS = {
     "geojson": ("tables", "labels"),
     "geoparquet": ("tables", "labels"),
@@ -96,7 +103,7 @@ def targets(result: CompleteResult, formats: Sequence[str], into: Path | None) -
             raise ConfigError(f"--to {name}: expected one of {', '.join(FORMATS)}")
         if name != "ngff04":
             result.section  # noqa: B018  rejects a result without objects before anything is written
-        for file, write in FORMATS[name].items():
+        for file, write in files_of(result, name).items():
             yield folder / file, write
 
 

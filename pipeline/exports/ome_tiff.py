@@ -1,4 +1,4 @@
-"""Export of labels and probability as pyramidal OME-TIFF, for Fiji, QuPath, OMERO and ImageJ macros.
+"""Export of labels, probability and maps as pyramidal OME-TIFF, for Fiji, QuPath, OMERO and ImageJ macros.
 
 Tiles of 512 px are read and written one after another, so the memory is that of one tile for a slide of any size.
 Coarser levels are those of the result, stored as sub-images of the first (OME-TIFF 6).
@@ -29,7 +29,7 @@ def write_ome_tiff(result: CompleteResult, group: str, path: Path) -> None:
 
     Args:
         result: The result.
-        group: ``LABELS`` or ``PROBABILITY``.
+        group: ``LABELS``, ``PROBABILITY``, or the group of a map.
         path: The file.
     """
     (pyramid,) = read_json(result.store.zarr / group / "zarr.json")["attributes"]["ome"]["multiscales"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,6 @@ from pipeline.exports.vector_formats import CompleteResult
 from pipeline.objects.table_reader import read_groups
 from pipeline.storage.layout import IMAGE, MAPS, OBJECTS, PROBABILITY, TABLE
 from pipeline.storage.slide_store import SlideStore
-from unet_core.spec import MapName
 
 if TYPE_CHECKING:  # dask.array takes half a second to import
     import dask.array
@@ -48,7 +47,7 @@ class Result:
 
         Raises ConfigError when they were dropped.
         """
-        names: Sequence[MapName] = self.manifest["plan"]["model"]["spec"].get("maps", ())
+        names = CompleteResult(SlideStore(self.path), self.manifest).map_names
         return {name: self._array(MAPS[name]) for name in names}
 
     @property

@@ -37,6 +37,7 @@ from pipeline.storage.atomic_files import write_atomic
 from pipeline.storage.layout import GEOJSON, TABLE
 from pipeline.storage.manifest import read_manifest
 from pipeline.storage.slide_store import SlideStore
+from unet_core.spec import MapName
 
 GEOMETRY = "geometry"
 GEO = {
@@ -83,6 +84,11 @@ class CompleteResult:
         y, x = plan["image"]["level0_from_image_yx"]
         classes = ClassInfo(names, tuple((r, g, b) for r, g, b in colours))
         return ExportInputs(plan["hashes"]["label"], (y, x), classes)
+
+    @property
+    def map_names(self) -> tuple[MapName, ...]:
+        """Names of the network's maps; empty without any."""
+        return tuple(self.manifest["plan"]["model"]["spec"].get("maps", ()))
 
     @property
     def work(self) -> StageContext:

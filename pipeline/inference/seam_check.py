@@ -1,4 +1,4 @@
-"""Check whether block and tile borders are visible in the probability: one ratio a slide, about 1 when they are not.
+"""Check whether block and tile borders are visible in probability and maps: one ratio a slide, about 1 if not.
 
 The check compares short pieces of block and tile borders with the same pieces of control lines beside them. It counts
 pieces and does not measure them. A piece counts when the probability bends more sharply across its line than anywhere
@@ -72,7 +72,7 @@ def seam_check(read: Callable[[Box], Array], computed: NDArray[np.bool_], cut: C
     """Compute the seam ratio of a slide.
 
     Args:
-        read: Returns the probability (k, h, w) uint8 of a box.
+        read: Returns the planes of a box (k, h, w) uint8: the probability of each class, then the maps.
         computed: Cells (rows, cols) that the network computed; the others are zero, and their edge is not a seam.
         cut: How the image is divided.
 
@@ -131,7 +131,7 @@ def _count(read: Callable[[Box], Array], sample: SeamSample) -> tuple[float, flo
 
 
 def sharpest(pixels_KYX: Array) -> NDArray[np.bool_]:
-    """Whether the bend between x - 1 and x exceeds the bends near it, for each class, piece (of rows) and x (k, n, w).
+    """Whether the bend between x - 1 and x exceeds the bends near it, for each plane, piece (of rows) and x (k, n, w).
 
     False near the ends, where not all neighbours exist, and wherever nothing bends.
     """

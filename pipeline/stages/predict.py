@@ -9,7 +9,7 @@ all of them have it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -134,7 +134,7 @@ def cell_pixels(cells: Array, box: Box) -> Array:
 
 
 def predict_slide(context: StageContext, inputs: PredictInputs, map_blocks: MapBlocks) -> StageReport:
-    """Write the whole probability and maps, block by block, and check the probability for seams."""
+    """Write the whole probability and maps, block by block, and check both for seams."""
     store = context.store
     shapes: dict[str, tuple[int, ...]] = {MAPS[name]: context.shape_yx for name in inputs.maps}
     shapes[PROBABILITY] = (inputs.foreground, *context.shape_yx)
@@ -149,11 +149,17 @@ def predict_slide(context: StageContext, inputs: PredictInputs, map_blocks: MapB
     return report
 
 
+def read_planes(arrays: Sequence[StoredArray], box: Box) -> Array:
+    """Read one box (k, h, w) of arrays (k, y, x) and (y, x), one plane after another."""
+    return np.concatenate([array.read(box).reshape(-1, *box.shape) for array in arrays])
+
+
 def _facts(context: StageContext, inputs: PredictInputs) -> dict[str, Any]:
     """Number of computed and skipped pixels, and the seam check."""
     whole = Box.of_shape(context.shape_yx)
     tissue = context.store.read(TISSUE)
     alive = sum(int(pixels_to_compute(tissue, inputs, core).sum()) for core in (tile.core for tile in context.grid))
     cut = Cut(context.shape_yx, context.block_px, inputs.tile_px, inputs.step_px)
-    seam = seam_check(context.store.read(PROBABILITY).read, cells_to_compute(tissue, inputs, whole), cut)
+    arrays = [context.store.read(path) for path in (PROBABILITY, *(MAPS[name] for name in inputs.maps))]
+    seam = seam_check(partial(read_planes, arrays), cells_to_compute(tissue, inputs, whole), cut)
     return {"pixels": whole.area_px, "skipped_pixels": whole.area_px - alive, "seam": seam}

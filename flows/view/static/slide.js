@@ -1,9 +1,11 @@
 "use strict";
 // The page of one slide: layers, scale bar, pointer and object table around OpenSeadragon, which pans and zooms.
 const byId = (id) => document.getElementById(id);
-const NAMES = { image: "Image", fills: "Objects, filled", heat: "Probability", threshold: "Above threshold", tissue: "Tissue",
+const NAMES = { image: "Image", fills: "Objects, filled", heat: "Probability", distance: "Map: distance",
+  centre: "Map: centre", boundary: "Map: boundary", threshold: "Above threshold", tissue: "Tissue",
   "left-out": "Skipped or unreadable", grid: "Block grid", outlines: "Outlines" };
-const INITIAL_OPACITY = { image: 1, fills: 0.4, heat: 0.7, threshold: 0.5, tissue: 0.25, "left-out": 0.5, grid: 0.6, outlines: 1 };
+const INITIAL_OPACITY = { image: 1, fills: 0.4, heat: 0.7, distance: 0.7, centre: 0.7, boundary: 0.7,
+  threshold: 0.5, tissue: 0.25, "left-out": 0.5, grid: 0.6, outlines: 1 };
 const INITIALLY_SHOWN = ["image", "outlines"], OF_OBJECTS = ["fills", "outlines"];
 const DEBOUNCE_MS = 90, FIRST_MS = 2000;
 const MIN_SCREEN_PX = 0.8;  // minimum screen pixels per pixel of the displayed level

@@ -10,7 +10,7 @@ import re
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -29,6 +29,7 @@ from pipeline.geometry import Box
 from pipeline.stages.pyramid import halve_mean, halve_nearest, level_shapes
 from pipeline.storage.slide_store import SlideStore
 from tests.support.make_store import PLAN, put_array, put_objects
+from unet_core.spec import MapName
 
 SHAPE = (1100, 700)
 SEED = 20261122
@@ -115,6 +116,7 @@ def arrays_of() -> dict[str, NDArray[Any]]:
     return {
         "0": rng.integers(0, 256, (3, *SHAPE), np.uint8),
         "probability/0": rng.integers(0, 256, (2, *SHAPE), np.uint8),
+        **{f"maps/{name}/0": rng.integers(0, 256, SHAPE, np.uint8) for name in get_args(MapName)},
         "labels/objects/0": labels,
         "tissue": tissue,
     }
@@ -180,6 +182,11 @@ def expected(found: dict[str, NDArray[Any]], layer: str, level: int, threshold: 
         return colours[np.where(find_boundaries(labels, connectivity=1, mode="inner"), classes, 0)]
     if layer == "heat":
         return tile_renderer.heat_palette()[probability.max(axis=0)]
+    if layer in get_args(MapName):
+        plane = found[f"maps/{layer}/0"]
+        for _ in range(level):
+            plane = halve_mean(plane)
+        return tile_renderer.heat_palette()[plane]
     tissue = found["tissue"][np.ix_(y // FACTOR, x // FACTOR)]
     if layer == "left-out":
         skipped = np.zeros([-(-side // 512) for side in SHAPE], bool)

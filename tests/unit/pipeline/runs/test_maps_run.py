@@ -20,12 +20,15 @@ from flows.batch.cost_probe import look, sample
 from flows.batch.disk_quota import at_most_bytes
 from pipeline.config import ObjectsSection, load_config
 from pipeline.errors import ConfigError
+from pipeline.exports.formats import export
 from pipeline.exports.result import open_result
+from pipeline.exports.vector_formats import CompleteResult
 from pipeline.geometry import Box
 from pipeline.objects.method import resolve
 from pipeline.runs.plan import SlidePlan
 from pipeline.runs.prune import prune_slide
 from pipeline.runs.verify import verify_slide
+from pipeline.stages import predict
 from pipeline.storage.atomic_files import digest
 from pipeline.storage.manifest import read_manifest, result_files
 from pipeline.storage.slide_store import SlideStore
@@ -143,6 +146,32 @@ def test_an_opened_result_has_every_map(fresh: Callable[..., Path]) -> None:
     for name, map_YX in opened.maps.items():
         np.testing.assert_array_equal(map_YX.compute(), stored(fresh(), f"maps/{name}/0"))
     assert open_result(fresh(model="plain")).maps == {}
+
+
+def test_exports_have_every_map(fresh: Callable[..., Path], tmp_path: Path) -> None:
+    complete = CompleteResult.open(SlideStore(fresh()))
+    files = list(export(complete, ["ome-tiff", "ngff04"], tmp_path, force=False))
+    names = [f"{name}.ome.tif" for name in ("objects", "probability", *SPEC.maps)]
+    assert [path.name for path in files] == [*names, "slide.ngff04.zarr"]
+    for name in SPEC.maps:
+        with tifffile.TiffFile(tmp_path / "tissue" / f"{name}.ome.tif") as tiff:
+            for number, level in enumerate(tiff.series[0].levels):
+                np.testing.assert_array_equal(level.asarray(), stored(fresh(), f"maps/{name}/{number}"))
+        copy = zarr.open_array(tmp_path / "tissue" / "slide.ngff04.zarr" / "maps" / name / "0", mode="r")
+        np.testing.assert_array_equal(copy[()], stored(fresh(), f"maps/{name}/0"))
+
+
+def test_the_seam_check_reads_probability_and_maps(
+    plan: Plan, tmp_path: Path, fresh: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxes = [Box(500, 510, 530, 900), Box(0, 0, 7, 3)]
+    found: list[Array] = []
+    monkeypatch.setattr(predict, "seam_check", lambda read, *_: found.extend(read(box) for box in boxes))
+    run(plan(), tmp_path / "tissue")
+    for box, planes in zip(boxes, found, strict=True):
+        for plane, path in zip(planes, ("probability/0", "maps/distance/0", "maps/centre/0"), strict=True):
+            whole = stored(fresh(), path)
+            np.testing.assert_array_equal(plane, whole.reshape(-1, *SHAPE)[0][box.slices])
 
 
 def test_manifest_and_verify_know_the_maps(fresh: Callable[..., Path]) -> None:
