@@ -33,7 +33,7 @@ from unet_core.data.augmentation import (
     source_offsets,
     uniform,
 )
-from unet_core.data.dataset_statistics import ClassMap, ImageStatistics
+from unet_core.data.dataset_statistics import WINDOW_PX, ClassMap, ImageStatistics
 from unet_core.data.map_targets import MARGIN_PX, NO_MAPS, DotField, MapSettings, map_targets
 from unet_core.data.weight_map import SeparationWeights, part_touching
 from unet_core.mirror import ArrayLike, Square, read_mirrored
@@ -281,8 +281,16 @@ def stack(tiles: Sequence[tuple[Tensor, ...]]) -> SampleBatch:
     return SampleBatch(*(torch.stack(parts) for parts in zip(*tiles, strict=True)))
 
 
-def class_frequencies(cases: Sequence[AnnotatedImage], classes: int) -> tuple[float, ...]:
+def class_frequencies(
+    cases: Sequence[AnnotatedImage], classes: int, dots: MapSettings | None = None
+) -> tuple[float, ...]:
     """Return the share of each class among all pixels, background first.
+
+    Args:
+        cases: Annotated images.
+        classes: Number of classes, with background.
+        dots: How dots are learnt: a dot counts as its disc, and pixels that are not trained on do not count. None: dots
+            do not count.
 
     Raises:
         ValueError: An image holds a class beyond `classes`.
@@ -290,12 +298,26 @@ def class_frequencies(cases: Sequence[AnnotatedImage], classes: int) -> tuple[fl
     counts = np.zeros(classes)
     for case in cases:
         found = case.census().counts.sum(axis=(1, 2))
+        if dots is not None and case.points_N3 is not None:
+            found = _learnt_pixels(case, dots)
         if len(found) > classes:
             raise ValueError(
                 f"{case.name}: expected classes 0 to {classes - 1}, as many as the network has, found {len(found) - 1}"
             )
         counts[: len(found)] += found
     return tuple((counts / counts.sum()).tolist())
+
+
+def _learnt_pixels(case: AnnotatedImage, dots: MapSettings) -> NDArray[np.int64]:
+    """Return the pixels of each class that an image with dots trains on, counted window by window."""
+    counts = np.zeros(IGNORED, np.int64)
+    height, width = case.labels_YX.shape
+    for y, x in itertools.product(range(0, height, WINDOW_PX), range(0, width, WINDOW_PX)):
+        box = Square(y, x, min(y + WINDOW_PX, height), min(x + WINDOW_PX, width))
+        at_2YX = torch.from_numpy(np.indices((box.y1 - y, box.x1 - x), np.float32))
+        target, known = _Annotation.read(case, Window(box, at_2YX)).target(dots)
+        counts += np.bincount(target[known].numpy(), minlength=IGNORED)
+    return counts[: int(np.flatnonzero(counts).max(initial=0)) + 1]
 
 
 def stain_shown(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from unet_core.data.augmentation import Augmentation
 from unet_core.data.recoloured import recoloured
-from unet_core.data.sampler import AnnotatedImage, SampleBatch, Sampler, class_frequencies
+from unet_core.data.sampler import AnnotatedImage, SampleBatch, Sampler
 from unet_core.device import resolve_device
 from unet_core.networks.activations import SkipGradient, skip_gradients
 from unet_core.networks.unet import SegmentationNetwork
@@ -64,7 +64,7 @@ def skip_gradient_norms(
     """Return gradient norms of the training's loss at each skip, on one batch without augmentation."""
     spec = model.spec
     recipe = job.recipe.with_maps_of(spec)
-    loss = loss_for(recipe.loss, spec, class_frequencies(job.material.training, spec.classes))
+    loss = loss_for(recipe.loss, spec, job.class_frequencies(spec))
     learner = TrainState.of(model, loss, recipe)
     device = resolve_device(recipe.compute.device)
     shown = recoloured(cases, spec.normalisation)

@@ -92,6 +92,11 @@ class TrainJob:
             return describe(resolve(start)).spec
         return spec_for(self.material.training, self.material.class_names, self.recipe)
 
+    def class_frequencies(self, spec: UNetSpec) -> tuple[float, ...]:
+        """Return the share of each class in the training images; dots count if the loss weights classes by it."""
+        weighted = self.recipe.loss.class_weights != "none"
+        return class_frequencies(self.material.training, spec.classes, self.recipe.maps if weighted else None)
+
     def identity(self, spec: UNetSpec) -> dict[str, Any]:
         """Return the identity of the run as JSON-compatible data."""
         identity: dict[str, Any] = {
@@ -99,7 +104,7 @@ class TrainJob:
             "network": spec.model_dump(mode="json"),
             "trained on": [[case.name, *case.labels_YX.shape] for case in self.material.training],
             "held back": [[case.name, *case.labels_YX.shape] for case in self.material.held_back],
-            "share of each class": list(class_frequencies(self.material.training, spec.classes)),
+            "share of each class": list(self.class_frequencies(spec)),
         }
         return identity if self.material.pseudo is None else identity | {"pseudo": self.material.pseudo}
 
@@ -160,7 +165,7 @@ class Trainer:
         torch.manual_seed(recipe.compute.seed)
         start = load(resolve(recipe.network.start)) if recipe.network.start else None
         spec = start.spec if start else job.spec()
-        frequencies = class_frequencies(material.training, spec.classes)
+        frequencies = job.class_frequencies(spec)
         recipe = recipe.with_maps_of(spec)
         learner = TrainState.of(start or build(spec), loss_for(recipe.loss, spec, frequencies), recipe)
         shown = material.shown(spec)

@@ -14,6 +14,7 @@ from unet_core.class_map import IGNORED
 from unet_core.data import dataset_statistics
 from unet_core.data.augmentation import Augmentation
 from unet_core.data.dataset_statistics import WINDOW_PX, ClassMap, ImageStatistics
+from unet_core.data.map_targets import MapSettings
 from unet_core.data.sampler import AnnotatedImage, Sampler, Sampling, class_frequencies, draw_place, stain_shown
 from unet_core.data.weight_map import separation_weights
 
@@ -290,3 +291,23 @@ def test_annotations_of_another_size_are_refused() -> None:
         AnnotatedImage("a", image, np.zeros((6, 5), np.int32))
     with pytest.raises(ValueError, match="of one size"):
         AnnotatedImage("a", image, np.zeros((5, 6), np.int32), np.zeros((5, 7), np.uint8))
+
+
+def test_shares_of_dots_are_those_of_the_pixels_that_are_trained_on() -> None:
+    """Across windows of 1,024 px: discs of their class, background far from every dot, outlines as they are."""
+    generator = np.random.default_rng(0)
+    labels = np.zeros((1100, 90), np.int32)
+    labels[1000:1030, 40:60] = 1
+    points = np.column_stack([generator.uniform(0, 1100, 30), generator.uniform(0, 90, 30), np.tile([1, 2], 15)])
+    points = points.astype(np.float32).astype(np.float64)
+    case = AnnotatedImage("dots", np.zeros((3, 1100, 90), np.uint8), labels, None, points.astype(np.float32))
+    squared = ((np.indices(labels.shape)[..., None] - points[:, :2].T[:, None, None]) ** 2).sum(axis=0)
+    near, outlined = squared.min(axis=-1) <= 4**2, labels > 0
+    class_of = points[squared.argmin(axis=-1), 2]
+    first = int((outlined | (near & (class_of == 1))).sum())
+    second = int((near & ~outlined & (class_of == 2)).sum())
+    background = int(((squared.min(axis=-1) >= 9**2) & ~outlined).sum())
+    expected = np.array([background, first, second])
+    maps = MapSettings(dot_px=4.0, far_px=9.0)
+    assert class_frequencies([case], 3, maps) == pytest.approx(expected / expected.sum())
+    assert class_frequencies([case], 3) == pytest.approx([1 - 600 / labels.size, 600 / labels.size, 0])
