@@ -26,10 +26,11 @@ from support.tissue import write_slide
 from pipeline.execution.blocks import Counts, StageContext
 from pipeline.geometry import Box, TileGrid
 from pipeline.image_info import ClassInfo, ImageInfo
+from pipeline.objects.table_writer import ROW_GROUP
 from pipeline.rendering.contrast import class_colours
 from pipeline.stages.pyramid import PyramidInputs, pyramid_slide
 from pipeline.storage.atomic_files import sha256_file
-from pipeline.storage.layout import IMAGE, OBJECTS, PROBABILITY
+from pipeline.storage.layout import IMAGE, MAPS, OBJECTS, PROBABILITY
 from pipeline.storage.manifest import read_manifest, result_files, rewrite
 from pipeline.storage.slide_store import ArraySpec, Index, SlideStore, shard_path
 
@@ -63,7 +64,8 @@ def _one_block(folder: Path) -> SlideStore:
 def _write_arrays(store: SlideStore, small: SlideStore, manifest: dict[str, Any]) -> None:
     plan, spec = manifest["plan"], manifest["plan"]["model"]["spec"]
     factor = manifest["stages"]["tissue"]["facts"]["factor"]
-    sides = {"tissue": SIDE_PX // factor} | dict.fromkeys(MADE_BY, SIDE_PX)
+    made_by = MADE_BY | {MAPS[name]: "predict" for name in spec.get("maps", ())}
+    sides = {"tissue": SIDE_PX // factor} | dict.fromkeys(made_by, SIDE_PX)
     for path, side_px in sides.items():
         source, codec = small.read(path), "lz4" if path == IMAGE else "zstd"
         shape = (*source.shape[:-2], side_px, side_px)
@@ -73,7 +75,7 @@ def _write_arrays(store: SlideStore, small: SlideStore, manifest: dict[str, Any]
     section = PyramidInputs(
         image=ImageInfo(plan["image"]["mpp"], (1.0, 1.0), tuple(plan["image"]["channels"])),
         classes=ClassInfo(tuple(spec["class_names"]), class_colours(len(spec["class_names"]))),
-        arrays={path: plan["hashes"][stage] for path, stage in MADE_BY.items()},
+        arrays={path: plan["hashes"][stage] for path, stage in made_by.items()},
     )
     work = StageContext(store.root, (SIDE_PX, SIDE_PX), BLOCK_PX, plan["hashes"]["pyramid"])
     pyramid_slide(work, section, Linking(store, small))
@@ -107,10 +109,9 @@ def _write_table(store: SlideStore, small: SlideStore, objects: int) -> None:
     """Repeat the rows of the small table, moved to each block, up to the requested number."""
     rows = pq.read_table(small.root / "objects.parquet")
     across = SIDE_PX // BLOCK_PX
-    with pq.ParquetWriter(store.root / "objects.parquet", rows.schema, compression="zstd") as writer:
-        for number in range(-(-objects // len(rows))):
-            left = min(len(rows), objects - number * len(rows))
-            writer.write_table(_moved(rows, number, divmod(number % across**2, across)).slice(0, left))
+    parts = [_moved(rows, one, divmod(one % across**2, across)) for one in range(-(-objects // len(rows)))]
+    table = pa.concat_tables(parts).slice(0, objects)
+    pq.write_table(table, store.root / "objects.parquet", row_group_size=ROW_GROUP, compression="zstd")
 
 
 def _moved(rows: pa.Table, number: int, index: Index) -> pa.Table:
