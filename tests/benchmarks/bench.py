@@ -37,6 +37,7 @@ BENCHMARKS: dict[str, dict[str, str]] = {
     "scale": {},
     "inspect": {},
     "view": {},
+    "models": ENVIRONMENT,
 }
 """Environment of each: benchmarks that process blocks in their own process use that of a worker."""
 LONG: dict[str, dict[str, str]] = {"long": {}, "scale_long": {}}
@@ -89,6 +90,14 @@ BARS = (
     Bar("view, same slide: ms from a gesture to its last tile, p95", "view", "p95_ms", "at most", 400.0),
     Bar("view, same slide: largest number of requests of a gesture", "view", "most_requests", "at most", 80),
     Bar("view, same slide: MiB of the server", "view", "server_mib", "at most", 600.0),
+    Bar(
+        "default model over nuclei@1 at 0.25 um, slide pixels per CPU second",
+        "models",
+        "default_over_first",
+        "at least",
+        4.0,
+    ),
+    Bar("splitting objects over the network, CPU seconds", "models", "splitting_over_predict", "at most", 0.10),
     Bar("weight map of 1000 x 1000 px and 300 objects, seconds", "training", "weight_map_s", "at most", 1.0),
     Bar("training steps over a bare loop's, drawing included, wall", "training", "step_over_bare", "at least", 0.85),
 )

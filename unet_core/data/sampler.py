@@ -321,7 +321,7 @@ def _learnt_pixels(case: AnnotatedImage, dots: MapSettings) -> NDArray[np.int64]
 
 
 def stain_shown(
-    cases: Sequence[AnnotatedImage], mpp: float, settings: Augmentation, generator: Generator, draws: int = 1500
+    cases: Sequence[AnnotatedImage], mpp: float, settings: Augmentation, generator: Generator, draws: int = 400
 ) -> StainStatistics:
     """Return the stain of the training images as augmented: of `draws` random images, on squares of about 8 um.
 
