@@ -2,7 +2,8 @@
 
 A mutation counts as caught when a named test ran and failed. A test that could not be collected or set up, was
 skipped or timed out does not count, nor does a test that fails without the mutation: each test is run on the unchanged
-tree first. The exit code is 1 when a mutation survives, cannot be applied, or names a test that is not green before.
+tree first. A mutation whose tests are all skipped there, for lack of data, is left out. The exit code
+is 1 when a mutation survives, cannot be applied, or names a test that is not green before.
 
     python -m tests.mutations.prove [NAME...]       NAME: part of a mutation's name (default: all)
     python -m tests.mutations.prove --diff NAME...  print unified diffs and run nothing
@@ -35,11 +36,12 @@ SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Result of one run of pytest: exit code, names of passed and failed tests, seconds, output."""
+    """Result of one run of pytest: exit code, names of passed, failed and skipped tests, seconds, output."""
 
     code: int
     passed: frozenset[str]
     failed: tuple[str, ...]
+    skipped: frozenset[str]
     seconds: float
     output: str
 
@@ -85,11 +87,17 @@ def prove(mutations: Sequence[Mutation]) -> int:
         clean = copy_tree(Path(scratch) / "clean")
         unchanged = run_clean(clean, sorted({test for mutation in mutations for test in mutation.tests}))
         print(f"tests on the unchanged tree: {unchanged.seconds:.0f} s", file=sys.stderr, flush=True)
+        left_out = [
+            mutation for mutation in mutations if all(is_among(unchanged.skipped, test) for test in mutation.tests)
+        ]
+        mutations = [mutation for mutation in mutations if mutation not in left_out]
         with ThreadPoolExecutor(AT_ONCE) as pool:
             verdicts = list(announced(pool.map(lambda mutation: judge(mutation, clean, unchanged), mutations)))
     show(verdicts)
     survived = [verdict for verdict in verdicts if verdict.reason]
     caught = len(verdicts) - len(survived)
+    for mutation in left_out:
+        print(f"{mutation.name}: left out, since its tests are skipped on this machine")
     print(f"\n{caught} of {len(verdicts)} mutations were caught, in {time.monotonic() - began:.0f} s")
     return 1 if survived else 0
 
@@ -124,6 +132,7 @@ def run_clean(clean: Path, tests: Sequence[str]) -> Run:
         code=max(run.code for run in runs),
         passed=frozenset().union(*(run.passed for run in runs)),
         failed=tuple(name for run in runs for name in run.failed),
+        skipped=frozenset().union(*(run.skipped for run in runs)),
         seconds=max(run.seconds for run in runs),
         output="",
     )
@@ -141,14 +150,14 @@ def run_tests(tree: Path, tests: Sequence[str], *, stop_early: bool) -> Run:
             command, cwd=tree, env=environment, capture_output=True, text=True, timeout=RUN_S, check=False
         )
     except subprocess.TimeoutExpired:
-        return Run(-1, frozenset(), (), RUN_S, f"pytest did not end within {RUN_S} s")
+        return Run(-1, frozenset(), (), frozenset(), RUN_S, f"pytest did not end within {RUN_S} s")
     seconds = time.monotonic() - began
     cases = list(ElementTree.parse(report).iter("testcase")) if report.exists() else []
     passed = (case for case in cases if not len(case) or {part.tag for part in case} <= {"system-out", "system-err"})
     failed = (case for case in cases if (found := case.find("failure")) is not None and not timed_out(found))
-    return Run(
-        ran.returncode, frozenset(map(name_of, passed)), tuple(map(name_of, failed)), seconds, ran.stdout + ran.stderr
-    )
+    skipped = frozenset(name_of(case) for case in cases if case.find("skipped") is not None)
+    names = frozenset(map(name_of, passed)), tuple(map(name_of, failed)), skipped
+    return Run(ran.returncode, *names, seconds, ran.stdout + ran.stderr)
 
 
 def timed_out(failure: ElementTree.Element) -> bool:
@@ -193,13 +202,12 @@ def announced(verdicts: Iterable[Verdict]) -> Iterator[Verdict]:
 
 def green_before(test: str, unchanged: Run) -> bool:
     """Return whether a test, or each of its cases, passed on the unchanged tree."""
-    passed = any(is_case_of(test, found) for found in unchanged.passed)
-    return passed and not any(is_case_of(test, found) for found in unchanged.failed)
+    return is_among(unchanged.passed, test) and not is_among(unchanged.failed, test)
 
 
-def is_case_of(test: str, found: str) -> bool:
-    """Return whether ``found`` is the test or one of its parametrised cases."""
-    return found == test or found.startswith(f"{test}[")
+def is_among(names: Iterable[str], test: str) -> bool:
+    """Return whether the test or one of its parametrised cases is among the names."""
+    return any(found == test or found.startswith(f"{test}[") for found in names)
 
 
 def last_line(output: str) -> str:
