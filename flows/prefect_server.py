@@ -26,6 +26,7 @@ from tempfile import TemporaryDirectory, TemporaryFile
 from threading import Thread
 from typing import IO
 
+from flows.proxies import exclude_this_machine
 from pipeline.errors import OvertileError, ServerError
 
 API_URL = "PREFECT_API_URL"
@@ -51,10 +52,13 @@ class Server:
     def start(cls, *, lasting: bool = False, apart: bool = False) -> Server | None:
         """Start a server without waiting for it; None where the environment names a server.
 
+        This machine is excluded from the proxies of the environment in either case.
+
         Args:
             lasting: Run Prefect's scheduler and pages too, on its default port if that is free.
             apart: Use a temporary database.
         """
+        exclude_this_machine(os.environ)
         if os.environ.get(API_URL):
             return None
         with _listen(PORT if lasting else 0) as listening:

@@ -12,6 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from flows.proxies import proxies_of, unusable
+from pipeline.errors import OvertileError
 from pipeline.storage.manifest import PACKAGES, package_version
 
 CUDA_VERIFIED = "never"
@@ -52,7 +54,15 @@ def _facts() -> Iterator[tuple[str, str]]:
     yield "CUDA path last verified", CUDA_VERIFIED
     yield "device and precision for 'auto'", f"{device}, {resolve_precision('auto', device)}"
     yield "built-in models", ", ".join(sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))) or "none"
+    yield "proxies", _proxies()
     yield "Prefect server", os.environ.get("PREFECT_API_URL", "not set: a temporary server is started for each run")
+
+
+def _proxies() -> str:
+    """Names of the variables; their values may contain passwords."""
+    ignored = unusable(os.environ)
+    names = [f"{name} (cannot be used, ignored)" if name in ignored else name for name in proxies_of(os.environ)]
+    return f"{', '.join(names)}; not used for this machine" if names else "none"
 
 
 def _faults() -> Iterator[str]:
@@ -64,3 +74,15 @@ def _faults() -> Iterator[str]:
         yield f"{folder} is not writable. Set TMPDIR to a writable folder"
     if shutil.disk_usage(folder).free < 2**30:
         yield f"less than 1 GiB is free in {folder}. Free disk space or set TMPDIR"
+    yield from _server_faults()
+
+
+def _server_faults() -> Iterator[str]:
+    """Start a Prefect server as a run does, or reach the one of the environment."""
+    from flows.prefect_server import Server, used
+
+    try:
+        with used(Server.start()):
+            pass
+    except OvertileError as error:
+        yield str(error)
