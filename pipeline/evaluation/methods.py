@@ -71,38 +71,41 @@ class Method:
 
 
 def networks(models: Sequence[NamedModel], device: str) -> list[Method]:
-    """Methods of models and cross-validation runs.
+    """Methods of models and cross-validation runs, whose classes are called as those of the first.
+
+    The names differ only between models of one class: a training without names calls it ``object``.
 
     Raises:
-        ConfigError: Two models have the same name, or their classes differ.
+        ConfigError: Two models have the same name, or the classes of models with several differ.
         ModelError: A file is not a valid model.
     """
     names = [model.name for model in models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"--model: expected files of different names, found {', '.join(twice)} twice. Rename one")
+    classes = models[0].spec.class_names if models else ()
     for model in models[1:]:
-        if model.spec.class_names != models[0].spec.class_names:
+        if model.spec.class_names != classes and not model.spec.foreground == len(classes) == 1:
             raise ConfigError(
-                f"--model: expected one list of classes, found {list(models[0].spec.class_names)} in {names[0]} and "
+                f"--model: expected one list of classes, found {list(classes)} in {names[0]} and "
                 f"{list(model.spec.class_names)} in {model.name}. Evaluate them separately"
             )
-    where = resolve_device(device)
-    return [_network(one, where) if isinstance(one, Ensemble) else _folds(one, where) for one in models]
+    make = partial(_network, classes=classes, device=resolve_device(device))
+    return [make(one) if isinstance(one, Ensemble) else _folds(one, make) for one in models]
 
 
-def _folds(run: FoldModels, device: str) -> Method:
+def _folds(run: FoldModels, make: Callable[[Ensemble], Method]) -> Method:
     """Method that predicts each image by the network that held it back; other properties are the first's."""
-    each = [_network(model, device) for model in run.models]
+    each = [make(model) for model in run.models]
     instead = {name: method for method, names in zip(each, run.held_back, strict=True) for name in names}
     how = f"{len(each)} networks, each on the images it was not trained on: " + "; ".join(one.how for one in each)
     sha256 = digest([model.sha256 for model in run.models])
     return Method(run.name, how, each[0].config, each[0].answers, run.spec.mpp, sha256, instead)
 
 
-def _network(model: Ensemble, device: str) -> Method:
+def _network(model: Ensemble, *, classes: tuple[str, ...], device: str) -> Method:
     spec = model.spec
     threshold = spec.threshold or THRESHOLD
-    config = _seeded(ScoringConfig(spec.class_names, threshold, least_px(spec)), spec)
+    config = _seeded(ScoringConfig(classes, threshold, least_px(spec)), spec)
     answers = partial(probability_reader, load_networks(model.weights, device, PRECISION, model.tta))
     return Method(model.name, _how(model, config, device), config, answers, spec.mpp, model.sha256)
 

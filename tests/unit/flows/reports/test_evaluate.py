@@ -205,6 +205,14 @@ def test_incomparable_models_are_rejected(folder: Path, tmp_path: Path) -> None:
         method.answers(np.zeros((4, 8, 8), np.uint8))
 
 
+def test_models_of_one_class_are_comparable_whatever_its_name(folder: Path, tmp_path: Path) -> None:
+    spec = SPEC.model_copy(update={"class_names": ("nucleus",)})
+    save(tmp_path / "nucleus.safetensors", UNet(spec).eval(), {})
+    sharp, other = methods_of(folder / "sharp.safetensors", tmp_path / "nucleus.safetensors")
+    assert SPEC.class_names != spec.class_names
+    assert sharp.config.class_names == other.config.class_names == SPEC.class_names
+
+
 # ---- agreement with segment ------------------------------------------------------------------------------------------
 
 
