@@ -21,8 +21,11 @@ from unet_core.spec import MapName, ObjectSettings, UNetSpec
 
 Array = NDArray[Any]
 
-LARGEST_PX = 1024
-"""Objects with a longer box are not split."""
+LARGEST_PX, LARGEST_UM = 1024, 200.0
+"""Objects with a longer box are not split: in pixels whatever a user sets, because a box takes some 100 MB, and in
+micrometres by default."""
+ROUNDING = 1e-9
+"""A limit that is an integer of pixels up to this is that integer."""
 
 
 def label_objects(outputs_CYX: Array, spec: UNetSpec) -> tuple[Array, Array]:
@@ -43,17 +46,34 @@ def label_objects(outputs_CYX: Array, spec: UNetSpec) -> tuple[Array, Array]:
     settings = spec.objects or ObjectSettings()
     if (name := settings.map_name) is not None:
         heights_YX = split_heights(name, outputs_CYX[spec.foreground + spec.maps.index(name)])
-        labels_YX = split_by_map(labels_YX, heights_YX, depth_units(settings.depth))
+        labels_YX = _split_classes(labels_YX, classes_YX, heights_YX, spec)
     labels_YX = without_sizes(labels_YX, *area_range_px(spec))
     return labels_YX, np.where(labels_YX > 0, classes_YX, 0)
+
+
+def _split_classes(labels_YX: Array, classes_YX: Array, heights_YX: Array, spec: UNetSpec) -> Array:
+    """Split the objects of each class by itself: a maximum in an object of another class does not count."""
+    assert spec.objects is not None, "only methods with a map split"
+    depth, longest_px = depth_units(spec.objects.depth), largest_box_px(LARGEST_UM, spec.mpp or 1.0)
+    parts_YX = np.zeros_like(labels_YX)
+    for number in range(1, spec.classes):
+        own_YX = np.where(classes_YX == number, labels_YX, 0)
+        split_YX = split_by_map(own_YX, heights_YX, depth, longest_px)
+        parts_YX = np.where(split_YX > 0, split_YX + parts_YX.max(), parts_YX)
+    return parts_YX
+
+
+def largest_box_px(split_max_um: float, mpp: float) -> int:
+    """Return the longest side of the box of an object that is split, in pixels of `mpp` um."""
+    return min(math.floor(split_max_um / mpp * (1 + ROUNDING)), LARGEST_PX)
 
 
 def area_range_px(spec: UNetSpec) -> tuple[int, float]:
     """Return the smallest and the largest area in pixels; without a resolution a pixel is 1 um2."""
     pixel_um2 = (spec.mpp or 1.0) ** 2
     largest_um2 = spec.objects.max_area_um2 if spec.objects else None
-    most_px = math.inf if largest_um2 is None else largest_um2 / pixel_um2
-    return max(1, math.ceil(spec.min_area_um2 / pixel_um2)), most_px
+    most_px = math.inf if largest_um2 is None else largest_um2 / pixel_um2 * (1 + ROUNDING)
+    return max(1, math.ceil(spec.min_area_um2 / pixel_um2 * (1 - ROUNDING))), most_px
 
 
 def without_sizes(labels_YX: Array, least_px: int, most_px: float = math.inf) -> Array:
@@ -72,17 +92,18 @@ def depth_units(depth: float) -> int:
     return max(1, round(255 * depth))
 
 
-def split_by_map(labels_YX: Array, map_YX: Array, depth: int) -> Array:
+def split_by_map(labels_YX: Array, map_YX: Array, depth: int, longest_px: int = LARGEST_PX) -> Array:
     """Split each object at the dents between the extended maxima of a map.
 
     A dent must lie more than `depth` below both maxima. Pixels are flooded from the maxima downwards (scikit-image's
-    `watershed`), each object in its own box: the order of equal pixels would else depend on other objects. Objects with
-    a longer box than `LARGEST_PX` are not split.
+    `watershed`), each object in its own box: the order of equal pixels would else depend on other objects. Objects must
+    not touch one another.
 
     Args:
         labels_YX: 8-connected objects (y, x), 0 is background.
         map_YX: Heights (y, x) as bytes.
         depth: In units of the bytes.
+        longest_px: Objects with a longer box are not split.
 
     Returns:
         New labels (y, x).
@@ -93,7 +114,7 @@ def split_by_map(labels_YX: Array, map_YX: Array, depth: int) -> Array:
     maxima_YX = label((local_maxima(rounded_YX) & inside_YX)[1:-1, 1:-1], connectivity=2)
     parts_YX, count = labels_YX.copy(), int(labels_YX.max())
     for number, box in enumerate(ndimage.find_objects(labels_YX), start=1):
-        if box is None or max(side.stop - side.start for side in box) > LARGEST_PX:
+        if box is None or max(side.stop - side.start for side in box) > longest_px:
             continue
         own_YX = labels_YX[box] == number
         seeds_YX = np.where(own_YX, maxima_YX[box], 0)

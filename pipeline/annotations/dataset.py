@@ -157,9 +157,9 @@ def _sources(
 ) -> tuple[dict[str, _Source], tuple[str, ...], tuple[str, ...]]:
     """Sources by key, the names of all classes, and remarks."""
     drawn = {pair.key: QuPathObjects.read(pair.mask, pair.shape_yx) for pair in pairs if pair.drawn}
-    dots = _dots(pairs, drawn)
+    dots, repeated = _distinct(_dots(pairs, drawn))
     names, remarks = _names(pairs, drawn, settings)
-    remarks = (*remarks, *_of_dots(dots, names, settings))
+    remarks = (*remarks, *_of_dots(dots, names, settings), *repeated)
     settings = settings if settings.class_names == names else settings.model_copy(update={"classes": names})
     by_colour, ignored, blank = bool(settings.colours), settings.ignored, settings.blank
     values = {
@@ -182,6 +182,13 @@ def _dots(pairs: Sequence[Pair], drawn: Mapping[str, QuPathObjects]) -> dict[str
     found = {pair.key: Dots.read_table(pair.mask, pair.shape_yx) for pair in pairs if pair.dotted}
     beside = {pair.key: Dots.of_drawn(pair.mask, drawn[pair.key], pair.shape_yx) for pair in pairs if pair.drawn}
     return found | {key: one for key, one in beside.items() if one.kinds}
+
+
+def _distinct(dots: Mapping[str, Dots]) -> tuple[dict[str, Dots], list[str]]:
+    """The dots without those that repeat another, and a remark on these."""
+    distinct = {key: one.distinct() for key, one in dots.items()}
+    repeated = sum(len(one.kinds) - len(distinct[key].kinds) for key, one in dots.items())
+    return distinct, [f"{repeated} dots repeat another one and are left out"] if repeated else []
 
 
 def _of_dots(dots: Mapping[str, Dots], names: tuple[str, ...], settings: DataSettings) -> list[str]:

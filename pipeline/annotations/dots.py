@@ -52,9 +52,7 @@ class Dots:
         Raises:
             ConfigError: The table is malformed, or a dot lies outside the image; the message names file and line.
         """
-        rows = [(f"{path}, line {line}", cells) for line, cells in read_rows(path, X, (X, Y, CLASS))]
-        if rows and Y not in rows[0][1]:
-            raise TableError(f"{path}, line 1", f"expected the columns x and y, found {', '.join(rows[0][1])}. Add y")
+        rows = [(f"{path}, line {line}", cells) for line, cells in read_rows(path, X, (X, Y, CLASS), Y)]
         found = [(_number(where, cells, Y), _number(where, cells, X)) for where, cells in rows]
         kinds = tuple(cells.get(CLASS, "").strip() for _, cells in rows)
         places = tuple(where for where, _ in rows)
@@ -80,6 +78,14 @@ class Dots:
         yx_N2 = np.array([(point.y, point.x) for point in points], np.float64).reshape(-1, 2)
         kept = np.flatnonzero(~_covered(yx_N2, (*drawn.areas, *drawn.holes)))
         return cls(yx_N2[kept], tuple(points[i].kind for i in kept), tuple(points[i].where for i in kept))
+
+    def distinct(self) -> Self:
+        """The same without dots that repeat the position and class of an earlier one."""
+        first: dict[tuple[float, float, str], int] = {}
+        for i, ((y, x), kind) in enumerate(zip(self.yx_N2.tolist(), self.kinds, strict=True)):
+            first.setdefault((y, x, kind), i)
+        kept = list(first.values())
+        return type(self)(self.yx_N2[kept], tuple(self.kinds[i] for i in kept), tuple(self.where[i] for i in kept))
 
     def numbered(self, names: Sequence[str]) -> Points:
         """Positions and class numbers: level-0 y, x and class (n, 3) in float64; a single name is that of all dots."""

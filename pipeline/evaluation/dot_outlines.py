@@ -1,7 +1,8 @@
 """Outlines for dots: objects of a model that hold exactly one dot become annotated objects.
 
 All other dots stay dots. The model's objects without a dot are excluded from training (``IGNORED``), because their
-class is unknown. Outlines that exist are kept.
+class is unknown. Of objects with several dots only the surroundings of the dots are trained on. Outlines that exist are
+kept.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from pipeline.annotations.dataset import Dataset
 from pipeline.errors import ConfigError
@@ -18,6 +20,9 @@ from pipeline.evaluation.methods import networks
 from pipeline.evaluation.seeded_objects import scratch
 from unet_core.class_map import IGNORED
 from unet_core.data.sampler import AnnotatedImage
+
+DOT_PX = 6.0
+"""Pixels of an object with several dots are excluded beyond this distance of its dots: a dot is learnt as a disc."""
 
 
 def outline_dots(dataset: Dataset, model: str) -> Dataset:
@@ -74,10 +79,15 @@ def outlined_case(case: AnnotatedImage, scorer: ImageScorer) -> tuple[AnnotatedI
     alone = (held == 1)[ids] & (ids > 0)
     class_of = np.where(held == 0, IGNORED, 0).astype(np.uint8)
     class_of[0] = 0
+    held[0] = 0  # background
     class_of[ids[alone]] = kinds[alone]
     for core in (tile.core for tile in scorer.grid):
         ids_YX, labels = np.array(labels_YX[core.slices]), np.asarray(case.labels_YX[core.slices])
         classes = class_of[ids_YX]
+        joined_M2 = np.argwhere(held[ids_YX] > 1)
+        if len(joined_M2):
+            unclear = cKDTree(at_N2).query(joined_M2 + np.array([core.y0, core.x0]))[0] > DOT_PX
+            classes[tuple(joined_M2[unclear].T)] = IGNORED
         drawn = case.class_map[core.slices]  # outlines and ignored pixels that are annotated
         classes_YX[core.slices] = np.where(drawn > 0, drawn, classes)
         kept = (classes > 0) & (classes != IGNORED) & (drawn == 0)

@@ -23,7 +23,7 @@ from pipeline.geometry import Box
 from pipeline.inference.ensemble import Ensemble
 from pipeline.inference.predictor import MirroredRegion, Predictor, load_networks, resolve_device
 from pipeline.objects.method import resolve
-from pipeline.objects.watershed import ROUNDING, Splitting, largest_box_px
+from pipeline.objects.watershed import Splitting
 from pipeline.storage.atomic_files import digest
 from unet_core.class_map import THRESHOLD
 from unet_core.data.sampler import AnnotatedImage
@@ -31,6 +31,7 @@ from unet_core.errors import MissingLibraryError
 from unet_core.metrics.centres import WITHIN_PX
 from unet_core.mirror import ArrayLike
 from unet_core.normalisation import fits, sample
+from unet_core.object_labels import ROUNDING, largest_box_px
 from unet_core.spec import UNetSpec
 from unet_core.training.model_selection import least_px
 

@@ -132,24 +132,28 @@ def read_cases(path: Path) -> tuple[Case, ...]:
     return tuple(sorted(cases, key=lambda case: -case.priority))
 
 
-def read_rows(path: Path, needed: str, known: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+def read_rows(path: Path, needed: str, known: Sequence[str], *more: str) -> Iterator[tuple[int, dict[str, str]]]:
     """Read a CSV table with a header.
 
     Args:
         path: The table.
         needed: Column that must exist; the delimiter is the first of DELIMITERS that yields it.
         known: Column names that are refused in another letter case.
+        more: Further columns that must exist.
 
     Yields:
         Line number, and cells by column name. Empty lines are left out.
 
     Raises:
-        ConfigError: If a column occurs twice, or a cell has no column.
+        ConfigError: If a column is missing or occurs twice, or a cell has no column.
     """
     text = _text(path)
     records = _records(path, text, _delimiter(path, text, needed))
     line, header = next(records)
     _check_header(f"{path}, line {line}", header, known)
+    if missing := [name for name in more if name not in header]:
+        wanted, found = " and ".join((needed, *more)), ", ".join(header)
+        raise TableError(f"{path}, line {line}", f"expected the columns {wanted}, found {found}. Add {missing[0]}")
     for line, cells in records:
         if any(cell.strip() for cell in cells):
             yield line, _row(f"{path}, line {line}", header, cells)

@@ -13,7 +13,6 @@ basin of a pixel that is equally near to two depends on all pixels of the input.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -31,14 +30,8 @@ from unet_core.spec import MapName
 
 Array = NDArray[Any]
 
-LARGEST_PX = 1024
-"""Objects with a longer box are not split, whatever limit a user sets: a sheet then takes some 100 MB."""
-
 PIXEL, WHOLE = 256, 255
 """Units of height: of one pixel of distance, and of the whole range of a map."""
-
-ROUNDING = 1e-9
-"""A limit that is an integer of pixels up to this is that integer."""
 
 _SHEET_PX = 2**16  # larger sheets do not fit into the processor's cache
 
@@ -68,11 +61,6 @@ class Splitting:
     def hops(self) -> int:
         """Connectivity as scikit-image counts it, 1 or 2."""
         return 1 if self.connectivity == 4 else 2
-
-
-def largest_box_px(split_max_um: float, mpp: float) -> int:
-    """Longest side of the box of an object that is split, in pixels of ``mpp`` um."""
-    return min(math.floor(split_max_um / mpp * (1 + ROUNDING)), LARGEST_PX)
 
 
 @dataclass(frozen=True, slots=True)

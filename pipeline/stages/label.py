@@ -42,12 +42,13 @@ from pipeline.objects.relabel import (
     number_objects,
 )
 from pipeline.objects.run_length import EDGES, LOOKUP, PARTS, RUNS, object_runs, save_edges, save_runs
-from pipeline.objects.watershed import ROUNDING, Splitting, largest_box_px
+from pipeline.objects.watershed import Splitting
 from pipeline.stages.split_objects import WHOLES, AllParts, lookup_tables, split_block, too_large, whole_tables
 from pipeline.storage.atomic_files import fsync_dir
 from pipeline.storage.layout import OBJECTS, PROBABILITY
 from pipeline.storage.slide_store import ArraySpec, Index
 from unet_core.class_map import class_map, threshold_byte
+from unet_core.object_labels import ROUNDING, largest_box_px
 from unet_core.spec import ObjectSettings
 
 Array = NDArray[Any]

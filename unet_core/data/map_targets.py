@@ -102,7 +102,8 @@ def map_targets(
 ) -> tuple[Tensor, Tensor]:
     """Return the targets of the maps and where they are known.
 
-    Objects that touch the border of the tile are cut: their distance and centre are unknown.
+    Objects that touch the border of the tile or unknown pixels may be cut: their distance and centre are unknown, as is
+    the boundary beside unknown pixels.
 
     Args:
         settings: The maps.
@@ -115,8 +116,10 @@ def map_targets(
     """
     dense_YX, count = label(labels_YX, return_num=True, connectivity=2)  # a mirrored object has its number twice
     depth_YX = ndimage.distance_transform_edt(part_touching(np.pad(dense_YX, 1)) > 0)[1:-1, 1:-1]
-    border = np.concatenate([dense_YX[0], dense_YX[-1], dense_YX[:, 0], dense_YX[:, -1]])
-    whole_YX = known_YX & ~np.isin(dense_YX, border[border > 0])
+    beside_YX = known_YX & ndimage.binary_dilation(~known_YX, np.ones((3, 3)))
+    ends = (dense_YX[0], dense_YX[-1], dense_YX[:, 0], dense_YX[:, -1], dense_YX[beside_YX])
+    cut = np.concatenate(ends)
+    whole_YX = known_YX & ~np.isin(dense_YX, cut[cut > 0])
     outlined_YX = whole_YX if dots is None else whole_YX & (dense_YX > 0)
     maps, known = [], []
     for name in settings.names:
@@ -132,7 +135,8 @@ def map_targets(
             known.append(whole_YX)
         else:
             maps.append(find_boundaries(dense_YX, mode="inner"))
-            known.append(known_YX if dots is None else known_YX & (dense_YX > 0))
+            sure_YX = known_YX & ~beside_YX
+            known.append(sure_YX if dots is None else sure_YX & (dense_YX > 0))
     stacked = np.stack(maps).astype(np.float32), np.stack(known)
     return torch.from_numpy(stacked[0]), torch.from_numpy(stacked[1])
 

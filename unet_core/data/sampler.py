@@ -115,6 +115,16 @@ class AnnotatedImage:
             self._weights[w0, sigma_px] = computed.whole()
         return self._weights[w0, sigma_px]
 
+    def points_in(self, box: Square) -> NDArray[np.float32] | None:
+        """Return the dots in a box, relative to its first pixel; None: objects are outlined."""
+        if self.points_N3 is None:
+            return None
+        corner, last = np.array([box.y0, box.x0]), np.array([box.y1 - box.y0, box.x1 - box.x0]) - 1
+        index_N2 = self.points_N3[:, :2] - corner
+        inside = ((index_N2 >= -0.5) & (index_N2 < last + 0.5)).all(axis=1)
+        at_N2 = np.clip(index_N2[inside], 0, last)
+        return np.column_stack((at_N2, self.points_N3[inside, 2])).astype(np.float32)
+
     def census(self) -> ImageStatistics:
         """Return counts of pixels and objects; the first call reads the whole image, window by window."""
         if not self._census:
@@ -254,18 +264,35 @@ class _Annotation:
 def draw_place(
     cases: Sequence[AnnotatedImage], foreground: float, generator: Generator
 ) -> tuple[AnnotatedImage, tuple[int, int]]:
-    """Draw an image and the centre (y, x) of a tile: with probability `foreground` on an object, else anywhere."""
+    """Draw an image and the centre (y, x) of a tile: with probability `foreground` on an object or dot, else anywhere.
+
+    Classes are then drawn equally often, and among the images with a class each as often as its weight states.
+    """
     if uniform(0, 1, generator) < foreground:
-        classes = range(1, max(len(case.census().counts) for case in cases))
-        holders = {index: [case for case in cases if case.census().total(index)] for index in classes}
-        shown = [index for index, held in holders.items() if held]
-        if shown:
+        held = [_classes_of(case) for case in cases]
+        if shown := sorted(set().union(*held)):
             index = shown[below(len(shown), generator)]
-            case = holders[index][below(len(holders[index]), generator)]
-            return case, case.census().draw(index, generator)
+            holders = [case for case, classes in zip(cases, held, strict=True) if index in classes]
+            case = _draw_case(holders, generator)
+            return case, _draw_object(case, index, generator)
     case = _draw_case(cases, generator)
     height, width = case.labels_YX.shape
     return case, (below(height, generator), below(width, generator))
+
+
+def _classes_of(case: AnnotatedImage) -> set[int]:
+    """Return the classes of which an image has a pixel or a dot."""
+    outlined = np.flatnonzero(case.census().counts[1:].any(axis=(1, 2))) + 1
+    return {*outlined.tolist(), *({} if case.points_N3 is None else case.points_N3[:, 2].astype(int).tolist())}
+
+
+def _draw_object(case: AnnotatedImage, index: int, generator: Generator) -> tuple[int, int]:
+    """Draw a pixel (y, x) of a class: of its outlines or, in half of the draws where it has dots too, a dot."""
+    dots_N3 = np.empty((0, 3)) if case.points_N3 is None else case.points_N3[case.points_N3[:, 2] == index]
+    if not len(dots_N3) or (case.census().total(index) and below(2, generator)):
+        return case.census().draw(index, generator)
+    y, x = np.rint(dots_N3[below(len(dots_N3), generator), :2])
+    return int(y), int(x)
 
 
 def _draw_case(cases: Sequence[AnnotatedImage], generator: Generator) -> AnnotatedImage:

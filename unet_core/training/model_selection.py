@@ -129,11 +129,19 @@ def _methods(spec: UNetSpec) -> list[ObjectSettings]:
 
 
 def _best(outputs: Sequence[NDArray[np.uint8]], cases: Sequence[AnnotatedImage], tried: Sequence[UNetSpec]) -> UNetSpec:
-    """Return the first spec with the highest sum of Dice and F1."""
+    """Return the first spec with the highest sum of Dice and F1.
+
+    Without an outlined object there is no Dice: a single false pixel in an empty image would decide.
+    """
     if len(tried) == 1:
         return tried[0]
+
+    def merit(counted: Scores) -> float:
+        pixels, objects = counted
+        return objects.f1 + (pixels.f1 if pixels.both + pixels.true_only else 0)
+
     counted = score(outputs, cases, tried)
-    return max(zip(tried, counted, strict=True), key=lambda one: sum(counts.f1 for counts in one[1]))[0]
+    return max(zip(tried, counted, strict=True), key=lambda one: merit(one[1]))[0]
 
 
 def _areas_px(labels_YX: NDArray[np.integer]) -> NDArray[np.integer]:

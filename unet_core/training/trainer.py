@@ -10,6 +10,7 @@ call and takes identical steps (with `schedule.steps`, on one kind of CPU and th
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -106,6 +107,8 @@ class TrainJob:
             "held back": [[case.name, *case.labels_YX.shape] for case in self.material.held_back],
             "share of each class": list(self.class_frequencies(spec)),
         }
+        if dots := [case.points_N3.tobytes() for case in self.material.training if case.points_N3 is not None]:
+            identity["dots"] = hashlib.sha256(b"".join(dots)).hexdigest()
         return identity if self.material.pseudo is None else identity | {"pseudo": self.material.pseudo}
 
     def provenance(self, step: int) -> dict[str, Any]:

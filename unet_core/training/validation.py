@@ -51,22 +51,29 @@ def evenly_spaced(elements: Sequence[Element], most: int) -> list[Element]:
 
 
 def windows(case: AnnotatedImage, most: int) -> Iterator[AnnotatedImage]:
-    """Yield the image, or at most `most` windows of a large one, half of them with objects if there are any."""
+    """Yield the image, or at most `most` windows of a large one, half of them with objects or dots if there are any."""
     height, width = case.labels_YX.shape
     if height * width <= LARGEST_PX:
         yield case
         return
     corners = list(itertools.product(range(0, height, WINDOW_PX), range(0, width, WINDOW_PX)))
-    marked = [corner for corner in corners if case.census().holds_object(*corner, WINDOW_PX)]
-    chosen = evenly_spaced(marked, -(-most // 2))
-    bare = [corner for corner in corners if corner not in chosen]
-    for y, x in sorted([*chosen, *evenly_spaced(bare, most - len(chosen))]):
-        yield _cut(case, Square(y, x, min(y + WINDOW_PX, height), min(x + WINDOW_PX, width)))
+    boxes = [Square(y, x, min(y + WINDOW_PX, height), min(x + WINDOW_PX, width)) for y, x in corners]
+    chosen = evenly_spaced([box for box in boxes if _is_marked(case, box)], -(-most // 2))
+    bare = [box for box in boxes if box not in chosen]
+    for box in sorted([*chosen, *evenly_spaced(bare, most - len(chosen))], key=lambda one: (one.y0, one.x0)):
+        yield _cut(case, box)
+
+
+def _is_marked(case: AnnotatedImage, box: Square) -> bool:
+    """Return whether a window has an object or a dot."""
+    dots_N3 = case.points_in(box)
+    return case.census().holds_object(box.y0, box.x0, WINDOW_PX) or (dots_N3 is not None and len(dots_N3) > 0)
 
 
 def _cut(case: AnnotatedImage, box: Square) -> AnnotatedImage:
     classes = None if case.classes_YX is None else _part(case.classes_YX, box)
-    return replace(case, image_CYX=_part(case.image_CYX, box), labels_YX=_part(case.labels_YX, box), classes_YX=classes)
+    image, labels = _part(case.image_CYX, box), _part(case.labels_YX, box)
+    return replace(case, image_CYX=image, labels_YX=labels, classes_YX=classes, points_N3=case.points_in(box))
 
 
 def _part(array: ArrayLike, box: Square) -> ArrayLike:

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.segmentation import find_boundaries
 
+from pipeline.config import ObjectsSection
 from tests.unit.unet_core.training_runs import case
 from unet_core.data.sampler import AnnotatedImage
-from unet_core.object_labels import LARGEST_PX, label_objects, split_by_map
+from unet_core.object_labels import LARGEST_PX, LARGEST_UM, area_range_px, label_objects, split_by_map
 from unet_core.spec import ObjectSettings, UNetSpec
 from unet_core.training.model_selection import select_objects, unselected
 
@@ -81,6 +82,39 @@ def test_an_object_beyond_the_limit_stays_whole() -> None:
     height[:, 100] = height[:, 900] = 200
     assert split_by_map(labels, height, 20).max() == 1
     assert split_by_map(labels[:, :LARGEST_PX], height[:, :LARGEST_PX], 20).max() == 2
+
+
+def test_objects_of_another_class_do_not_split_or_join_parts() -> None:
+    """Two summits of one object, of which one meets a higher object of another class."""
+    planes = np.zeros((3, 12, 40), np.uint8)
+    planes[0, 2:10, 2:22], planes[1, 2:10, 22:38] = 200, 200
+    planes[2, :, 2:12], planes[2, :, 12:14], planes[2, :, 14:22], planes[2, :, 22:38] = 150, 60, 180, 250
+    spec = UNetSpec(
+        classes=3, class_names=("a", "b"), maps=("distance",), objects=ObjectSettings(method="seeds", depth=0.2)
+    )
+    labels, classes = label_objects(planes, spec)
+    assert [len(np.unique(labels[classes == number])) for number in (1, 2)] == [2, 1]
+    alone = planes.copy()
+    alone[1] = 0
+    np.testing.assert_array_equal(label_objects(alone, spec)[0] > 0, classes == 1)
+    assert label_objects(alone, spec)[0].max() == 2
+
+
+@pytest.mark.parametrize(("mpp", "length", "parts"), [(0.5, 400, 2), (0.5, 401, 1), (None, 201, 1), (0.1, 1024, 2)])
+def test_long_objects_stay_whole_as_segment_keeps_them(mpp: float | None, length: int, parts: int) -> None:
+    planes = np.zeros((2, 3, length), np.uint8)
+    planes[0] = 255
+    planes[1, :, 50], planes[1, :, 150] = 200, 200
+    spec = UNetSpec(maps=("distance",), mpp=mpp, objects=ObjectSettings(method="seeds", depth=0.2))
+    assert label_objects(planes, spec)[0].max() == parts
+    assert ObjectsSection().split_max_um == LARGEST_UM
+
+
+def test_limits_of_areas_are_inclusive_whatever_the_rounding() -> None:
+    limits = ObjectSettings(method="seeds", max_area_um2=1.0)
+    spec = UNetSpec(maps=("distance",), mpp=0.3, min_area_um2=0.27, objects=limits)
+    assert area_range_px(spec)[0] == 3
+    assert area_range_px(spec.model_copy(update={"mpp": 0.2}))[1] >= 25
 
 
 def outputs(labels: Array) -> tuple[NDArray[np.uint8], UNetSpec]:
@@ -168,6 +202,27 @@ def test_outlines_separate_what_is_annotated() -> None:
     assert len(whole) > 8
     assert all(len(one) == 1 for one in whole)
     assert len({int(one[0]) for one in whole}) == len(whole)
+
+
+def test_an_empty_image_beside_dots_does_not_decide_the_threshold() -> None:
+    """A false object of two pixels in an image without objects costs as much as if that image had a table of dots."""
+    true = case(1).labels_YX[:, :]
+    planes = np.where(true > 0, 120, 0).astype(np.uint8)[None]
+    centres = ndimage.center_of_mass(true > 0, true, np.unique(true)[1:])
+    dots = np.column_stack((np.array(centres), np.ones(len(centres)))).astype(np.float32)
+    nothing = np.zeros_like(true)
+    false = np.zeros_like(planes)
+    false[0, 5, 5:7] = 190
+    dotted = AnnotatedImage("dots", planes, nothing, points_N3=dots)
+    chosen = [
+        select_objects(
+            [planes, false], [dotted, AnnotatedImage("empty", planes, nothing, points_N3=points)], UNetSpec()
+        )
+        for points in (None, dots[:0])
+    ]
+    assert chosen[0] == chosen[1]
+    assert chosen[0].threshold is not None
+    assert chosen[0].threshold < 0.48
 
 
 @pytest.mark.parametrize("maps", [(), ("centre",)])

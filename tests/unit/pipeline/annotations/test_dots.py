@@ -93,6 +93,14 @@ def test_a_table_without_lines_is_an_image_without_objects(tmp_path: Path) -> No
         check_annotations(found)
 
 
+def test_a_repeated_dot_counts_once(tmp_path: Path) -> None:
+    """A double click leaves two dots; those of two classes at one place are both kept."""
+    found = dotted(tmp_path, "x,y,class", "1,2,tumour", "5,5,tumour", "1,2,tumour", "1,2,stroma", settings=TWO)
+    assert points_of(found)[0].tolist() == [[2, 1, 1], [5, 5, 1], [2, 1, 2]]
+    assert "1 dots repeat another one and are left out" in found.remarks
+    assert not [remark for remark in dotted(tmp_path / "b", "x,y", "1,2", "1,3").remarks if "repeat" in remark]
+
+
 @pytest.mark.parametrize("factor", [3, 4], ids=["0.75 um", "1 um"])
 def test_dots_of_a_resampled_image_stay_on_their_objects(tmp_path: Path, factor: int) -> None:
     """Blocks of whole output pixels: a dot in the middle of a block of the source is that block's output pixel."""
@@ -197,6 +205,7 @@ def test_a_class_of_dots_alone_is_learnt_and_a_missing_one_is_refused(tmp_path: 
     ("lines", "message"),
     [
         (("46,7,2", "1,2,3"), r"a\.csv, line 1: expected column names, one of them 'x'.*found '46,7,2'"),
+        (("x,class",), r"a\.csv, line 1: expected the columns x and y, found x, class"),
         (("x,class", "1,a"), r"a\.csv, line 1: expected the columns x and y, found x, class"),
         (("x,y", "1,2", "3,"), r"a\.csv, line 3: expected a number as y.*found ''"),
         (("x,y", "1_0,2"), r"a\.csv, line 2: expected a number as x.*found '1_0'"),

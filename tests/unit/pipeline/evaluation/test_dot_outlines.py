@@ -15,7 +15,7 @@ from flows.training.training_data import TrainRequest, prepare
 from pipeline.annotations.dataset import open_dataset
 from pipeline.config import load_as
 from pipeline.errors import ConfigError
-from pipeline.evaluation.dot_outlines import outline_dots, outlined_case
+from pipeline.evaluation.dot_outlines import DOT_PX, outline_dots, outlined_case
 from pipeline.evaluation.image_scorer import ImageScorer, ScoringConfig
 from tests.unit.flows.annotating import draw, folders, save_image, save_table
 from unet_core.class_map import IGNORED
@@ -53,13 +53,15 @@ def test_outlines_equal_those_found_pixel_by_pixel(seed: int, block: int) -> Non
     single = {number: kinds_[0] for number, kinds_ in held.items() if number and len(kinds_) == 1}
     others = [dot for dot in dots.tolist() if objects[round(dot[0]), round(dot[1])] not in single]
     expected, parts = np.zeros(SHAPE, int), np.zeros(SHAPE, int)
+    far = np.sqrt(((np.argwhere(np.ones(SHAPE))[:, None] - dots[None, :, :2]) ** 2).sum(axis=2)).min(axis=1) > DOT_PX
+    far = far.reshape(SHAPE)
     for y, x in np.ndindex(SHAPE):
         number = int(objects[y, x])
         if kinds[y, x]:
             expected[y, x], parts[y, x] = kinds[y, x], -labels[y, x]
         elif number in single:
             expected[y, x], parts[y, x] = single[number], number
-        elif number and number not in held:
+        elif number and (number not in held or far[y, x]):
             expected[y, x] = IGNORED
     assert single
     assert max(map(len, held.values())) > 1
@@ -70,6 +72,22 @@ def test_outlines_equal_those_found_pixel_by_pixel(seed: int, block: int) -> Non
     pairs = np.unique(np.stack((parts.ravel(), np.asarray(made.labels_YX).ravel())), axis=1)
     assert len(set(pairs[0])) == len(set(pairs[1])) == pairs.shape[1], "labels are those of the objects, one to one"
     assert np.array_equal(np.asarray(made.labels_YX) > 0, parts != 0)
+
+
+def test_only_the_surroundings_of_dots_are_known_in_an_object_with_several() -> None:
+    """Else the objects without a dot that the model joins with them would be learnt as background."""
+    probability = np.zeros((1, 40, 120), np.uint8)
+    probability[0, 10:30, 10:110] = 255
+    dots = np.array([(20, 20, 1), (20, 40, 1)], np.float32)
+    case = AnnotatedImage("a", probability, np.zeros((40, 120), np.int32), None, dots)
+    scorer = ImageScorer(lambda core: probability[:, *core.slices], case, ScoringConfig(("a",), 0.6, 10), 33)
+    made, count = outlined_case(case, scorer)
+    y, x = np.indices((40, 120))
+    near = np.minimum(np.hypot(y - 20, x - 20), np.hypot(y - 20, x - 40)) <= DOT_PX
+    np.testing.assert_array_equal(made.class_map[:, :] == IGNORED, (probability[0] > 0) & ~near)
+    assert count == 0
+    assert made.points_N3 is not None
+    np.testing.assert_array_equal(made.points_N3, dots)
 
 
 def model_and_dot(folder: Path) -> tuple[Path, Path, Path]:
@@ -111,3 +129,14 @@ def test_the_model_that_outlines_dots_is_part_of_the_run_and_of_its_model(tmp_pa
         (one,) = chosen_by
         assert one.points_N3 is not None, "settings are chosen by the dots, not by outlines of a model"
         assert job.identity(job.spec()).get("pseudo") == job.provenance(1).get("pseudo") == expected
+
+
+def test_a_run_with_other_dots_is_another_run(tmp_path: Path) -> None:
+    _, images, masks = model_and_dot(tmp_path)
+    config = load_as(TrainConfig, None, ["network.depth=1", "network.width=2", "folds.hold_back=null"])
+    identities = []
+    for position in ("5,5", "5,6", "5,5"):
+        save_table(masks / "a.csv", "x,y", position)
+        (job,) = prepare(TrainRequest(images, masks, None, tmp_path / "run", config, None)).jobs
+        identities.append(job.identity(job.spec()))
+    assert identities[0] == identities[2] != identities[1]

@@ -111,6 +111,24 @@ def test_nothing_is_known_where_the_class_is_unknown() -> None:
 # ---- dots ------------------------------------------------------------------------------------------------------------
 
 
+def test_an_object_that_an_unknown_area_may_cut_has_no_distance_and_centre() -> None:
+    """The right half of the first disc is unknown; the disc that touches it and the others keep their targets."""
+    labels = discs()
+    known = np.ones(labels.shape, bool)
+    known[:, 18:22] = False
+    labels[~known] = 0
+    maps, found = map_targets(SETTINGS, labels, known)
+    untouched, without = map_targets(SETTINGS, labels, np.ones(labels.shape, bool))
+    cut = labels == 1
+    assert cut.any()
+    for name in (0, 1):
+        np.testing.assert_array_equal(found[name].numpy(), without[name].numpy() & known & ~cut)
+    beside = np.zeros(labels.shape, bool)
+    beside[:, 17:23] = True
+    np.testing.assert_array_equal(found[2].numpy(), ~beside)
+    np.testing.assert_array_equal(maps.numpy(), untouched.numpy())
+
+
 def test_distances_to_dots_are_those_of_the_mirrored_image() -> None:
     points = np.array([[3, 4, 1], [10, 15, 2]], np.float32)
     shape, corner = (20, 18), (-6, -5)

@@ -172,6 +172,26 @@ def test_share_of_tiles_centred_on_objects_is_the_configured_probability(share: 
         assert expected == 0
 
 
+def test_dots_are_targets_and_images_are_drawn_by_weight() -> None:
+    """Outlines of weight 1 and 3 and dots of weight 4 and of a class of their own."""
+    image, nothing = np.zeros((1, 40, 50), np.uint8), np.zeros((40, 50), np.int32)
+    outlined = np.pad(np.ones((5, 5), np.int32), ((10, 25), (10, 35)))
+    dots = np.array([(3.4, 7.6, 1), (39, 49, 1), (20, 20, 2)], np.float32)
+    cases = [
+        AnnotatedImage("light", image, outlined),
+        AnnotatedImage("heavy", image, outlined, weight=3.0),
+        AnnotatedImage("dots", image, nothing, points_N3=dots, weight=4.0),
+    ]
+    drawn = [draw_place(cases, 1.0, seeded(seed)) for seed in range(2000)]
+    names = [case.name for case, _ in drawn]
+    assert {at for case, at in drawn if case.name == "dots"} == {(3, 8), (39, 49), (20, 20)}
+    assert 0.45 < sum(at == (20, 20) for _, at in drawn) / 2000 < 0.55, "both classes equally often"
+    assert 2.5 < names.count("heavy") / names.count("light") < 3.6
+    dotted = AnnotatedImage("both", image, outlined, points_N3=dots[:2])
+    places = [draw_place([dotted], 1.0, seeded(seed))[1] for seed in range(400)]
+    assert 0.4 < sum(outlined[at] > 0 for at in places) / 400 < 0.6
+
+
 def test_pixels_of_a_class_are_drawn_uniformly(monkeypatch: pytest.MonkeyPatch) -> None:
     case = two_kinds()
     assert case.classes_YX is not None

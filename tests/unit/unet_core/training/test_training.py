@@ -26,7 +26,7 @@ from unet_core.training import validation as validation
 from unet_core.training.config import TrainConfig
 from unet_core.training.model_selection import select_objects
 from unet_core.training.trainer import TrainData, TrainJob, train
-from unet_core.training.validation import LARGEST_PX, evenly_spaced, views
+from unet_core.training.validation import LARGEST_PX, evenly_spaced, views, windows
 
 CONFIGS = Path(__file__).parents[4] / "configs"
 
@@ -218,6 +218,26 @@ def test_half_of_the_windows_of_a_large_image_hold_objects_and_windows_are_read_
     assert np.array_equal(last.labels_YX[90:200, 3:], labels[4186:, 3075:])
     bare = AnnotatedImage("", image[:, :4, :4], labels[:4, :4])
     assert select_objects([np.zeros((1, 4, 4), np.uint8)], [bare], SPEC).min_area_um2 == 0
+
+
+def test_windows_of_a_large_image_hold_their_own_dots() -> None:
+    """Each dot lies in one window, on the pixel of the image that has its number; windows with dots come first."""
+    shape = (2200, 2300)
+    at = np.random.default_rng(3).permutation(np.argwhere(np.ones((40, 40))))[:200] * (55, 57)
+    at = np.concatenate((at, [(1023, 1023), (1024, 1024), (2199, 2299)]))
+    image = np.zeros((1, *shape), np.uint16)
+    image[0, at[:, 0], at[:, 1]] = np.arange(1, len(at) + 1)
+    dots = np.column_stack((at + 0.3, np.ones(len(at)))).astype(np.float32)
+    dots[-3:-1, :2] -= 0.3
+    large = AnnotatedImage("large", image, np.zeros(shape, np.int32), points_N3=dots)
+    numbers: list[int] = []
+    for one in windows(large, 9):
+        assert one.points_N3 is not None
+        y, x = np.rint(one.points_N3[:, :2]).astype(int).T
+        numbers += np.asarray(one.image_CYX[:, :, :])[0, y, x].tolist()
+    assert sorted(numbers) == list(range(1, len(at) + 1))
+    alone = replace(large, points_N3=dots[-1:])
+    assert sum(len(one.points_N3) for one in windows(alone, 2) if one.points_N3 is not None) == 1
 
 
 def test_normalisation_is_of_each_channel_by_the_range_of_its_type() -> None:
