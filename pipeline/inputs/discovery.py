@@ -2,7 +2,8 @@
 
 The key of a slide is its path below the given folder, without its extension. Two slides with one key (also when only
 letter case differs, which some file systems ignore), or a key inside another (``a.svs`` beside ``a/b.svs``), are
-refused by name. Output of overtile is never taken for input.
+refused by name, and so is a slide whose output would have the name of a file of the results (``batch.json.png``).
+Output of overtile is never taken for input.
 
 A slide of several files counts once: an MRXS with its folder, an OME-Zarr, the DICOM instances of one series (keyed by
 their folder when it holds nothing else, else by the first of them). Unreadable formats are listed too, so that they
@@ -15,7 +16,7 @@ import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from itertools import chain, permutations, product
 from pathlib import Path, PurePosixPath
@@ -24,6 +25,7 @@ from pipeline.errors import ConfigError, OvertileError, SlideError
 from pipeline.redaction import Pseudonym
 from pipeline.slides.dicom import DICOM, group_by_series
 from pipeline.slides.format_detection import UNREADABLE, is_ome_zarr, is_own_result, owned_names
+from pipeline.storage.layout import OWN_NAMES
 
 EXTENSIONS = (".ome.tiff", ".ome.tif", ".ome.zarr")
 
@@ -84,7 +86,8 @@ def find_slides(inputs: Sequence[Path], patterns: Sequence[str], out: Path) -> l
             f"no slide found in {', '.join(map(str, inputs))}: tried {', '.join(patterns)}. "
             f"Give another folder or --set 'input.pattern=[\"*.tif\"]'"
         )
-    return _refuse_collisions(sorted(found.values(), key=lambda candidate: candidate.key))
+    ordered = sorted(found.values(), key=lambda candidate: candidate.key)
+    return _refuse_collisions([_refuse_own_name(candidate) for candidate in ordered])
 
 
 def _expand(source: Path, patterns: Sequence[str], out: Path) -> Iterable[tuple[Path, str]]:
@@ -152,6 +155,15 @@ def key_of(relative: Path) -> str:
             name = name[: -len(extension)]
             break
     return (relative.parent / name).as_posix()
+
+
+def _refuse_own_name(candidate: Candidate) -> Candidate:
+    """The slide, refused if a part of its key is a name of the results."""
+    taken = [part for part in PurePosixPath(candidate.key).parts if _folded(part) in OWN_NAMES]
+    if not taken:
+        return candidate
+    reason = f"its output would be the folder {candidate.key!r}, and {taken[0]!r} is a name of files of the results"
+    return replace(candidate, refused=SlideError(f"{candidate.path}: {reason}. Rename the slide or its folder"))
 
 
 def _refuse_collisions(candidates: list[Candidate]) -> list[Candidate]:

@@ -35,6 +35,12 @@ TABLE, GEOJSON, OVERVIEW = "objects.parquet", "objects.geojson.gz", "overview.pn
 RESULTS = (TABLE, GEOJSON, OVERVIEW)
 """Files beside the arrays."""
 
+MANIFEST = "manifest.json"
+BATCH_FILES = ("summary.md", "report.html", "results.csv", "failures.csv", "batch.json", "history.jsonl")
+"""Files of a batch, in the output folder."""
+OWN_NAMES = frozenset((ZARR, *RESULTS, MANIFEST, *BATCH_FILES))
+"""Names of files and folders that overtile writes, so that no slide's folder can have them."""
+
 FILES = {"table": TABLE, "geojson": GEOJSON, "overview": OVERVIEW}
 """Files by their artifact's name in the stage table."""
 

@@ -15,6 +15,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from pipeline.storage.layout import OWN_NAMES
 from tests.support.commands import Command, Ran, is_complete
 from tests.support.faults.pictures import BLUE, Disc, draw, write
 from tests.support.make_slides import tile_span, write_svs
@@ -42,6 +43,8 @@ BROKEN = {kind: f"{name[0]}broken {name[1:]}"[:246] for kind, name in HOSTILE.it
 TORN = "\x1b[31mtorn"
 """Opens as a valid slide and fails when read, so that its error passes through Prefect."""
 NEWEST_FIRST = {"artifacts": "CREATED_DESC", "task_runs": "EXPECTED_START_TIME_DESC", "logs": "TIMESTAMP_DESC"}
+OWN = ("batch.json.tif", "Results.CSV.tif", "summary.md.tif", "manifest.json.tif", "report.html/a.tif")
+"""Slides whose output would have the name of a file of the results."""
 TWINS = ("twin.svs", "twin.tif", "Case.tif", "case.tif", "nest.tif", "nest/inside.tif")
 
 
@@ -56,7 +59,7 @@ def names(overtile: Command, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     content = torn.read_bytes()
     offset, count = tile_span(torn, 0)
     torn.write_bytes(content[: offset + 5] + b"\0" * (count - 5) + content[offset + count :])
-    for name in TWINS:
+    for name in (*TWINS, *OWN):
         path = folder / "slides" / name
         path.parent.mkdir(exist_ok=True)
         write_svs(path, PICTURE, mpp=0.5) if path.suffix == ".svs" else write(path, PICTURE)
@@ -95,6 +98,16 @@ def test_fault_35_batch_of_colliding_keys_only_is_a_usage_error(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", OWN)
+def test_fault_35_a_slide_with_a_name_of_the_results_fails_by_name(names: Ran, name: str) -> None:
+    key = name.removesuffix(".tif")
+    assert "is a name of files of the results. Rename the slide" in names.error_of(key)
+    assert not (names.out / key / "manifest.json").exists()
+    written = {path.name for path in names.out.iterdir() if path.is_file()}
+    assert "results.csv" in written
+    assert {one for one in written if not one.startswith(".")} <= OWN_NAMES
+
+
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_fault_37_66_a_slide_of_any_name_is_complete(names: Ran, kind: str) -> None:
     assert names.outcome(HOSTILE[kind])["state"] == "complete", names.transcript
@@ -116,7 +129,7 @@ def test_fault_66_no_control_character_reaches_terminal_log_or_report(names: Ran
     reports = {name: (names.out / name).read_text() for name in ("summary.md", "failures.csv")}
     for text in (names.stdout, names.stderr, *reports.values()):
         assert all(char.isprintable() or char == "\n" for char in text.replace("\r\n", "\n"))
-    failing = len(BROKEN) + len(TWINS) + 1
+    failing = len(BROKEN) + len(TWINS) + len(OWN) + 1
     assert len(names.errors) == names.stderr.count("\n") == failing, "a newline in a name does not start a new line"
     assert "<img" not in reports["summary.md"]
     assert "&lt;img src=x" in reports["summary.md"]
@@ -127,7 +140,7 @@ def test_fault_66_no_control_character_reaches_terminal_log_or_report(names: Ran
 def test_fault_66_tables_hold_no_formula_and_json_holds_the_name_itself(names: Ran) -> None:
     with (names.out / "failures.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == len(BROKEN) + len(TWINS) + 1
+    assert len(rows) == len(BROKEN) + len(TWINS) + len(OWN) + 1
     assert not [row for row in rows for cell in row.values() if cell[:1] in ("=", "+", "-", "@")]
     keys = {outcome["key"] for outcome in json.loads((names.out / "batch.json").read_text())["run"]["outcomes"]}
     assert set(HOSTILE.values()) | set(BROKEN.values()) <= keys

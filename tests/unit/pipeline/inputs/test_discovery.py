@@ -16,6 +16,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pipeline.config import SLIDE_PATTERNS
 from pipeline.errors import ConfigError, SlideError
 from pipeline.inputs.discovery import Candidate, find_slides, key_of
+from pipeline.storage.layout import OWN_NAMES
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -150,6 +151,13 @@ def test_two_slides_with_one_key_are_refused_by_name_and_others_continue(tmp_pat
         assert isinstance(cause, SlideError)
         assert str(tmp_path / mine) in str(cause)
         assert str(tmp_path / theirs) in str(cause), "the message names the other slide"
+
+
+@pytest.mark.parametrize("name", sorted(OWN_NAMES))
+def test_names_of_the_results_are_refused(tmp_path: Path, name: str) -> None:
+    folder = touch(tmp_path / "slides", f"{name}.png", "sound.png", f"deep/{name.upper()}.png", f"x{name}.png")
+    refused = {candidate.key for candidate in find(folder, patterns=("*.png",)) if candidate.refused}
+    assert refused == {name, f"deep/{name.upper()}"}
 
 
 def test_two_folders_with_the_same_names_collide(tmp_path: Path) -> None:
