@@ -118,10 +118,11 @@ def training_markdown(folder: Path) -> str:
     spec = describe(folder / BEST).spec
     scored = [line for line in read_json_lines(folder / METRICS) if "validation" in line]
     names = list(scored[0]["validation"]) if scored else []
+    smallest = f"{spec.min_area_um2:g} {'um2' if spec.mpp else 'px'}"
     lines = [
         f"# {printable(folder.name)}",
         "",
-        f"Threshold {spec.threshold or 'none'}, smallest object {spec.min_area_um2:g} um2, {len(scored)} validations.",
+        f"Threshold {spec.threshold or 'none'}, smallest object {smallest}, {len(scored)} validations.",
         "",
         f"| step | {' | '.join(names)} |",
         f"|{'---|' * (1 + len(names))}",

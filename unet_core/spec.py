@@ -74,7 +74,7 @@ class ObjectSettings(BaseModel):
             grown back to the foreground.
         source: The map of `seeds`.
         depth: Depth of a dent between two maxima of the (inverted) map that splits an object, 0..1.
-        max_area_um2: Largest object that is kept; None: no limit.
+        max_area_um2: Largest object that is kept; None: no limit. In pixels for a network without `mpp`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -104,7 +104,7 @@ class UNetSpec(BaseModel):
         mean: Mean of each channel, for a range of 0..1.
         std: Standard deviation of each channel, for a range of 0..1.
         threshold: Probability from which on a pixel is foreground, for one class.
-        min_area_um2: Smallest object that is kept.
+        min_area_um2: Smallest object that is kept; in pixels for a network without `mpp`.
         stain_mean: Mean over the training cells of their mean optical density (`unet_core.optical_density`).
         stain_covariance: Covariance of the same.
         stain_normalisation: Method that brings a slide to the colours of the training images, by a map that is fitted

@@ -199,8 +199,17 @@ def _objects(spec: dict[str, Any]) -> Iterator[str]:
     if objects := spec.get("objects"):
         source = ObjectSettings.model_validate(objects).map_name
         seeds = "" if source is None else f" of the map {source}, depth {objects['depth']:g}"
-        largest = "" if objects["max_area_um2"] is None else f", largest object {objects['max_area_um2']:g} um2"
+        largest = (
+            ""
+            if objects["max_area_um2"] is None
+            else f", largest object {objects['max_area_um2']:g} {_area_unit(spec)}"
+        )
         yield f"objects: {objects['method']}{seeds}{largest}"
+
+
+def _area_unit(spec: dict[str, Any]) -> str:
+    """The unit of the limits of area: without a resolution they are in pixels."""
+    return "um2" if spec["mpp"] else "px"
 
 
 def show(record: dict[str, Any], console: Console) -> None:
@@ -211,7 +220,7 @@ def show(record: dict[str, Any], console: Console) -> None:
         f"[bold]{escape(printable(record['name'] + version))}[/]  {escape(printable(record['about']))}",
         f"{spec['in_channels']} channels to {escape(', '.join(record['classes']))} ({spec['head']}), "
         f"{_plain(record['mpp'])} um per pixel, threshold {_plain(record['threshold'])}, "
-        f"smallest object {spec['min_area_um2']:g} um2",
+        f"smallest object {spec['min_area_um2']:g} {_area_unit(spec)}",
         f"{record['parameters']:,} parameters, stored as {record['stored_as']}, {record['bytes']:,} bytes",
         f"halo {record['halo_px']} px, step {record['step_px']} px, {limit / 1e6:.3f} MFLOP a pixel at the least",
         f"input = (image / its largest value - {spec['mean']}) / {spec['std']}",

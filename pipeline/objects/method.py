@@ -10,24 +10,31 @@ from pipeline.errors import ConfigError
 from unet_core.spec import SEED_MAPS, MapName, ObjectSettings, UNetSpec
 
 
-def resolve(section: ObjectsSection, spec: UNetSpec) -> ObjectSettings:
+def area_um2(stated: float, spec: UNetSpec, mpp: float) -> float:
+    """A limit of area that a model states, in um2 on a slide: without a resolution, a model states it in pixels."""
+    return stated if spec.mpp else stated * mpp**2
+
+
+def resolve(section: ObjectsSection, spec: UNetSpec, mpp: float = 1.0) -> ObjectSettings:
     """Settings of the objects of a run.
 
     Args:
         section: Section ``objects`` of the configuration.
         spec: Spec of the network or ensemble.
+        mpp: Resolution of the image, in um per pixel.
 
     Raises:
         ConfigError: The network lacks the map, or splitting by distance is asked for together with a map.
     """
     own = spec.objects or ObjectSettings()
+    largest = own.max_area_um2 and area_um2(own.max_area_um2, spec, mpp)
     method = section.method
     if method == "auto":
         method = own.method if section.split == "none" else "components"
     values: dict[str, object] = {
         "method": method,
         "depth": section.seed_depth or own.depth,
-        "max_area_um2": section.max_area_um2 or own.max_area_um2,
+        "max_area_um2": section.max_area_um2 or largest,
     }
     if method != "components" and section.split != "none":
         raise ConfigError(

@@ -20,7 +20,7 @@ from pipeline.inference.ensemble import Ensemble
 from pipeline.inputs.discovery import Candidate
 from pipeline.inputs.regions import Regions, find_regions
 from pipeline.inputs.tissue_mask_file import MaskFile, find_mask
-from pipeline.objects.method import resolve
+from pipeline.objects.method import area_um2, resolve
 from pipeline.redaction import Pseudonym
 from pipeline.rendering.contrast import class_colours
 from pipeline.slides.channels import channel_numbers, select_channels
@@ -137,12 +137,13 @@ class SlidePlan:
     def min_area_um2(self) -> float:
         """The user's smallest area of an object, else the model's own."""
         requested = self.config.objects.min_area_um2 if self.config.objects else None
-        return requested if requested is not None else self.model.spec.min_area_um2
+        spec = self.model.spec
+        return requested if requested is not None else area_um2(spec.min_area_um2, spec, self.resolution.mpp)
 
     @property
     def object_settings(self) -> ObjectSettings:
         """How outputs become objects: the user's settings, else the model's own. Raises ConfigError, see `resolve`."""
-        return resolve(self.config.objects or ObjectsSection(), self.model.spec)
+        return resolve(self.config.objects or ObjectsSection(), self.model.spec, self.resolution.mpp)
 
     @property
     def discs_um(self) -> tuple[tuple[float, float], ...]:
@@ -232,8 +233,7 @@ def _plan(candidate: Candidate, model: Ensemble, compute: Compute, config: RunCo
             f"{reader.channels} ({', '.join(reader.channel_names)}). Choose a model trained on such slides with "
             "--model, or channels with --set 'input.channels=[1]'"
         )
-    override = config.input.mpp if model.spec.mpp is not None else "native"
-    resolved = resolution(reader, override, model.spec.mpp or 1.0)
+    resolved = resolution(reader, config.input.mpp, model.spec.mpp)
     regions, remarks = _regions(candidate, config, reader.levels[0].shape_yx)
     source = {
         "fingerprint": reader.fingerprint(),

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -91,7 +91,7 @@ class Resolution:
         return self.resampling.out_yx
 
 
-def resolution(reader: SlideReader, override: Override, model_mpp: float) -> Resolution:
+def resolution(reader: SlideReader, override: Override, model_mpp: float | None) -> Resolution:
     """Choose the level and the resampling that give an image at the resolution of a model.
 
     The coarsest level that is at most 5 % coarser than the model is read. It is used unchanged within 5 %, averaged
@@ -101,7 +101,7 @@ def resolution(reader: SlideReader, override: Override, model_mpp: float) -> Res
         reader: The slide.
         override: Micrometres per pixel of level 0, replacing the slide's; ``native`` for level 0 without resampling;
             None for the resolution that the slide states.
-        model_mpp: Micrometres per pixel of the model.
+        model_mpp: Micrometres per pixel of the model; None if it states none, so that nothing is resampled.
 
     Returns:
         The level, its resampling and the resulting pixel size.
@@ -111,7 +111,9 @@ def resolution(reader: SlideReader, override: Override, model_mpp: float) -> Res
             coarser than the model's.
     """
     if override == "native":
-        return _native(reader, model_mpp)
+        return _native(reader, model_mpp or 1.0)
+    if model_mpp is None:
+        return _native(reader, 1.0) if override is None else _unresampled(reader, *_slide_mpp(reader, override))
     slide_mpp, warnings = _slide_mpp(reader, override)
     scales = [_scale_yx(level.downsample_yx, slide_mpp, model_mpp) for level in reader.levels]
     level = max((k for k, scale in enumerate(scales) if min(scale) >= 1 / (1 + TOLERANCE)), default=0)
@@ -126,16 +128,22 @@ def resolution(reader: SlideReader, override: Override, model_mpp: float) -> Res
     return Resolution(level, Resampling(method, scale_yx, source_yx, out_yx), mpp, slide_mpp, factor_yx, warnings)
 
 
+def _unresampled(reader: SlideReader, mpp: float, warnings: tuple[str, ...]) -> Resolution:
+    """Level 0 unchanged, of a resolution that is given."""
+    shape_yx = reader.levels[0].shape_yx
+    resampling = Resampling("none", (Fraction(1), Fraction(1)), shape_yx, shape_yx)
+    return Resolution(0, resampling, mpp, mpp, (1.0, 1.0), warnings)
+
+
 def _native(reader: SlideReader, model_mpp: float) -> Resolution:
     """Level 0 unchanged. Areas use its resolution when it is plausible, else the model's."""
-    shape_yx, stated = reader.levels[0].shape_yx, _mean(reader.mpp_yx)
-    plausible = stated is not None and MPP_RANGE_UM[0] <= stated <= MPP_RANGE_UM[1]
-    warnings = () if plausible else (
-        f"{reader.path}: the slide states no usable resolution; areas and lengths assume the model's {model_mpp} um/px",
-    )  # fmt: skip
-    resampling = Resampling("none", (Fraction(1), Fraction(1)), shape_yx, shape_yx)
-    mpp = stated if plausible and stated is not None else model_mpp
-    return Resolution(0, resampling, mpp, stated if plausible else None, (1.0, 1.0), warnings)
+    stated = _mean(reader.mpp_yx)
+    if stated is not None and MPP_RANGE_UM[0] <= stated <= MPP_RANGE_UM[1]:
+        return _unresampled(reader, stated, ())
+    warning = (
+        f"{reader.path}: the slide states no usable resolution; areas and lengths assume the model's {model_mpp} um/px"
+    )
+    return replace(_unresampled(reader, model_mpp, (warning,)), slide_mpp=None)
 
 
 def _mean(mpp_yx: tuple[float, float] | None) -> float | None:

@@ -34,9 +34,9 @@ def draw_discs(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
     return image.clip(0, 255).astype(np.uint8), labels
 
 
-def save_dark_network(path: Path, weight: float, held_back: Sequence[str] = ()) -> Path:
+def save_dark_network(path: Path, weight: float, held_back: Sequence[str] = (), spec: UNetSpec = SPEC) -> Path:
     """Save a network that detects dark pixels of the first channel; a larger weight makes it more sensitive."""
-    model = UNet(SPEC)
+    model = UNet(spec)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):

@@ -14,6 +14,8 @@ import pipeline
 from pipeline.errors import ConfigError
 from tests.support.commands import CLASSES
 from tests.support.faults.trees import Finished
+from tests.unit.flows.dark_discs import SPEC, draw_discs, save_dark_network
+from unet_core.spec import ObjectSettings
 
 MOMENTS = ["major_axis_um", "minor_axis_um", "orientation_rad", "eccentricity"]
 """Columns whose last bit depends on the size of blocks, which is 512 px in the command's result."""
@@ -45,6 +47,23 @@ def test_object_settings_reach_the_objects(finished: Finished) -> None:
     assert len(few.objects) == 0
     assert few.labels.max() == 0
     assert few.probability.max() > 0
+
+
+def test_a_model_without_a_resolution_states_its_areas_in_pixels(tmp_path: Path) -> None:
+    """20 to 81 px are 1 to 4 um2 here; as um2 they would be 395 to 1600 px, and no object would be left."""
+    objects = ObjectSettings(max_area_um2=81.0)
+    spec = SPEC.model_copy(update={"mpp": None, "min_area_um2": 20.0, "objects": objects})
+    path = save_dark_network(tmp_path / "m.safetensors", 4.0, spec=spec)
+    sizes = []
+    for mpp in (0.225, 0.5, 1.0):
+        found = pipeline.segment_image(draw_discs(0)[0], str(path), mpp=mpp, precision="fp32")
+        assert min(found.objects["area_um2"].to_numpy()) >= 20 * mpp**2 * (1 - 1e-9)
+        sizes.append(np.bincount(found.labels.ravel())[1:].tolist())
+    assert sizes[0] == sizes[1] == sizes[2]
+    assert len(sizes[0]) >= 3
+    assert max(sizes[0]) <= 81
+    stated = pipeline.segment_image(draw_discs(0)[0], str(path), mpp=0.225, precision="fp32", min_area_um2=3.0)
+    assert 0 < len(stated.objects) < len(sizes[0]), "a limit of the user is in um2"
 
 
 @pytest.mark.parametrize(
