@@ -18,18 +18,19 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from shutil import rmtree
+from tempfile import TemporaryDirectory, TemporaryFile, mkdtemp
 from threading import Thread
 from typing import IO
 
 from flows.proxies import exclude_this_machine
 from pipeline.errors import OvertileError, ServerError
 
-API_URL = "PREFECT_API_URL"
+API_URL, DATABASE_URL = "PREFECT_API_URL", "PREFECT_API_DATABASE_CONNECTION_URL"
 HOST, PORT = "127.0.0.1", 4200
 """Address of a lasting server: Prefect's default port, if it is free."""
 
@@ -61,6 +62,8 @@ class Server:
         exclude_this_machine(os.environ)
         if os.environ.get(API_URL):
             return None
+        if not lasting:
+            _use_writable_home()
         with _listen(PORT if lasting else 0) as listening:
             descriptor, port = listening.fileno(), listening.getsockname()[1]
             apart = apart or (not lasting and is_on_network(_home(), Path("/proc/self/mountinfo").read_text()))
@@ -111,8 +114,11 @@ class Server:
             connection.request("GET", "/api/health")
             connection.getresponse()
         except (OSError, HTTPException) as error:
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(STOP_S)  # its log then tells why
+            own = f"Unset {DATABASE_URL}, or start" if os.environ.get(DATABASE_URL) else "Start"
             raise OvertileError(
-                f"the temporary Prefect server did not start ({self._last_line() or error}). Start one with 'prefect "
+                f"the temporary Prefect server did not start ({self._last_line() or error}). {own} one with 'prefect "
                 f"server start' and set it: export {API_URL}=http://127.0.0.1:4200/api"
             ) from error
         finally:
@@ -189,7 +195,7 @@ def _answering() -> Iterator[None]:
 def _is_needed() -> bool:
     from prefect.client.base import ServerType, determine_server_type
 
-    return determine_server_type() is ServerType.EPHEMERAL
+    return determine_server_type() in (ServerType.EPHEMERAL, ServerType.UNCONFIGURED)
 
 
 def serve(descriptor: int, *, lasting: bool) -> None:
@@ -211,6 +217,16 @@ def _home() -> Path:
     return Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
 
 
+def _use_writable_home() -> None:
+    """Use a temporary folder for Prefect's files where its own cannot be made, as for users without a home."""
+    try:
+        _home().mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = mkdtemp(prefix="overtile-prefect-")
+        atexit.register(rmtree, folder, ignore_errors=True)
+        os.environ["PREFECT_HOME"] = folder
+
+
 def is_on_network(folder: Path, mounts: str) -> bool:
     """Whether a folder is on a network file system, by the lines of /proc/self/mountinfo."""
     path, kinds = folder.absolute(), dict[Path, str]()
@@ -226,7 +242,7 @@ def is_on_network(folder: Path, mounts: str) -> bool:
 def own_database() -> Iterator[None]:
     """Use a temporary database inside the context."""
     with TemporaryDirectory(prefix="overtile-prefect-") as folder:
-        os.environ["PREFECT_API_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{folder}/prefect.db"
+        os.environ[DATABASE_URL] = f"sqlite+aiosqlite:///{folder}/prefect.db"
         yield
 
 

@@ -22,7 +22,7 @@ from flows.batch.deadline import Deadline, Taken, TimeUpError
 from flows.batch.disk_quota import DiskQuota
 from flows.batch.outcome import Outcome
 from pipeline.config import ClusterSection
-from pipeline.errors import ClusterError, OvertileError
+from pipeline.errors import ClusterError, ConfigError, OvertileError
 from pipeline.execution.blocks import Counts, MapBlocks, StageReport, serial
 from pipeline.printable import printable
 from pipeline.redaction import RedactErrors
@@ -159,7 +159,11 @@ def make_executor(batch: Batch) -> Iterator[Executor]:
     if cluster.kind == "serial":
         yield Executor(lambda _rank, _stage: serial, lambda: 1, lambda: None)
         return
-    from pipeline.execution.cluster import open_worker_pool
+    try:
+        from pipeline.execution.cluster import open_worker_pool
+    except ValueError as error:  # dask reads its configuration when it is imported
+        cause = " ".join(str(error).split())
+        raise ConfigError(f"cannot read dask's configuration: {cause}. Mend the file, or unset DASK_CONFIG") from error
 
     on_gpu = any(runtime.compute.device == "cuda" for runtime in batch.runtimes.values())
     shared = [request.out, *(() if scratch is None else (Path(scratch),))]

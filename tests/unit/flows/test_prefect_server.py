@@ -7,13 +7,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
 from flows.prefect_server import is_on_network
-from tests.support.commands import Command
+from tests.support.commands import NO_SERVER, Command
 from tests.support.faults.pictures import draw, red_and_blue, write
 
 PATIENCE_S = 60
@@ -94,6 +95,41 @@ def test_server_that_cannot_start_is_reported_with_a_remedy(tmp_path: Path) -> N
     assert ran.code == 4, ran.transcript
     assert "the temporary Prefect server did not start (" in ran.only_error
     assert "prefect server start" in ran.only_error
+
+
+def test_unreachable_database_is_reported_with_its_variable(tmp_path: Path) -> None:
+    slide = write(tmp_path / "slide.tif", draw((64, 64), red_and_blue((64, 64))))
+    overtile = Command.under(tmp_path, None).with_environment(
+        PREFECT_API_DATABASE_CONNECTION_URL="postgresql+asyncpg://u:secret@127.0.0.1:9/x"
+    )
+    ran = overtile.segment(slide, tmp_path / "out")
+    assert ran.code == 4, ran.transcript
+    assert "the temporary Prefect server did not start (ERROR" in ran.only_error
+    assert "Unset PREFECT_API_DATABASE_CONNECTION_URL" in ran.only_error
+    assert "secret" not in ran.transcript
+
+
+def test_runs_without_a_home_and_with_prefects_own_server_switched_off(tmp_path: Path) -> None:
+    switched = {"HOME": "/dev/null/ann", "PREFECT_SERVER_EPHEMERAL_ENABLED": "false"}
+    slide = write(tmp_path / "slide.tif", draw((64, 64), red_and_blue((64, 64))))
+    kept = {key: text for key, text in os.environ.items() if not key.startswith("PREFECT_")}
+    overtile = Command.under(tmp_path, None)
+    overtile = replace(overtile, environment=kept | {"TMPDIR": str(tmp_path)} | switched)
+    ran = overtile.segment(slide, tmp_path / "out")
+    assert ran.code == 0, ran.transcript
+    assert ran.stderr == ""
+    assert not list(tmp_path.glob("overtile-prefect-*")), "a temporary folder of Prefect is removed"
+
+
+def test_malformed_configuration_of_dask_is_named(tmp_path: Path) -> None:
+    slide = write(tmp_path / "slide.tif", draw((64, 64), red_and_blue((64, 64))))
+    (tmp_path / "dask").mkdir()
+    (tmp_path / "dask" / "x.yaml").write_text("distributed: [oops")
+    overtile = Command.under(tmp_path, NO_SERVER).with_environment(DASK_CONFIG=str(tmp_path / "dask"))
+    ran = overtile.run("segment", slide, "--out", tmp_path / "out", "--mpp", "0.5")
+    assert ran.code == 2, ran.transcript
+    assert "x.yaml' is malformed" in ran.only_error
+    assert "unset DASK_CONFIG" in ran.only_error
 
 
 def test_invalid_batch_leaves_no_server(tmp_path: Path) -> None:
