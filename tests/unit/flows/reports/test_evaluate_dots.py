@@ -53,7 +53,8 @@ def test_objects_of_a_model_with_seeds_are_those_of_segment(tmp_path: Path) -> N
     path = tmp_path / "seeds.safetensors"
     save(path, model, {})
     labels, components = (
-        np.asarray(segment_image(image, str(path), mpp=0.5, method=method).labels) for method in ("auto", "components")
+        np.asarray(segment_image(image, str(path), mpp=0.5, precision="fp32", method=method).labels)
+        for method in ("auto", "components")
     )
     assert len(np.unique(labels)) > len(np.unique(components)) > 10, "some objects are split"
     case = AnnotatedImage("a", np.ascontiguousarray(image.transpose(2, 0, 1)), labels.astype(np.int32))

@@ -28,8 +28,8 @@ from tests.support.make_store import put_array
 from tests.unit.pipeline.make_result import finished_slide
 
 
-def test_doctor_lists_models_and_cuda_status(overtile_alone: Command) -> None:
-    ran = overtile_alone.run("doctor")
+def test_doctor_lists_models_and_cuda_status(overtile: Command) -> None:
+    ran = overtile.run("doctor")
     assert ran.code == 0, ran.transcript
     assert "nuclei@1" in ran.stdout
     assert "CUDA path last verified" in ran.stdout
