@@ -31,7 +31,7 @@ def evaluate(  # noqa: PLR0913  one parameter an option
     ] = None,
     cases: Annotated[
         Path | None,
-        typer.Option("--cases", metavar="CSV", help="CSV table with columns image, patient and fold, see README."),
+        typer.Option("--cases", metavar="CSV", help="CSV table with columns image, patient and fold, see training.md."),
     ] = None,
     folds: Annotated[
         list[int] | None, typer.Option("--folds", metavar="K...", help="Use images of these folds only.")

@@ -93,7 +93,7 @@ Mpp = Annotated[
 ]
 Cases = Annotated[
     Path | None,
-    typer.Option("--cases", metavar="CSV", help="CSV table that selects, orders and configures slides, see README."),
+    typer.Option("--cases", metavar="CSV", help="CSV table that selects, orders and configures slides, see cases.md."),
 ]
 Force = Annotated[
     list[str] | None,

@@ -52,10 +52,11 @@ def list_models(as_json: AsJson = False) -> None:  # noqa: FBT002  typer's way t
     if as_json:
         typer.echo(json.dumps(records, indent=1))
         return
-    columns = ("model", "classes", "um/px", "parameters", "MB", "threshold", Column("what it is", overflow="fold"))
-    table = Table(*columns)
+    table = Table(
+        Column("model", no_wrap=True), "classes", "um/px", "parameters", "MB", Column("what it is", overflow="fold")
+    )
     for one in records:
-        numbers = (_plain(one["mpp"]), f"{one['parameters']:,}", f"{one['bytes'] / 1e6:.1f}", _plain(one["threshold"]))
+        numbers = (_plain(one["mpp"]), f"{one['parameters']:,}", f"{one['bytes'] / 1e6:.1f}")
         about = escape(printable(one["about"]))
         table.add_row(f"{one['name']}@{one['version']}", escape(", ".join(one["classes"])), *numbers, about)
     Console().print(table)
@@ -156,10 +157,11 @@ def summary(path: Path) -> dict[str, Any]:
 
 
 def _about(path: Path) -> str:
-    """The first line of the model card that is neither heading nor table."""
+    """What a model finds: the model card's first sentence up to its colon."""
     card = path.with_suffix(".md")
-    lines = card.read_text("utf-8").splitlines() if card.exists() else []
-    return next((line for line in lines if line and not line.startswith(("#", "|"))), "")
+    paragraphs = card.read_text("utf-8").split("\n\n") if card.exists() else []
+    text = next((one for one in paragraphs if not one.startswith(("#", "|"))), "")
+    return " ".join(text.split()).partition(". ")[0].partition(": ")[0]
 
 
 def details(path: Path) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def train(  # noqa: PLR0913  one parameter an option
     ],
     cases: Annotated[
         Path | None,
-        typer.Option("--cases", metavar="CSV", help="CSV table with columns image, patient and fold, see README."),
+        typer.Option("--cases", metavar="CSV", help="CSV table with columns image, patient and fold, see training.md."),
     ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", metavar="F", help="YAML configuration file, see configs/train.yaml.")
