@@ -19,8 +19,7 @@ def exclude_this_machine(environment: MutableMapping[str, str]) -> None:
     Args:
         environment: Variables of this process, and of those that it starts. Changed in place.
     """
-    set_here = proxies_of(environment)
-    if not set_here:
+    if not proxies_of(environment):
         return
     for name in unusable(environment):
         del environment[name]

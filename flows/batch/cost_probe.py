@@ -27,7 +27,7 @@ from pipeline.slides.opening import open_slide
 from pipeline.stage_table import INGEST, OVERLAY, PREDICT
 from pipeline.stages.ingest import read_image
 from pipeline.stages.tissue import area_mean
-from pipeline.storage.layout import IMAGE, MAPS, OVERVIEW, PROBABILITY, TISSUE_UM
+from pipeline.storage.layout import IMAGE, MANIFEST, MAPS, OVERVIEW, PROBABILITY, TISSUE_UM
 from pipeline.storage.manifest import write_manifest
 from pipeline.storage.slide_store import Array, ArraySpec, SlideStore
 from pipeline.tissue_detection.threshold import find_tissue
@@ -192,7 +192,7 @@ def _sizes(store: SlideStore) -> dict[str, int]:
 
 def _output(name: str) -> str:
     """The displayed name of the output to which a file below the slide's folder belongs."""
-    if name in (OVERVIEW, "manifest.json") or name.endswith("zarr.json"):
+    if name in (OVERVIEW, MANIFEST) or name.endswith("zarr.json"):
         return OVERLAY
     if name.startswith(("objects.", ".work/")):
         return "tables" if name.startswith("objects.") else "records of blocks"

@@ -15,6 +15,7 @@ from flows.batch.result_rows import Row, flags, manifest_rows, tissue_areas_mm2
 from pipeline.errors import ConfigError, DamagedError
 from pipeline.slides.bad_tiles import BadTile
 from pipeline.storage.atomic_files import read_json
+from pipeline.storage.layout import MANIFEST
 from pipeline.storage.manifest import read_manifest
 from pipeline.storage.slide_store import SlideStore
 
@@ -68,7 +69,7 @@ def slide_stores(out: Path) -> Iterator[SlideStore]:
             folders.clear()
             continue
         folders.sort()
-        if ".work" in folders or (here / "manifest.json").exists():
+        if ".work" in folders or (here / MANIFEST).exists():
             yield SlideStore(here)
 
 

@@ -26,7 +26,7 @@ from pipeline.errors import ConfigError, DamagedError, StoreError
 from pipeline.printable import printable
 from pipeline.runs.prune import pruned_parts
 from pipeline.stage_table import STAGES
-from pipeline.storage.layout import IMAGE, OBJECTS, OVERVIEW, TABLE
+from pipeline.storage.layout import IMAGE, MANIFEST, OBJECTS, OVERVIEW, TABLE
 from pipeline.storage.slide_store import SlideStore
 
 THUMBNAIL_PX = 512
@@ -68,7 +68,7 @@ class Catalog:
             ConfigError: If the folder holds no results.
         """
         root = path.resolve()
-        alone = (root / "manifest.json").exists() or (root / ".work").is_dir()
+        alone = (root / MANIFEST).exists() or (root / ".work").is_dir()
         catalog = cls(root, alone)
         if not catalog.cards():
             raise ConfigError(f"{path} holds no results: expected a folder that 'overtile segment' wrote")

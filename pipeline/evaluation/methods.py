@@ -31,7 +31,7 @@ from unet_core.errors import MissingLibraryError
 from unet_core.metrics.centres import WITHIN_PX
 from unet_core.mirror import ArrayLike
 from unet_core.normalisation import fits, sample
-from unet_core.object_labels import ROUNDING, largest_box_px
+from unet_core.object_labels import area_range_px, largest_box_px
 from unet_core.spec import UNetSpec
 from unet_core.training.model_selection import least_px
 
@@ -116,7 +116,7 @@ def _seeded(config: ScoringConfig, spec: UNetSpec) -> ScoringConfig:
     section, mpp = ObjectsSection(), spec.mpp or 1.0  # without a resolution a pixel is 1 um2
     settings = resolve(section, spec)
     if settings.max_area_um2 is not None:
-        config = replace(config, most_px=math.floor(settings.max_area_um2 / mpp**2 * (1 + ROUNDING)))
+        config = replace(config, most_px=math.floor(area_range_px(spec)[1]))
     if settings.map_name is None:
         return config
     largest = largest_box_px(section.split_max_um, mpp)

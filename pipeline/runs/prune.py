@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError, StoreError
 from pipeline.runs.verify import damaged_files
 from pipeline.stage_table import MAPS, WRITER
 from pipeline.storage.atomic_files import fsync_dir, remove, sweep_partials
-from pipeline.storage.layout import RESULTS, ZARR, entry_of, path_of
+from pipeline.storage.layout import MANIFEST, RESULTS, ZARR, entry_of, path_of
 from pipeline.storage.manifest import is_pruned, read_manifest, rewrite
 from pipeline.storage.slide_store import SlideStore
 
@@ -173,7 +173,7 @@ def _remove_entries(store: SlideStore, paths: Sequence[Path]) -> None:
 
 def own_paths(store: SlideStore) -> list[Path]:
     """The files and folders that runs wrote into a slide's folder, the manifest first and ``.work`` last."""
-    names = ("manifest.json", ZARR, *RESULTS, ".work")
+    names = (MANIFEST, ZARR, *RESULTS, ".work")
     return [path for name in names if (path := store.root / name).exists()]
 
 

@@ -38,7 +38,7 @@ from pipeline.storage.atomic_files import (
     write_bytes,
     write_json,
 )
-from pipeline.storage.layout import ZARR
+from pipeline.storage.layout import MANIFEST, ZARR
 
 if TYPE_CHECKING:  # zarr takes a third of a second to import
     import zarr
@@ -177,7 +177,7 @@ class SlideStore:
     @property
     def manifest(self) -> Path:
         """The manifest, which exists only when everything else is complete."""
-        return self.root / "manifest.json"
+        return self.root / MANIFEST
 
     # ---- arrays -----------------------------------------------------------------------------------------------
 
